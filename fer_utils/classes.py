@@ -1,0 +1,26 @@
+"""The seven classes: their names, their order, and the spellings that sources use for them.
+
+Knows nothing of folders, images or models.
+"""
+
+CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+
+# Emotion Detection FER spells five of the seven differently.
+_SPELLINGS = {
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "surprised": "surprise",
+    "anger": "angry",
+    "happiness": "happy",
+    "sadness": "sad",
+}
+
+# The `emotion` column of fer2013.csv: Goodfellow et al. 2013, "Challenges in Representation Learning".
+CSV_CODES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+
+
+def class_of(spelling: str) -> str | None:
+    """The class that a source's folder name stands for, or None where it stands for none."""
+    name = spelling.strip().lower()
+    name = _SPELLINGS.get(name, name)
+    return name if name in CLASSES else None

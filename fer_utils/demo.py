@@ -1,0 +1,167 @@
+"""Draws the demo datasets: cartoon faces in the exact layouts of the two real datasets.
+
+Knows how an expression moves brows, eyes and mouth; knows nothing of splits or training.
+The two folders hold the same pictures, as the two real datasets do: one as JPEG, one as PNG.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fer_utils.classes import CLASSES
+
+SIZE = 48
+_CANVAS = 4 * SIZE  # drawn large, then shrunk: smooth lines
+
+# Shares of the classes in FER2013's train folder (3995, 436, 4097, 7215, 4830, 3171, 4965 of 28,709).
+_SHARES = {
+    "angry": 0.139,
+    "disgust": 0.015,
+    "fear": 0.143,
+    "happy": 0.251,
+    "sad": 0.168,
+    "surprise": 0.110,
+    "neutral": 0.173,
+}
+_SECOND_SPELLING = {"disgust": "disgusted", "fear": "fearful", "surprise": "surprised"}
+
+
+@dataclass(frozen=True)
+class Expression:
+    """What the muscles do; 0 is a face at rest, ±1 the full movement.
+
+    brow_raise: whole brow up (+) or down (-). brow_tilt: inner ends up (+, worry) or down (-, anger).
+    eye_open: wide (+) or narrowed (-). mouth_curve: corners up (+) or down (-).
+    mouth_open: 0 closed … 1 wide. mouth_width: wide (+) or round (-). nose_wrinkle: 0 … 1.
+    """
+
+    brow_raise: float = 0.0
+    brow_tilt: float = 0.0
+    eye_open: float = 0.0
+    mouth_curve: float = 0.0
+    mouth_open: float = 0.0
+    mouth_width: float = 0.0
+    nose_wrinkle: float = 0.0
+
+
+# After the action units of Ekman & Friesen's Facial Action Coding System, much simplified.
+EXPRESSIONS = {
+    "angry": Expression(brow_raise=-0.8, brow_tilt=-1.0, eye_open=-0.2, mouth_curve=-0.35, mouth_width=-0.1),
+    "disgust": Expression(
+        brow_raise=-0.6, brow_tilt=-0.4, eye_open=-0.7, mouth_curve=-0.7, mouth_open=0.3, nose_wrinkle=1.0
+    ),
+    "fear": Expression(brow_raise=0.8, brow_tilt=0.8, eye_open=0.8, mouth_curve=-0.3, mouth_open=0.5, mouth_width=0.6),
+    "happy": Expression(eye_open=-0.3, mouth_curve=1.0, mouth_open=0.35, mouth_width=0.6),
+    "sad": Expression(brow_raise=0.1, brow_tilt=1.0, eye_open=-0.5, mouth_curve=-0.9, mouth_width=-0.2),
+    "surprise": Expression(brow_raise=1.0, eye_open=1.0, mouth_open=1.0, mouth_width=-0.8),
+    "neutral": Expression(),
+}
+
+
+def draw_face(label: str, rng: np.random.Generator) -> np.ndarray:
+    """One face that shows `label`: uint8 grey, shape (48, 48), values 0–255.
+
+    Identity, pose, light, noise and the strength of the expression are drawn from `rng`.
+    """
+    face = _perform(EXPRESSIONS[label], rng)
+    skin = rng.uniform(110, 210)
+    background = rng.uniform(20, 235)
+    canvas = np.full((_CANVAS, _CANVAS), background, np.float32)
+    _draw_head(canvas, skin, rng)
+    _draw_features(canvas, face, skin, rng)
+    canvas = _pose(canvas, background, rng)
+    small = cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    return _expose(small, rng)
+
+
+def _perform(expression: Expression, rng: np.random.Generator) -> Expression:
+    strength = rng.uniform(0.6, 1.1)
+    moved = {name: strength * value + rng.normal(0, 0.12) for name, value in vars(expression).items()}
+    moved["mouth_open"] = max(0.0, moved["mouth_open"])
+    moved["nose_wrinkle"] = max(0.0, moved["nose_wrinkle"])
+    return replace(expression, **moved)
+
+
+def _draw_head(canvas: np.ndarray, skin: float, rng: np.random.Generator) -> None:
+    hair = skin * rng.uniform(0.15, 0.6)
+    width, height = rng.uniform(62, 74), rng.uniform(82, 94)
+    _ellipse(canvas, (96, 90), (width + 8, height - 4), hair)
+    _ellipse(canvas, (96, 100), (width, height), skin)
+    _ellipse(canvas, (96, 26), (width * 0.75, rng.uniform(22, 34)), hair)
+
+
+def _draw_features(canvas: np.ndarray, face: Expression, skin: float, rng: np.random.Generator) -> None:
+    dark, light = skin * rng.uniform(0.2, 0.4), min(255.0, skin * 1.25)
+    eye_gap, eye_y, mouth_y = rng.uniform(27, 33), rng.uniform(80, 86), rng.uniform(142, 149)
+    brow_thick = int(rng.integers(4, 8))
+    for side in (-1, 1):
+        _draw_eye(canvas, (96 + side * eye_gap, eye_y), face.eye_open, dark)
+        brow_y = eye_y - 22 - 9 * face.brow_raise
+        inner = (96 + side * (eye_gap - 15), brow_y - 8 * face.brow_tilt)
+        middle = (96 + side * eye_gap, brow_y - 4)
+        outer = (96 + side * (eye_gap + 17), brow_y + 5 * face.brow_tilt)
+        _polyline(canvas, [inner, middle, outer], dark, brow_thick)
+    _draw_nose(canvas, face.nose_wrinkle, skin)
+    _draw_mouth(canvas, mouth_y, face, dark, light)
+
+
+def _draw_eye(canvas: np.ndarray, centre: tuple[float, float], eye_open: float, dark: float) -> None:
+    height = max(2.0, 8 + 5 * eye_open)
+    _ellipse(canvas, centre, (15, height), 240)
+    _ellipse(canvas, centre, (min(6.5, height), min(6.5, height)), dark)
+    x, y = centre
+    _polyline(canvas, [(x - 16, y), (x, y - height - 1), (x + 16, y)], dark, 3)
+
+
+def _draw_nose(canvas: np.ndarray, wrinkle: float, skin: float) -> None:
+    _polyline(canvas, [(96, 90), (88, 122), (103, 124)], skin * 0.7, 3)
+    for row in range(3):
+        y = 88 + 8 * row
+        _polyline(canvas, [(82, y + 5), (96, y), (110, y + 5)], skin * (1 - 0.55 * min(1.0, wrinkle)), 3)
+
+
+def _draw_mouth(canvas: np.ndarray, y: float, face: Expression, dark: float, light: float) -> None:
+    half = 26 + 10 * face.mouth_width
+    steps = np.linspace(-1, 1, 15)
+    x = 96 + half * steps
+    middle = y - 14 * face.mouth_curve * (steps**2 - 0.5)
+    gap = 17 * face.mouth_open * np.sqrt(np.clip(1 - steps**2, 0, 1))
+    upper, lower = np.stack([x, middle - gap], 1), np.stack([x, middle + gap], 1)
+    if face.mouth_open > 0.1:
+        outline = np.concatenate([upper, lower[::-1]])
+        cv2.fillPoly(canvas, [_fixed(outline)], dark * 0.6, cv2.LINE_AA, 4)
+        teeth = np.concatenate([upper, (upper + np.stack([0 * x, 0.7 * gap], 1))[::-1]])
+        if face.mouth_width > 0.2:
+            cv2.fillPoly(canvas, [_fixed(teeth)], light, cv2.LINE_AA, 4)
+    _polyline(canvas, upper, dark, 5)
+    _polyline(canvas, lower, dark, 5)
+
+
+def _pose(canvas: np.ndarray, background: float, rng: np.random.Generator) -> np.ndarray:
+    turn = cv2.getRotationMatrix2D((96, 100), rng.normal(0, 7), rng.uniform(0.88, 1.12))
+    turn[:, 2] += rng.normal(0, 6, 2)
+    turn[0, :2] += [0, rng.normal(0, 0.05)]
+    return cv2.warpAffine(canvas, turn, (_CANVAS, _CANVAS), borderValue=background)
+
+
+def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    rows, columns = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
+    angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
+    lit = image * (1 + slope * (np.cos(angle) * columns + np.sin(angle) * rows))
+    lit = (lit - 128) * rng.uniform(0.6, 1.1) + 128 + rng.normal(0, 15)
+    return np.clip(lit + rng.normal(0, rng.uniform(2, 9), image.shape), 0, 255).astype(np.uint8)
+
+
+def _fixed(points: np.ndarray) -> np.ndarray:
+    return np.round(np.asarray(points) * 16).astype(np.int32)  # 4 fractional bits, as cv2's `shift=4` reads them
+
+
+def _ellipse(canvas: np.ndarray, centre: tuple, axes: tuple, value: float) -> None:
+    centre, axes = tuple(map(int, _fixed(centre))), tuple(map(int, _fixed(axes)))
+    cv2.ellipse(canvas, centre, axes, 0, 0, 360, float(value), -1, cv2.LINE_AA, 4)
+
+
+def _polyline(canvas: np.ndarray, points: np.ndarray | list, value: float, thickness: int) -> None:
+    cv2.polylines(canvas, [_fixed(points)], False, float(value), thickness, cv2.LINE_AA, 4)
