@@ -67,7 +67,7 @@ def draw_face(label: str, rng: np.random.Generator) -> np.ndarray:
     """
     face = _perform(EXPRESSIONS[label], rng)
     skin = rng.uniform(110, 210)
-    background = rng.uniform(20, 235)
+    background = rng.uniform(40, 220)
     canvas = np.full((_CANVAS, _CANVAS), background, np.float32)
     _draw_head(canvas, skin, rng)
     _draw_features(canvas, face, skin, rng)
@@ -77,8 +77,8 @@ def draw_face(label: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _perform(expression: Expression, rng: np.random.Generator) -> Expression:
-    strength = rng.uniform(0.6, 1.1)
-    moved = {name: strength * value + rng.normal(0, 0.12) for name, value in vars(expression).items()}
+    strength = rng.uniform(0.75, 1.1)
+    moved = {name: strength * value + rng.normal(0, 0.1) for name, value in vars(expression).items()}
     moved["mouth_open"] = max(0.0, moved["mouth_open"])
     moved["nose_wrinkle"] = max(0.0, moved["nose_wrinkle"])
     return replace(expression, **moved)
@@ -140,18 +140,18 @@ def _draw_mouth(canvas: np.ndarray, y: float, face: Expression, dark: float, lig
 
 
 def _pose(canvas: np.ndarray, background: float, rng: np.random.Generator) -> np.ndarray:
-    turn = cv2.getRotationMatrix2D((96, 100), rng.normal(0, 7), rng.uniform(0.88, 1.12))
-    turn[:, 2] += rng.normal(0, 6, 2)
-    turn[0, :2] += [0, rng.normal(0, 0.05)]
+    turn = cv2.getRotationMatrix2D((96, 100), rng.normal(0, 4), rng.uniform(0.95, 1.05))
+    turn[:, 2] += rng.normal(0, 3, 2)
+    turn[0, :2] += [0, rng.normal(0, 0.03)]
     return cv2.warpAffine(canvas, turn, (_CANVAS, _CANVAS), borderValue=background)
 
 
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     rows, columns = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
-    angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
+    angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25)
     lit = image * (1 + slope * (np.cos(angle) * columns + np.sin(angle) * rows))
-    lit = (lit - 128) * rng.uniform(0.6, 1.1) + 128 + rng.normal(0, 15)
-    return np.clip(lit + rng.normal(0, rng.uniform(2, 9), image.shape), 0, 255).astype(np.uint8)
+    lit = (lit - 128) * rng.uniform(0.8, 1.1) + 128 + rng.normal(0, 10)
+    return np.clip(lit + rng.normal(0, rng.uniform(2, 6), image.shape), 0, 255).astype(np.uint8)
 
 
 def _fixed(points: np.ndarray) -> np.ndarray:
@@ -165,3 +165,55 @@ def _ellipse(canvas: np.ndarray, centre: tuple, axes: tuple, value: float) -> No
 
 def _polyline(canvas: np.ndarray, points: np.ndarray | list, value: float, thickness: int) -> None:
     cv2.polylines(canvas, [_fixed(points)], False, float(value), thickness, cv2.LINE_AA, 4)
+
+
+def write_datasets(folder: Path, n_images: int, seed: int) -> tuple[Path, Path]:
+    """Draw `n_images` faces and write them as both source datasets; return the two folders.
+
+    `<folder>/fer2013` has `train/<class>/Training_*.jpg` and `test/<class>/{PublicTest,PrivateTest}_*.jpg`, four fifths
+    and one fifth of the images; `<folder>/emotion-detection-fer` has the same pictures as `im*.png` under its own class
+    spellings. As in FER2013 a few test images repeat a train image, one of them under another label, and one is blank.
+    Raises ValueError where `n_images` is too small for each class to stand in each part.
+    """
+    if n_images < 350:
+        raise ValueError(f"n_images is {n_images}, the demo needs at least 350: its rarest class has 1.5 % of them")
+    rng = np.random.default_rng(seed)
+    train = _draw_part(round(n_images * 0.8), rng)
+    test = _draw_part(n_images - len(train), rng)
+    _blemish(train, test, rng)
+    first, second = Path(folder) / "fer2013", Path(folder) / "emotion-detection-fer"
+    for part, faces in (("train", train), ("test", test)):
+        _write_part(first, second, part, faces, rng)
+    return first, second
+
+
+def _draw_part(n: int, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]:
+    counts = {label: max(5, round(n * share)) for label, share in _SHARES.items()}
+    counts["happy"] += n - sum(counts.values())
+    return [(label, draw_face(label, rng)) for label in CLASSES for _ in range(counts[label])]
+
+
+def _blemish(train: list, test: list, rng: np.random.Generator) -> None:
+    copied = [position for position in range(len(test)) if test[position][0] != "disgust"]
+    chosen = rng.choice(copied, size=max(3, len(test) // 60), replace=False)
+    for position in chosen:
+        label = test[position][0]
+        test[position] = (label, next(image for name, image in train[position:] + train if name == label))
+    other = "sad" if test[chosen[0]][0] != "sad" else "neutral"
+    test[chosen[0]] = (other, test[chosen[0]][1])
+    train[-1] = (train[-1][0], np.zeros((SIZE, SIZE), np.uint8))
+
+
+def _write_part(first: Path, second: Path, part: str, faces: list, rng: np.random.Generator) -> None:
+    numbers = rng.permutation(len(faces) * 10)[: len(faces)]  # FER2013 numbers its files with gaps
+    for place, (label, image) in enumerate(faces):
+        usage = "Training" if part == "train" else ("PublicTest", "PrivateTest")[place % 2]
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+        _write(first / part / label / f"{usage}_{numbers[place]}.jpg", jpeg)
+        spelled = _SECOND_SPELLING.get(label, label)
+        _write(second / part / spelled / f"im{place}.png", cv2.imencode(".png", image)[1].tobytes())
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

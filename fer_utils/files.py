@@ -1,0 +1,111 @@
+"""Writing that leaves either the old file or the new one, never half of one.
+
+Knows files and folders in general; knows nothing of what stands in them.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+_PARTIAL = ".partial-"  # the mark of a file or folder that is being written
+
+
+class OutputError(OSError):
+    """An output place cannot be written: full, read-only or no folder."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which takes its place when the block ends without an error.
+
+    The temporary path keeps the suffix of `path`, since writers choose their format by it. The block may make a file or
+    a folder there; a folder at `path` gives way whole. Raises OutputError, naming `path`, where the disk is full or
+    read-only; what stood at `path` is then still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{_PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if temporary.is_dir():
+            _swap_folder(temporary, path)
+        else:
+            os.replace(temporary, path)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        remove(temporary)
+
+
+def _swap_folder(new: Path, path: Path) -> None:
+    old = path.with_name(f"{_PARTIAL}{uuid.uuid4().hex[:8]}-old-{path.name}")
+    if path.exists():
+        os.rename(path, old)
+    os.rename(new, path)
+    remove(old)
+
+
+def _explained(error: OSError, path: Path) -> OSError:
+    if error.errno == errno.ENOSPC:
+        return OutputError(errno.ENOSPC, f"no space left on the disk while writing {path}: free some and run again")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return OutputError(error.errno, f"{path} cannot be written ({error.strerror}): choose another output folder")
+    return error
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> list[Path]:
+    """Remove what a killed process left half-written directly in `folder`; return what was removed."""
+    left = sorted(folder.glob(f"{_PARTIAL}*")) if folder.is_dir() else []
+    for path in left:
+        remove(path)
+    return left
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise OutputError, before any work, where `folder` cannot be written or has less than `needed` bytes free."""
+    with replacing(folder / "write_test") as probe:
+        probe.write_bytes(b"")
+    (folder / "write_test").unlink()
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            errno.ENOSPC,
+            f"{folder} has {free / 1e6:,.0f} MB free, this stage writes about {needed / 1e6:,.0f} MB: "
+            "free some space or choose another data_dir",
+        )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raise ValueError, naming the file, where it is torn."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not whole JSON ({error}): remove it and run its stage again") from error
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write `table` as CSV without its index, atomically."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")

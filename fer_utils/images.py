@@ -1,0 +1,80 @@
+"""Pictures in memory and on disk: decoding, repairing, encoding, fingerprints.
+
+Knows what a face picture of this project is (48×48, 8-bit grey); knows nothing of datasets, splits or models.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+SIZE = 48
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+BLANK_STD = 2.0  # grey levels; FER2013's blank pictures have 0, its flattest real face has 5
+
+
+class UnreadableImage(ValueError):
+    """An image file that is empty, cut off, or no image."""
+
+
+def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Decode an image file's bytes to uint8 grey of shape (48, 48), and say what had to be done for it.
+
+    The second value holds any of `colour` (was not 8-bit grey, is now by ITU-R 601 luma), `resized` (was not 48×48) and
+    `blank` (a picture of one grey, standard deviation under BLANK_STD). Raises UnreadableImage, naming `name`, for an
+    empty, truncated or foreign file: Pillow, unlike OpenCV, refuses a JPEG that ends early.
+    """
+    if not data:
+        raise UnreadableImage(f"{name}: the file is empty (zero bytes)")
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            flags = [] if picture.mode == "L" else ["colour"]
+            grey = np.asarray(picture.convert("L"))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"{name}: not a whole image file ({error})") from error
+    if grey.shape != (SIZE, SIZE):
+        flags.append("resized")
+        grey = cv2.resize(grey, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    if grey.std() < BLANK_STD:
+        flags.append("blank")
+    return grey, tuple(flags)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Encode uint8 grey (height, width) as PNG: lossless."""
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def fingerprint(image: np.ndarray) -> str:
+    """A 32-digit hash of the pixels: equal for equal pictures, whatever their file format."""
+    return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).hexdigest()
+
+
+def load(paths: Sequence[Path]) -> np.ndarray:
+    """Read image files in order: uint8, shape (n, 48, 48). Raises UnreadableImage for the first that cannot be read."""
+    stack = np.empty((len(paths), SIZE, SIZE), np.uint8)
+
+    def read(position: int) -> None:
+        path = paths[position]
+        stack[position] = decode(Path(path).read_bytes(), str(path))[0]
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(read, range(len(paths)), chunksize=256):
+            pass
+    return stack
+
+
+def montage(images: Iterable[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
+    """Lay pictures out row by row on white: uint8 grey."""
+    images = list(images)
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (SIZE + gap) - gap, columns * (SIZE + gap) - gap), 255, np.uint8)
+    for position, image in enumerate(images):
+        top, left = (position // columns) * (SIZE + gap), (position % columns) * (SIZE + gap)
+        sheet[top : top + SIZE, left : left + SIZE] = image
+    return sheet

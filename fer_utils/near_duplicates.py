@@ -1,0 +1,272 @@
+"""Finds which pictures are the same picture: re-encoded, resized, brighter, of other contrast, or mirrored.
+
+Knows pictures and pairs of pictures; knows nothing of folders, splits, labels or policies.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+SIZE = 48
+KINDS = ("exact", "re-encoded", "flipped")
+
+BLANK_CONTRAST = 2.0  # grey levels (standard deviation)
+MIN_SIMILARITY = 0.85  # cosine of two descriptors
+MAX_DISTANCE = 0.20  # residual over contrast, see `picture_distance`
+MIN_GRADIENT_SIMILARITY = 0.80  # cosine of two gradient descriptors
+
+_FREQUENCIES = 8  # a side of the block of lowest DCT frequencies
+_CONTRAST_FLOOR = 10.0  # grey levels: JPEG's noise does not shrink with a picture's contrast
+_UNCLIPPED = (5, 250)  # grey values between which a pixel still follows brightness and contrast, after JPEG too
+_ROWS, _COLUMNS = 1024, 8192  # similarities held at once: 32 MB
+_BATCH = 1024  # pairs confirmed at once: some 100 MB
+
+
+def is_blank(images: np.ndarray) -> np.ndarray:
+    """Which images hold no picture: bool (n,), True where the grey values' standard deviation is below 2.
+
+    `images`: uint8 (n, 48, 48). Raises ValueError on any other shape or type.
+    """
+    _check(images)
+    blank = np.empty(len(images), bool)
+    for block in _blocks(len(images), _BATCH):
+        blank[block] = images[block].std(axis=(1, 2)) < BLANK_CONTRAST
+    return blank
+
+
+def find_pairs(
+    images: np.ndarray,
+    *,
+    max_distance: float = MAX_DISTANCE,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """All pairs that are the same picture, one row a pair, sorted.
+
+    `images`: uint8 (n, 48, 48). `progress(done, total)` is called with counts of images while the search runs.
+    Columns: `first`, `second` (int positions, first < second) · `kind` ("exact": pixel for pixel; "re-encoded":
+    after JPEG, resizing, brightness or contrast; "flipped": the mirror image, re-encoded or not) · `distance`
+    (float, 0 … `max_distance`, see `picture_distance`).
+
+    Exact copies are paired with the first of their kind alone, and only that first one appears in the other pairs:
+    k copies give k - 1 rows instead of k(k - 1)/2. Whole clusters come from `group`, given all pairs or those of one
+    kind. Blank images are in no pair. Raises ValueError on any other shape or type.
+    """
+    _check(images)
+    exact, pictures = _exact_copies(images, np.flatnonzero(~is_blank(images)))
+    found = [exact]
+    for done, (first, second, flipped) in _candidates(_descriptors(images, pictures)):
+        found.append(_confirm(images, pictures[first], pictures[second], flipped, max_distance))
+        if progress:
+            progress(done, len(pictures))
+    pairs = pd.concat(found, ignore_index=True)
+    # A symmetric picture resembles its copy both ways: the nearer one tells what was done to it.
+    pairs = pairs.sort_values(["first", "second", "distance"], kind="stable")
+    return pairs.drop_duplicates(["first", "second"]).reset_index(drop=True)
+
+
+def group(n: int, pairs: pd.DataFrame) -> np.ndarray:
+    """Group number of each of `n` images, int (n,): images joined by a chain of pairs share one.
+
+    Groups are numbered 0, 1, … in the order of their first image. Raises ValueError where a pair lies outside 0 … n-1.
+    """
+    first, second = pairs["first"].to_numpy(np.int64), pairs["second"].to_numpy(np.int64)
+    if len(pairs) and (min(first.min(), second.min()) < 0 or max(first.max(), second.max()) >= n):
+        raise ValueError(f"a pair names an image outside 0 … {n - 1}")
+    links = coo_matrix((np.ones(len(pairs), bool), (first, second)), shape=(n, n))
+    component = connected_components(links, directed=False)[1]
+    _, start, inverse = np.unique(component, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(start))[inverse]
+
+
+def picture_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How far two pictures are from being one, pair by pair: float32 (n,), 0 (the same) … about 1 (unrelated).
+
+    The best gain and offset turn one picture into the other, values beyond 0 … 255 clipped; what stays different,
+    slightly blurred (1 pixel), is the residual. The distance is its root mean square over the contrast (standard
+    deviation) of the picture turned into, in the better of the two directions: clipping cannot be undone.
+    `first`, `second`: uint8 (n, 48, 48). Raises ValueError on other shapes or types.
+    """
+    _check(first), _check(second)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} first pictures but {len(second)} second ones")
+    distance = np.empty(len(first), np.float32)
+    for block in _blocks(len(first), _BATCH):
+        a, b = (x[block].reshape(-1, SIZE * SIZE).astype(np.float32) for x in (first, second))
+        low, high = np.minimum(a, b), np.maximum(a, b)
+        weight = ((low > _UNCLIPPED[0]) & (high < _UNCLIPPED[1])).astype(np.float32)
+        weight[weight.mean(axis=1) < 0.1] = 1  # too few to fit a line to
+        distance[block] = np.minimum(_residual(a, b, weight), _residual(b, a, weight))
+    return distance
+
+
+def nearest_strangers(images: np.ndarray, groups: np.ndarray, sample: int = 1000, seed: int = 0) -> np.ndarray:
+    """Distance from each of a random sample of images to the nearest image of another group: float32 (sample,).
+
+    `images`: uint8 (n, 48, 48); `groups`: int (n,) from `group`. Nearest of the 8 most similar descriptors, each way
+    round; blank images are left out. Fewer than `sample` images are all taken.
+    """
+    _check(images)
+    pictures = np.flatnonzero(~is_blank(images))
+    descriptors = _descriptors(images, pictures)
+    chosen = np.random.default_rng(seed).choice(len(pictures), min(sample, len(pictures)), replace=False)
+    nearest = np.full(len(chosen), np.inf, np.float32)
+    for flipped, pool in ((False, descriptors), (True, _mirror(descriptors))):
+        for block in _blocks(len(chosen), 256):
+            rows = chosen[block]
+            similarity = descriptors[rows] @ pool.T
+            similarity[groups[pictures[rows], None] == groups[None, pictures]] = -2
+            shortlist = np.argpartition(-similarity, min(8, len(pictures) - 1), axis=1)[:, :8]
+            first = np.repeat(pictures[rows], shortlist.shape[1])
+            second = pictures[shortlist.ravel()]
+            distance = picture_distance(images[first], _mirrored(images[second], np.full(len(second), flipped)))
+            distance[groups[first] == groups[second]] = np.inf
+            nearest[block] = np.minimum(nearest[block], distance.reshape(shortlist.shape).min(axis=1))
+    return nearest
+
+
+def same_picture_by_gradient(queries: np.ndarray, pool: np.ndarray) -> pd.DataFrame:
+    """Same pictures by a second, independent method: columns `query`, `match` (int positions), `similarity` (float).
+
+    Compares which way grey values rise at each of 24 × 24 places, not grey values themselves, and finds mirror images
+    too. Meant to check the first method on a sample. `queries`, `pool`: uint8 (n, 48, 48); blanks match nothing.
+    """
+    _check(queries), _check(pool)
+    query_at, pool_at = np.flatnonzero(~is_blank(queries)), np.flatnonzero(~is_blank(pool))
+    plain, turned = _gradients(queries[query_at]), _gradients(queries[query_at][:, :, ::-1])
+    found = []
+    for block in _blocks(len(pool_at), _ROWS):
+        others = _gradients(pool[pool_at[block]])
+        similarity = np.maximum(plain @ others.T, turned @ others.T)
+        i, j = np.nonzero(similarity >= MIN_GRADIENT_SIMILARITY)
+        rows = {"query": query_at[i], "match": pool_at[block][j], "similarity": similarity[i, j]}
+        found.append(pd.DataFrame(rows))
+    if not found:
+        return pd.DataFrame({"query": np.empty(0, int), "match": np.empty(0, int), "similarity": np.empty(0)})
+    return pd.concat(found).sort_values(["query", "match"], ignore_index=True)
+
+
+def _check(images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (SIZE, SIZE):
+        raise ValueError(f"expected uint8 images of shape (n, {SIZE}, {SIZE}), got {images.dtype} {images.shape}")
+
+
+def _blocks(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _exact_copies(images: np.ndarray, pictures: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
+    """Pairs of each copy with its first, and the positions of the distinct pictures."""
+    digests = [hashlib.blake2b(images[i].tobytes(), digest_size=16).digest() for i in pictures]
+    codes, _ = pd.factorize(np.array(digests, dtype=object))
+    _, start = np.unique(codes, return_index=True)
+    first, copy = pictures[start][codes], pictures[start[codes] != np.arange(len(pictures))]
+    return _rows(first[start[codes] != np.arange(len(pictures))], copy, "exact", 0.0), pictures[start]
+
+
+def _rows(first: np.ndarray, second: np.ndarray, kind: str | np.ndarray, distance: float | np.ndarray) -> pd.DataFrame:
+    rows = pd.DataFrame({"first": first, "second": second}, dtype=np.int64)
+    return rows.assign(kind=kind, distance=distance).astype({"kind": object, "distance": np.float64})
+
+
+def _cosines() -> np.ndarray:
+    """The lowest frequencies of the orthonormal DCT-II: float32 (8, 48)."""
+    frequency, place = np.arange(_FREQUENCIES)[:, None], np.arange(SIZE)[None, :]
+    return (np.cos(np.pi * (2 * place + 1) * frequency / (2 * SIZE)) * np.sqrt(2 / SIZE)).astype(np.float32)
+
+
+def _descriptors(images: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    """Float32 (len(pictures), 64), unit norm: the lowest DCT frequencies, each times its frequency, mean left out.
+
+    Faces resemble one another in the lowest frequencies; the weight evens out what the 1/f spectrum gives them.
+    """
+    basis = _cosines()
+    weight = np.hypot(*np.mgrid[:_FREQUENCIES, :_FREQUENCIES]).astype(np.float32)
+    out = np.empty((len(pictures), _FREQUENCIES**2), np.float32)
+    for block in _blocks(len(pictures), _BATCH):
+        spectrum = basis @ images[pictures[block]].astype(np.float32) @ basis.T
+        out[block] = (spectrum * weight).reshape(-1, _FREQUENCIES**2)
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)
+
+
+def _mirror(descriptors: np.ndarray) -> np.ndarray:
+    """Descriptors of the mirrored pictures: the odd horizontal frequencies change sign."""
+    return descriptors * np.tile((-1.0) ** np.arange(_FREQUENCIES), _FREQUENCIES).astype(np.float32)
+
+
+def _candidates(descriptors: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """For each block of rows: rows done, and (first, second, flipped) of the similar pairs, first < second."""
+    mirrored = _mirror(descriptors)
+    for rows in _blocks(len(descriptors), _ROWS):
+        found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))]
+        for start in range(rows.start, len(descriptors), _COLUMNS):
+            for flipped, pool in ((False, descriptors), (True, mirrored)):
+                first, second = _similar(descriptors[rows], pool[start : start + _COLUMNS])
+                first, second = first + rows.start, second + start
+                keep = first < second
+                found.append((first[keep], second[keep], np.full(keep.sum(), flipped)))
+        yield rows.stop, tuple(np.concatenate(column) for column in zip(*found, strict=True))
+
+
+def _similar(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    similarity = rows @ columns.T
+    hit = np.flatnonzero(similarity.max(axis=1) >= MIN_SIMILARITY)  # few rows: one pass over memory, not three
+    first, second = np.nonzero(similarity[hit] >= MIN_SIMILARITY)
+    return hit[first], second
+
+
+def _confirm(
+    images: np.ndarray, first: np.ndarray, second: np.ndarray, flipped: np.ndarray, max_distance: float
+) -> pd.DataFrame:
+    found = [_rows(first[:0], second[:0], "", 0.0)]
+    for block in _blocks(len(first), _BATCH):
+        distance = picture_distance(images[first[block]], _mirrored(images[second[block]], flipped[block]))
+        near = distance <= max_distance
+        kind = np.where(flipped[block][near], "flipped", "re-encoded").astype(object)
+        found.append(_rows(first[block][near], second[block][near], kind, distance[near]))
+    return pd.concat(found, ignore_index=True)
+
+
+def _mirrored(images: np.ndarray, flipped: np.ndarray) -> np.ndarray:
+    return np.where(flipped[:, None, None], images[:, :, ::-1], images)
+
+
+def _residual(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Root mean square of what the best gain and offset leave of `target`, over its contrast: float32 (n,)."""
+    total = weight.sum(axis=1, keepdims=True)
+    source_mean = (weight * source).sum(axis=1, keepdims=True) / total
+    target_mean = (weight * target).sum(axis=1, keepdims=True) / total
+    centred = weight * (source - source_mean)
+    slope = (centred * (target - target_mean)).sum(axis=1, keepdims=True)
+    gain = np.maximum(slope / np.maximum((centred * (source - source_mean)).sum(axis=1, keepdims=True), 1e-6), 0)
+    left = target - np.clip(gain * (source - source_mean) + target_mean, 0, 255)
+    left = _BLUR @ left.reshape(-1, SIZE, SIZE) @ _BLUR.T
+    return np.sqrt((left**2).mean(axis=(1, 2))) / np.hypot(target.std(axis=1), _CONTRAST_FLOOR)
+
+
+def _blur_matrix(sigma: float) -> np.ndarray:
+    """Gaussian blur of a column of 48 pixels as a matrix, rows summing to 1: float32 (48, 48)."""
+    place = np.arange(SIZE, dtype=np.float32)
+    matrix = np.exp(-((place[:, None] - place[None, :]) ** 2) / (2 * sigma**2))
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+_BLUR = _blur_matrix(1.0)
+
+
+def _gradients(images: np.ndarray) -> np.ndarray:
+    """Float32 (n, 2 · 24 · 24), unit norm: direction of the grey gradient at 24 × 24 places.
+
+    A place counts fully where its slope is well above the picture's median slope, little where it is flat.
+    """
+    out = np.empty((len(images), 2 * (SIZE // 2) ** 2), np.float32)
+    for i, image in enumerate(images):
+        smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.5)
+        slopes = np.stack([cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)])[:, ::2, ::2]
+        steep = np.hypot(*slopes)
+        out[i] = (slopes / (steep + np.median(steep) + 4)).ravel()
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)

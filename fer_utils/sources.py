@@ -1,0 +1,254 @@
+"""Reads the two source datasets, as folders, as Kaggle's zip files or as the original CSV; never writes to them.
+
+Knows layouts and spellings; knows nothing of splits. What it does with odd input:
+
+| found                                              | answer                                                   |
+|----------------------------------------------------|----------------------------------------------------------|
+| dataset, `train` or `test` missing                 | error: what to download, where to put it                 |
+| class folder missing or empty                      | error that names the class                               |
+| folder that stands for no class                    | error that lists the spellings known                     |
+| one wrapping folder (`archive/train`, `train/train`) | read through                                           |
+| the same part twice (`train/angry` and `train/train/angry`) | error: which two, keep one                      |
+| files that are no images                           | left out, counted in `Source.ignored`                    |
+| image of another size or in colour                 | repaired when read, flagged (`fer_utils.images.decode`)  |
+| empty, cut-off or foreign image                    | error before anything is written, or excluded and flagged |
+"""
+
+import csv
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from fer_utils import images
+from fer_utils.classes import CLASSES, CSV_CODES, class_of
+
+COLUMNS = ("source", "part", "label", "usage", "source_path")
+CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
+MAX_IMAGE_BYTES = 10_000_000  # a 48×48 picture has about 2,000: a larger entry is no face, or a zip bomb
+
+_CSV_PARTS = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
+_USAGES = tuple(_CSV_PARTS)
+
+
+class DatasetError(ValueError):
+    """A source dataset is missing or not laid out as it should be."""
+
+
+@dataclass
+class Source:
+    """One open source dataset.
+
+    `table` has a row an image, in natural order of the path: source (its name), part (`train` or `test`), label,
+    usage (`Training`, `PublicTest`, `PrivateTest`, or empty where the source does not tell), source_path (inside the
+    source; for a CSV `fer2013.csv#ROW`). `ignored` lists files that are no images.
+    """
+
+    name: str
+    path: Path
+    table: pd.DataFrame
+    ignored: list[str] = field(default_factory=list)
+    _reader: "_FolderReader | _ZipReader | _CsvReader" = None
+
+    def read(self, source_path: str) -> bytes:
+        """The bytes of one image file of the table (for a CSV: its pixels as PNG)."""
+        return self._reader.read(source_path)
+
+
+@contextmanager
+def open_source(path: Path, name: str) -> Iterator[Source]:
+    """Open the dataset at `path`: a folder, a zip file, a CSV file, or a folder or zip that holds one of these.
+
+    Raises DatasetError, naming `path`, what was found there and the way out, where the layout is not understood.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DatasetError(f"{name}: nothing at {path}")
+    reader = _reader(path, name)
+    try:
+        files = reader.files()
+        table, ignored = (reader.table(name), []) if isinstance(reader, _CsvReader) else _table(files, path, name)
+        yield Source(name, path, table, ignored, reader)
+    finally:
+        reader.close()
+
+
+def _reader(path: Path, name: str) -> "_FolderReader | _ZipReader | _CsvReader":
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return _CsvReader(path.open(newline="", encoding="utf-8"), path.name, path)
+    if path.is_file() and path.suffix.lower() != ".zip":
+        raise DatasetError(f"{name}: {path} is neither a folder, a .zip nor a .csv file")
+    reader = _FolderReader(path) if path.is_dir() else _ZipReader(path, name)
+    files = reader.files()
+    if any(PurePosixPath(file).suffix.lower() in images.SUFFIXES for file in files):
+        return reader
+    for file in files:
+        if PurePosixPath(file).name in CSV_NAMES:
+            return _CsvReader(reader.open_text(file), PurePosixPath(file).name, path)
+    zips = [file for file in files if file.lower().endswith(".zip")]
+    if path.is_dir() and len(zips) == 1:
+        return _reader(path / zips[0], name)
+    raise DatasetError(
+        f"{name}: {path} holds {len(files)} files, among them no images and none of {', '.join(CSV_NAMES)}; "
+        "it should hold train/<class>/ and test/<class>/"
+    )
+
+
+class _FolderReader:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def files(self) -> list[str]:
+        return [found.relative_to(self.path).as_posix() for found in self.path.rglob("*") if found.is_file()]
+
+    def read(self, file: str) -> bytes:
+        return (self.path / file).read_bytes()
+
+    def open_text(self, file: str):
+        return (self.path / file).open(newline="", encoding="utf-8")
+
+    def close(self) -> None:
+        pass
+
+
+class _ZipReader:
+    """Reads entries in place; nothing is extracted, so no entry's name can reach outside."""
+
+    def __init__(self, path: Path, name: str):
+        self.path = path
+        try:
+            self.zip = zipfile.ZipFile(path)
+        except zipfile.BadZipFile as error:
+            raise DatasetError(f"{name}: {path} is not a whole zip file ({error}): download it again") from error
+        names = self.zip.namelist()
+        twice = sorted({entry for entry in names if names.count(entry) > 1}) if len(set(names)) < len(names) else []
+        if twice:
+            raise DatasetError(f"{name}: {path} holds the entry {twice[0]} twice ({len(twice)} such): download it again")
+
+    def files(self) -> list[str]:
+        return [entry for entry in self.zip.namelist() if not entry.endswith("/")]
+
+    def read(self, file: str) -> bytes:
+        info = self.zip.getinfo(file)
+        if info.file_size > MAX_IMAGE_BYTES:
+            raise images.UnreadableImage(f"{self.path}: {file} unpacks to {info.file_size:,} bytes, no face picture")
+        try:
+            return self.zip.read(info)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+            raise images.UnreadableImage(f"{self.path}: {file} cannot be unpacked ({error})") from error
+
+    def open_text(self, file: str):
+        import io
+
+        return io.TextIOWrapper(self.zip.open(file), encoding="utf-8", newline="")
+
+    def close(self) -> None:
+        self.zip.close()
+
+
+class _CsvReader:
+    """The original `emotion,pixels,Usage` table; `icml_face_data.csv` orders its columns otherwise and pads the names."""
+
+    def __init__(self, stream, file: str, path: Path):
+        with stream:
+            rows = list(csv.DictReader(stream, skipinitialspace=True))
+        self.file, self.path = file, path
+        self.rows = [{(key or "").strip().lower(): value for key, value in row.items()} for row in rows]
+        missing = {"emotion", "pixels", "usage"} - set(self.rows[0] if self.rows else ())
+        if missing:
+            raise DatasetError(f"{path}: {file} lacks the column(s) {', '.join(sorted(missing))}")
+
+    def files(self) -> list[str]:
+        return [f"{self.file}#{row}" for row in range(len(self.rows))]
+
+    def table(self, name: str) -> pd.DataFrame:
+        records = []
+        for number, row in enumerate(self.rows):
+            usage, code = row["usage"].strip(), row["emotion"].strip()
+            if usage not in _CSV_PARTS or not code.isdigit() or int(code) >= len(CSV_CODES):
+                raise DatasetError(
+                    f"{self.path}: {self.file} row {number} has Usage {usage!r} and emotion {code!r}; "
+                    f"expected one of {', '.join(_USAGES)} and 0–{len(CSV_CODES) - 1}"
+                )
+            records.append((name, _CSV_PARTS[usage], CSV_CODES[int(code)], usage, f"{self.file}#{number}"))
+        table = pd.DataFrame(records, columns=COLUMNS)
+        _require_all_classes(table, self.path, name)
+        return table
+
+    def read(self, source_path: str) -> bytes:
+        pixels = self.rows[int(source_path.rsplit("#", 1)[1])]["pixels"].split()
+        side = int(len(pixels) ** 0.5)
+        try:
+            values = np.array(pixels, int)
+        except ValueError as error:
+            raise images.UnreadableImage(f"{self.path}: {source_path} has a pixel that is no number") from error
+        if side == 0 or side * side != len(pixels) or values.min() < 0 or values.max() > 255:
+            raise images.UnreadableImage(f"{self.path}: {source_path} has {len(pixels)} pixels, no square of 0–255")
+        return images.encode_png(values.astype(np.uint8).reshape(side, side))
+
+    def close(self) -> None:
+        pass
+
+
+def _table(files: list[str], path: Path, name: str) -> tuple[pd.DataFrame, list[str]]:
+    records, ignored, homes = [], [], {}
+    for file in files:
+        parts = PurePosixPath(file).parts
+        is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        if is_hidden or PurePosixPath(file).suffix.lower() not in images.SUFFIXES:
+            ignored.append(file)
+            continue
+        part, label, home = _place(file, path, name)
+        homes.setdefault(part, set()).add(home)
+        records.append((name, part, label, _usage(parts[-1]), file))
+    for part, found in homes.items():
+        if len(found) > 1:
+            one, two = sorted(found)[:2]
+            raise DatasetError(f"{name}: {path} holds its {part} images under both {one}/ and {two}/: keep one of them")
+    table = pd.DataFrame(records, columns=COLUMNS)
+    _require_all_classes(table, path, name)
+    order = sorted(range(len(table)), key=lambda row: natural_key(table["source_path"].iat[row]))
+    return table.iloc[order].reset_index(drop=True), sorted(ignored)
+
+
+def _place(file: str, path: Path, name: str) -> tuple[str, str, str]:
+    """Which part, class and home folder an image file's path means."""
+    parts = PurePosixPath(file).parts
+    part = parts[-3].lower() if len(parts) >= 3 else ""
+    if part not in ("train", "test"):
+        raise DatasetError(f"{name}: {path} holds {file}; images should lie at train/<class>/ and test/<class>/")
+    label = class_of(parts[-2])
+    if label is None:
+        raise DatasetError(
+            f"{name}: {path} has the folder {'/'.join(parts[:-1])}, which stands for no class; the classes are "
+            f"{', '.join(CLASSES)} (also disgusted, fearful, surprised): rename or remove it"
+        )
+    return part, label, "/".join(parts[:-2])
+
+
+def _require_all_classes(table: pd.DataFrame, path: Path, name: str) -> None:
+    for part in ("train", "test"):
+        found = set(table.loc[table["part"] == part, "label"])
+        if not found:
+            raise DatasetError(f"{name}: {path} has no images under {part}/: download the dataset again")
+        missing = [label for label in CLASSES if label not in found]
+        if missing:
+            raise DatasetError(
+                f"{name}: {path} has no images of {', '.join(missing)} under {part}/: the class folder is missing or "
+                "empty; download the dataset again"
+            )
+
+
+def _usage(file_name: str) -> str:
+    prefix = file_name.split("_")[0]
+    return prefix if prefix in _USAGES else ""
+
+
+def natural_key(text: str) -> list:
+    """Sort key that puts im2 before im10."""
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", text)]

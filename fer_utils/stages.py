@@ -1,0 +1,120 @@
+"""Begins and ends a stage: checks its parameters, finds its folders, records what it did.
+
+Knows what every notebook does first and last; knows nothing of what a stage computes.
+"""
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fer_utils import files, parameters, paths
+
+RECORDED_PACKAGES = ("tensorflow", "keras", "numpy", "albumentations", "opencv-python-headless", "pandas", "scikit-learn")
+
+
+@dataclass
+class Stage:
+    """A stage under way: its name, its resolved parameters, the run's folders, and when it began."""
+
+    name: str
+    parameters: dict[str, Any]
+    folders: paths.RunFolders
+    began: float = field(default_factory=time.monotonic)
+
+    def require(self, *needed: Path) -> None:
+        """Raise NotFoundHere, naming the stage to run first, unless all these files and folders are there."""
+        for path in needed:
+            if not path.exists():
+                earlier = list(parameters.STAGES.values())[: list(parameters.STAGES).index(self.name)]
+                raise paths.NotFoundHere(
+                    f"{self.name}: {path} is missing; run the notebooks before it first ({', '.join(earlier)}), with the "
+                    f"same `run` and `data_dir`, or `python run_all.py --run {self.folders.run.name}`"
+                )
+
+    def finish(self, outputs: Sequence[Path], figures: dict[str, Any]) -> None:
+        """Check that the stage's outputs are there, and record its parameters, seconds and key figures."""
+        missing = [str(path) for path in outputs if not path.exists()]
+        if missing:
+            raise paths.NotFoundHere(f"{self.name} ended without writing {', '.join(missing)}")
+        seconds = round(time.monotonic() - self.began, 1)
+        record = {
+            "stage": self.name,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": seconds,
+            "figures": figures,
+            "parameters": self.parameters,
+            "versions": versions(),
+        }
+        files.write_json(self.folders.stage_record(self.name), record)
+        shown = ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in figures.items())
+        print(f"{self.name} done in {seconds} s: {shown}")
+
+
+def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
+    """Begin a stage in a notebook: `stage = begin("balance", globals())`.
+
+    Where `profile` is `none` the notebook's variables are taken as they are: run_all.py has injected them. Else the
+    profile's values are put into `namespace` first, as run_all.py would, and every change is printed; `auto` stands for
+    the profile that suits this machine. Every value is checked against the parameters cell where the notebook's source
+    is at hand. Prints the resolved parameters and folders.
+    """
+    profile = namespace["profile"]
+    source = paths.project_root() / "notebooks" / parameters.STAGES[stage]
+    if source.is_file():
+        own = parameters.read_cell(source.read_text(encoding="utf-8"), source.name)
+        given = {name: namespace[name] for name in own}
+        layers = [("this notebook", {stage: given})]
+        if profile != "none":
+            layers.append(_profile_layer(stage, profile, own))
+        values = parameters.resolve({stage: own}, layers)[stage]
+        for name, value in values.items():
+            if value != given[name]:
+                print(f"{name} = {value!r} from {layers[-1][0]} (the cell above says {given[name]!r})")
+        if values["run"] == "auto":
+            values["run"] = Path(layers[-1][0]).stem if profile != "none" else "run"
+        namespace.update(values)
+    else:
+        values = {name: namespace[name] for name in namespace["__annotations__"]}
+    folders = paths.run_folders(values["run"], values["outputs_dir"], values["data_dir"])
+    _print_setup(stage, values, folders)
+    return Stage(stage, values, folders)
+
+
+def _profile_layer(stage: str, profile: str, own: dict) -> tuple[str, dict]:
+    if profile == "auto":
+        profile, reason = parameters.choose_profile()
+        print(f"profile {profile}: {reason}. To keep the cell above as it stands, set profile = 'none'.")
+    path = parameters.profile_path(profile)
+    content = parameters.load_profile(path)
+    common = {name: value for name, value in content.get(parameters.COMMON, {}).items() if name in own}
+    return str(path.relative_to(paths.project_root())), {stage: {**common, **content.get(stage, {})}}
+
+
+def _print_setup(stage: str, values: dict, folders: paths.RunFolders) -> None:
+    width = max(map(len, values))
+    print(f"\n{stage}, with")
+    for name, value in values.items():
+        print(f"  {name:{width}} = {value!r}")
+    print(f"results in {folders.run}\nimages in  {folders.data}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def records(folders: paths.RunFolders) -> dict[str, dict]:
+    """What the finished stages of a run recorded, in stage order."""
+    found = {stage: folders.stage_record(stage) for stage in parameters.STAGES}
+    return {stage: files.read_json(path) for stage, path in found.items() if path.is_file()}
