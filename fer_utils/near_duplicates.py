@@ -18,7 +18,7 @@ KINDS = ("exact", "re-encoded", "flipped")
 BLANK_CONTRAST = 2.0  # grey levels (standard deviation)
 MIN_SIMILARITY = 0.85  # cosine of two descriptors
 MAX_DISTANCE = 0.20  # residual over contrast, see `picture_distance`
-MIN_GRADIENT_SIMILARITY = 0.80  # cosine of two gradient descriptors
+MIN_GRADIENT_SIMILARITY = 0.97  # cosine of two gradient descriptors
 
 _FREQUENCIES = 8  # a side of the block of lowest DCT frequencies
 _CONTRAST_FLOOR = 10.0  # grey levels: JPEG's noise does not shrink with a picture's contrast
@@ -244,7 +244,8 @@ def _residual(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.
     slope = (centred * (target - target_mean)).sum(axis=1, keepdims=True)
     gain = np.maximum(slope / np.maximum((centred * (source - source_mean)).sum(axis=1, keepdims=True), 1e-6), 0)
     left = target - np.clip(gain * (source - source_mean) + target_mean, 0, 255)
-    left = _BLUR @ left.reshape(-1, SIZE, SIZE) @ _BLUR.T
+    blur = _blur_matrix(1.0)
+    left = blur @ left.reshape(-1, SIZE, SIZE) @ blur.T
     return np.sqrt((left**2).mean(axis=(1, 2))) / np.hypot(target.std(axis=1), _CONTRAST_FLOOR)
 
 
@@ -253,9 +254,6 @@ def _blur_matrix(sigma: float) -> np.ndarray:
     place = np.arange(SIZE, dtype=np.float32)
     matrix = np.exp(-((place[:, None] - place[None, :]) ** 2) / (2 * sigma**2))
     return matrix / matrix.sum(axis=1, keepdims=True)
-
-
-_BLUR = _blur_matrix(1.0)
 
 
 def _gradients(images: np.ndarray) -> np.ndarray:

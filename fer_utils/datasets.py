@@ -1,0 +1,57 @@
+"""Loads what 01 and 02 wrote into arrays for training and evaluation.
+
+Knows image tables and labels; knows nothing of how they came about or of models.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fer_utils import images
+from fer_utils.classes import CLASSES
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Images with their labels. images: uint8 (n, 48, 48, 1); labels: int32 (n,), places in CLASSES; table: a row an image."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    table: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed: int = 0) -> Faces:
+    """Load the images at `table["path"]`, relative to `folder`; with a limit, that many of each class, drawn by `seed`."""
+    table = take_per_class(table, limit_per_class, seed) if limit_per_class else table.reset_index(drop=True)
+    missing = [path for path in table["path"] if not (folder / path).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder}: {len(missing)} images of the table are missing, such as {missing[0]}: run the stage that writes them again")
+    stack = images.load([folder / path for path in table["path"]])
+    labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
+    return Faces(stack[..., None], labels, table)
+
+
+def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
+    """At most `limit` rows of each label, drawn by `seed`, in their old order."""
+    kept = []
+    for code, label in enumerate(CLASSES):
+        rows = np.flatnonzero(table["label"] == label)
+        kept.append(np.random.default_rng([seed, code]).permutation(rows)[:limit])
+    return table.iloc[np.sort(np.concatenate(kept))].reset_index(drop=True)
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Read a CSV that a stage wrote, empty cells as empty text; raise ValueError, naming it, where a column is missing."""
+    try:
+        table = pd.read_csv(path, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a whole table ({error}): run its stage again") from error
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}: run its stage again")
+    return table

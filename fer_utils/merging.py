@@ -1,0 +1,107 @@
+"""Turns the open sources into one table with pictures, and that table into split folders.
+
+Knows the manifest's columns; knows nothing of how a source is laid out or of what the splits are for.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fer_utils import files, images
+from fer_utils.classes import CLASSES
+from fer_utils.sources import DatasetError, Source
+from fer_utils.splits import SPLITS
+
+MANIFEST_COLUMNS = (
+    "split", "label", "source", "usage", "source_path", "path", "fingerprint", "flags", "group", "relation", "label_conflict"
+)  # fmt: skip
+_REPAIRED = {"colour", "resized"}  # flags whose picture is no longer what the source's file holds
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Merged:
+    """All source images. table: a row an image; pixels: uint8 (n, 48, 48); data: the image files' bytes, in row order."""
+
+    table: pd.DataFrame
+    pixels: np.ndarray
+    data: list[bytes]
+
+
+def read_all(sources: Sequence[Source], unreadable: str, progress: Callable[[Iterable], Iterable]) -> Merged:
+    """Read and check every image of the sources; nothing is written.
+
+    table: the sources' columns and file (`<source>_<part>_<name>`, unique in its class), fingerprint, flags (space
+    separated). An image that is empty, cut off or foreign raises DatasetError, with the names of the first ten, after all
+    have been tried; with `unreadable="exclude"` it stays in the table, flagged `unreadable`, its pixels 0.
+    """
+    table = pd.concat([source.table for source in sources], ignore_index=True)
+    pixels = np.zeros((len(table), images.SIZE, images.SIZE), np.uint8)
+    data, marks, faults = [], [], []
+    readers = {source.name: source for source in sources}
+    for row, (name, path) in enumerate(zip(progress(table["source"]), table["source_path"], strict=True)):
+        content = b""
+        try:
+            content = readers[name].read(path)
+            pixels[row], flags = images.decode(content, f"{readers[name].path}: {path}")
+        except images.UnreadableImage as error:
+            faults.append(str(error))
+            flags = ("unreadable",)
+        if _REPAIRED & set(flags):
+            content = images.encode_png(pixels[row])
+        data.append(content)
+        marks.append(list(flags))
+    if faults and unreadable != "exclude":
+        shown = "\n".join(f"  {fault}" for fault in faults[:_SHOWN])
+        raise DatasetError(
+            f"{len(faults)} of {len(table):,} images cannot be read; the first:\n{shown}\nDownload the dataset again, or "
+            "leave them out with merge_split.unreadable=exclude"
+        )
+    table["file"] = _unique_names(table, marks)
+    table["fingerprint"] = [images.fingerprint(image) for image in pixels]
+    table["flags"] = [" ".join(flags) for flags in marks]
+    return Merged(table, pixels, data)
+
+
+def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
+    """`<source>_<part>_<name>`; the second of one name in a class is numbered and flagged `renamed`."""
+    names, taken = [], set()
+    for row, (source, part, label, path) in enumerate(
+        zip(table["source"], table["part"], table["label"], table["source_path"], strict=True)
+    ):
+        name = Path(path).name
+        if "#" in name:
+            name = f"{name.split('#')[1]}.png"  # a row of a CSV
+        stem, suffix = Path(name).stem, ".png" if _REPAIRED & set(marks[row]) else Path(name).suffix
+        unique, count = f"{source}_{part}_{stem}{suffix}", 1
+        while (label, unique.casefold()) in taken:
+            count += 1
+            unique = f"{source}_{part}_{stem}_{count}{suffix}"
+        if count > 1:
+            marks[row].append("renamed")
+        taken.add((label, unique.casefold()))
+        names.append(unique)
+    return names
+
+
+def to_manifest(table: pd.DataFrame) -> pd.DataFrame:
+    """The manifest of a table that has splits and audit columns; `path` is relative to the image folder, "" in no split."""
+    path = table["split"] + "/" + table["label"] + "/" + table["file"]
+    return table.assign(path=path.where(table["split"] != "", ""))[list(MANIFEST_COLUMNS)]
+
+
+def write_split_folders(manifest: pd.DataFrame, data: list[bytes], folder: Path, progress: Callable[[Iterable], Iterable]) -> None:
+    """Write TRAIN, VAL and TEST below `folder`, each replaced whole; byte for byte but for repaired images."""
+    bar = iter(progress(range(int((manifest["split"] != "").sum()))))
+    for split in SPLITS:
+        with files.replacing(folder / split) as temporary:
+            for label in CLASSES:
+                (temporary / label).mkdir(parents=True)
+            for row in np.flatnonzero(manifest["split"] == split):
+                (temporary / Path(manifest["path"].iat[row]).relative_to(split)).write_bytes(data[row])
+                next(bar)
+    for _ in bar:
+        pass

@@ -1,0 +1,169 @@
+"""The network: ResNet50, its head, its weights, and which of its layers train.
+
+Knows Keras layers; knows nothing of datasets, of training or of folders.
+"""
+
+import warnings
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+from keras import layers, ops
+
+from fer_utils import images
+from fer_utils.classes import CLASSES
+
+BACKBONE = "resnet50"
+FEATURES = "pooled_features"
+HEAD_LAYERS = ("head_dense", "head_batch_norm", "head_dropout", "probabilities")
+MIN_IMAGE_SIZE = 32  # below it ResNet50's five halvings leave nothing
+
+
+class WeightsError(ValueError):
+    """A weights file or download that does not fit ResNet50 without top."""
+
+
+def build(image_size: int, weights: str, batch_norm_momentum: float = 0.9) -> keras.Model:
+    """ResNet50 with the specification's head, backbone frozen.
+
+    Input: raw grey images, float or uint8, shape (n, height, width, 1), values 0–255, of any size. Inside the model they
+    become RGB, are resized bilinearly to `image_size`, and pass ResNet50's own `preprocess_input`. Output:
+    probabilities, shape (n, 7), in the order of CLASSES.
+
+    weights: `imagenet`, a path to a `notop` file, or `none` (see load_backbone). The head's BatchNormalization forgets
+    at `batch_norm_momentum`, faster than Keras' 0.99, so that its averages settle within the first epoch of a small set.
+    """
+    if image_size < MIN_IMAGE_SIZE:
+        raise ValueError(f"image_size is {image_size}, ResNet50 needs at least {MIN_IMAGE_SIZE}")
+    raw = keras.Input((None, None, 1), name="raw_grey")
+    x = layers.Concatenate(name="grey_to_rgb")([raw, raw, raw])
+    x = layers.Resizing(image_size, image_size, name="resize")(x)
+    x = keras.applications.resnet50.preprocess_input(x)
+    x = load_backbone(image_size, weights)(x, training=False)
+    x = layers.GlobalAveragePooling2D(name=FEATURES)(x)
+    return keras.Model(raw, _head(x, batch_norm_momentum), name="fer_resnet50")
+
+
+def _head(features, momentum: float):
+    x = layers.Dense(32, activation="relu", name=HEAD_LAYERS[0])(features)
+    x = layers.BatchNormalization(momentum=momentum, name=HEAD_LAYERS[1])(x)
+    x = layers.Dropout(0.4, name=HEAD_LAYERS[2])(x)
+    return layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=HEAD_LAYERS[3])(x)
+
+
+def load_backbone(image_size: int, weights: str) -> keras.Model:
+    """ResNet50 without top, frozen, its weights from `weights`.
+
+    `imagenet` lets Keras download them; a path names a `notop` file, `.h5` as Keras distributes it or `.weights.h5` as
+    `Model.save_weights` writes it; `none` leaves random ones and warns. Raises WeightsError, naming the file, what it
+    holds and the way out.
+    """
+    backbone = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=BACKBONE)
+    backbone.trainable = False
+    if weights == "none":
+        warnings.warn(
+            "weights is 'none': the backbone is random. Its frozen layers stay random for good, so phase 1 trains a head "
+            "on features that mean nothing, and only what phase 2 unfreezes can learn. Fit for trying the code, not for scores.",
+            stacklevel=2,
+        )
+    elif weights == "imagenet":
+        _load_file(backbone, _download_imagenet())
+    else:
+        _load_file(backbone, Path(weights))
+    return backbone
+
+
+def _download_imagenet() -> Path:
+    from keras.src.applications import resnet  # the one home of the address and its checksum
+
+    url = resnet.BASE_WEIGHTS_PATH + "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    checksum = resnet.WEIGHTS_HASHES["resnet50"][1]
+    try:
+        return Path(keras.utils.get_file(Path(url).name, url, cache_subdir="models", file_hash=checksum))
+    except Exception as error:  # urllib, sockets and Keras raise a dozen kinds here
+        raise WeightsError(
+            f"ImageNet weights could not be downloaded ({error}). With internet elsewhere, fetch {url} and set "
+            "weights to its path; on Kaggle, turn internet on or attach a dataset with that file; weights = 'none' tries "
+            "the code without them"
+        ) from error
+
+
+def _load_file(backbone: keras.Model, path: Path) -> None:
+    if not path.is_file():
+        raise WeightsError(f"weights: no file at {path}; give `imagenet`, `none`, or a path to a ResNet50 notop .h5")
+    try:
+        with h5py.File(path) as file:
+            _check_layers(backbone, file, path)
+        backbone.load_weights(path)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: not the weights of ResNet50 without top ({error})") from error
+    if not all(np.isfinite(value).all() for value in backbone.get_weights()):
+        raise WeightsError(f"{path}: holds values that are no numbers; get the file again")
+
+
+def _check_layers(backbone: keras.Model, file: h5py.File, path: Path) -> None:
+    """Compare layer names with a file in Keras' older layout; the newer one Keras itself checks by structure."""
+    group = file["model_weights"] if "model_weights" in file else file
+    if "layer_names" not in group.attrs:
+        return
+    found = {_text(name) for name in group.attrs["layer_names"] if len(group[_text(name)].attrs.get("weight_names", ()))}
+    expected = {layer.name for layer in backbone.layers if layer.weights}
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    if missing or extra:
+        advice = "take the `notop` file" if {"fc1000", "probs", "predictions"} & set(extra) else "take ResNet50's notop file"
+        raise WeightsError(
+            f"{path}: its layers are not ResNet50's without top; {len(missing)} missing (such as {missing[:3]}), "
+            f"{len(extra)} unknown (such as {extra[:3]}): {advice}"
+        )
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
+    """Make the backbone's top `n_layers` layers trainable; return how many of them train weights.
+
+    batch_norm: `frozen` keeps every BatchNormalization of the backbone in inference mode; `trained` lets those among the
+    top layers learn, which only a backbone without trained statistics needs. Raises ValueError beyond the backbone.
+    """
+    backbone = model.get_layer(BACKBONE)
+    if not 0 <= n_layers <= len(backbone.layers):
+        raise ValueError(f"unfreeze_top is {n_layers}, ResNet50 without top has {len(backbone.layers)} layers")
+    backbone.trainable = True
+    first = len(backbone.layers) - n_layers
+    for place, layer in enumerate(backbone.layers):
+        is_frozen_norm = isinstance(layer, layers.BatchNormalization) and batch_norm == "frozen"
+        layer.trainable = place >= first and not is_frozen_norm
+    return sum(bool(layer.trainable_weights) for layer in backbone.layers)
+
+
+def head_of(model: keras.Model) -> keras.Model:
+    """The head alone, sharing its layers with `model`: pooled features (n, 2048) in, probabilities (n, 7) out."""
+    features = keras.Input((model.get_layer(FEATURES).output.shape[-1],), name="features")
+    x = features
+    for name in HEAD_LAYERS:
+        x = model.get_layer(name)(x)
+    return keras.Model(features, x, name="head")
+
+
+def features_of(model: keras.Model) -> keras.Model:
+    """The frozen part alone, sharing its layers with `model`: raw images in, pooled features (n, 2048) out."""
+    return keras.Model(model.input, model.get_layer(FEATURES).output, name="features")
+
+
+def parameter_counts(model: keras.Model) -> dict[str, int]:
+    """Numbers of weights: total, trainable, frozen."""
+    def count(weights) -> int:
+        return sum(int(np.prod(weight.shape)) for weight in weights)
+
+    total, trainable = count(model.weights), count(model.trainable_weights)
+    return {"total": total, "trainable": trainable, "frozen": total - trainable}
+
+
+def plain_copy(model: keras.Model) -> keras.Model:
+    """The same layers without optimiser, loss and metrics: a file of it loads with Keras alone."""
+    return keras.Model(model.input, model.output, name=model.name)

@@ -1,0 +1,109 @@
+"""Figures, each a function that returns a matplotlib Figure.
+
+Knows how to show tables and pictures; computes nothing that a test would want to see, reads and writes no results.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from fer_utils import files
+from fer_utils.classes import CLASSES
+
+TRAIN_COLOUR, VAL_COLOUR, NEUTRAL_COLOUR = "#4477aa", "#cc6677", "#bbbbbb"  # Paul Tol's bright and muted sets: told apart by all
+_CURVES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, 120 dots an inch, atomically."""
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, bbox_inches="tight")
+
+
+def class_counts(counts: pd.DataFrame, title: str) -> Figure:
+    """Bars of images a class (rows) for each column, numbers on top."""
+    figure, axes = plt.subplots(figsize=(10, 4))
+    counts.plot.bar(ax=axes, width=0.8, rot=0, color=[NEUTRAL_COLOUR, TRAIN_COLOUR, VAL_COLOUR][-len(counts.columns) :])
+    for bars in axes.containers:
+        axes.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=1)
+    axes.set(title=title, xlabel="", ylabel="images")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    sns.despine(figure)
+    return figure
+
+
+def faces(images: np.ndarray, titles: list[str], columns: int, title: str = "", colours: list[str] | None = None) -> Figure:
+    """A grid of grey faces, uint8 (n, 48, 48), each under its own title."""
+    rows = -(-len(images) // columns)
+    height = 1.25 * rows + 0.35 * (title.count("\n") + 1 if title else 0)
+    figure, grid = plt.subplots(rows, columns, figsize=(1.15 * columns, height), squeeze=False, layout="constrained")
+    for place, axes in enumerate(grid.flat):
+        axes.set_axis_off()
+        if place < len(images):
+            axes.imshow(images[place], cmap="gray", vmin=0, vmax=255)
+            axes.set_title(titles[place], fontsize=7, color=colours[place] if colours else "black")
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def faces_by_class(images_of: Callable[[str], np.ndarray], n: int) -> Figure:
+    """A row of `n` faces for each class; `images_of(label)` gives them, uint8 (≤ n, 48, 48)."""
+    figure, grid = plt.subplots(len(CLASSES), n, figsize=(n, len(CLASSES)), layout="constrained")
+    for label, row in zip(CLASSES, grid, strict=True):
+        for axes in row:
+            axes.set_axis_off()
+        for axes, image in zip(row, images_of(label), strict=False):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        row[0].set_title(label, fontsize=9, loc="left")
+    return figure
+
+
+def learning_curves(history: pd.DataFrame) -> Figure:
+    """Loss, accuracy and macro F1 of TRAIN and VAL over the epochs, the switch of phases and the best epoch marked."""
+    figure, row = plt.subplots(1, len(_CURVES), figsize=(14, 4), layout="constrained")
+    phases = history["phase"].unique()
+    for axes, (name, label) in zip(row, _CURVES.items(), strict=True):
+        axes.plot(history["epoch"], history[name], color=TRAIN_COLOUR, marker=".", label="TRAIN_BALANCED")
+        axes.plot(history["epoch"], history[f"val_{name}"], color=VAL_COLOUR, marker=".", label="VAL")
+        if len(phases) > 1:
+            switch = history.loc[history["phase"] == phases[1], "epoch"].min() - 0.5
+            axes.axvline(switch, color="grey", linestyle=":", label="backbone's top unfrozen")
+        axes.set(xlabel="epoch", title=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    best = history["val_loss"].idxmin()
+    row[0].plot(history["epoch"][best], history["val_loss"][best], "o", mfc="none", ms=10, color=VAL_COLOUR, label="lowest VAL loss")
+    row[0].legend(fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def rates(history: pd.DataFrame) -> Figure:
+    """Learning rate, weight decay and their product, the share of itself that a weight loses a step, over the epochs."""
+    figure, row = plt.subplots(1, 3, figsize=(14, 2.8), layout="constrained")
+    product = history["learning_rate"] * history["weight_decay"]
+    columns = {"learning rate": history["learning_rate"], "weight decay": history["weight_decay"], "rate × decay": product}
+    for axes, (title, values) in zip(row, columns.items(), strict=True):
+        axes.step(history["epoch"], values, where="mid", color=TRAIN_COLOUR)
+        axes.set(title=title, xlabel="epoch", ylim=(0, max(values.max() * 1.1, 1e-12)))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    sns.despine(figure)
+    return figure
+
+
+def confusion_matrix(counts: np.ndarray, title: str) -> Figure:
+    """Two heatmaps of (7, 7) counts: the counts, and each row as shares of its true class."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), layout="constrained")
+    common = {"cmap": "Blues", "xticklabels": CLASSES, "yticklabels": CLASSES, "square": True, "linewidths": 0.5}
+    sns.heatmap(counts, annot=True, fmt=",d", ax=left, **common)
+    sns.heatmap(shares, annot=True, fmt=".2f", vmin=0, vmax=1, ax=right, **common)
+    left.set(title="images", xlabel="predicted", ylabel="true")
+    right.set(title="share of the true class", xlabel="predicted", ylabel="true")
+    figure.suptitle(title)
+    return figure

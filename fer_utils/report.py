@@ -1,0 +1,98 @@
+"""The HTML report of a run: one file, figures inside, readable without Jupyter.
+
+Knows a run's results and how to lay them out; computes no score.
+"""
+
+import base64
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment
+
+from fer_utils import files, stages
+from fer_utils.paths import RunFolders
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>FER run {{ run }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; } figure { margin: 1.5rem 0; } figcaption { color: #555; font-size: .9rem; }
+.honesty { border-left: .4rem solid #cc6677; background: #fbf1f3; padding: .7rem 1rem; }
+</style></head><body>
+<h1>Facial expression recognition: run “{{ run }}”</h1>
+<p><b>TEST accuracy {{ "%.3f"|format(metrics.test.accuracy) }}, macro F1 {{ "%.3f"|format(metrics.test.macro_f1) }}</b>
+on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val.accuracy) }} and
+{{ "%.3f"|format(metrics.val.macro_f1) }} on {{ "{:,}".format(metrics.val.n) }}); a guess is right one time in seven.</p>
+<p class="honesty">{{ honesty }}</p>
+<h2>Scores</h2>{{ scores }}
+<h2>Figures</h2>
+{% for title, data in figures %}<figure><img alt="{{ title }}" src="data:image/png;base64,{{ data }}">
+<figcaption>{{ title }}</figcaption></figure>{% endfor %}
+<h2>TEST, class by class</h2>{{ per_class }}
+<h2>Stages</h2>{{ seconds }}
+<h2>Parameters</h2>{% for stage, table in parameters %}<h3>{{ stage }}</h3>{{ table }}{% endfor %}
+<h2>Versions</h2>{{ versions }}
+{% if notebooks %}<h2>Executed notebooks</h2><ul>
+{% for name in notebooks %}<li><a href="notebooks/{{ name }}">{{ name }}</a></li>{% endfor %}</ul>{% endif %}
+</body></html>
+"""
+
+
+def score_table(metrics: dict) -> pd.DataFrame:
+    """The scores of metrics.json as a table: a row for VAL, TEST and each part of TEST that is told apart."""
+    rows = {"VAL": metrics["val"], "TEST": metrics["test"]}
+    rows |= {f"TEST, {part}": metrics["test"][part] for part in ("public", "private") if part in metrics["test"]}
+    columns = ["n", "loss", "accuracy", "macro_precision", "macro_recall", "macro_f1"]
+    return pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T.astype({"n": int})
+
+
+def honesty_line(metrics: dict) -> str:
+    """One sentence that says how much of VAL and TEST was in TRAIN."""
+    leakage = metrics["leakage"]
+    val, test = leakage["val_images_in_train"], leakage["test_images_in_train"]
+    if not val and not test:
+        return "No picture of VAL or TEST has a copy in TRAIN: these scores are of pictures that training never saw."
+    return (
+        f"WARNING: {val:,} of {metrics['val']['n']:,} VAL images and {test:,} of {metrics['test']['n']:,} TEST images have a "
+        "copy of the same picture in TRAIN. These scores measure memory as well as skill; run params/clean.yaml for "
+        "scores of unseen pictures."
+    )
+
+
+def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Path]]) -> None:
+    """Write the run's report.html. figures: (caption, PNG file), in order; one that is missing is left out and named."""
+    records = stages.records(folders)
+    embedded = [
+        (title, base64.b64encode(path.read_bytes()).decode()) if path.is_file() else (f"{title} (missing: {path.name})", "")
+        for title, path in figures
+    ]
+    page = Environment(autoescape=True).from_string(_PAGE)
+    with files.replacing(folders.report) as temporary:
+        temporary.write_text(
+            page.render(
+                run=folders.run.name,
+                metrics=metrics,
+                honesty=honesty_line(metrics),
+                scores=_html(score_table(metrics), index=True),
+                figures=embedded,
+                per_class=_html(pd.DataFrame(metrics["per_class"]["test"])),
+                seconds=_html(pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"])),
+                parameters=[(name, _html(pd.DataFrame(record["parameters"].items(), columns=["name", "value"]))) for name, record in records.items()],
+                versions=_html(pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"])),
+                notebooks=sorted(path.name for path in folders.notebooks.glob("*.ipynb")),
+            ),
+            encoding="utf-8",
+        )
+
+
+class _Safe(str):
+    def __html__(self) -> str:
+        return str(self)
+
+
+def _html(table: pd.DataFrame, index: bool = False) -> _Safe:
+    return _Safe(table.to_html(index=index, border=0, float_format="{:.4f}".format, escape=True))

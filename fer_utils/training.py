@@ -1,0 +1,198 @@
+"""The two training phases: batches, optimisers, callbacks, metrics, history.
+
+Knows how to fit; knows nothing of folders, of the network's layers or of plots.
+"""
+
+import time
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from keras import ops
+from tqdm.keras import TqdmCallback
+
+from fer_utils.classes import CLASSES
+
+PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reuse each weight read more often
+HISTORY_FIRST = ("epoch", "phase", "learning_rate", "weight_decay", "seconds")
+
+
+class Batches(keras.utils.PyDataset):
+    """Shuffled batches of in-memory arrays whose order follows from (seed, epoch) alone, or batches in order.
+
+    inputs: (n, …); labels: (n,) int. `seed` None keeps the order. `epoch` is the first epoch's number.
+    """
+
+    def __init__(self, inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int | None = None, epoch: int = 0):
+        super().__init__()
+        self.inputs, self.labels, self.batch_size, self.seed, self.epoch = inputs, labels, batch_size, seed, epoch
+        self._order()
+
+    def _order(self) -> None:
+        n = len(self.labels)
+        self.order = np.arange(n) if self.seed is None else np.random.default_rng([self.seed, self.epoch]).permutation(n)
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.inputs[chosen], self.labels[chosen]
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+        self._order()
+
+
+@keras.saving.register_keras_serializable("fer_utils")
+class MacroScores(keras.metrics.Metric):
+    """Macro precision, recall and F1 over all batches of an epoch, from one confusion matrix.
+
+    As scikit-learn's `average="macro", zero_division=0`: the plain mean over the seven classes, a class without
+    predictions (or without images) counting 0.
+    """
+
+    def __init__(self, name: str = "macro", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.counts = self.add_weight(shape=(len(CLASSES), len(CLASSES)), initializer="zeros", name="counts", dtype="float32")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        true = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), len(CLASSES), dtype="float32")
+        predicted = ops.one_hot(ops.argmax(y_pred, axis=-1), len(CLASSES), dtype="float32")
+        self.counts.assign_add(ops.matmul(ops.transpose(true), predicted))
+
+    def result(self):
+        hits = ops.diagonal(self.counts)
+        precision = ops.divide_no_nan(hits, ops.sum(self.counts, axis=0))
+        recall = ops.divide_no_nan(hits, ops.sum(self.counts, axis=1))
+        f1 = ops.divide_no_nan(2 * precision * recall, precision + recall)
+        return {"macro_precision": ops.mean(precision), "macro_recall": ops.mean(recall), "macro_f1": ops.mean(f1)}
+
+
+@keras.saving.register_keras_serializable("fer_utils")
+class AdamW(keras.optimizers.AdamW):
+    """Keras' AdamW with its weight decay in a variable, so that a change reaches the compiled step.
+
+    In `keras.optimizers.AdamW` the decay is a Python number, a constant in the compiled step: setting it during `fit`
+    changes nothing.
+    """
+
+    def __init__(self, learning_rate: float = 0.001, weight_decay: float = 0.004, **kwargs):
+        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
+        self.weight_decay = keras.Variable(weight_decay, trainable=False, dtype="float32", name="weight_decay")
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "weight_decay": float(self.weight_decay.numpy())}
+
+
+class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
+    """When the learning rate has dropped, multiply the weight decay by `factor`, up to `cap`.
+
+    Put it after the callback that drops the rate. Keras' decoupled decay shrinks a weight by lr × wd of itself a step.
+    When the rate halves, that product halves too; with factor 2 it stays where it was, with a factor above 2 it rises,
+    and once `cap` is reached it falls with the rate again. Needs `fer_utils.training.AdamW`; raises TypeError for an
+    optimiser whose decay cannot change in the compiled step.
+    """
+
+    def __init__(self, factor: float = 2.0, cap: float = 0.1):
+        super().__init__()
+        if factor < 1 or cap <= 0:
+            raise ValueError(f"factor is {factor} and cap {cap}, expected factor >= 1 and cap > 0")
+        self.factor, self.cap = factor, cap
+
+    def on_train_begin(self, logs=None) -> None:
+        if not isinstance(self.model.optimizer.weight_decay, keras.Variable):
+            raise TypeError(f"{type(self.model.optimizer).__name__} holds its weight decay as a constant: use fer_utils.training.AdamW")
+        self._rate = float(self.model.optimizer.learning_rate.numpy())
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        optimizer = self.model.optimizer
+        rate = float(optimizer.learning_rate.numpy())
+        if rate < self._rate:
+            decay = float(optimizer.weight_decay.numpy())
+            optimizer.weight_decay.assign(max(decay, min(decay * self.factor, self.cap)))
+        self._rate = rate
+
+
+class _RecordRates(keras.callbacks.Callback):
+    """Puts into the history what the epoch was trained with, and how long it took."""
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self._began = time.monotonic()
+        optimizer = self.model.optimizer
+        decay = optimizer.weight_decay
+        self._rates = {
+            "learning_rate": float(optimizer.learning_rate.numpy()),
+            "weight_decay": float(decay.numpy()) if isinstance(decay, keras.Variable) else float(decay or 0),
+        }
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        logs.update(self._rates, seconds=round(time.monotonic() - self._began, 2))
+
+
+def make_reproducible(seed: int) -> None:
+    """Seed Python, NumPy and TensorFlow, and have TensorFlow choose deterministic kernels."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> keras.optimizers.Optimizer:
+    """`adamw` with decoupled weight decay, or `adam` without any."""
+    if name == "adam":
+        return keras.optimizers.Adam(learning_rate)
+    return AdamW(learning_rate, weight_decay)
+
+
+def compile_for_training(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    """Compile with the specification's loss and metrics.
+
+    XLA only where a GPU is: on a CPU Keras' `jit_compile="auto"` switches it on too, and its convolutions are several
+    times slower there than oneDNN's.
+    """
+    model.compile(
+        optimizer=optimizer,
+        loss="sparse_categorical_crossentropy",
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroScores()],
+        jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
+    )
+
+
+def fit(
+    model: keras.Model,
+    train: Batches,
+    val: Batches,
+    phase: str,
+    first_epoch: int,
+    epochs: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> pd.DataFrame:
+    """Train a compiled model for up to `epochs` epochs and return the history, a row an epoch.
+
+    Epochs count on from `first_epoch` (0 for phase 1); the history's `epoch` is the number of epochs finished, 1 the
+    first. Raises FloatingPointError where the loss is no number any more.
+    """
+    history = model.fit(
+        train,
+        validation_data=val,
+        initial_epoch=first_epoch,
+        epochs=first_epoch + epochs,
+        callbacks=[_RecordRates(), *callbacks, keras.callbacks.TerminateOnNaN(), TqdmCallback(verbose=0, leave=False)],
+        verbose=0,
+    )
+    table = pd.DataFrame(history.history)
+    table.insert(0, "epoch", np.array(history.epoch) + 1)
+    table.insert(1, "phase", phase)
+    if not np.isfinite(table["loss"]).all():
+        raise FloatingPointError(f"{phase}: the loss is no number in epoch {table['epoch'].iloc[-1]}: lower learning_rate")
+    return table[[*HISTORY_FIRST, *(name for name in table if name not in HISTORY_FIRST)]]
+
+
+def predict(model: keras.Model, inputs: np.ndarray, batch_size: int = PREDICT_BATCH) -> np.ndarray:
+    """The model's output for every input, in order, without training's dropout: float32 (n, …)."""
+    order = Batches(inputs, np.zeros(len(inputs), np.int32), batch_size)
+    step = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
+    from tqdm import tqdm
+
+    return np.concatenate([step(order[i][0]).numpy() for i in tqdm(range(len(order)), model.name, leave=False)])
