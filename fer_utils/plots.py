@@ -107,3 +107,20 @@ def confusion_matrix(counts: np.ndarray, title: str) -> Figure:
     right.set(title="share of the true class", xlabel="predicted", ylabel="true")
     figure.suptitle(title)
     return figure
+
+
+def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> Figure:
+    """Histograms of the distances of copies, kind by kind, and of nearest strangers; the line between them marked."""
+    figure, axes = plt.subplots(figsize=(10, 3.5), layout="constrained")
+    finite = strangers[np.isfinite(strangers)]
+    edges = np.linspace(0, max(1.0, line, *finite[:1]), 101)
+    for kind, colour in (("re-encoded", TRAIN_COLOUR), ("flipped", "#228833")):
+        distances = pairs.loc[pairs["kind"] == kind, "distance"]
+        if len(distances):
+            axes.hist(distances, edges, color=colour, alpha=0.8, label=f"{kind} copies ({len(distances):,})")
+    axes.hist(np.clip(finite, 0, edges[-1]), edges, color=VAL_COLOUR, alpha=0.8, label=f"nearest strangers (sample of {len(finite):,})")
+    axes.axvline(line, color="black", linestyle=":", label=f"line: {line}")
+    axes.set(yscale="log", xlabel="distance: what one picture does not explain of the other", ylabel="pairs")
+    axes.legend(fontsize=8)
+    sns.despine(figure)
+    return figure

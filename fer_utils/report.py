@@ -63,6 +63,14 @@ def honesty_line(metrics: dict) -> str:
     )
 
 
+def leak_note(metrics: dict, split: str) -> str:
+    """A few words on how much of a split was in TRAIN, for a figure's title."""
+    leaked, n = metrics["leakage"][f"{split.lower()}_images_in_train"], metrics[split.lower()]["n"]
+    if not leaked:
+        return "no picture of it has a copy in TRAIN"
+    return f"WARNING: {leaked:,} of {n:,} pictures have a copy in TRAIN (params/clean.yaml avoids it)"
+
+
 def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Path]]) -> None:
     """Write the run's report.html. figures: (caption, PNG file), in order; one that is missing is left out and named."""
     records = stages.records(folders)

@@ -36,12 +36,16 @@ class Stage:
                     f"same `run` and `data_dir`, or `python run_all.py --run {self.folders.run.name}`"
                 )
 
+    def seconds(self) -> float:
+        """Seconds since the stage began."""
+        return round(time.monotonic() - self.began, 1)
+
     def finish(self, outputs: Sequence[Path], figures: dict[str, Any]) -> None:
         """Check that the stage's outputs are there, and record its parameters, seconds and key figures."""
         missing = [str(path) for path in outputs if not path.exists()]
         if missing:
             raise paths.NotFoundHere(f"{self.name} ended without writing {', '.join(missing)}")
-        seconds = round(time.monotonic() - self.began, 1)
+        seconds = self.seconds()
         record = {
             "stage": self.name,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 from keras import ops
+from tqdm import tqdm
 from tqdm.keras import TqdmCallback
 
 from fer_utils.classes import CLASSES
@@ -138,6 +139,12 @@ def make_reproducible(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
+def devices() -> str:
+    """The devices that TensorFlow computes on, in words."""
+    gpus = tf.config.list_physical_devices("GPU")
+    return ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus) or "CPU"
+
+
 def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> keras.optimizers.Optimizer:
     """`adamw` with decoupled weight decay, or `adam` without any."""
     if name == "adam":
@@ -193,6 +200,4 @@ def predict(model: keras.Model, inputs: np.ndarray, batch_size: int = PREDICT_BA
     """The model's output for every input, in order, without training's dropout: float32 (n, …)."""
     order = Batches(inputs, np.zeros(len(inputs), np.int32), batch_size)
     step = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    from tqdm import tqdm
-
     return np.concatenate([step(order[i][0]).numpy() for i in tqdm(range(len(order)), model.name, leave=False)])

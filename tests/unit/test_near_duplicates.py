@@ -138,7 +138,7 @@ def test_distance_is_symmetric_and_blind_to_gain_and_offset(faces):
     assert there.max() < 0.02
     assert near_duplicates.picture_distance(faces, others).min() > near_duplicates.MAX_DISTANCE
     # A negative never is the same picture, though a straight line leads to it.
-    assert near_duplicates.picture_distance(faces, 255 - faces).min() > 0.9
+    assert near_duplicates.picture_distance(faces, 255 - faces).min() > 0.5
 
 
 def test_nearest_stranger_passes_over_the_own_group(faces):

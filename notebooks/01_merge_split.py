@@ -1,0 +1,221 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · Merge the datasets and split them
+#
+# **Question.** Which images are there, which of them are the same picture, and who trains on what?
+#
+# **In:** the two source datasets, read-only: FER2013 and Emotion Detection FER. **Out:** the folders `TRAIN/ VAL/ TEST/`
+# with a folder a class, `manifest.csv` with a row an image, `leakage.json`.
+#
+# **Takes** under two minutes on the full datasets with two CPU cores, seconds on the demo; a GPU changes nothing.
+#
+# **Expect** the audit to find that the second dataset is the first one again, re-encoded: merged as specified, every
+# picture of VAL and TEST also stands in TRAIN. The profile `clean` takes those out.
+
+# %% tags=["parameters"]
+profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
+run: str = "auto"  # name of the run's folder; auto takes the profile's name
+outputs_dir: str = "outputs"  # folder of all runs, from the project's root
+data_dir: str = ""  # folder of the image folders; empty: the run's own
+seed: int = 42  # >= 0; every random choice follows from it
+fer2013: str = "auto"  # a folder, zip or csv; auto: data/ or Kaggle's mounts; demo: draw faces
+emotion_detection: str = "auto"  # a folder or zip; auto: data/ or Kaggle's mounts; demo: draw faces
+demo_images: int = 1500  # >= 350; faces drawn where the sources are demo
+val_fraction: float = 0.25  # > 0, < 1; specification: share of FER2013's train images
+test_usage: str = "all"  # all | private; which of FER2013's test images TEST holds
+leakage: str = "keep"  # keep | drop | fail; specification is keep
+train_copies: str = "one"  # one | all; copies of one picture left in TRAIN under drop
+unreadable: str = "error"  # error | exclude; what to do with image files that cannot be read
+
+# %% [markdown]
+# ## Setup
+# The values above are checked, and everything that this run uses is printed.
+
+# %%
+from contextlib import ExitStack
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import display
+from tqdm import tqdm
+
+from fer_utils import demo, files, leakage as audit, merging, near_duplicates, paths, plots, splits, stages
+from fer_utils.classes import CLASSES
+from fer_utils.sources import open_source
+
+stage = stages.begin("merge_split", globals())
+folders = stage.folders
+
+# %% [markdown]
+# ## Load
+# Where the sources are `demo`, faces are drawn first, in the layouts and spellings of the two real datasets.
+
+# %%
+names = {splits.FER2013: fer2013, splits.EMOTION_DETECTION: emotion_detection}
+if "demo" in names.values():
+    with files.replacing(folders.demo_sources) as temporary:
+        demo.write_datasets(temporary, demo_images, seed)
+    drawn = {splits.FER2013: "fer2013", splits.EMOTION_DETECTION: "emotion-detection-fer"}
+found = {
+    name: folders.demo_sources / drawn[name] if given == "demo" else paths.find_dataset(name, given)
+    for name, given in names.items()
+}
+for name, place in found.items():
+    print(f"{name}: {place}")
+
+# %% [markdown]
+# Every image is read and decoded now, before anything is written: a file that cannot be read stops the stage here.
+
+# %%
+with ExitStack() as stack:
+    opened = [stack.enter_context(open_source(place, name)) for name, place in found.items()]
+    merged = merging.read_all(opened, unreadable, lambda rows: tqdm(rows, "reading images", leave=False))
+    ignored = [file for source in opened for file in source.ignored]
+print(f"{len(merged.table):,} images read; {len(ignored)} files that are no images left out {ignored[:3] or ''}")
+
+# %% tags=["nbval-check-output"]
+# NBVAL_CHECK_OUTPUT
+pd.crosstab(merged.table["label"], [merged.table["source"], merged.table["part"]]).loc[list(CLASSES)]
+
+# %% [markdown]
+# ## Look
+# Some faces of each class, as the sources label them.
+
+# %%
+rng = np.random.default_rng(seed)
+rows_of = {label: rng.permutation(np.flatnonzero(merged.table["label"] == label))[:10] for label in CLASSES}
+figure = plots.faces_by_class(lambda label: merged.pixels[rows_of[label]], 10)
+plots.save(figure, folders.figure("faces"))
+plt.show()
+
+# %% [markdown]
+# ## Split
+# TRAIN takes all of Emotion Detection FER and three quarters of FER2013's train images; VAL the other quarter of each
+# class; TEST FER2013's test images.
+
+# %%
+table = merged.table.assign(split=splits.assign_splits(merged.table, val_fraction, test_usage, seed))
+specified = splits.count_table(table)
+specified
+
+# %% [markdown]
+# ## Audit
+# Which images are the same picture? Hashes cannot tell, since the copies are re-encoded. A compact descriptor proposes
+# pairs, their pixels confirm them.
+
+# %%
+bar = tqdm(total=len(table), desc="searching copies", leave=False)
+pairs = near_duplicates.find_pairs(merged.pixels, progress=lambda done, total: bar.update(done - bar.n))
+bar.close()
+table = audit.audit(table, pairs)
+as_specified = audit.cross_split_counts(table)
+pd.Series(as_specified, name="as specified").to_frame()
+
+# %% [markdown]
+# How clear is the line between a copy and a stranger? The distances of the pairs found, beside those of the picture that
+# comes nearest without being a copy.
+
+# %%
+strangers = near_duplicates.nearest_strangers(merged.pixels, table["group"].to_numpy(), sample=500, seed=seed)
+figure = plots.pair_distances(pairs, strangers, near_duplicates.MAX_DISTANCE)
+plots.save(figure, folders.figure("pair_distances"))
+plt.show()
+copies = pairs.loc[pairs["kind"] != "exact", "distance"]
+print(f"copies: median {copies.median():.3f}, 99th percentile {copies.quantile(0.99):.3f}; line at {near_duplicates.MAX_DISTANCE};")
+print(f"nearest strangers: 1st percentile {np.nanpercentile(strangers, 1):.3f}, median {np.nanmedian(strangers):.3f}")
+
+# %% [markdown]
+# Pairs across splits: left the image of VAL or TEST, right its copy in TRAIN.
+
+# %%
+held_out = table.index[table["split"].isin(["VAL", "TEST"]) & audit.shares_group_with(table, "TRAIN")]
+if len(held_out):
+    shown = rng.permutation(held_out)[:9]
+    in_train = table[table["split"] == "TRAIN"].drop_duplicates("group").reset_index().set_index("group")["index"]
+    order = [row for one in shown for row in (one, in_train[table["group"][one]])]
+    titles = [f"{table['split'][row]}\n{table['label'][row]}" for row in order]
+    figure = plots.faces(merged.pixels[order], titles, 6, "The same picture on both sides of the split")
+    plots.save(figure, folders.figure("pairs_across_splits"))
+    plt.show()
+print(f"{len(held_out):,} images of VAL and TEST have a copy in TRAIN, as specified")
+
+# %% [markdown]
+# Copies of one picture under different labels: what the annotators did not agree on.
+
+# %%
+conflicts = table[table["label_conflict"]].drop_duplicates(["group", "label"])
+chosen = rng.permutation(conflicts["group"].unique())[:9]
+rows = conflicts[conflicts["group"].isin(chosen)].sort_values("group").index
+if len(rows):
+    figure = plots.faces(merged.pixels[rows], list(table["label"][rows]), 6, "One picture, several labels")
+    plots.save(figure, folders.figure("label_conflicts"))
+    plt.show()
+print(f"{table['label_conflict'].sum():,} images stand in {conflicts['group'].nunique():,} groups whose labels disagree")
+
+# %% [markdown]
+# ## Do
+# The policy decides. `keep` leaves TRAIN as specified, `drop` takes every copy of a VAL or TEST picture out of it.
+
+# %%
+table = audit.apply_policy(table, leakage, train_copies)
+leaks = audit.summary(table, pairs, leakage)
+if leaks["test_images_in_train"]:
+    print(f"WARNING: {leaks['val_images_in_train']:,} VAL and {leaks['test_images_in_train']:,} TEST images have a copy in TRAIN.")
+    print("Scores of this run measure memory as well as skill. params/clean.yaml avoids it.")
+else:
+    print(f"no picture stands in two splits; {leaks['dropped_leaks']:,} copies were taken out of TRAIN or VAL")
+
+# %% [markdown]
+# ## Check
+# Each source image stands in the manifest once; these are the counts.
+
+# %%
+manifest = merging.to_manifest(table)
+assert len(manifest) == sum(len(source.table) for source in opened)
+assert not manifest.loc[manifest["path"] != "", "path"].duplicated().any()
+
+# %%
+# NBVAL_CHECK_OUTPUT
+splits.count_table(manifest)
+
+# %%
+figure = plots.class_counts(splits.count_table(manifest).drop("total"), "Images of each class in each split")
+plots.save(figure, folders.figure("split_counts"))
+plt.show()
+flags = manifest.loc[manifest["flags"] != "", "flags"].value_counts()
+display(flags.to_frame() if len(flags) else "no image needed a flag")
+
+# %% [markdown]
+# ## Save
+# The image folders first, the manifest last: where there is a manifest, the folders are whole.
+
+# %%
+needed = sum(4096 * (1 + len(content) // 4096) for content in merged.data)
+files.require_space(folders.data, needed)
+folders.manifest.unlink(missing_ok=True)
+merging.write_split_folders(manifest, merged.data, folders.data, lambda rows: tqdm(rows, "writing images", leave=False))
+files.write_json(folders.leakage, leaks)
+files.write_csv(folders.manifest, manifest)
+
+# %% [markdown]
+# ## Summary
+
+# %%
+stage.finish(
+    outputs=[folders.manifest, folders.leakage, *(folders.split(name) for name in splits.SPLITS)],
+    figures={name: int((manifest["split"] == name).sum()) for name in splits.SPLITS}
+    | {"TEST images with a copy in TRAIN": leaks["test_images_in_train"]},
+)

@@ -1,0 +1,128 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 03 · Phase 1: train the head
+#
+# **Question.** How far do the features take us that ResNet50 brings along?
+#
+# **In:** `TRAIN_BALANCED/`, `VAL/`. **Out:** `head.weights.h5`, `history_head.csv`, learning curves.
+#
+# **Takes** one pass of all images through ResNet50, then seconds: the backbone is frozen and the augmentation already on
+# disk, so what it computes for an image never changes, and is computed once instead of once an epoch.
+#
+# **Expect** a modest score. ImageNet's features know objects; telling fear from surprise is phase 2's work.
+
+# %% tags=["parameters"]
+profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
+run: str = "auto"  # name of the run's folder; auto takes the profile's name
+outputs_dir: str = "outputs"  # folder of all runs, from the project's root
+data_dir: str = ""  # folder of the image folders; empty: the run's own
+seed: int = 42  # >= 0; every random choice follows from it
+image_size: int = 224  # >= 32; pixels a side that ResNet50 sees; the cpu profile takes 96
+weights: str = "imagenet"  # imagenet, a path to a ResNet50 notop .h5, or none
+batch_size: int = 64  # >= 1; specification
+limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
+epochs: int = 10  # >= 1; specification
+learning_rate: float = 5e-4  # > 0; specification, Adam
+
+# %% [markdown]
+# ## Setup
+
+# %%
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from fer_utils import datasets, files, model as network, plots, stages, training
+
+stage = stages.begin("train_head", globals())
+folders = stage.folders
+stage.require(folders.balanced, folders.manifest, folders.split("TRAIN_BALANCED"), folders.split("VAL"))
+training.make_reproducible(seed)
+print("devices:", training.devices())
+
+# %% [markdown]
+# ## Load
+# Every image is decoded once and stays in memory, 2.3 kB each. TEST is not read here: choices are made on VAL.
+
+# %%
+manifest = datasets.read_table(folders.manifest, ("split", "label", "path"))
+balanced = datasets.read_table(folders.balanced, ("label", "path"))
+train = datasets.load_faces(balanced, folders.data, limit_per_class, seed)
+val = datasets.load_faces(manifest[manifest["split"] == "VAL"], folders.data, limit_per_class, seed)
+print(f"{len(train):,} images to train on, {len(val):,} to validate on")
+
+# %% [markdown]
+# ## Model
+# Raw grey images go in; the model itself makes them RGB, resizes them and applies ResNet50's own preprocessing. The head
+# is the specification's: global average pooling, 32 units, batch normalisation, dropout, seven probabilities.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+model = network.build(image_size, weights)
+pd.Series(network.parameter_counts(model), name="weights").to_frame()
+
+# %% [markdown]
+# ## Do
+# One pass through the frozen backbone, then the head trains on its pooled features.
+
+# %%
+features_of = network.features_of(model)
+train_features = training.predict(features_of, train.images)
+val_features = training.predict(features_of, val.images)
+print(f"features of {len(train_features):,} + {len(val_features):,} images, {train_features.shape[1]} numbers each")
+
+# %%
+head = network.head_of(model)
+training.compile_for_training(head, training.make_optimizer("adam", learning_rate, 0.0))
+history = training.fit(
+    head,
+    training.Batches(train_features, train.labels, batch_size, seed),
+    training.Batches(val_features, val.labels, training.PREDICT_BATCH),
+    "head",
+    first_epoch=0,
+    epochs=epochs,
+)
+history.round(4)
+
+# %% [markdown]
+# ## Look
+# Training's own curve is measured with dropout on, VAL's without.
+
+# %%
+figure = plots.learning_curves(history)
+plots.save(figure, folders.figure("learning_curves_head"))
+plt.show()
+best = history.loc[history["val_loss"].idxmin()]
+print(f"lowest VAL loss {best['val_loss']:.3f} in epoch {best['epoch']:.0f}: accuracy {best['val_accuracy']:.3f}, macro F1 {best['val_macro_f1']:.3f}")
+
+# %% [markdown]
+# ## Check and save
+# What the whole model says of a VAL image is what the head says of its features.
+
+# %%
+whole = training.predict(model, val.images[:64])
+assert abs(whole - training.predict(head, val_features[:64])).max() < 1e-4
+with files.replacing(folders.head_weights) as temporary:
+    network.plain_copy(head).save_weights(temporary)
+files.write_csv(folders.history_head, history)
+
+# %% [markdown]
+# ## Summary
+
+# %%
+last = history.iloc[-1]
+stage.finish(
+    outputs=[folders.head_weights, folders.history_head],
+    figures={"epochs": len(history), "VAL accuracy": round(last["val_accuracy"], 4), "VAL macro F1": round(last["val_macro_f1"], 4)},
+)

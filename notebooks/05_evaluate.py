@@ -1,0 +1,178 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 05 · Evaluate
+#
+# **Question.** How good is the model, on which faces does it fail, and can the score be believed?
+#
+# **In:** `model.keras`, `VAL/`, `TEST/`, `manifest.csv`. **Out:** `metrics.json`, predictions, classification reports and
+# confusion matrices of VAL and TEST, `report.html`.
+#
+# **Takes** one pass of VAL and TEST through the model: minutes on a CPU at 96 px, seconds on a GPU.
+#
+# **Expect** happy and surprise to be easy, fear and sad to be taken for each other. Published accuracies on FER2013 lie
+# between 0.65 and 0.76, human annotators near 0.65 (Goodfellow et al. 2013); a score far above says more about leakage.
+
+# %% tags=["parameters"]
+profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
+run: str = "auto"  # name of the run's folder; auto takes the profile's name
+outputs_dir: str = "outputs"  # folder of all runs, from the project's root
+data_dir: str = ""  # folder of the image folders; empty: the run's own
+seed: int = 42  # >= 0; every random choice follows from it
+limit_per_class: int = 0  # >= 0; images of each class to evaluate, 0: all
+n_mistakes: int = 24  # >= 0; wrong predictions shown
+
+# %% [markdown]
+# ## Setup
+
+# %%
+import keras
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown, display
+
+from fer_utils import datasets, evaluation, files, images, leakage as audit, plots, report, stages, training
+
+stage = stages.begin("evaluate", globals())
+folders = stage.folders
+stage.require(folders.model, folders.manifest, folders.leakage, folders.split("VAL"), folders.split("TEST"))
+training.make_reproducible(seed)
+
+# %% [markdown]
+# ## Load
+# The model takes raw images; TEST is read here for the first time.
+
+# %%
+manifest = datasets.read_table(folders.manifest, ("split", "label", "path", "usage", "group"))
+manifest["in_train"] = audit.shares_group_with(manifest, "TRAIN")
+faces = {
+    split: datasets.load_faces(manifest[manifest["split"] == split], folders.data, limit_per_class, seed)
+    for split in ("VAL", "TEST")
+}
+model = keras.saving.load_model(folders.model, compile=False, safe_mode=True)
+print({split: len(of) for split, of in faces.items()})
+
+# %% [markdown]
+# ## Do
+# Seven probabilities for every image.
+
+# %%
+predictions = {
+    split: evaluation.prediction_table(of.table, training.predict(model, of.images)) for split, of in faces.items()
+}
+
+# %% [markdown]
+# ## Scores
+# Precision, recall and F1 are macro averages: every class counts the same, however rare. TEST also in its Public and
+# Private parts, where the source tells them apart: published scores are of Private.
+
+# %%
+leaks = {f"{split.lower()}_images_in_train": int(of.table["in_train"].sum()) for split, of in faces.items()}
+metrics = {
+    "val": evaluation.scores(predictions["VAL"]),
+    "test": evaluation.scores(predictions["TEST"]) | evaluation.scores_by_usage(predictions["TEST"]),
+    "leakage": {"policy": files.read_json(folders.leakage)["policy"], **leaks},
+}
+display(Markdown(f"**{report.honesty_line(metrics)}**"))
+report.score_table(metrics).round(4)
+
+# %% [markdown]
+# ## Class by class
+
+# %%
+reports = {split: evaluation.class_report(of) for split, of in predictions.items()}
+reports["TEST"].round(3)
+
+# %%
+of_classes = reports["TEST"].iloc[:7].set_index("class")["f1"]
+print(f"easiest: {of_classes.idxmax()} (F1 {of_classes.max():.3f}); hardest: {of_classes.idxmin()} (F1 {of_classes.min():.3f})")
+
+# %% [markdown]
+# ## Confusion matrices
+# Left the counts, right the share of each true class: what is taken for what?
+
+# %%
+for split, of in predictions.items():
+    score = metrics[split.lower()]
+    title = f"{split}: accuracy {score['accuracy']:.3f}, macro F1 {score['macro_f1']:.3f}\n{report.leak_note(metrics, split)}"
+    figure = plots.confusion_matrix(evaluation.confusion(of), title)
+    plots.save(figure, folders.for_split("confusion_matrix", split, ".png"))
+    plt.show()
+
+# %%
+counts = pd.DataFrame(evaluation.confusion(predictions["TEST"]), plots.CLASSES, plots.CLASSES)
+shares = counts.div(counts.sum(axis=1), axis=0).stack()
+wrong = shares[[one != two for one, two in shares.index]].nlargest(3)
+print("most often confused on TEST: " + "; ".join(f"{one} taken for {two}, {share:.0%}" for (one, two), share in wrong.items()))
+
+# %% [markdown]
+# ## The worst mistakes
+# TEST images that the model was surest about and wrong: what it said, how sure, and what the label says.
+
+# %%
+worst = evaluation.worst_mistakes(predictions["TEST"], n_mistakes)
+if len(worst):
+    pictures = images.load([folders.data / path for path in worst["path"]])
+    titles = [f"{row.predicted} {row.confidence:.2f}\nlabel: {row.label}" for row in worst.itertuples()]
+    figure = plots.faces(pictures, titles, 8)
+    plots.save(figure, folders.figure("worst_mistakes"))
+    plt.show()
+    print(f"the surest mistake has a confidence of {worst['confidence'].iloc[0]:.3f}")
+
+# %% [markdown]
+# ## Save
+# Tables, `metrics.json` and the report.
+
+# %%
+for split, of in predictions.items():
+    files.write_csv(folders.for_split("predictions", split, ".csv"), of)
+    files.write_csv(folders.for_split("classification_report", split, ".csv"), reports[split])
+records = stages.records(folders)
+metrics["per_class"] = {split.lower(): table.to_dict("records") for split, table in reports.items()}
+metrics["run"] = {
+    "params": {name: record["parameters"] for name, record in records.items()} | {"evaluate": stage.parameters},
+    "versions": stages.versions(),
+    "seed": seed,
+    "seconds_per_stage": {name: record["seconds"] for name, record in records.items()} | {"evaluate": stage.seconds()},
+}
+files.write_json(folders.metrics, metrics)
+
+# %%
+report.write_report(
+    folders,
+    metrics,
+    [
+        ("Learning curves of both phases", folders.figure("learning_curves")),
+        ("Confusion matrix of TEST", folders.for_split("confusion_matrix", "TEST", ".png")),
+        ("Confusion matrix of VAL", folders.for_split("confusion_matrix", "VAL", ".png")),
+        ("The surest mistakes on TEST", folders.figure("worst_mistakes")),
+        ("Images of each class in each split", folders.figure("split_counts")),
+        ("Images of each class before and after balancing", folders.figure("balance")),
+        ("One face and its augmentations", folders.figure("augmentations")),
+        ("The same picture on both sides of the split, as the sources come", folders.figure("pairs_across_splits")),
+        ("One picture, several labels", folders.figure("label_conflicts")),
+        ("How clear the line between copy and stranger is", folders.figure("pair_distances")),
+    ],
+)
+print(f"report: {folders.report}")
+
+# %% [markdown]
+# ## Summary
+
+# %%
+stage.finish(
+    outputs=[folders.metrics, folders.report, folders.for_split("confusion_matrix", "TEST", ".png")],
+    figures={"TEST accuracy": round(metrics["test"]["accuracy"], 4), "TEST macro F1": round(metrics["test"]["macro_f1"], 4)} | leaks,
+)
+print(report.honesty_line(metrics))

@@ -1,0 +1,238 @@
+"""Measures the near-duplicate search on the two real datasets: recall, false pairs, time, memory, the bars of issue 3.
+
+    python tests/benchmarks/near_duplicates.py [FOLDER] [--montage DIR] [--only recall|time|bars …]
+
+FOLDER holds fer2013.zip and emotion-detection-fer.zip (default: $FER_REAL_DATA, else ../shared/data beside the
+repository). About four minutes on two cores. The montage shows real faces: write it outside the repository.
+"""
+
+import argparse
+import io
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from fer_utils import near_duplicates  # noqa: E402
+from fer_utils.classes import class_of  # noqa: E402
+
+ARCHIVES = {"fer2013": "fer2013.zip", "ed-fer": "emotion-detection-fer.zip"}
+PARTS = ("recall", "time", "bars")
+# Two photographs nearer than this were one photograph in each of 480 pairs looked at: a stray pair below it is a
+# copy cropped a little differently, above it a wrong pair.
+ONE_PHOTOGRAPH = 0.26
+
+
+def load(folder: Path) -> tuple[np.ndarray, pd.DataFrame]:
+    """All images of both datasets, FER2013 first: uint8 (n, 48, 48), and their `source`, `split`, `label`."""
+    images, rows = [], []
+    for source, archive in ARCHIVES.items():
+        with zipfile.ZipFile(folder / archive) as file:
+            for name in sorted(name for name in file.namelist() if not name.endswith("/")):
+                images.append(np.asarray(Image.open(io.BytesIO(file.read(name))).convert("L")))
+                split, label = Path(name).parts[-3:-1]
+                rows.append((source, split, class_of(label)))
+    return np.stack(images), pd.DataFrame(rows, columns=["source", "split", "label"])
+
+
+def coded(image: np.ndarray, **how) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, **how)
+    return np.asarray(Image.open(io.BytesIO(file.getvalue())).convert("L"))
+
+
+def line(image: np.ndarray, gain: float, offset: float = 0.0) -> np.ndarray:
+    return np.clip(np.round(gain * image.astype(float) + offset), 0, 255).astype(np.uint8)
+
+
+def resized(image: np.ndarray, up: int, down: int) -> np.ndarray:
+    return cv2.resize(cv2.resize(image, (96, 96), interpolation=up), (48, 48), interpolation=down)
+
+
+CHANGES = {
+    "JPEG 40": lambda x: coded(x, format="JPEG", quality=40),
+    "JPEG 60": lambda x: coded(x, format="JPEG", quality=60),
+    "JPEG 80": lambda x: coded(x, format="JPEG", quality=80),
+    "JPEG 95": lambda x: coded(x, format="JPEG", quality=95),
+    "PNG": lambda x: coded(x, format="PNG"),
+    "48→96→48 linear": lambda x: resized(x, cv2.INTER_LINEAR, cv2.INTER_LINEAR),
+    "48→96→48 cubic, area": lambda x: resized(x, cv2.INTER_CUBIC, cv2.INTER_AREA),
+    "brightness × 1.2": lambda x: line(x, 1.2),
+    "brightness × 0.8": lambda x: line(x, 0.8),
+    "brightness + 51": lambda x: line(x, 1, 51),
+    "brightness − 51": lambda x: line(x, 1, -51),
+    "contrast × 1.2": lambda x: line(x, 1.2, -0.2 * x.mean()),
+    "contrast × 0.8": lambda x: line(x, 0.8, 0.2 * x.mean()),
+    "flip": lambda x: np.ascontiguousarray(x[:, ::-1]),
+    "flip + JPEG 60": lambda x: coded(np.ascontiguousarray(x[:, ::-1]), format="JPEG", quality=60),
+}
+
+
+def firsts(images: np.ndarray) -> np.ndarray:
+    """Position of the first pixel-identical copy of each image, by brute force: int (n,)."""
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(image.tobytes(), i) for i, image in enumerate(images)])
+
+
+def recall(images: np.ndarray, about: pd.DataFrame) -> None:
+    """Changed copies of 2,000 distinct images, each kind in turn against all of FER2013."""
+    pool = images[(about["source"] == "fer2013").to_numpy()]
+    n, first = len(pool), firsts(pool)
+    own = near_duplicates.group(n, near_duplicates.find_pairs(pool))
+    distinct = np.flatnonzero((first == np.arange(n)) & ~near_duplicates.is_blank(pool))
+    chosen = np.random.default_rng(2013).choice(distinct, 2000, replace=False)
+    print(f"\nRecall and false pairs: 2,000 changed copies against {n:,} FER2013 images")
+    print(f"{'change':<22} recall  distance: median  99 %    max  strays  wrong pairs  per 10,000")
+    for name, alter in CHANGES.items():
+        pairs = near_duplicates.find_pairs(np.concatenate([pool, [alter(pool[i]) for i in chosen]]))
+        pairs = pairs[(pairs["first"] < n) & (pairs["second"] >= n)]
+        origin = chosen[pairs["second"] - n]
+        expected = ["flipped"] if name.startswith("flip") else ["exact", "re-encoded"]
+        right = pairs[(pairs["first"] == origin) & pairs["kind"].isin(expected)]
+        stray = own[pairs["first"]] != own[origin]
+        wrong = _both_ways(pool[pairs["first"][stray]], pool[origin[stray]]) > ONE_PHOTOGRAPH
+        middle, high, top = right["distance"].quantile([0.5, 0.99, 1])
+        print(
+            f"{name:<22} {len(right) / 2000:.4f}  {middle:16.4f}  {high:.4f}  {top:.4f}  {stray.sum():6d}"
+            f"  {wrong.sum():11d}  {wrong.sum() / 2000 * 10_000:10.1f}",
+            flush=True,
+        )
+    print("stray: paired with an image outside its original's group; wrong: of these, another photograph altogether")
+
+
+def _both_ways(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    turned = near_duplicates.picture_distance(first, second[:, :, ::-1])
+    return np.minimum(near_duplicates.picture_distance(first, second), turned)
+
+
+def timing(images: np.ndarray) -> None:
+    """Time and peak memory of a search in a fresh process each, the images shuffled once."""
+    print("\nTime and peak memory")
+    print(f"{'images':>7}  seconds  peak MB  of which images and libraries   pairs")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.npy"
+        np.save(path, np.random.default_rng(0).permutation(images))
+        for n in (5_000, 10_000, 20_000, 40_000, len(images)):
+            command = [sys.executable, __file__, "--search", str(path), str(n)]
+            print(subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="", flush=True)
+
+
+def _search(path: str, n: int) -> None:
+    images = np.load(path, mmap_mode="r")[:n].copy()
+    before, start = _peak(), time.perf_counter()
+    pairs = near_duplicates.find_pairs(images)
+    seconds = time.perf_counter() - start
+    print(f"{n:7,}  {seconds:7.1f}  {_peak():7.0f}  {before:29.0f}  {len(pairs):7,}")
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB on Linux
+
+
+def bars(images: np.ndarray, about: pd.DataFrame, pairs: pd.DataFrame) -> None:
+    """What issue 3 asks of the real pair of datasets."""
+    fer = (about["source"] == "fer2013").to_numpy()
+    test, label = (about["split"] == "test").to_numpy(), about["label"].to_numpy()
+    blank, groups = near_duplicates.is_blank(images), near_duplicates.group(len(images), pairs)
+    rows = pd.DataFrame({"group": groups, "label": label})
+    known, known_at_all = rows[fer & ~blank].drop_duplicates(), np.unique(groups[fer & ~blank])
+    keys = set(zip(known["group"], known["label"], strict=True))
+    right = np.array([key in keys for key in zip(groups[~fer], label[~fer], strict=True)])
+    print(f"\nBars, {len(images):,} images, {len(pairs):,} pairs: {pairs['kind'].value_counts().to_dict()}")
+    print(f"blank images: FER2013 {(blank & fer).sum()}, Emotion Detection FER {(blank & ~fer).sum()}")
+    for split, rows_of in (("train", ~test[~fer]), ("test", test[~fer]), ("both", np.full((~fer).sum(), True))):
+        found = np.isin(groups[~fer], known_at_all)
+        counts = f"{(found & rows_of).sum():,} of {rows_of.sum():,}, with the right label {(right & rows_of).sum():,}"
+        print(f"Emotion Detection FER {split}: original found {counts}")
+    exact = near_duplicates.group(len(images), pairs[pairs["kind"] == "exact"])
+    _exact_bar(images, fer, test, blank, exact)
+    sizes = np.bincount(groups[fer & ~blank])
+    print(f"FER2013 alone: {(sizes > 0).sum():,} groups, largest {sizes.max()}, {(sizes > 1).sum():,} of two or more")
+    _crossing(fer, test, groups, exact)
+
+
+def _exact_bar(images: np.ndarray, fer: np.ndarray, test: np.ndarray, blank: np.ndarray, exact: np.ndarray) -> None:
+    first = firsts(images)
+    expected = fer & test & np.isin(first, first[fer & ~test])
+    found = fer & test & np.isin(exact, exact[fer & ~test])
+    missed = expected & ~found
+    print(
+        f"FER2013 test images with an exact copy in its train folder: {expected.sum()} by brute force, {found.sum()} "
+        f"found, {missed.sum()} missed of which {(missed & blank).sum()} blank, {(found & ~expected).sum()} wrong"
+    )
+
+
+def _crossing(fer: np.ndarray, test: np.ndarray, groups: np.ndarray, exact: np.ndarray) -> None:
+    for name, numbers in (("exact", exact), ("any kind", groups)):
+        shared = np.isin(numbers[fer & test], numbers[fer & ~test]).sum()
+        print(f"FER2013 test images that share a group with its train folder, {name}: {shared:,}")
+
+
+def montage(images: np.ndarray, about: pd.DataFrame, pairs: pd.DataFrame, folder: Path) -> None:
+    """500 random non-exact pairs, and 500 more of the harder ones (both of one dataset), 10 sheets of 50 each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = about["source"].to_numpy()
+    near = pairs[pairs["kind"] != "exact"]
+    hard = near[source[near["first"]] == source[near["second"]]]
+    for name, rows in (("all", near), ("within", hard)):
+        rows = rows.sample(min(500, len(rows)), random_state=500).sort_values("distance", ignore_index=True)
+        for start in range(0, len(rows), 50):
+            path = folder / f"{name}_{start // 50:02d}.png"
+            cv2.imwrite(str(path), _sheet(images, rows[start : start + 50]))
+        print(f"{len(rows)} of {name} {len(near if name == 'all' else hard):,} non-exact pairs drawn to {folder}")
+
+
+def _sheet(images: np.ndarray, rows: pd.DataFrame, columns: int = 7) -> np.ndarray:
+    cells = [_cell(images[i], images[j], *rest) for i, j, *rest in rows.itertuples(index=False)]
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
+    return np.vstack([np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)])
+
+
+def _cell(first: np.ndarray, second: np.ndarray, kind: str, distance: float) -> np.ndarray:
+    second = second[:, ::-1] if kind == "flipped" else second
+    cell = np.hstack([cv2.resize(x, (96, 96), interpolation=cv2.INTER_CUBIC) for x in (first, second)])
+    cell = cv2.copyMakeBorder(cell, 16, 3, 3, 3, cv2.BORDER_CONSTANT, value=255)
+    note = f"{distance:.3f}" + (" mirrored" if kind == "flipped" else "")
+    return cv2.putText(cell, note, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, 0, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = Path(os.environ.get("FER_REAL_DATA", ROOT / "../shared/data"))
+    parser.add_argument("folder", nargs="?", type=Path, default=default, help="holds the two zip files")
+    parser.add_argument("--montage", type=Path, metavar="DIR", help="draw the sampled pairs here")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--search", nargs=2, metavar=("NPY", "N"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.search:
+        return _search(args.search[0], int(args.search[1]))
+    missing = [name for name in ARCHIVES.values() if not (args.folder / name).is_file()]
+    if missing:
+        sys.exit(f"{args.folder.resolve()} lacks {' and '.join(missing)}: name the folder that holds them")
+    images, about = load(args.folder)
+    if "recall" in args.only:
+        recall(images, about)
+    if "time" in args.only:
+        timing(images)
+    if "bars" in args.only or args.montage:
+        pairs = near_duplicates.find_pairs(images)
+        if "bars" in args.only:
+            bars(images, about, pairs)
+        if args.montage:
+            montage(images, about, pairs, args.montage)
+
+
+if __name__ == "__main__":
+    main()
