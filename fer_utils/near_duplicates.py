@@ -1,6 +1,19 @@
 """Finds which pictures are the same picture: re-encoded, resized, brighter, of other contrast, or mirrored.
 
 Knows pictures and pairs of pictures; knows nothing of folders, splits, labels or policies.
+
+Candidates come from a cosine of 8 × 8 low DCT frequencies weighted by frequency. The weight is what tells faces apart:
+on FER2013, with a cosine of 0.85, it leaves 0.3 candidates an image, against 10 without it and 16 for 8 × 8 pixels.
+A picture and its mirror image differ in that descriptor by signs alone.
+
+Pixels decide (`picture_distance`). Of 2,000 FER2013 images the listed changes stay below 0.09 (JPEG 40: 99 % below
+0.06). Different photographs were first seen at 0.26. Between lie copies of one photograph cropped about a pixel
+differently, and there is no gap: 0.20 is a choice, made by looking at FER2013, that counts the nearer of them as the
+same picture, because they leak as re-encodings do. All 1,303 non-exact pairs within FER2013 were looked at: none shows
+two photographs, and some 1,100 of them are such crops rather than re-encodings. Crops further apart are NOT found:
+after cleaning, 43 of 2,000 FER2013 test images still resemble a train image by 0.9 in gradient direction, most of them
+the same photograph. Drawn demo faces are more alike: 4 pairs of strangers among 4,200 lie below 0.20.
+`tests/benchmarks/near_duplicates.py` measures recall, strays, time and memory.
 """
 
 import hashlib
@@ -133,7 +146,9 @@ def same_picture_by_gradient(queries: np.ndarray, pool: np.ndarray) -> pd.DataFr
     """Same pictures by a second, independent method: columns `query`, `match` (int positions), `similarity` (float).
 
     Compares which way grey values rise at each of 24 × 24 places, not grey values themselves, and finds mirror images
-    too. Meant to check the first method on a sample. `queries`, `pool`: uint8 (n, 48, 48); blanks match nothing.
+    too. Meant to check the first method on a sample; its threshold, 0.97, holds for re-encodings and misses most copies
+    that are cropped differently (found: 6 % of the pairs at distances of 0.15 … 0.20).
+    `queries`, `pool`: uint8 (n, 48, 48); blanks match nothing.
     """
     _check(queries), _check(pool)
     query_at, pool_at = np.flatnonzero(~is_blank(queries)), np.flatnonzero(~is_blank(pool))

@@ -34,6 +34,8 @@ COMMON = "common"  # the section of a profile that holds for every stage which h
 CELL_MARK = '# %% tags=["parameters"]'
 
 _LINE = re.compile(r"^(?P<code>\w+: (?P<type>int|float|str|bool) = (?P<value>[^#]+?))  # (?P<comment>.+)$")
+_CHOICES = re.compile(r"(\w+(?: \| \w+)+)(?:; |$)")
+_BOUNDS = re.compile(r"((?:[<>]=? [\d.e-]+)(?:, [<>]=? [\d.e-]+)*)(?:; |$)")
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -122,8 +124,9 @@ def _declared(line: str, name: str) -> Parameter:
     match = _LINE.match(line)
     if not match:
         raise ParameterError(f"{name}: expected `name: type = literal  # allowed; reason` in the parameters cell, found {line!r}")
-    allowed, _, reason = match["comment"].partition("; ") if "; " in match["comment"] else ("", "", match["comment"])
     kind = _TYPES[match["type"]]
+    rule = re.match(_CHOICES if kind is str else _BOUNDS, match["comment"])
+    allowed, reason = (rule[1], match["comment"][rule.end() :]) if rule else ("", match["comment"])
     parameter = Parameter(line.split(":")[0], kind, ast.literal_eval(match["value"]), allowed, reason)
     try:
         parameter.coerce(parameter.default)
