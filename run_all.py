@@ -45,12 +45,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--params", metavar="FILE", help="profile: a file in params/ or its name; default: what suits this machine")
-    parser.add_argument("-p", dest="overrides", metavar="STAGE.NAME=VALUE", action="append", default=[], help="override one parameter (repeatable)")
+    parser.add_argument(
+        "--params", metavar="FILE", help="profile: a file in params/ or its name; default: what suits this machine"
+    )
+    parser.add_argument(
+        "-p",
+        dest="overrides",
+        metavar="STAGE.NAME=VALUE",
+        action="append",
+        default=[],
+        help="override one parameter (repeatable)",
+    )
     parser.add_argument("--run", metavar="NAME", help="name of the run's folder; default: the profile's name")
     parser.add_argument("--outputs-dir", metavar="DIR", help="folder of all runs; default: outputs")
     span = parser.add_mutually_exclusive_group()
-    span.add_argument("--from", dest="first", metavar="STAGE", choices=STAGES, help=f"begin at this stage: {', '.join(STAGES)}")
+    span.add_argument(
+        "--from", dest="first", metavar="STAGE", choices=STAGES, help=f"begin at this stage: {', '.join(STAGES)}"
+    )
     span.add_argument("--only", metavar="STAGE", choices=STAGES, help="run this stage alone")
     parser.add_argument("--dry-run", action="store_true", help="print stages and parameters, run nothing")
     parser.add_argument("--list", action="store_true", help="list the runs so far")
@@ -130,7 +141,10 @@ def _run(profile: str, chosen: list[str], values: dict[str, dict], verbose: bool
             _execute(stage, values[stage], folders, verbose)
         except PapermillExecutionError as error:
             print(f"\n{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
-            print(f"the executed notebook, up to there: {folders.notebooks / STAGES[stage]}".replace(".py", ".ipynb"), file=sys.stderr)
+            print(
+                f"the executed notebook, up to there: {folders.notebooks / STAGES[stage]}".replace(".py", ".ipynb"),
+                file=sys.stderr,
+            )
             return 1
         if not folders.stage_record(stage).is_file():
             print(f"{stage} ended without its record: {folders.stage_record(stage)}", file=sys.stderr)
@@ -169,7 +183,9 @@ def _print_summary(folders: paths.RunFolders) -> None:
 
 
 def _list_runs(outputs: Path) -> int:
-    print(f"{'run':20}  {'finished':25}  {'profile':8}  {'stages':>6}  {'accuracy':>8}  {'macro F1':>8}  {'in TRAIN':>8}")
+    print(
+        f"{'run':20}  {'finished':25}  {'profile':8}  {'stages':>6}  {'accuracy':>8}  {'macro F1':>8}  {'in TRAIN':>8}"
+    )
     for file in sorted(outputs.glob("*/run.json")):
         folders = paths.run_folders(file.parent.name, str(outputs.absolute()), "")
         records = stages.records(folders)
@@ -187,8 +203,13 @@ def _download() -> None:
     try:
         import kagglehub
     except ImportError:
-        wanted = "\n".join(f"  https://www.kaggle.com/datasets/{slug} → data/{local} or data/{local}.zip" for slug, local in paths.DATASETS.values())
-        raise paths.NotFoundHere(f"--download needs kagglehub (`pip install kagglehub`). By hand, download\n{wanted}") from None
+        wanted = "\n".join(
+            f"  https://www.kaggle.com/datasets/{slug} → data/{local} or data/{local}.zip"
+            for slug, local in paths.DATASETS.values()
+        )
+        raise paths.NotFoundHere(
+            f"--download needs kagglehub (`pip install kagglehub`). By hand, download\n{wanted}"
+        ) from None
     for slug, local in paths.DATASETS.values():
         target = Path("data") / local
         if target.exists():

@@ -106,13 +106,17 @@ def write_balanced(
     originals, copies = plan[plan["copy"] == 0], plan[plan["copy"] > 0]
     for path in progress(originals["path"]):
         (folder / balanced_name(path, 0)).write_bytes((read_from / path).read_bytes())
-    jobs = [(path, int(copy), read_from, folder, seed) for path, copy in zip(copies["path"], copies["copy"], strict=True)]
+    jobs = [
+        (path, int(copy), read_from, folder, seed) for path, copy in zip(copies["path"], copies["copy"], strict=True)
+    ]
     workers = workers or os.cpu_count() or 1
     if workers == 1 or len(jobs) < _POOL_PAYS_FROM:
         for job in progress(jobs):
             _write_augmented(job)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
         for _ in progress(pool.map(_write_augmented, jobs, chunksize=64)):
             pass
 

@@ -30,7 +30,9 @@ def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed
     table = take_per_class(table, limit_per_class, seed) if limit_per_class else table.reset_index(drop=True)
     missing = [path for path in table["path"] if not (folder / path).is_file()]
     if missing:
-        raise FileNotFoundError(f"{folder}: {len(missing)} images of the table are missing, such as {missing[0]}: run the stage that writes them again")
+        raise FileNotFoundError(
+            f"{folder}: {len(missing)} images of the table are missing, such as {missing[0]}: run the stage that writes them again"
+        )
     stack = images.load([folder / path for path in table["path"]])
     labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
     return Faces(stack[..., None], labels, table)

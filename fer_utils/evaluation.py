@@ -53,7 +53,13 @@ def class_report(predictions: pd.DataFrame) -> pd.DataFrame:
         predictions["label"], predictions["predicted"], labels=CLASSES, output_dict=True, zero_division=0
     )
     rows = {name: report[name] for name in (*CLASSES, "macro avg", "weighted avg")}
-    return pd.DataFrame(rows).T.rename_axis("class").rename(columns={"f1-score": "f1"}).astype({"support": int}).reset_index()
+    return (
+        pd.DataFrame(rows)
+        .T.rename_axis("class")
+        .rename(columns={"f1-score": "f1"})
+        .astype({"support": int})
+        .reset_index()
+    )
 
 
 def confusion(predictions: pd.DataFrame) -> np.ndarray:

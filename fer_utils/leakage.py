@@ -28,7 +28,12 @@ def audit(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     pairs: as `near_duplicates.find_pairs` gives them for the table's rows.
     """
     groups = near_duplicates.group(len(table), pairs)
-    both = pd.concat([pairs[["first", "kind"]].set_axis(["row", "kind"], axis=1), pairs[["second", "kind"]].set_axis(["row", "kind"], axis=1)])
+    both = pd.concat(
+        [
+            pairs[["first", "kind"]].set_axis(["row", "kind"], axis=1),
+            pairs[["second", "kind"]].set_axis(["row", "kind"], axis=1),
+        ]
+    )
     closest = both.assign(strength=both["kind"].map(_STRENGTH)).sort_values("strength").drop_duplicates("row")
     relation = pd.Series("", index=range(len(table)), dtype=object)
     relation[closest["row"].to_numpy()] = closest["kind"].to_numpy()
@@ -61,7 +66,11 @@ def apply_policy(table: pd.DataFrame, policy: str, train_copies: str) -> pd.Data
     if train_copies == "one":
         train = table[table["split"] == "TRAIN"]
         votes = train.groupby(["group", "label"])["label"].transform("size")
-        first = train.assign(votes=votes).sort_values(["group", "votes"], ascending=[True, False], kind="stable").drop_duplicates("group")
+        first = (
+            train.assign(votes=votes)
+            .sort_values(["group", "votes"], ascending=[True, False], kind="stable")
+            .drop_duplicates("group")
+        )
         _drop(table, (table["split"] == "TRAIN") & ~table.index.isin(first.index), "dropped:copy")
     require_no_leak(table)
     return table
@@ -77,7 +86,9 @@ def require_no_leak(table: pd.DataFrame) -> None:
     crossing = cross_split_counts(table)
     if any(crossing.values()):
         counts = "; ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in crossing.items() if count)
-        raise LeakageError(f"pictures stand in two splits: {counts}. leakage=drop (params/clean.yaml) takes them out of TRAIN")
+        raise LeakageError(
+            f"pictures stand in two splits: {counts}. leakage=drop (params/clean.yaml) takes them out of TRAIN"
+        )
 
 
 def cross_split_counts(table: pd.DataFrame) -> dict[str, int]:

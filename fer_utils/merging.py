@@ -93,7 +93,9 @@ def to_manifest(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(path=path.where(table["split"] != "", ""))[list(MANIFEST_COLUMNS)]
 
 
-def write_split_folders(manifest: pd.DataFrame, data: list[bytes], folder: Path, progress: Callable[[Iterable], Iterable]) -> None:
+def write_split_folders(
+    manifest: pd.DataFrame, data: list[bytes], folder: Path, progress: Callable[[Iterable], Iterable]
+) -> None:
     """Write TRAIN, VAL and TEST below `folder`, each replaced whole; byte for byte but for repaired images."""
     bar = iter(progress(range(int((manifest["split"] != "").sum()))))
     for split in SPLITS:

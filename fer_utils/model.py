@@ -9,9 +9,8 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
-from fer_utils import images
 from fer_utils.classes import CLASSES
 
 BACKBONE = "resnet50"
@@ -59,7 +58,9 @@ def load_backbone(image_size: int, weights: str) -> keras.Model:
     `Model.save_weights` writes it; `none` leaves random ones and warns. Raises WeightsError, naming the file, what it
     holds and the way out.
     """
-    backbone = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=BACKBONE)
+    backbone = keras.applications.ResNet50(
+        include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=BACKBONE
+    )
     backbone.trainable = False
     if weights == "none":
         warnings.warn(
@@ -109,11 +110,15 @@ def _check_layers(backbone: keras.Model, file: h5py.File, path: Path) -> None:
     group = file["model_weights"] if "model_weights" in file else file
     if "layer_names" not in group.attrs:
         return
-    found = {_text(name) for name in group.attrs["layer_names"] if len(group[_text(name)].attrs.get("weight_names", ()))}
+    found = {
+        _text(name) for name in group.attrs["layer_names"] if len(group[_text(name)].attrs.get("weight_names", ()))
+    }
     expected = {layer.name for layer in backbone.layers if layer.weights}
     missing, extra = sorted(expected - found), sorted(found - expected)
     if missing or extra:
-        advice = "take the `notop` file" if {"fc1000", "probs", "predictions"} & set(extra) else "take ResNet50's notop file"
+        advice = (
+            "take the `notop` file" if {"fc1000", "probs", "predictions"} & set(extra) else "take ResNet50's notop file"
+        )
         raise WeightsError(
             f"{path}: its layers are not ResNet50's without top; {len(missing)} missing (such as {missing[:3]}), "
             f"{len(extra)} unknown (such as {extra[:3]}): {advice}"
@@ -157,6 +162,7 @@ def features_of(model: keras.Model) -> keras.Model:
 
 def parameter_counts(model: keras.Model) -> dict[str, int]:
     """Numbers of weights: total, trainable, frozen."""
+
     def count(weights) -> int:
         return sum(int(np.prod(weight.shape)) for weight in weights)
 

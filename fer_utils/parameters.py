@@ -123,7 +123,9 @@ def read_cell(source: str, name: str) -> dict[str, Parameter]:
 def _declared(line: str, name: str) -> Parameter:
     match = _LINE.match(line)
     if not match:
-        raise ParameterError(f"{name}: expected `name: type = literal  # allowed; reason` in the parameters cell, found {line!r}")
+        raise ParameterError(
+            f"{name}: expected `name: type = literal  # allowed; reason` in the parameters cell, found {line!r}"
+        )
     kind = _TYPES[match["type"]]
     rule = re.match(_CHOICES if kind is str else _BOUNDS, match["comment"])
     allowed, reason = (rule[1], match["comment"][rule.end() :]) if rule else ("", match["comment"])
@@ -138,9 +140,7 @@ def _declared(line: str, name: str) -> Parameter:
 def declared(notebooks: Path | None = None) -> dict[str, dict[str, Parameter]]:
     """Every stage's parameters, from the parameters cells of the notebooks."""
     folder = notebooks or paths.project_root() / "notebooks"
-    return {
-        stage: read_cell((folder / file).read_text(encoding="utf-8"), file) for stage, file in STAGES.items()
-    }
+    return {stage: read_cell((folder / file).read_text(encoding="utf-8"), file) for stage, file in STAGES.items()}
 
 
 class _StrictLoader(yaml.SafeLoader):

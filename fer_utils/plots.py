@@ -15,7 +15,11 @@ from matplotlib.figure import Figure
 from fer_utils import files
 from fer_utils.classes import CLASSES
 
-TRAIN_COLOUR, VAL_COLOUR, NEUTRAL_COLOUR = "#4477aa", "#cc6677", "#bbbbbb"  # Paul Tol's bright and muted sets: told apart by all
+TRAIN_COLOUR, VAL_COLOUR, NEUTRAL_COLOUR = (
+    "#4477aa",
+    "#cc6677",
+    "#bbbbbb",
+)  # Paul Tol's bright and muted sets: told apart by all
 _CURVES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
@@ -37,7 +41,9 @@ def class_counts(counts: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def faces(images: np.ndarray, titles: list[str], columns: int, title: str = "", colours: list[str] | None = None) -> Figure:
+def faces(
+    images: np.ndarray, titles: list[str], columns: int, title: str = "", colours: list[str] | None = None
+) -> Figure:
     """A grid of grey faces, uint8 (n, 48, 48), each under its own title."""
     rows = -(-len(images) // columns)
     height = 1.25 * rows + 0.35 * (title.count("\n") + 1 if title else 0)
@@ -77,7 +83,15 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         axes.set(xlabel="epoch", title=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
     best = history["val_loss"].idxmin()
-    row[0].plot(history["epoch"][best], history["val_loss"][best], "o", mfc="none", ms=10, color=VAL_COLOUR, label="lowest VAL loss")
+    row[0].plot(
+        history["epoch"][best],
+        history["val_loss"][best],
+        "o",
+        mfc="none",
+        ms=10,
+        color=VAL_COLOUR,
+        label="lowest VAL loss",
+    )
     row[0].legend(fontsize=8)
     sns.despine(figure)
     return figure
@@ -87,7 +101,11 @@ def rates(history: pd.DataFrame) -> Figure:
     """Learning rate, weight decay and their product, the share of itself that a weight loses a step, over the epochs."""
     figure, row = plt.subplots(1, 3, figsize=(14, 2.8), layout="constrained")
     product = history["learning_rate"] * history["weight_decay"]
-    columns = {"learning rate": history["learning_rate"], "weight decay": history["weight_decay"], "rate × decay": product}
+    columns = {
+        "learning rate": history["learning_rate"],
+        "weight decay": history["weight_decay"],
+        "rate × decay": product,
+    }
     for axes, (title, values) in zip(row, columns.items(), strict=True):
         axes.step(history["epoch"], values, where="mid", color=TRAIN_COLOUR)
         axes.set(title=title, xlabel="epoch", ylim=(0, max(values.max() * 1.1, 1e-12)))
@@ -118,7 +136,13 @@ def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> F
         distances = pairs.loc[pairs["kind"] == kind, "distance"]
         if len(distances):
             axes.hist(distances, edges, color=colour, alpha=0.8, label=f"{kind} copies ({len(distances):,})")
-    axes.hist(np.clip(finite, 0, edges[-1]), edges, color=VAL_COLOUR, alpha=0.8, label=f"nearest strangers (sample of {len(finite):,})")
+    axes.hist(
+        np.clip(finite, 0, edges[-1]),
+        edges,
+        color=VAL_COLOUR,
+        alpha=0.8,
+        label=f"nearest strangers (sample of {len(finite):,})",
+    )
     axes.axvline(line, color="black", linestyle=":", label=f"line: {line}")
     axes.set(yscale="log", xlabel="distance: what one picture does not explain of the other", ylabel="pairs")
     axes.legend(fontsize=8)

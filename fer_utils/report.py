@@ -47,7 +47,9 @@ def score_table(metrics: dict) -> pd.DataFrame:
     rows = {"VAL": metrics["val"], "TEST": metrics["test"]}
     rows |= {f"TEST, {part}": metrics["test"][part] for part in ("public", "private") if part in metrics["test"]}
     columns = ["n", "loss", "accuracy", "macro_precision", "macro_recall", "macro_f1"]
-    return pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T.astype({"n": int})
+    return pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T.astype(
+        {"n": int}
+    )
 
 
 def honesty_line(metrics: dict) -> str:
@@ -75,7 +77,9 @@ def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Pa
     """Write the run's report.html. figures: (caption, PNG file), in order; one that is missing is left out and named."""
     records = stages.records(folders)
     embedded = [
-        (title, base64.b64encode(path.read_bytes()).decode()) if path.is_file() else (f"{title} (missing: {path.name})", "")
+        (title, base64.b64encode(path.read_bytes()).decode())
+        if path.is_file()
+        else (f"{title} (missing: {path.name})", "")
         for title, path in figures
     ]
     page = Environment(autoescape=True).from_string(_PAGE)
@@ -89,7 +93,10 @@ def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Pa
                 figures=embedded,
                 per_class=_html(pd.DataFrame(metrics["per_class"]["test"])),
                 seconds=_html(pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"])),
-                parameters=[(name, _html(pd.DataFrame(record["parameters"].items(), columns=["name", "value"]))) for name, record in records.items()],
+                parameters=[
+                    (name, _html(pd.DataFrame(record["parameters"].items(), columns=["name", "value"])))
+                    for name, record in records.items()
+                ],
                 versions=_html(pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"])),
                 notebooks=sorted(path.name for path in folders.notebooks.glob("*.ipynb")),
             ),

@@ -128,7 +128,9 @@ class _ZipReader:
         names = self.zip.namelist()
         twice = sorted({entry for entry in names if names.count(entry) > 1}) if len(set(names)) < len(names) else []
         if twice:
-            raise DatasetError(f"{name}: {path} holds the entry {twice[0]} twice ({len(twice)} such): download it again")
+            raise DatasetError(
+                f"{name}: {path} holds the entry {twice[0]} twice ({len(twice)} such): download it again"
+            )
 
     def files(self) -> list[str]:
         return [entry for entry in self.zip.namelist() if not entry.endswith("/")]

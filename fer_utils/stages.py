@@ -14,7 +14,15 @@ from typing import Any
 
 from fer_utils import files, parameters, paths
 
-RECORDED_PACKAGES = ("tensorflow", "keras", "numpy", "albumentations", "opencv-python-headless", "pandas", "scikit-learn")
+RECORDED_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "numpy",
+    "albumentations",
+    "opencv-python-headless",
+    "pandas",
+    "scikit-learn",
+)
 
 
 @dataclass
@@ -55,7 +63,9 @@ class Stage:
             "versions": versions(),
         }
         files.write_json(self.folders.stage_record(self.name), record)
-        shown = ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in figures.items())
+        shown = ", ".join(
+            f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in figures.items()
+        )
         print(f"{self.name} done in {seconds} s: {shown}")
 
 

@@ -26,14 +26,18 @@ class Batches(keras.utils.PyDataset):
     inputs: (n, …); labels: (n,) int. `seed` None keeps the order. `epoch` is the first epoch's number.
     """
 
-    def __init__(self, inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int | None = None, epoch: int = 0):
+    def __init__(
+        self, inputs: np.ndarray, labels: np.ndarray, batch_size: int, seed: int | None = None, epoch: int = 0
+    ):
         super().__init__()
         self.inputs, self.labels, self.batch_size, self.seed, self.epoch = inputs, labels, batch_size, seed, epoch
         self._order()
 
     def _order(self) -> None:
         n = len(self.labels)
-        self.order = np.arange(n) if self.seed is None else np.random.default_rng([self.seed, self.epoch]).permutation(n)
+        self.order = (
+            np.arange(n) if self.seed is None else np.random.default_rng([self.seed, self.epoch]).permutation(n)
+        )
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
@@ -57,7 +61,9 @@ class MacroScores(keras.metrics.Metric):
 
     def __init__(self, name: str = "macro", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.counts = self.add_weight(shape=(len(CLASSES), len(CLASSES)), initializer="zeros", name="counts", dtype="float32")
+        self.counts = self.add_weight(
+            shape=(len(CLASSES), len(CLASSES)), initializer="zeros", name="counts", dtype="float32"
+        )
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         true = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), len(CLASSES), dtype="float32")
@@ -105,7 +111,9 @@ class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None) -> None:
         if not isinstance(self.model.optimizer.weight_decay, keras.Variable):
-            raise TypeError(f"{type(self.model.optimizer).__name__} holds its weight decay as a constant: use fer_utils.training.AdamW")
+            raise TypeError(
+                f"{type(self.model.optimizer).__name__} holds its weight decay as a constant: use fer_utils.training.AdamW"
+            )
         self._rate = float(self.model.optimizer.learning_rate.numpy())
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
@@ -146,7 +154,9 @@ def make_reproducible(seed: int) -> None:
 def devices() -> str:
     """The devices that TensorFlow computes on, in words."""
     gpus = tf.config.list_physical_devices("GPU")
-    return ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus) or "CPU"
+    return (
+        ", ".join(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus) or "CPU"
+    )
 
 
 def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> keras.optimizers.Optimizer:
@@ -196,7 +206,9 @@ def fit(
     table.insert(0, "epoch", np.array(history.epoch) + 1)
     table.insert(1, "phase", phase)
     if not np.isfinite(table["loss"]).all():
-        raise FloatingPointError(f"{phase}: the loss is no number in epoch {table['epoch'].iloc[-1]}: lower learning_rate")
+        raise FloatingPointError(
+            f"{phase}: the loss is no number in epoch {table['epoch'].iloc[-1]}: lower learning_rate"
+        )
     return table[[*HISTORY_FIRST, *(name for name in table if name not in HISTORY_FIRST)]]
 
 

@@ -52,7 +52,8 @@ import pandas as pd
 from IPython.display import display
 from tqdm import tqdm
 
-from fer_utils import demo, files, leakage as audit, merging, near_duplicates, paths, plots, splits, stages
+from fer_utils import demo, files, merging, near_duplicates, paths, plots, splits, stages
+from fer_utils import leakage as audit
 from fer_utils.classes import CLASSES
 from fer_utils.sources import open_source
 
@@ -134,7 +135,9 @@ figure = plots.pair_distances(pairs, strangers, near_duplicates.MAX_DISTANCE)
 plots.save(figure, folders.figure("pair_distances"))
 plt.show()
 copies = pairs.loc[pairs["kind"] != "exact", "distance"]
-print(f"copies: median {copies.median():.3f}, 99th percentile {copies.quantile(0.99):.3f}; line at {near_duplicates.MAX_DISTANCE};")
+print(
+    f"copies: median {copies.median():.3f}, 99th percentile {copies.quantile(0.99):.3f}; line at {near_duplicates.MAX_DISTANCE};"
+)
 print(f"nearest strangers: 1st percentile {np.nanpercentile(strangers, 1):.3f}, median {np.nanmedian(strangers):.3f}")
 
 # %% [markdown]
@@ -163,7 +166,9 @@ if len(rows):
     figure = plots.faces(merged.pixels[rows], list(table["label"][rows]), 6, "One picture, several labels")
     plots.save(figure, folders.figure("label_conflicts"))
     plt.show()
-print(f"{table['label_conflict'].sum():,} images stand in {conflicts['group'].nunique():,} groups whose labels disagree")
+print(
+    f"{table['label_conflict'].sum():,} images stand in {conflicts['group'].nunique():,} groups whose labels disagree"
+)
 
 # %% [markdown]
 # ## Do
@@ -173,7 +178,9 @@ print(f"{table['label_conflict'].sum():,} images stand in {conflicts['group'].nu
 table = audit.apply_policy(table, leakage, train_copies)
 leaks = audit.summary(table, pairs, leakage)
 if leaks["test_images_in_train"]:
-    print(f"WARNING: {leaks['val_images_in_train']:,} VAL and {leaks['test_images_in_train']:,} TEST images have a copy in TRAIN.")
+    print(
+        f"WARNING: {leaks['val_images_in_train']:,} VAL and {leaks['test_images_in_train']:,} TEST images have a copy in TRAIN."
+    )
     print("Scores of this run measure memory as well as skill. params/clean.yaml avoids it.")
 else:
     print(f"no picture stands in two splits; {leaks['dropped_leaks']:,} copies were taken out of TRAIN or VAL")

@@ -69,7 +69,9 @@ print(f"TRAIN has {len(train):,} images")
 example = train["path"].iloc[0]
 original = images.load([folders.data / example])[0]
 variants = np.stack([original, *(balance.augment(original, example, copy, seed) for copy in range(1, 12))])
-figure = plots.faces(variants, ["original"] + [f"copy {copy}" for copy in range(1, 12)], 6, "One face and what training may see of it")
+figure = plots.faces(
+    variants, ["original"] + [f"copy {copy}" for copy in range(1, 12)], 6, "One face and what training may see of it"
+)
 plots.save(figure, folders.figure("augmentations"))
 plt.show()
 change = np.abs(variants[1:].astype(int) - original).mean()
@@ -86,7 +88,9 @@ needed = 4096 * len(plan)
 files.require_space(folders.data, needed)
 folders.balanced.unlink(missing_ok=True)
 with files.replacing(folders.split("TRAIN_BALANCED")) as temporary:
-    balance.write_balanced(plan, folders.data, temporary, seed, workers, lambda rows: tqdm(rows, "writing images", leave=False))
+    balance.write_balanced(
+        plan, folders.data, temporary, seed, workers, lambda rows: tqdm(rows, "writing images", leave=False)
+    )
 
 # %% [markdown]
 # ## Check
@@ -94,13 +98,19 @@ with files.replacing(folders.split("TRAIN_BALANCED")) as temporary:
 
 # %%
 # NBVAL_CHECK_OUTPUT
-counts = pd.DataFrame(
-    {
-        "TRAIN": train["label"].value_counts(),
-        "TRAIN_BALANCED": plan["label"].value_counts(),
-        "of them augmented": plan.loc[plan["copy"] > 0, "label"].value_counts(),
-    }
-).reindex(CLASSES).fillna(0).astype(int).rename_axis(None)
+counts = (
+    pd.DataFrame(
+        {
+            "TRAIN": train["label"].value_counts(),
+            "TRAIN_BALANCED": plan["label"].value_counts(),
+            "of them augmented": plan.loc[plan["copy"] > 0, "label"].value_counts(),
+        }
+    )
+    .reindex(CLASSES)
+    .fillna(0)
+    .astype(int)
+    .rename_axis(None)
+)
 counts
 
 # %%
@@ -108,7 +118,9 @@ figure = plots.class_counts(counts[["TRAIN", "TRAIN_BALANCED"]], "Images of each
 plots.save(figure, folders.figure("balance"))
 plt.show()
 before, after = counts["TRAIN"], counts["TRAIN_BALANCED"]
-print(f"largest to smallest class: {before.max() / before.min():.1f} to 1 before, {after.max() / after.min():.1f} to 1 after")
+print(
+    f"largest to smallest class: {before.max() / before.min():.1f} to 1 before, {after.max() / after.min():.1f} to 1 after"
+)
 
 # %% [markdown]
 # ## Save

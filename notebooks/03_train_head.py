@@ -43,7 +43,8 @@ learning_rate: float = 5e-4  # > 0; specification, Adam
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from fer_utils import datasets, files, model as network, plots, stages, training
+from fer_utils import datasets, files, plots, stages, training
+from fer_utils import model as network
 
 stage = stages.begin("train_head", globals())
 folders = stage.folders
@@ -104,7 +105,9 @@ figure = plots.learning_curves(history)
 plots.save(figure, folders.figure("learning_curves_head"))
 plt.show()
 best = history.loc[history["val_loss"].idxmin()]
-print(f"lowest VAL loss {best['val_loss']:.3f} in epoch {best['epoch']:.0f}: accuracy {best['val_accuracy']:.3f}, macro F1 {best['val_macro_f1']:.3f}")
+print(
+    f"lowest VAL loss {best['val_loss']:.3f} in epoch {best['epoch']:.0f}: accuracy {best['val_accuracy']:.3f}, macro F1 {best['val_macro_f1']:.3f}"
+)
 
 # %% [markdown]
 # ## Check and save
@@ -124,5 +127,9 @@ files.write_csv(folders.history_head, history)
 last = history.iloc[-1]
 stage.finish(
     outputs=[folders.head_weights, folders.history_head],
-    figures={"epochs": len(history), "VAL accuracy": round(last["val_accuracy"], 4), "VAL macro F1": round(last["val_macro_f1"], 4)},
+    figures={
+        "epochs": len(history),
+        "VAL accuracy": round(last["val_accuracy"], 4),
+        "VAL macro F1": round(last["val_macro_f1"], 4),
+    },
 )

@@ -54,7 +54,8 @@ import keras
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from fer_utils import datasets, files, model as network, plots, stages, training
+from fer_utils import datasets, files, plots, stages, training
+from fer_utils import model as network
 
 stage = stages.begin("fine_tune", globals())
 folders = stage.folders
@@ -125,7 +126,9 @@ figure = plots.learning_curves(both)
 plots.save(figure, folders.figure("learning_curves"))
 plt.show()
 best = history.loc[history["val_loss"].idxmin()]
-print(f"lowest VAL loss {best['val_loss']:.3f} in epoch {best['epoch']:.0f} of {history['epoch'].max()}: accuracy {best['val_accuracy']:.3f}")
+print(
+    f"lowest VAL loss {best['val_loss']:.3f} in epoch {best['epoch']:.0f} of {history['epoch'].max()}: accuracy {best['val_accuracy']:.3f}"
+)
 print(f"there TRAIN's accuracy is {best['accuracy']:.3f}, {best['accuracy'] - best['val_accuracy']:+.3f} against VAL")
 
 # %% [markdown]
@@ -135,7 +138,9 @@ print(f"there TRAIN's accuracy is {best['accuracy']:.3f}, {best['accuracy'] - be
 figure = plots.rates(history)
 plots.save(figure, folders.figure("rates"))
 plt.show()
-print(f"rate {history['learning_rate'].iloc[0]:.2g} → {history['learning_rate'].iloc[-1]:.2g}, decay {history['weight_decay'].iloc[0]:.2g} → {history['weight_decay'].iloc[-1]:.2g}")
+print(
+    f"rate {history['learning_rate'].iloc[0]:.2g} → {history['learning_rate'].iloc[-1]:.2g}, decay {history['weight_decay'].iloc[0]:.2g} → {history['weight_decay'].iloc[-1]:.2g}"
+)
 
 # %% [markdown]
 # ## Save and check
@@ -159,5 +164,9 @@ assert abs(training.predict(reloaded, val.images[:64]) - training.predict(model,
 # %%
 stage.finish(
     outputs=[folders.model, folders.model_weights, folders.history_fine_tune],
-    figures={"epochs": len(history), "VAL accuracy": round(best["val_accuracy"], 4), "VAL macro F1": round(best["val_macro_f1"], 4)},
+    figures={
+        "epochs": len(history),
+        "VAL accuracy": round(best["val_accuracy"], 4),
+        "VAL macro F1": round(best["val_macro_f1"], 4),
+    },
 )

@@ -42,7 +42,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 
-from fer_utils import datasets, evaluation, files, images, leakage as audit, plots, report, stages, training
+from fer_utils import datasets, evaluation, files, images, plots, report, stages, training
+from fer_utils import leakage as audit
 
 stage = stages.begin("evaluate", globals())
 folders = stage.folders
@@ -96,7 +97,9 @@ reports["TEST"].round(3)
 
 # %%
 of_classes = reports["TEST"].iloc[:7].set_index("class")["f1"]
-print(f"easiest: {of_classes.idxmax()} (F1 {of_classes.max():.3f}); hardest: {of_classes.idxmin()} (F1 {of_classes.min():.3f})")
+print(
+    f"easiest: {of_classes.idxmax()} (F1 {of_classes.max():.3f}); hardest: {of_classes.idxmin()} (F1 {of_classes.min():.3f})"
+)
 
 # %% [markdown]
 # ## Confusion matrices
@@ -114,7 +117,10 @@ for split, of in predictions.items():
 counts = pd.DataFrame(evaluation.confusion(predictions["TEST"]), plots.CLASSES, plots.CLASSES)
 shares = counts.div(counts.sum(axis=1), axis=0).stack()
 wrong = shares[[one != two for one, two in shares.index]].nlargest(3)
-print("most often confused on TEST: " + "; ".join(f"{one} taken for {two}, {share:.0%}" for (one, two), share in wrong.items()))
+print(
+    "most often confused on TEST: "
+    + "; ".join(f"{one} taken for {two}, {share:.0%}" for (one, two), share in wrong.items())
+)
 
 # %% [markdown]
 # ## The worst mistakes
@@ -173,6 +179,10 @@ print(f"report: {folders.report}")
 # %%
 stage.finish(
     outputs=[folders.metrics, folders.report, folders.for_split("confusion_matrix", "TEST", ".png")],
-    figures={"TEST accuracy": round(metrics["test"]["accuracy"], 4), "TEST macro F1": round(metrics["test"]["macro_f1"], 4)} | leaks,
+    figures={
+        "TEST accuracy": round(metrics["test"]["accuracy"], 4),
+        "TEST macro F1": round(metrics["test"]["macro_f1"], 4),
+    }
+    | leaks,
 )
 print(report.honesty_line(metrics))

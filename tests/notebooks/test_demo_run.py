@@ -1,0 +1,126 @@
+"""The five notebooks, headless, on the demo profile: the run itself, its results, and that a second run agrees.
+
+The second run is nbval's: it executes the executed copies again, compares the cells whose output is fixed, and writes
+the same run folder anew.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from fer_utils import images, paths, stages
+from fer_utils.classes import CLASSES
+from fer_utils.parameters import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> paths.RunFolders:
+    """The folders of a finished demo run."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    command = [sys.executable, "run_all.py", "--params", "params/demo.yaml", "--outputs-dir", str(outputs)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return paths.run_folders("demo", str(outputs), "")
+
+
+def snapshot(folders: paths.RunFolders) -> dict:
+    """What two runs with one seed must have in common."""
+    metrics = json.loads(folders.metrics.read_text())
+    balanced = sorted(folders.split("TRAIN_BALANCED").rglob("*.*"))
+    return {
+        "manifest": folders.manifest.read_text(),
+        "balanced": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in balanced},
+        "scores": {split: metrics[split] for split in ("val", "test")},
+    }
+
+
+def test_it_learns_faces_that_training_never_saw(folders):
+    metrics = json.loads(folders.metrics.read_text())
+    assert metrics["leakage"]["test_images_in_train"] == 0
+    assert metrics["test"]["accuracy"] >= 0.60
+
+
+def test_every_stage_leaves_its_record_and_its_notebook(folders):
+    assert list(stages.records(folders)) == list(STAGES)
+    for file in STAGES.values():
+        notebook = nbformat.read(folders.notebooks / file.replace(".py", ".ipynb"), as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+        assert all(cell.execution_count for cell in code)
+        assert any("injected-parameters" in cell.metadata.get("tags", []) for cell in code)
+
+
+def test_nothing_half_written_is_left(folders):
+    assert not list(folders.run.rglob(".partial-*"))
+
+
+def test_the_manifest_accounts_for_every_file(folders):
+    manifest = pd.read_csv(folders.manifest, keep_default_na=False)
+    listed = set(manifest.loc[manifest["path"] != "", "path"])
+    split_folders = [folders.split(split) for split in ("TRAIN", "VAL", "TEST")]
+    on_disk = {path.relative_to(folders.data).as_posix() for folder in split_folders for path in folder.rglob("*.*")}
+    assert listed == on_disk
+    drawn = [path for path in folders.demo_sources.rglob("*.*") if path.is_file()]
+    assert len(manifest) == len(drawn)
+
+
+def test_metrics_hold_what_the_design_names(folders):
+    metrics = json.loads(folders.metrics.read_text())
+    six = {"n", "loss", "accuracy", "macro_precision", "macro_recall", "macro_f1"}
+    assert six <= set(metrics["val"])
+    assert six | {"public", "private"} <= set(metrics["test"])
+    assert {"policy", "val_images_in_train", "test_images_in_train"} <= set(metrics["leakage"])
+    assert {"params", "versions", "seed", "seconds_per_stage"} <= set(metrics["run"])
+    assert metrics["test"]["n"] == metrics["test"]["public"]["n"] + metrics["test"]["private"]["n"]
+
+
+def test_epochs_count_on_from_phase_one(folders):
+    head, fine = pd.read_csv(folders.history_head), pd.read_csv(folders.history_fine_tune)
+    assert list(pd.concat([head, fine])["epoch"]) == list(range(1, len(head) + len(fine) + 1))
+
+
+def test_the_saved_model_gives_the_predictions_on_record(folders):
+    predictions = pd.read_csv(folders.for_split("predictions", "TEST", ".csv"))
+    model = keras.saving.load_model(folders.model, compile=False, safe_mode=True)
+    faces = images.load([folders.data / path for path in predictions["path"][:20]])
+    on_record = predictions[[f"p_{label}" for label in CLASSES]].to_numpy()[:20]
+    assert np.allclose(model.predict(faces[..., None], verbose=0), on_record, atol=1e-4)
+
+
+def test_the_report_stands_alone(folders):
+    page = folders.report.read_text()
+    assert page.count("data:image/png;base64,") >= 8
+    assert "missing:" not in page
+    assert 'src="http' not in page
+
+
+def test_a_second_run_agrees_cell_by_cell_and_in_its_results(folders):
+    before = snapshot(folders)
+    notebooks = [str(folders.notebooks / file.replace(".py", ".ipynb")) for file in STAGES.values()]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-cell-timeout=1200",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+    ]
+    done = subprocess.run(
+        [*command, f"--rootdir={folders.run}", "-c", "/dev/null", *notebooks], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    after = snapshot(folders)
+    assert after["manifest"] == before["manifest"]
+    assert after["balanced"] == before["balanced"]
+    assert after["scores"] == before["scores"]

@@ -1,0 +1,58 @@
+"""run_all.py's answers that need no training: choices, refusals, exit status."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "run_all.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-p", "fine_tune.epoch=3"], "unknown parameter fine_tune.epoch; did you mean 'epochs'?"),
+        (["-p", "fine_tune.epochs=0"], "fine_tune.epochs is 0, expected a whole number (>= 1)"),
+        (["-p", "fine_tune.epochs=many"], "fine_tune.epochs is 'many', expected a whole number"),
+        (["-p", "balanse.seed=1"], "unknown section 'balanse'; did you mean 'balance'?"),
+        (["-p", "balance.epochs=1"], "it belongs to train_head and fine_tune"),
+        (["-p", "nonsense"], "expected STAGE.NAME=VALUE"),
+        (["--params", "params/nowhere.yaml"], "no such profile; profiles there: clean.yaml, cpu.yaml"),
+        (["--run", "../elsewhere"], "expected a plain folder name"),
+        (["-p", "merge_split.fer2013=/nowhere"], "Download https://www.kaggle.com/datasets/msambare/fer2013"),
+        (["-p", "train_head.weights=none", "-p", "fine_tune.weights=imagenet"], "weights differs"),
+    ],
+)
+def test_a_fault_stops_it_before_anything_runs(arguments, expected, tmp_path):
+    done = run("--params", "params/demo.yaml", "--outputs-dir", str(tmp_path), *arguments)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert not list(tmp_path.rglob("*.ipynb"))
+
+
+def test_a_dry_run_shows_resolved_values_and_writes_nothing(tmp_path):
+    done = run(
+        "--params",
+        "params/demo.yaml",
+        "--dry-run",
+        "--outputs-dir",
+        str(tmp_path),
+        "-p",
+        "train_head.learning_rate=1e-3",
+    )
+    assert done.returncode == 0
+    assert "learning_rate = 0.001" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_without_what_it_reads_fails_and_names_the_stage_to_run(tmp_path):
+    done = run("--params", "params/demo.yaml", "--only", "balance", "--outputs-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert "run the notebooks before it first (01_merge_split.py)" in done.stderr
