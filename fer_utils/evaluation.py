@@ -5,26 +5,34 @@ Knows metrics; knows nothing of models, files or plots.
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
 from fer_utils.classes import CLASSES
 
 PROBABILITIES = tuple(f"p_{label}" for label in CLASSES)
+KEPT_COLUMNS = ("path", "label", "usage", "in_train", "label_conflict", "flags")
+RESAMPLES = 2000  # bootstrap: enough that an interval's ends move in the third digit only
+CALIBRATION_BINS = 15  # as Guo et al. 2017, "On Calibration of Modern Neural Networks"
 SMALLEST_PROBABILITY = 1e-7  # as keras.config.epsilon(): the loss of a probability of 0 stays finite
 
 
 def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """One row an image: what it is, what it was taken for, and all seven probabilities.
 
-    table: columns path, label, usage (others are kept out). probabilities: (n, 7), rows sum to 1.
+    table: KEPT_COLUMNS, as far as it has them (others are kept out). probabilities: (n, 7), rows sum to 1.
     """
     predicted = [CLASSES[place] for place in probabilities.argmax(axis=1)]
-    rows = table[["path", "label", "usage"]].assign(predicted=predicted)
+    rows = table[[column for column in KEPT_COLUMNS if column in table]].assign(predicted=predicted)
     return pd.concat([rows, pd.DataFrame(probabilities.round(7), columns=PROBABILITIES)], axis=1)
 
 
-def scores(predictions: pd.DataFrame) -> dict[str, float]:
-    """n, loss (sparse categorical cross-entropy, nats), accuracy, and macro precision, recall and F1 (zero_division 0)."""
+def scores(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
+    """What is said of a set of predictions.
+
+    n, loss (sparse categorical cross-entropy, nats), accuracy, macro precision, recall and F1 (zero_division 0);
+    accuracy_interval and macro_f1_interval, 95 % bootstrap; calibration_error (see calibration_error).
+    """
     true = predictions["label"].map(CLASSES.index).to_numpy()
     chosen = predictions[list(PROBABILITIES)].to_numpy()[np.arange(len(true)), true]
     precision, recall, f1, _ = precision_recall_fscore_support(
@@ -37,13 +45,67 @@ def scores(predictions: pd.DataFrame) -> dict[str, float]:
         "macro_precision": float(precision),
         "macro_recall": float(recall),
         "macro_f1": float(f1),
+        **bootstrap_intervals(confusion(predictions)),
+        "calibration_error": calibration_error(reliability(predictions)),
     }
 
 
-def scores_by_usage(predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """The scores of the Public and the Private part, as far as the source tells them apart."""
-    parts = {"public": "PublicTest", "private": "PrivateTest"}
-    found = {part: predictions[predictions["usage"] == usage] for part, usage in parts.items()}
+def bootstrap_intervals(counts: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
+    """95 % percentile intervals of accuracy and macro F1 under resampling of images with replacement.
+
+    counts: (7, 7) confusion counts. Both scores depend on the images through these counts alone, and resampling images
+    draws the counts from a multinomial distribution: so they are drawn directly, which is the same and much faster.
+    """
+    n = int(counts.sum())
+    drawn = np.random.default_rng(seed).multinomial(n, counts.ravel() / n, RESAMPLES).reshape(-1, *counts.shape)
+    hits = np.diagonal(drawn, axis1=1, axis2=2)
+    called = drawn.sum(axis=1) + drawn.sum(axis=2)
+    f1 = np.divide(2 * hits, called, out=np.zeros(hits.shape), where=called > 0).mean(axis=1)
+    draws = {"accuracy_interval": hits.sum(axis=1) / n, "macro_f1_interval": f1}
+    return {name: [float(end) for end in np.percentile(values, [2.5, 97.5])] for name, values in draws.items()}
+
+
+def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
+    """How often predictions of a confidence are right: a row a bin of equal width that holds any, with n, confidence, accuracy."""
+    confidence = predictions[list(PROBABILITIES)].max(axis=1)
+    right = predictions["label"] == predictions["predicted"]
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    table = pd.DataFrame({"n": 1, "confidence": confidence, "accuracy": right.astype(float)}).groupby(bins)
+    return table.agg({"n": "sum", "confidence": "mean", "accuracy": "mean"}).reset_index(drop=True)
+
+
+def calibration_error(bins: pd.DataFrame) -> float:
+    """Expected calibration error: |accuracy - confidence|, averaged over the bins of `reliability` by their n (Guo et al. 2017)."""
+    return float(((bins["accuracy"] - bins["confidence"]).abs() * bins["n"]).sum() / bins["n"].sum())
+
+
+def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
+    """McNemar's exact test of two models' predictions for the same images.
+
+    Returns n (images both cover), only_first and only_second (images that one alone gets right) and p_value, two-sided:
+    the chance of so uneven a share were both equally good. Raises ValueError where no image is in both.
+    """
+    both = first.merge(second, on="path", suffixes=("_1", "_2"))
+    if not len(both):
+        raise ValueError("the two tables of predictions have no image in common")
+    right = [both[f"label_{run}"] == both[f"predicted_{run}"] for run in (1, 2)]
+    only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    discordant = only_first + only_second
+    p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return {"n": len(both), "only_first": only_first, "only_second": only_second, "p_value": p_value}
+
+
+def scores_of_parts(predictions: pd.DataFrame) -> dict[str, dict]:
+    """The scores of the parts that can be told apart: public, private, and unseen, the images without a copy in TRAIN.
+
+    `unseen` is there only where it is a part: neither all images nor none.
+    """
+    found = {
+        "public": predictions[predictions["usage"] == "PublicTest"],
+        "private": predictions[predictions["usage"] == "PrivateTest"],
+    }
+    if predictions["in_train"].any():
+        found["unseen"] = predictions[~predictions["in_train"]]
     return {part: scores(rows) for part, rows in found.items() if len(rows)}
 
 
@@ -72,3 +134,10 @@ def worst_mistakes(predictions: pd.DataFrame, n: int) -> pd.DataFrame:
     wrong = predictions[predictions["label"] != predictions["predicted"]]
     confidence = wrong[list(PROBABILITIES)].max(axis=1)
     return wrong.assign(confidence=confidence).sort_values(["confidence", "path"], ascending=[False, True]).head(n)
+
+
+def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The table without `conflicts` (images whose copies have another label), `blanks`, `both`, or `none` of them."""
+    conflicts, blanks = table["label_conflict"].astype(bool), table["flags"].str.contains("blank")
+    masks = {"none": blanks & False, "conflicts": conflicts, "blanks": blanks, "both": conflicts | blanks}
+    return table[~masks[what]]

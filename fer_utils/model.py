@@ -16,6 +16,7 @@ from fer_utils.classes import CLASSES
 BACKBONE = "resnet50"
 FEATURES = "pooled_features"
 HEAD_LAYERS = ("head_dense", "head_batch_norm", "head_dropout", "probabilities")
+TRAINED_NORM_MOMENTUM = 0.9  # Keras' 0.99 needs some 500 steps to forget where it began: more than a small set has
 MIN_IMAGE_SIZE = 32  # below it ResNet50's five halvings leave nothing
 
 
@@ -23,7 +24,7 @@ class WeightsError(ValueError):
     """A weights file or download that does not fit ResNet50 without top."""
 
 
-def build(image_size: int, weights: str, batch_norm_momentum: float = 0.9) -> keras.Model:
+def build(image_size: int, weights: str, batch_norm_momentum: float = TRAINED_NORM_MOMENTUM) -> keras.Model:
     """ResNet50 with the specification's head, backbone frozen.
 
     Input: raw grey images, float or uint8, shape (n, height, width, 1), values 0–255, of any size. Inside the model they
@@ -31,7 +32,7 @@ def build(image_size: int, weights: str, batch_norm_momentum: float = 0.9) -> ke
     probabilities, shape (n, 7), in the order of CLASSES.
 
     weights: `imagenet`, a path to a `notop` file, or `none` (see load_backbone). The head's BatchNormalization forgets
-    at `batch_norm_momentum`, faster than Keras' 0.99, so that its averages settle within the first epoch of a small set.
+    at `batch_norm_momentum`.
     """
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(f"image_size is {image_size}, ResNet50 needs at least {MIN_IMAGE_SIZE}")
@@ -143,6 +144,8 @@ def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
     for place, layer in enumerate(backbone.layers):
         is_frozen_norm = isinstance(layer, layers.BatchNormalization) and batch_norm == "frozen"
         layer.trainable = place >= first and not is_frozen_norm
+        if layer.trainable and isinstance(layer, layers.BatchNormalization):
+            layer.momentum = TRAINED_NORM_MOMENTUM
     return sum(bool(layer.trainable_weights) for layer in backbone.layers)
 
 

@@ -148,3 +148,16 @@ def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> F
     axes.legend(fontsize=8)
     sns.despine(figure)
     return figure
+
+
+def reliability(bins: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy against confidence, one panel a split; bins as `evaluation.reliability` gives them."""
+    figure, row = plt.subplots(1, len(bins), figsize=(10, 4), sharey=True, layout="constrained")
+    for axes, (split, table) in zip(row, bins.items(), strict=True):
+        axes.bar(table["confidence"], table["accuracy"], width=0.05, color=TRAIN_COLOUR, label="share that is right")
+        axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfectly calibrated")
+        axes.set(title=f"{split}, {table['n'].sum():,} images", xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
+    row[0].set_ylabel("accuracy")
+    row[0].legend(fontsize=8)
+    sns.despine(figure)
+    return figure

@@ -43,13 +43,18 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 
 
 def score_table(metrics: dict) -> pd.DataFrame:
-    """The scores of metrics.json as a table: a row for VAL, TEST and each part of TEST that is told apart."""
-    rows = {"VAL": metrics["val"], "TEST": metrics["test"]}
-    rows |= {f"TEST, {part}": metrics["test"][part] for part in ("public", "private") if part in metrics["test"]}
-    columns = ["n", "loss", "accuracy", "macro_precision", "macro_recall", "macro_f1"]
-    return pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T.astype(
-        {"n": int}
-    )
+    """The scores of metrics.json as a table: a row for VAL, TEST and each part of them that is told apart."""
+    rows = {}
+    for split in ("VAL", "TEST"):
+        of = metrics[split.lower()]
+        rows[split] = of
+        rows |= {f"{split}, {part}": of[part] for part in ("public", "private", "unseen") if part in of}
+    columns = ["n", "loss", "accuracy", "macro_precision", "macro_recall", "macro_f1", "calibration_error"]
+    table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
+    for name, place in (("accuracy", 3), ("macro_f1", 7)):
+        ends = [row[f"{name}_interval"] for row in rows.values()]
+        table.insert(place, f"{name} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
+    return table.astype({"n": int})
 
 
 def honesty_line(metrics: dict) -> str:
