@@ -5,4 +5,6 @@ import os
 # Read when TensorFlow is imported. On CPUs without AVX-512, TensorFlow leaves oneDNN off by default, and training
 # convolutions then take several times as long.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only: no start-up notes about CPU features
+os.environ.setdefault(
+    "TF_CPP_MIN_LOG_LEVEL", "3"
+)  # no notes about CPU features or a GPU that is not there; failures still raise

@@ -24,7 +24,7 @@ def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataF
     """
     predicted = [CLASSES[place] for place in probabilities.argmax(axis=1)]
     rows = table[[column for column in KEPT_COLUMNS if column in table]].assign(predicted=predicted)
-    return pd.concat([rows, pd.DataFrame(probabilities.round(7), columns=PROBABILITIES)], axis=1)
+    return pd.concat([rows, pd.DataFrame(probabilities.round(7), table.index, PROBABILITIES)], axis=1)
 
 
 def scores(predictions: pd.DataFrame) -> dict[str, float | list[float]]:

@@ -67,7 +67,10 @@ def read_all(sources: Sequence[Source], unreadable: str, progress: Callable[[Ite
 
 
 def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
-    """`<source>_<part>_<name>`; the second of one name in a class is numbered and flagged `renamed`."""
+    """`<source>_<part>_<name>`; the second of one name in a class is numbered and flagged `renamed`.
+
+    One name whatever its suffix and its case: augmented copies of `a.jpg` and `a.png` would both be `a_aug1.png`.
+    """
     names, taken = [], set()
     for row, (source, part, label, path) in enumerate(
         zip(table["source"], table["part"], table["label"], table["source_path"], strict=True)
@@ -76,14 +79,14 @@ def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
         if "#" in name:
             name = f"{name.split('#')[1]}.png"  # a row of a CSV
         stem, suffix = Path(name).stem, ".png" if _REPAIRED & set(marks[row]) else Path(name).suffix
-        unique, count = f"{source}_{part}_{stem}{suffix}", 1
+        unique, count = f"{source}_{part}_{stem}", 1
         while (label, unique.casefold()) in taken:
             count += 1
-            unique = f"{source}_{part}_{stem}_{count}{suffix}"
+            unique = f"{source}_{part}_{stem}_{count}"
         if count > 1:
             marks[row].append("renamed")
         taken.add((label, unique.casefold()))
-        names.append(unique)
+        names.append(unique + suffix)
     return names
 
 

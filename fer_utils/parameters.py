@@ -62,7 +62,7 @@ class Parameter:
         """
         try:
             value = _convert(value, self.type)
-        except (TypeError, ValueError):
+        except (AttributeError, OverflowError, TypeError, ValueError):
             raise ValueError(f"is {value!r}, expected {self.expected}") from None
         if not self._is_allowed(value):
             raise ValueError(f"is {value!r}, expected {self.expected}")
@@ -89,11 +89,13 @@ class Parameter:
 def _convert(value: Any, kind: type) -> Any:
     if kind is bool:
         words = {"true": True, "false": False}
-        return value if isinstance(value, bool) else words[value.lower()] if value in words else _fail()
+        return value if isinstance(value, bool) else words[value.lower()] if str(value).lower() in words else _fail()
     if kind is str:
         return value if isinstance(value, str) else _fail()
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         _fail()
+    if kind is int and (isinstance(value, int) or re.fullmatch(r"[+-]?\d+", str(value))):
+        return int(value)  # not by way of float, which rounds a long seed
     number = float(value)
     if number != number or number in (float("inf"), float("-inf")):
         _fail()
@@ -129,7 +131,11 @@ def _declared(line: str, name: str) -> Parameter:
     kind = _TYPES[match["type"]]
     rule = re.match(_CHOICES if kind is str else _BOUNDS, match["comment"])
     allowed, reason = (rule[1], match["comment"][rule.end() :]) if rule else ("", match["comment"])
-    parameter = Parameter(line.split(":")[0], kind, ast.literal_eval(match["value"]), allowed, reason)
+    try:
+        default = ast.literal_eval(match["value"])
+    except (ValueError, SyntaxError):
+        raise ParameterError(f"{name}: the default in {line!r} is no literal") from None
+    parameter = Parameter(line.split(":")[0], kind, default, allowed, reason)
     try:
         parameter.coerce(parameter.default)
     except ValueError as error:

@@ -17,6 +17,7 @@ Knows layouts and spellings; knows nothing of splits. What it does with odd inpu
 import csv
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -141,7 +142,7 @@ class _ZipReader:
             raise images.UnreadableImage(f"{self.path}: {file} unpacks to {info.file_size:,} bytes, no face picture")
         try:
             return self.zip.read(info)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise images.UnreadableImage(f"{self.path}: {file} cannot be unpacked ({error})") from error
 
     def open_text(self, file: str):
@@ -171,7 +172,7 @@ class _CsvReader:
     def table(self, name: str) -> pd.DataFrame:
         records = []
         for number, row in enumerate(self.rows):
-            usage, code = row["usage"].strip(), row["emotion"].strip()
+            usage, code = ((row[column] or "").strip() for column in ("usage", "emotion"))  # None: the row ends early
             if usage not in _CSV_PARTS or not code.isdigit() or int(code) >= len(CSV_CODES):
                 raise DatasetError(
                     f"{self.path}: {self.file} row {number} has Usage {usage!r} and emotion {code!r}; "

@@ -18,16 +18,17 @@ def assign_splits(table: pd.DataFrame, val_fraction: float, test_usage: str, see
 
     TRAIN takes every Emotion Detection FER image and the rest of FER2013's train part, of which VAL takes
     round(n × val_fraction) of each class; TEST takes FER2013's test part: all of it, or with `test_usage="private"` the
-    PrivateTest images alone, the others then standing in no split ("").
+    PrivateTest images alone, the others then standing in no split (""). So does an image flagged `unreadable`.
 
-    table: columns source, part, label, usage. Returns a Series of TRAIN, VAL, TEST or "" on the same index.
+    table: columns source, part, label, usage, flags. Returns a Series of TRAIN, VAL, TEST or "" on the same index.
     Raises ValueError for an unknown `test_usage`, for a fraction outside (0, 1), and for "private" where the source does
     not tell Public from Private.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}, expected a share between 0 and 1")
-    split = pd.Series("TRAIN", index=table.index)
-    is_fer = table["source"] == FER2013
+    readable = ~table["flags"].str.split().map(lambda flags: "unreadable" in flags).astype(bool)
+    split = pd.Series("TRAIN", index=table.index).where(readable, "")
+    is_fer = readable & (table["source"] == FER2013)
     is_test = is_fer & (table["part"] == "test")
     split[is_test] = "TEST"
     if test_usage == "private":

@@ -12,7 +12,6 @@ import pandas as pd
 import tensorflow as tf
 from keras import ops
 from tqdm import tqdm
-from tqdm.keras import TqdmCallback
 
 from fer_utils.classes import CLASSES
 
@@ -141,6 +140,25 @@ class _RecordRates(keras.callbacks.Callback):
         logs.update(self._rates, seconds=round(time.monotonic() - self._began, 2))
 
 
+class _EpochBar(keras.callbacks.Callback):
+    """A progress bar over the epochs, with the scores that matter."""
+
+    def __init__(self, initial_epoch: int):
+        super().__init__()
+        self.initial_epoch = initial_epoch
+
+    def on_train_begin(self, logs=None) -> None:
+        self._bar = tqdm(total=self.params["epochs"], initial=self.initial_epoch, desc="epochs", leave=False)
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        shown = {name: f"{logs[name]:.3f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in logs}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def on_train_end(self, logs=None) -> None:
+        self._bar.close()
+
+
 def make_reproducible(seed: int) -> None:
     """Seed Python, NumPy and TensorFlow, and on a GPU have TensorFlow choose deterministic kernels.
 
@@ -199,7 +217,7 @@ def fit(
         validation_data=val,
         initial_epoch=first_epoch,
         epochs=first_epoch + epochs,
-        callbacks=[_RecordRates(), *callbacks, keras.callbacks.TerminateOnNaN(), TqdmCallback(verbose=0, leave=False)],
+        callbacks=[_RecordRates(), *callbacks, keras.callbacks.TerminateOnNaN(), _EpochBar(first_epoch)],
         verbose=0,
     )
     table = pd.DataFrame(history.history)

@@ -1,0 +1,112 @@
+"""Scores are those worked out by hand, and scikit-learn's."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from fer_utils import evaluation
+from fer_utils.classes import CLASSES
+
+labels = st.lists(st.sampled_from(CLASSES), min_size=1, max_size=60)
+
+
+def _predictions(
+    true: list[str], given: list[str], sure: float | list[float] = 0.7, usage: str | list = ""
+) -> pd.DataFrame:
+    """Predictions with probability `sure` on the class given, the rest spread over the others."""
+    sure = np.broadcast_to(sure, len(true))
+    probabilities = np.repeat(((1 - sure) / 6)[:, None], 7, axis=1)
+    probabilities[np.arange(len(true)), [CLASSES.index(label) for label in given]] = sure
+    table = pd.DataFrame({"path": [f"{i}.png" for i in range(len(true))], "label": true, "usage": usage, "other": 1})
+    return evaluation.prediction_table(table, probabilities)
+
+
+def test_a_prediction_is_the_likeliest_class_with_all_seven_probabilities():
+    table = _predictions(["sad", "fear"], ["sad", "happy"], usage=["PublicTest", ""])
+    assert list(table.columns) == ["path", "label", "usage", "predicted", *evaluation.PROBABILITIES]
+    assert table["predicted"].tolist() == ["sad", "happy"] and table["p_happy"].tolist() == [0.05, 0.7]
+
+
+def test_predictions_follow_the_rows_whatever_their_index():
+    table = pd.DataFrame({"path": ["a", "b"], "label": ["sad", "fear"], "usage": ""}, index=[7, 3])
+    found = evaluation.prediction_table(table, np.eye(7)[[4, 2]])
+    assert found["predicted"].tolist() == ["sad", "fear"] and found["p_sad"].tolist() == [1, 0]
+    assert evaluation.scores(found)["accuracy"] == 1
+
+
+def test_scores_are_those_worked_out_by_hand():
+    # angry: precision 1/2, recall 1/2; disgust 1/2, 1; fear: 0, 0; the other four classes have no image: 0.
+    found = evaluation.scores(
+        _predictions(["angry", "angry", "disgust", "fear"], ["angry", "disgust", "disgust", "angry"])
+    )
+    assert found["n"] == 4 and found["accuracy"] == 0.5
+    assert found["loss"] == pytest.approx(-(2 * np.log(0.7) + 2 * np.log(0.05)) / 4, abs=1e-6)
+    assert found["macro_precision"] == pytest.approx((1 / 2 + 1 / 2) / 7)
+    assert found["macro_recall"] == pytest.approx((1 / 2 + 1) / 7)
+    assert found["macro_f1"] == pytest.approx((1 / 2 + 2 / 3) / 7)
+
+
+def test_all_right_scores_one_and_a_probability_of_zero_stays_finite():
+    right = evaluation.scores(_predictions(list(CLASSES), list(CLASSES), 1.0))
+    assert right["accuracy"] == right["macro_f1"] == right["macro_recall"] == right["macro_precision"] == 1
+    assert right["loss"] == 0
+    wrong = evaluation.scores(_predictions(["sad"], ["fear"], 1.0))
+    assert wrong["loss"] == pytest.approx(-np.log(1e-7))
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels, st.randoms(use_true_random=False))
+def test_scores_agree_with_scikit_learn(true, random):
+    guessed = [random.choice(CLASSES) for _ in true]
+    table = _predictions(true, guessed, 0.4)
+    found = evaluation.scores(table)
+    how = {"labels": CLASSES, "average": "macro", "zero_division": 0}
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(true, guessed))
+    assert found["macro_precision"] == pytest.approx(metrics.precision_score(true, guessed, **how))
+    assert found["macro_recall"] == pytest.approx(metrics.recall_score(true, guessed, **how))
+    assert found["macro_f1"] == pytest.approx(metrics.f1_score(true, guessed, **how))
+    probabilities = table[list(evaluation.PROBABILITIES)].to_numpy()
+    expected = metrics.log_loss([CLASSES.index(label) for label in true], probabilities, labels=range(7))
+    assert found["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_public_and_private_are_scored_apart_where_the_source_tells():
+    usage = ["PublicTest", "PublicTest", "PrivateTest", "PrivateTest"]
+    table = _predictions(["sad", "sad", "sad", "fear"], ["sad", "sad", "sad", "sad"], usage=usage)
+    parts = evaluation.scores_by_usage(table)
+    assert parts["public"]["accuracy"] == 1 and parts["private"]["accuracy"] == 0.5
+    assert parts["public"]["n"] == parts["private"]["n"] == 2
+    assert list(evaluation.scores_by_usage(table[2:])) == ["private"]
+    assert evaluation.scores_by_usage(table.assign(usage="")) == {}
+
+
+def test_the_confusion_matrix_has_true_rows_and_predicted_columns():
+    counts = evaluation.confusion(_predictions(["angry", "angry", "neutral"], ["fear", "angry", "neutral"]))
+    assert counts.shape == (7, 7) and counts.sum() == 3
+    assert (counts[0, 2], counts[0, 0], counts[6, 6], counts[2, 0]) == (1, 1, 1, 0)
+
+
+def test_the_class_report_has_a_row_a_class_even_for_one_without_images():
+    report = evaluation.class_report(_predictions(["sad", "sad", "fear"], ["sad", "fear", "fear"])).set_index("class")
+    assert list(report.index) == [*CLASSES, "macro avg", "weighted avg"]
+    assert list(report.columns) == ["precision", "recall", "f1", "support"]
+    assert report.loc["sad"].tolist() == pytest.approx([1, 0.5, 2 / 3, 2])
+    assert report.loc["fear"].tolist() == pytest.approx([0.5, 1, 2 / 3, 1])
+    assert report.loc["disgust"].tolist() == [0, 0, 0, 0]
+    assert report.loc["macro avg", "f1"] == pytest.approx(4 / 3 / 7)
+
+
+def test_the_report_is_whole_when_every_prediction_is_right():
+    assert evaluation.class_report(_predictions(list(CLASSES), list(CLASSES)))["f1"].eq(1).all()
+
+
+def test_the_worst_mistakes_are_wrong_and_surest_first():
+    true, guessed = ["sad"] * 5, ["fear", "sad", "happy", "angry", "fear"]
+    table = _predictions(true, guessed, [0.5, 0.99, 0.9, 0.7, 0.9])
+    worst = evaluation.worst_mistakes(table, 3)
+    assert worst["path"].tolist() == ["2.png", "4.png", "3.png"]  # equally sure: by path
+    assert worst["confidence"].tolist() == pytest.approx([0.9, 0.9, 0.7])
+    assert len(evaluation.worst_mistakes(table, 99)) == 4 and len(evaluation.worst_mistakes(table, 0)) == 0
