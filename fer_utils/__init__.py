@@ -8,3 +8,4 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault(
     "TF_CPP_MIN_LOG_LEVEL", "3"
 )  # no notes about CPU features or a GPU that is not there; failures still raise
+os.environ.setdefault("TQDM_MININTERVAL", "2")  # seconds; a progress bar in a notebook's output stays short

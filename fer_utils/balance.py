@@ -4,6 +4,7 @@ Knows targets and the augmentation pipeline; knows nothing of sources, splits or
 """
 
 import os
+import random
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
@@ -83,7 +84,9 @@ def augment(image: np.ndarray, path: str, copy: int, seed: int) -> np.ndarray:
     """
     own_seed = np.random.SeedSequence([seed, copy, *path.encode()]).generate_state(1)[0]
     pipeline = augmentation()
-    pipeline.set_random_seed(int(own_seed))
+    # One stream for all steps: `set_random_seed` would start each step's own stream at the same number, so that flip,
+    # rotation and brightness happen together or not at all, and a copy in eleven is the very image it was made from.
+    pipeline.set_random_state(np.random.default_rng(own_seed), random.Random(int(own_seed)))
     return pipeline(image=np.repeat(image[..., None], 3, axis=2))["image"][..., 0]
 
 

@@ -200,6 +200,8 @@ def resolve(
     values = {stage: {name: parameter.default for name, parameter in own.items()} for stage, own in stages.items()}
     for origin, sections in layers:
         for section in sorted(sections, key=lambda section: section != COMMON):
+            if not sections[section] and section not in (COMMON, *stages):
+                faults.append(f"{origin}: {_unknown_section(section, stages)}")
             for name, value in sections[section].items():
                 fault = _assign(values, stages, section, name, value)
                 if fault:
@@ -211,7 +213,7 @@ def resolve(
 
 def _assign(values: dict, stages: Mapping, section: str, name: str, value: Any) -> str | None:
     if section != COMMON and section not in stages:
-        return f"unknown section {section!r}{_nearest(section, [COMMON, *stages])}"
+        return _unknown_section(section, stages)
     targets = [stage for stage in (stages if section == COMMON else [section]) if name in stages[stage]]
     if not targets:
         known = sorted({known for stage in stages for known in stages[stage]} if section == COMMON else stages[section])
@@ -224,6 +226,10 @@ def _assign(values: dict, stages: Mapping, section: str, name: str, value: Any) 
         except ValueError as error:
             return f"{section}.{name} {error}"
     return None
+
+
+def _unknown_section(section: str, stages: Mapping) -> str:
+    return f"unknown section {section!r}{_nearest(section, [COMMON, *stages])}"
 
 
 def _nearest(name: Any, known: Sequence[str]) -> str:
