@@ -10,6 +10,7 @@ python run_all.py --download                         fetch both datasets with ka
 """
 
 import argparse
+import logging
 import os
 import shutil
 import sys
@@ -21,6 +22,9 @@ from papermill.exceptions import PapermillExecutionError
 
 from fer_utils import files, parameters, paths, report, stages
 from fer_utils.parameters import STAGES, ParameterError
+
+# Its reader of parameters cells stumbles over `>=` in a comment; ours has checked every name by then.
+logging.getLogger("papermill").setLevel(logging.ERROR)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -97,13 +97,15 @@ def _load_file(backbone: keras.Model, path: Path) -> None:
     try:
         with h5py.File(path) as file:
             _check_layers(backbone, file, path)
+        # Keras only warns where a newer file lacks a group, and leaves random weights there: what it skips is NaN now.
+        backbone.set_weights([np.full(weight.shape, np.nan, np.float32) for weight in backbone.weights])
         backbone.load_weights(path)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: not the weights of ResNet50 without top ({error})") from error
     if not all(np.isfinite(value).all() for value in backbone.get_weights()):
-        raise WeightsError(f"{path}: holds values that are no numbers; get the file again")
+        raise WeightsError(f"{path}: lacks weights or holds values that are no numbers; get the file again")
 
 
 def _check_layers(backbone: keras.Model, file: h5py.File, path: Path) -> None:

@@ -4,7 +4,6 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -89,15 +88,14 @@ def test_an_augmentation_follows_from_seed_path_and_copy():
     assert not any(np.array_equal(one, other) for other in others)
 
 
-def test_augmentations_differ_from_the_face_but_resemble_it():
+def test_each_step_of_the_pipeline_is_drawn_on_its_own():
     face = draw_face("happy", np.random.default_rng(0))
-    made = [balance.augment(face, "a", copy, 0) for copy in range(1, 21)]
-    assert sum(np.array_equal(image, face) for image in made) <= 1
-    closer = [
-        min(np.abs(cv2.flip(image, 1).astype(int) - face).mean(), np.abs(image.astype(int) - face).mean())
-        for image in made
-    ]
-    assert max(closer) < 80
+    made = [balance.augment(face, "a", copy, 0) for copy in range(1, 301)]
+    # Neither rotated nor brightened: 0.1 × 0.2 of all, half of them mirrored. Tied draws would leave 1 in 10 as it was.
+    alike = sum(np.array_equal(image, face) for image in made)
+    mirrored = sum(np.array_equal(image, face[:, ::-1]) for image in made)
+    assert alike + mirrored < 0.05 * len(made)
+    assert len({image.tobytes() for image in made}) > 0.95 * len(made)
 
 
 def test_the_pipeline_is_the_specified_one():

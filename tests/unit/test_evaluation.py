@@ -73,14 +73,64 @@ def test_scores_agree_with_scikit_learn(true, random):
     assert found["loss"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_public_and_private_are_scored_apart_where_the_source_tells():
+def test_public_private_and_unseen_are_scored_apart_where_they_can_be_told():
     usage = ["PublicTest", "PublicTest", "PrivateTest", "PrivateTest"]
-    table = _predictions(["sad", "sad", "sad", "fear"], ["sad", "sad", "sad", "sad"], usage=usage)
-    parts = evaluation.scores_by_usage(table)
+    table = _predictions(["sad", "sad", "sad", "fear"], ["sad", "sad", "sad", "sad"], usage=usage).assign(
+        in_train=False
+    )
+    parts = evaluation.scores_of_parts(table)
     assert parts["public"]["accuracy"] == 1 and parts["private"]["accuracy"] == 0.5
-    assert parts["public"]["n"] == parts["private"]["n"] == 2
-    assert list(evaluation.scores_by_usage(table[2:])) == ["private"]
-    assert evaluation.scores_by_usage(table.assign(usage="")) == {}
+    assert parts["public"]["n"] == parts["private"]["n"] == 2 and len(parts) == 2
+    assert list(evaluation.scores_of_parts(table[2:])) == ["private"]
+    assert evaluation.scores_of_parts(table.assign(usage="")) == {}
+    seen = table.assign(in_train=[True, False, True, False])
+    unseen = evaluation.scores_of_parts(seen)["unseen"]
+    assert (unseen["n"], unseen["accuracy"]) == (2, 0.5)
+    assert "unseen" not in evaluation.scores_of_parts(table.assign(in_train=True))
+
+
+def test_intervals_hold_the_score_narrow_with_more_images_and_follow_the_seed():
+    few, many = np.diag([8] * 7) + 1, np.diag([800] * 7) + 100
+    for counts in (few, many):
+        found = evaluation.bootstrap_intervals(counts)
+        low, high = found["accuracy_interval"]
+        assert low < np.trace(counts) / counts.sum() < high
+    widths = [np.diff(evaluation.bootstrap_intervals(counts)["accuracy_interval"])[0] for counts in (few, many)]
+    assert widths[1] == pytest.approx(widths[0] / 10, rel=0.15)  # by the root of 100 times the images
+    accuracy = np.trace(few) / few.sum()
+    assert widths[0] == pytest.approx(2 * 1.96 * np.sqrt(accuracy * (1 - accuracy) / few.sum()), rel=0.1)
+    assert evaluation.bootstrap_intervals(few) == evaluation.bootstrap_intervals(few)
+
+
+def test_a_perfect_score_has_an_interval_of_no_width():
+    found = evaluation.bootstrap_intervals(np.diag([5] * 7))
+    assert found["accuracy_interval"] == [1, 1] and found["macro_f1_interval"][1] == 1
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    half_right = _predictions(["sad"] * 4, ["sad", "sad", "fear", "fear"], 0.9)
+    bins = evaluation.reliability(half_right)
+    assert bins[["n", "confidence", "accuracy"]].to_numpy().tolist() == [[4, pytest.approx(0.9), 0.5]]
+    assert evaluation.calibration_error(bins) == pytest.approx(0.4)
+    assert evaluation.calibration_error(evaluation.reliability(_predictions(["sad"], ["sad"], 1.0))) == 0
+
+
+def test_mcnemar_counts_what_one_model_alone_gets_right():
+    true = ["sad"] * 10
+    first = _predictions(true, ["sad"] * 8 + ["fear"] * 2)
+    second = _predictions(true, ["fear"] * 6 + ["sad"] * 2 + ["fear", "sad"])
+    found = evaluation.mcnemar(first, second)
+    assert (found["n"], found["only_first"], found["only_second"]) == (10, 6, 1)
+    assert found["p_value"] == pytest.approx(2 * (1 + 7) / 2**7)  # two-sided, of 7 fair coins 6 or more alike
+    assert evaluation.mcnemar(first, first)["p_value"] == 1
+    with pytest.raises(ValueError, match="no image in common"):
+        evaluation.mcnemar(first, second.assign(path="elsewhere"))
+
+
+def test_leaving_out_takes_what_it_says():
+    table = pd.DataFrame({"label_conflict": [True, False, True, False], "flags": ["", "blank", "colour blank", ""]})
+    left = {what: evaluation.leave_out(table, what).index.tolist() for what in ("none", "conflicts", "blanks", "both")}
+    assert left == {"none": [0, 1, 2, 3], "conflicts": [1, 3], "blanks": [0, 3], "both": [3]}
 
 
 def test_the_confusion_matrix_has_true_rows_and_predicted_columns():

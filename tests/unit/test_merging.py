@@ -191,7 +191,7 @@ def test_a_full_disk_is_explained_and_leaves_what_was_there(drawn, tmp_path, mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(files.OutputError, match="no space left on the disk while writing .*TRAIN: free some"):
+    with pytest.raises(files.OutputError, match=r"no space left on the disk while writing .*TRAIN: free some"):
         merging.write_split_folders(manifest, data, tmp_path, iter)
     assert _on_disk(tmp_path) == {"TRAIN/old.txt"}  # neither a half folder nor a partial one
 

@@ -283,7 +283,9 @@ def test_a_notebook_names_its_kernel_and_has_one_parameters_cell_of_declarations
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_round_trips_through_jupytext(path, tmp_path):
     text = path.read_text(encoding="utf-8")
-    assert jupytext.writes(jupytext.read(path), fmt="py:percent") == text
+    written = jupytext.writes(jupytext.read(path), fmt="py:percent")
+    # Jupytext adds its own versions to the header, which would make every update of it a change of every notebook.
+    assert re.sub(r"#       (format|jupytext)_version: .*\n", "", written) == text
     jupytext.write(jupytext.read(path), tmp_path / "a.ipynb")  # and by way of the .ipynb that JupyterLab opens
     back = jupytext.read(tmp_path / "a.ipynb")
     original = [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in jupytext.read(path).cells]
