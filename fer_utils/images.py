@@ -5,13 +5,14 @@ Knows what a face picture of this project is (48×48, 8-bit grey); knows nothing
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 SIZE = 48
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
@@ -35,7 +36,7 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
         with Image.open(io.BytesIO(data)) as picture:
             flags = [] if picture.mode == "L" else ["colour"]
             grey = np.asarray(picture.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise UnreadableImage(f"{name}: not a whole image file ({error})") from error
     if grey.shape != (SIZE, SIZE):
         flags.append("resized")
@@ -67,14 +68,3 @@ def load(paths: Sequence[Path]) -> np.ndarray:
         for _ in pool.map(read, range(len(paths)), chunksize=256):
             pass
     return stack
-
-
-def montage(images: Iterable[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
-    """Lay pictures out row by row on white: uint8 grey."""
-    images = list(images)
-    rows = -(-len(images) // columns)
-    sheet = np.full((rows * (SIZE + gap) - gap, columns * (SIZE + gap) - gap), 255, np.uint8)
-    for position, image in enumerate(images):
-        top, left = (position // columns) * (SIZE + gap), (position % columns) * (SIZE + gap)
-        sheet[top : top + SIZE, left : left + SIZE] = image
-    return sheet

@@ -97,7 +97,7 @@ def _load_file(backbone: keras.Model, path: Path) -> None:
     try:
         with h5py.File(path) as file:
             _check_layers(backbone, file, path)
-        # Keras only warns where a newer file lacks a group, and leaves random weights there: what it skips is NaN now.
+        # Whatever a version of Keras skips in a file stays NaN, and is refused below instead of staying random.
         backbone.set_weights([np.full(weight.shape, np.nan, np.float32) for weight in backbone.weights])
         backbone.load_weights(path)
     except (OSError, ValueError, KeyError) as error:

@@ -81,7 +81,7 @@ def open_source(path: Path, name: str) -> Iterator[Source]:
 
 def _reader(path: Path, name: str) -> "_FolderReader | _ZipReader | _CsvReader":
     if path.is_file() and path.suffix.lower() == ".csv":
-        return _CsvReader(path.open(newline="", encoding="utf-8"), path.name, path)
+        return _CsvReader(path.open(newline="", encoding="utf-8-sig"), path.name, path)
     if path.is_file() and path.suffix.lower() != ".zip":
         raise DatasetError(f"{name}: {path} is neither a folder, a .zip nor a .csv file")
     reader = _FolderReader(path) if path.is_dir() else _ZipReader(path, name)
@@ -111,7 +111,7 @@ class _FolderReader:
         return (self.path / file).read_bytes()
 
     def open_text(self, file: str):
-        return (self.path / file).open(newline="", encoding="utf-8")
+        return (self.path / file).open(newline="", encoding="utf-8-sig")
 
     def close(self) -> None:
         pass
@@ -148,7 +148,7 @@ class _ZipReader:
     def open_text(self, file: str):
         import io
 
-        return io.TextIOWrapper(self.zip.open(file), encoding="utf-8", newline="")
+        return io.TextIOWrapper(self.zip.open(file), encoding="utf-8-sig", newline="")
 
     def close(self) -> None:
         self.zip.close()

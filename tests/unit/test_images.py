@@ -71,6 +71,15 @@ def test_an_empty_file_and_a_text_file_are_unreadable_and_named():
         images.decode(b"<html>404 not found</html>", "a.jpg")
 
 
+@pytest.mark.parametrize(("kind", "place", "value"), [("PNG", 11, 5), ("BMP", 47, 255), ("BMP", 46, 1)])
+def test_a_damaged_header_is_unreadable(kind, place, value):
+    data = bytearray(_coded(FACE, kind))
+    data[place] = value
+    with pytest.raises(images.UnreadableImage, match="not a whole image file"):
+        images.decode(bytes(data), "a")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @settings(max_examples=150, deadline=None)
 @given(
     kind=st.sampled_from(["PNG", "JPEG", "BMP", "GIF", "TIFF"]),

@@ -237,8 +237,7 @@ def _altered(path: Path, folder: Path) -> Path:
     return Path(shutil.copy(path, folder / path.name))
 
 
-@pytest.mark.parametrize("layout", ["older", "newer"])
-@pytest.mark.parametrize("share", [0, 0.5, 0.999])
+@pytest.mark.parametrize(("layout", "share"), [("older", 0.5), ("newer", 0), ("newer", 0.999)])
 def test_a_file_that_ends_early_is_refused_by_name(files, tmp_path, layout, share):
     path = _altered(files[layout], tmp_path)
     with path.open("r+b") as file:
@@ -252,14 +251,15 @@ def test_a_file_that_ends_early_is_refused_by_name(files, tmp_path, layout, shar
 def test_a_file_with_the_top_is_refused_with_the_advice_to_take_notop(files, tmp_path):
     path = _altered(files["older"], tmp_path)
     with h5py.File(path, "r+") as file:
-        file.attrs["layer_names"] = [*file.attrs["layer_names"], b"predictions"]
+        names = [network._text(name).encode() for name in file.attrs["layer_names"]]
+        file.attrs["layer_names"] = [*names, b"predictions"]
         file.create_group("predictions").attrs["weight_names"] = [b"kernel"]
     with pytest.raises(WeightsError, match=r"1 unknown \(such as \['predictions'\]\): take the `notop` file"):
         network.load_backbone(SIZE, str(path))
     path.unlink()
 
 
-@pytest.mark.parametrize("lost", ["layers/conv2d_7", "layers/batch_normalization_52", "layers"])
+@pytest.mark.parametrize("lost", ["layers/conv2d_7", "layers"])
 def test_a_newer_file_that_lacks_a_layer_is_never_loaded_in_part(files, tmp_path, lost):
     path = _altered(files["newer"], tmp_path)
     with h5py.File(path, "r+") as file:
