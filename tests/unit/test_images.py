@@ -121,9 +121,3 @@ def test_load_keeps_the_order_and_names_what_it_cannot_read(tmp_path):
     paths[7].write_bytes(b"")
     with pytest.raises(images.UnreadableImage, match=r"7\.png"):
         images.load(paths)
-
-
-def test_a_montage_lays_pictures_out_row_by_row():
-    sheet = images.montage([np.full((48, 48), value, np.uint8) for value in (1, 2, 3)], columns=2, gap=2)
-    assert sheet.shape == (98, 98)
-    assert [sheet[0, 0], sheet[0, 50], sheet[50, 0], sheet[50, 50], sheet[0, 48]] == [1, 2, 3, 255, 255]
