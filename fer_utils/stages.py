@@ -102,7 +102,7 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
 def _profile_layer(stage: str, profile: str, own: dict) -> tuple[str, dict]:
     if profile == "auto":
         profile, reason = parameters.choose_profile()
-        print(f"profile {profile}: {reason}. To keep the cell above as it stands, set profile = 'none'.")
+        print(f"profile {profile}: {reason}.\nTo keep the cell above as it stands, set profile = 'none'.")
     path = parameters.profile_path(profile)
     content = parameters.load_profile(path)
     common = {name: value for name, value in content.get(parameters.COMMON, {}).items() if name in own}

@@ -16,7 +16,7 @@
 #
 # **Question.** How do we keep the large classes from drowning the small ones?
 #
-# **In:** `TRAIN/`, `manifest.csv`. **Out:** `TRAIN_BALANCED/`, `balanced.csv` with a row an image, distributions before
+# **In:** `TRAIN/`, `manifest.csv`. **Out:** `TRAIN_BALANCED/`, `balanced.csv` with one row per image, distributions before
 # and after.
 #
 # **Takes** about half a minute on the full datasets with two CPU cores; a GPU changes nothing.
