@@ -93,6 +93,11 @@ def _resolve(options: argparse.Namespace) -> tuple[str, dict[str, dict]]:
         own["profile"] = "none"
         own["run"] = path.stem if own["run"] == "auto" else own["run"]
     _require_one_value(values, ("run", "outputs_dir", "data_dir"))
+    for own in values.values():
+        try:
+            paths.run_folders(own["run"], own["outputs_dir"], own["data_dir"])
+        except ValueError as error:
+            raise ParameterError(str(error)) from error
     return path.stem, values
 
 
