@@ -15,7 +15,7 @@ from PIL import Image
 
 SIZE = 48
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
-BLANK_STD = 2.0  # grey levels; FER2013's blank pictures have 0, its flattest real face has 5
+BLANK_STD = 2.0  # grey levels; below it a picture holds one grey and no face
 
 
 class UnreadableImage(ValueError):

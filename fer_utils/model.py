@@ -24,7 +24,7 @@ class WeightsError(ValueError):
     """A weights file or download that does not fit ResNet50 without top."""
 
 
-def build(image_size: int, weights: str, batch_norm_momentum: float = TRAINED_NORM_MOMENTUM) -> keras.Model:
+def build(image_size: int, weights: str) -> keras.Model:
     """ResNet50 with the specification's head, backbone frozen.
 
     Input: raw grey images, float or uint8, shape (n, height, width, 1), values 0–255, of any size. Inside the model they
@@ -32,7 +32,7 @@ def build(image_size: int, weights: str, batch_norm_momentum: float = TRAINED_NO
     probabilities, shape (n, 7), in the order of CLASSES.
 
     weights: `imagenet`, a path to a `notop` file, or `none` (see load_backbone). The head's BatchNormalization forgets
-    at `batch_norm_momentum`.
+    at TRAINED_NORM_MOMENTUM.
     """
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(f"image_size is {image_size}, ResNet50 needs at least {MIN_IMAGE_SIZE}")
@@ -42,12 +42,12 @@ def build(image_size: int, weights: str, batch_norm_momentum: float = TRAINED_NO
     x = keras.applications.resnet50.preprocess_input(x)
     x = load_backbone(image_size, weights)(x, training=False)
     x = layers.GlobalAveragePooling2D(name=FEATURES)(x)
-    return keras.Model(raw, _head(x, batch_norm_momentum), name="fer_resnet50")
+    return keras.Model(raw, _head(x), name="fer_resnet50")
 
 
-def _head(features, momentum: float):
+def _head(features):
     x = layers.Dense(32, activation="relu", name=HEAD_LAYERS[0])(features)
-    x = layers.BatchNormalization(momentum=momentum, name=HEAD_LAYERS[1])(x)
+    x = layers.BatchNormalization(momentum=TRAINED_NORM_MOMENTUM, name=HEAD_LAYERS[1])(x)
     x = layers.Dropout(0.4, name=HEAD_LAYERS[2])(x)
     return layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=HEAD_LAYERS[3])(x)
 

@@ -25,10 +25,11 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from fer_utils.images import BLANK_STD
+
 SIZE = 48
 KINDS = ("exact", "re-encoded", "flipped")
 
-BLANK_CONTRAST = 2.0  # grey levels (standard deviation)
 MIN_SIMILARITY = 0.85  # cosine of two descriptors
 MAX_DISTANCE = 0.20  # residual over contrast, see `picture_distance`
 MIN_GRADIENT_SIMILARITY = 0.97  # cosine of two gradient descriptors
@@ -48,7 +49,7 @@ def is_blank(images: np.ndarray) -> np.ndarray:
     _check(images)
     blank = np.empty(len(images), bool)
     for block in _blocks(len(images), _BATCH):
-        blank[block] = images[block].std(axis=(1, 2)) < BLANK_CONTRAST
+        blank[block] = images[block].std(axis=(1, 2)) < BLANK_STD
     return blank
 
 
