@@ -121,6 +121,11 @@ def run_folders(run: str, outputs_dir: str, data_dir: str) -> RunFolders:
     return RunFolders(folder, project_root() / data_dir if data_dir else folder / "images")
 
 
+def cache_folder(cache_dir: str, outputs_dir: str) -> Path:
+    """The folder of activations that runs share: `cache_dir`, or `.cache` under `outputs_dir` where that is empty."""
+    return project_root() / cache_dir if cache_dir else project_root() / outputs_dir / ".cache"
+
+
 def find_dataset(name: str, given: str) -> Path:
     """Where a source dataset is: at `given`, or with `auto` in the usual places.
 
