@@ -196,7 +196,24 @@ def test_the_optimizers_config_holds_its_present_decay():
 def test_optimizers_are_adamw_with_decay_or_adam_without():
     assert float(training.make_optimizer("adamw", 1e-3, 0.02).weight_decay) == pytest.approx(0.02)
     adam = training.make_optimizer("adam", 1e-3, 0.02)
-    assert type(adam) is keras.optimizers.Adam and not adam.weight_decay
+    assert isinstance(adam, keras.optimizers.Adam) and not adam.weight_decay
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_one_kernel_updates_as_keras_does(name):
+    rng = np.random.default_rng(4)
+    start = rng.normal(size=(6, 5)).astype(np.float32)
+    gradients = rng.normal(size=(8, 6, 5)).astype(np.float32)
+    theirs = keras.optimizers.Adam(0.01) if name == "adam" else keras.optimizers.AdamW(0.01, weight_decay=DECAY)
+    ends = []
+    for optimizer in (training.make_optimizer(name, 0.01, DECAY), theirs):
+        variable = keras.Variable(start)
+        optimizer.build([variable])
+        for gradient in gradients:
+            optimizer.apply([keras.ops.convert_to_tensor(gradient)], [variable])
+        ends.append(variable.numpy())
+    assert ends[0] == pytest.approx(ends[1], abs=1e-6)
+    assert np.abs(ends[0] - start).max() > 0.05
 
 
 def _classifier(rate: float = 0.01) -> keras.Model:
