@@ -18,6 +18,7 @@ the same photograph. Drawn demo faces are more alike: 4 pairs of strangers among
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -25,20 +26,23 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from fer_utils.images import BLANK_STD
+from fer_utils.images import BLANK_STD, SIZE
 
-SIZE = 48
-KINDS = ("exact", "re-encoded", "flipped")
+KINDS = ("exact", "re-encoded", "cropped", "flipped")
 
 MIN_SIMILARITY = 0.85  # cosine of two descriptors
-MAX_DISTANCE = 0.20  # residual over contrast, see `picture_distance`
-MIN_GRADIENT_SIMILARITY = 0.97  # cosine of two gradient descriptors
+MAX_DISTANCE = 0.20  # residual over contrast, see `picture_distance` and `aligned_distance`
 
 _FREQUENCIES = 8  # a side of the block of lowest DCT frequencies
 _CONTRAST_FLOOR = 10.0  # grey levels: JPEG's noise does not shrink with a picture's contrast
 _UNCLIPPED = (5, 250)  # grey values between which a pixel still follows brightness and contrast, after JPEG too
 _ROWS, _COLUMNS = 1024, 8192  # similarities held at once: 32 MB
 _BATCH = 1024  # pairs confirmed at once: some 100 MB
+
+_MAX_MOVE = 8.0  # pixels that an alignment may move a corner; FER2013's crops need 6
+_ECC_BLUR = 5  # pixels, a side of the Gaussian before aligning
+_CORNERS = np.array([(x, y, 1) for x in (0, SIZE - 1) for y in (0, SIZE - 1)])
+_ECC_STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
 
 
 def is_blank(images: np.ndarray) -> np.ndarray:
@@ -63,21 +67,27 @@ def find_pairs(
 
     `images`: uint8 (n, 48, 48). `progress(done, total)` is called with counts of images while the search runs.
     Columns: `first`, `second` (int positions, first < second) · `kind` ("exact": pixel for pixel; "re-encoded":
-    after JPEG, resizing, brightness or contrast; "flipped": the mirror image, re-encoded or not) · `distance`
-    (float, 0 … `max_distance`, see `picture_distance`).
+    after JPEG, resizing, brightness or contrast; "cropped": the same photograph, moved or scaled by a few pixels;
+    "flipped": the mirror image, re-encoded, cropped or neither) · `distance` (float, 0 … `max_distance`, see
+    `picture_distance`, for crops `aligned_distance`).
 
     Exact copies are paired with the first of their kind alone, and only that first one appears in the other pairs:
-    k copies give k - 1 rows instead of k(k - 1)/2. Whole clusters come from `group`, given all pairs or those of one
-    kind. Blank images are in no pair. Raises ValueError on any other shape or type.
+    k copies give k - 1 rows instead of k(k - 1)/2. Of two groups of nearer copies that are crops of one another the
+    likeliest pair alone is compared and listed. Whole clusters come from `group`, given all pairs. Blank images are in no pair. Raises ValueError on any other shape or type.
     """
     _check(images)
     exact, pictures = _exact_copies(images, np.flatnonzero(~is_blank(images)))
-    found = [exact]
+    found, open_pairs = [exact], []
     for done, (first, second, flipped) in _candidates(_descriptors(images, pictures)):
-        found.append(_confirm(images, pictures[first], pictures[second], flipped, max_distance))
+        near, rest = _confirm(images, pictures[first], pictures[second], flipped, max_distance)
+        found.append(near)
+        open_pairs.append(rest)
         if progress:
             progress(done, len(pictures))
     pairs = pd.concat(found, ignore_index=True)
+    if open_pairs:
+        crops = _confirm_aligned(images, pd.concat(open_pairs, ignore_index=True), pairs, max_distance)
+        pairs = pd.concat([pairs, crops], ignore_index=True)
     # A symmetric picture resembles its copy both ways: the nearer one tells what was done to it.
     pairs = pairs.sort_values(["first", "second", "distance"], kind="stable")
     return pairs.drop_duplicates(["first", "second"]).reset_index(drop=True)
@@ -105,9 +115,7 @@ def picture_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     deviation) of the picture turned into, in the better of the two directions: clipping cannot be undone.
     `first`, `second`: uint8 (n, 48, 48). Raises ValueError on other shapes or types.
     """
-    _check(first), _check(second)
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} first pictures but {len(second)} second ones")
+    _check_pairs(first, second)
     distance = np.empty(len(first), np.float32)
     for block in _blocks(len(first), _BATCH):
         a, b = (x[block].reshape(-1, SIZE * SIZE).astype(np.float32) for x in (first, second))
@@ -116,6 +124,20 @@ def picture_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         weight[weight.mean(axis=1) < 0.1] = 1  # too few to fit a line to
         distance[block] = np.minimum(_residual(a, b, weight), _residual(b, a, weight))
     return distance
+
+
+def aligned_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How far two pictures are from being one once one is moved onto the other, pair by pair: float32 (n,), 0 … 1.
+
+    OpenCV's ECC (Evangelidis & Psarakis 2008, doi:10.1109/TPAMI.2008.113) finds the affine map that makes the
+    correlation ρ over the common area largest, blind to gain and offset; the distance is √(1 - ρ²), the residual over the
+    contrast. It is 1 where no map is found, or only one that moves a corner by more than 8 pixels.
+    `first`, `second`: uint8 (n, 48, 48). Raises ValueError on other shapes or types.
+    """
+    _check_pairs(first, second)
+    with ThreadPoolExecutor() as pool:  # OpenCV lets go of Python's lock
+        correlation = np.fromiter(pool.map(_aligned_correlation, first, second), np.float32, len(first))
+    return np.sqrt(1 - correlation**2)
 
 
 def nearest_strangers(images: np.ndarray, groups: np.ndarray, sample: int = 1000, seed: int = 0) -> np.ndarray:
@@ -143,32 +165,15 @@ def nearest_strangers(images: np.ndarray, groups: np.ndarray, sample: int = 1000
     return nearest
 
 
-def same_picture_by_gradient(queries: np.ndarray, pool: np.ndarray) -> pd.DataFrame:
-    """Same pictures by a second, independent method: columns `query`, `match` (int positions), `similarity` (float).
-
-    Compares which way grey values rise at each of 24 × 24 places, not grey values themselves, and finds mirror images
-    too. Meant to check the first method on a sample; its threshold, 0.97, holds for re-encodings and misses most copies
-    that are cropped differently (found: 6 % of the pairs at distances of 0.15 … 0.20).
-    `queries`, `pool`: uint8 (n, 48, 48); blanks match nothing.
-    """
-    _check(queries), _check(pool)
-    query_at, pool_at = np.flatnonzero(~is_blank(queries)), np.flatnonzero(~is_blank(pool))
-    plain, turned = _gradients(queries[query_at]), _gradients(queries[query_at][:, :, ::-1])
-    found = []
-    for block in _blocks(len(pool_at), _ROWS):
-        others = _gradients(pool[pool_at[block]])
-        similarity = np.maximum(plain @ others.T, turned @ others.T)
-        i, j = np.nonzero(similarity >= MIN_GRADIENT_SIMILARITY)
-        rows = {"query": query_at[i], "match": pool_at[block][j], "similarity": similarity[i, j]}
-        found.append(pd.DataFrame(rows))
-    if not found:
-        return pd.DataFrame({"query": np.empty(0, int), "match": np.empty(0, int), "similarity": np.empty(0)})
-    return pd.concat(found).sort_values(["query", "match"], ignore_index=True)
-
-
 def _check(images: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (SIZE, SIZE):
         raise ValueError(f"expected uint8 images of shape (n, {SIZE}, {SIZE}), got {images.dtype} {images.shape}")
+
+
+def _check_pairs(first: np.ndarray, second: np.ndarray) -> None:
+    _check(first), _check(second)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} first pictures but {len(second)} second ones")
 
 
 def _blocks(n: int, size: int) -> Iterator[slice]:
@@ -237,14 +242,39 @@ def _similar(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _confirm(
     images: np.ndarray, first: np.ndarray, second: np.ndarray, flipped: np.ndarray, max_distance: float
-) -> pd.DataFrame:
-    found = [_rows(first[:0], second[:0], "", 0.0)]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The candidates that are one picture as they lie, and the others."""
+    distance = np.empty(len(first), np.float32)
     for block in _blocks(len(first), _BATCH):
-        distance = picture_distance(images[first[block]], _mirrored(images[second[block]], flipped[block]))
-        near = distance <= max_distance
-        kind = np.where(flipped[block][near], "flipped", "re-encoded").astype(object)
-        found.append(_rows(first[block][near], second[block][near], kind, distance[near]))
-    return pd.concat(found, ignore_index=True)
+        distance[block] = picture_distance(images[first[block]], _mirrored(images[second[block]], flipped[block]))
+    rows = _rows(first, second, np.where(flipped, "flipped", "re-encoded").astype(object), distance)
+    near = distance <= max_distance
+    return rows[near], rows[~near]
+
+
+def _confirm_aligned(
+    images: np.ndarray, candidates: pd.DataFrame, known: pd.DataFrame, max_distance: float
+) -> pd.DataFrame:
+    """The candidates that are one picture once aligned; of two groups of `known` pairs the nearest candidate is tried."""
+    groups = group(len(images), known)
+    ends = np.sort(groups[candidates[["first", "second"]].to_numpy()], axis=1)
+    tried = candidates.assign(one=ends[:, 0], two=ends[:, 1])[ends[:, 0] != ends[:, 1]]
+    tried = tried.sort_values(["distance", "first", "second"]).drop_duplicates(["one", "two", "kind"])
+    flipped = (tried["kind"] == "flipped").to_numpy()
+    distance = aligned_distance(images[tried["first"]], _mirrored(images[tried["second"]], flipped))
+    kind = np.where(flipped, "flipped", "cropped").astype(object)
+    rows = _rows(tried["first"].to_numpy(), tried["second"].to_numpy(), kind, distance)
+    return rows[distance <= max_distance]
+
+
+def _aligned_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    start = np.eye(2, 3, dtype=np.float32)
+    try:
+        correlation, warp = cv2.findTransformECC(first, second, start, cv2.MOTION_AFFINE, _ECC_STOP, None, _ECC_BLUR)
+    except cv2.error:  # no map raises the correlation
+        return 0.0
+    moved = np.abs(_CORNERS @ warp.T - _CORNERS[:, :2]).max()
+    return min(max(correlation, 0.0), 1.0) if moved <= _MAX_MOVE else 0.0
 
 
 def _mirrored(images: np.ndarray, flipped: np.ndarray) -> np.ndarray:
@@ -270,17 +300,3 @@ def _blur_matrix(sigma: float) -> np.ndarray:
     place = np.arange(SIZE, dtype=np.float32)
     matrix = np.exp(-((place[:, None] - place[None, :]) ** 2) / (2 * sigma**2))
     return matrix / matrix.sum(axis=1, keepdims=True)
-
-
-def _gradients(images: np.ndarray) -> np.ndarray:
-    """Float32 (n, 2 · 24 · 24), unit norm: direction of the grey gradient at 24 × 24 places.
-
-    A place counts fully where its slope is well above the picture's median slope, little where it is flat.
-    """
-    out = np.empty((len(images), 2 * (SIZE // 2) ** 2), np.float32)
-    for i, image in enumerate(images):
-        smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.5)
-        slopes = np.stack([cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)])[:, ::2, ::2]
-        steep = np.hypot(*slopes)
-        out[i] = (slopes / (steep + np.median(steep) + 4)).ravel()
-    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)
