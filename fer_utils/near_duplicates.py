@@ -34,10 +34,11 @@ MIN_SIMILARITY = 0.85  # cosine of two descriptors
 MAX_DISTANCE = 0.20  # residual over contrast, see `picture_distance` and `aligned_distance`
 
 _FREQUENCIES = 8  # a side of the block of lowest DCT frequencies
+_SIGNS = np.tile((-1.0) ** np.arange(_FREQUENCIES), _FREQUENCIES).astype(np.float32)  # what mirroring does to them
 _CONTRAST_FLOOR = 10.0  # grey levels: JPEG's noise does not shrink with a picture's contrast
 _UNCLIPPED = (5, 250)  # grey values between which a pixel still follows brightness and contrast, after JPEG too
 _ROWS, _COLUMNS = 1024, 8192  # similarities held at once: 32 MB
-_BATCH = 1024  # pairs confirmed at once: some 100 MB
+_BATCH = 256  # pairs confirmed at once by a thread: some 25 MB
 
 _MAX_MOVE = 8.0  # pixels that an alignment may move a corner; FER2013's crops need 6
 _ECC_BLUR = 5  # pixels, a side of the Gaussian before aligning
@@ -116,14 +117,9 @@ def picture_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     `first`, `second`: uint8 (n, 48, 48). Raises ValueError on other shapes or types.
     """
     _check_pairs(first, second)
-    distance = np.empty(len(first), np.float32)
-    for block in _blocks(len(first), _BATCH):
-        a, b = (x[block].reshape(-1, SIZE * SIZE).astype(np.float32) for x in (first, second))
-        low, high = np.minimum(a, b), np.maximum(a, b)
-        weight = ((low > _UNCLIPPED[0]) & (high < _UNCLIPPED[1])).astype(np.float32)
-        weight[weight.mean(axis=1) < 0.1] = 1  # too few to fit a line to
-        distance[block] = np.minimum(_residual(a, b, weight), _residual(b, a, weight))
-    return distance
+    with ThreadPoolExecutor() as pool:  # NumPy lets go of Python's lock
+        blocks = pool.map(lambda block: _fitted(first[block], second[block]), _blocks(len(first), _BATCH))
+        return np.concatenate([np.empty(0, np.float32), *blocks])
 
 
 def aligned_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -131,13 +127,17 @@ def aligned_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     OpenCV's ECC (Evangelidis & Psarakis 2008, doi:10.1109/TPAMI.2008.113) finds the affine map that makes the
     correlation ρ over the common area largest, blind to gain and offset; the distance is √(1 - ρ²), the residual over the
-    contrast. It is 1 where no map is found, or only one that moves a corner by more than 8 pixels.
+    contrast, in the better of the two directions. It is 1 where no map is found, or only one that moves a corner by more
+    than 8 pixels.
     `first`, `second`: uint8 (n, 48, 48). Raises ValueError on other shapes or types.
     """
     _check_pairs(first, second)
     with ThreadPoolExecutor() as pool:  # OpenCV lets go of Python's lock
-        correlation = np.fromiter(pool.map(_aligned_correlation, first, second), np.float32, len(first))
-    return np.sqrt(1 - correlation**2)
+        there, back = (
+            np.fromiter(pool.map(_aligned_correlation, *pair), np.float32, len(first))
+            for pair in ((first, second), (second, first))
+        )
+    return np.sqrt(1 - np.maximum(there, back) ** 2)
 
 
 def nearest_strangers(images: np.ndarray, groups: np.ndarray, sample: int = 1000, seed: int = 0) -> np.ndarray:
@@ -216,37 +216,42 @@ def _descriptors(images: np.ndarray, pictures: np.ndarray) -> np.ndarray:
 
 def _mirror(descriptors: np.ndarray) -> np.ndarray:
     """Descriptors of the mirrored pictures: the odd horizontal frequencies change sign."""
-    return descriptors * np.tile((-1.0) ** np.arange(_FREQUENCIES), _FREQUENCIES).astype(np.float32)
+    return descriptors * _SIGNS
 
 
 def _candidates(descriptors: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """For each block of rows: rows done, and (first, second, flipped) of the similar pairs, first < second."""
-    mirrored = _mirror(descriptors)
+    """For each block of rows: rows done, and (first, second, flipped) of the similar pairs, first < second.
+
+    Mirroring changes the sign of the odd horizontal frequencies. So with the products of the even and of the odd ones,
+    their sum is the cosine of two pictures, and their difference that of one and the other's mirror image.
+    """
+    is_odd = _SIGNS < 0
+    even, odd = np.ascontiguousarray(descriptors[:, ~is_odd]), np.ascontiguousarray(descriptors[:, is_odd])
     for rows in _blocks(len(descriptors), _ROWS):
         found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))]
         for start in range(rows.start, len(descriptors), _COLUMNS):
-            for flipped, pool in ((False, descriptors), (True, mirrored)):
-                first, second = _similar(descriptors[rows], pool[start : start + _COLUMNS])
-                first, second = first + rows.start, second + start
-                keep = first < second
-                found.append((first[keep], second[keep], np.full(keep.sum(), flipped)))
+            columns = slice(start, start + _COLUMNS)
+            first, second, flipped = _similar(even[rows] @ even[columns].T, odd[rows] @ odd[columns].T)
+            first, second = first + rows.start, second + start
+            keep = first < second
+            found.append((first[keep], second[keep], flipped[keep]))
         yield rows.stop, tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
 
-def _similar(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    similarity = rows @ columns.T
-    hit = np.flatnonzero(similarity.max(axis=1) >= MIN_SIMILARITY)  # few rows: one pass over memory, not three
-    first, second = np.nonzero(similarity[hit] >= MIN_SIMILARITY)
-    return hit[first], second
+def _similar(even: np.ndarray, odd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    larger = np.abs(odd)
+    larger += even
+    hit = np.flatnonzero(larger.max(axis=1) >= MIN_SIMILARITY)  # few rows: one pass over memory, not three
+    plain, mirrored = (np.nonzero(cosine >= MIN_SIMILARITY) for cosine in (even[hit] + odd[hit], even[hit] - odd[hit]))
+    first, second = np.hstack([plain, mirrored])
+    return hit[first], second, np.repeat([False, True], [len(plain[0]), len(mirrored[0])])
 
 
 def _confirm(
     images: np.ndarray, first: np.ndarray, second: np.ndarray, flipped: np.ndarray, max_distance: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The candidates that are one picture as they lie, and the others."""
-    distance = np.empty(len(first), np.float32)
-    for block in _blocks(len(first), _BATCH):
-        distance[block] = picture_distance(images[first[block]], _mirrored(images[second[block]], flipped[block]))
+    distance = picture_distance(images[first], _mirrored(images[second], flipped))
     rows = _rows(first, second, np.where(flipped, "flipped", "re-encoded").astype(object), distance)
     near = distance <= max_distance
     return rows[near], rows[~near]
@@ -279,6 +284,14 @@ def _aligned_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 def _mirrored(images: np.ndarray, flipped: np.ndarray) -> np.ndarray:
     return np.where(flipped[:, None, None], images[:, :, ::-1], images)
+
+
+def _fitted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    a, b = (x.reshape(-1, SIZE * SIZE).astype(np.float32) for x in (first, second))
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    weight = ((low > _UNCLIPPED[0]) & (high < _UNCLIPPED[1])).astype(np.float32)
+    weight[weight.mean(axis=1) < 0.1] = 1  # too few to fit a line to
+    return np.minimum(_residual(a, b, weight), _residual(b, a, weight))
 
 
 def _residual(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
