@@ -144,7 +144,7 @@ def nearest_strangers(images: np.ndarray, groups: np.ndarray, sample: int = 1000
     """Distance from each of a random sample of images to the nearest image of another group: float32 (sample,).
 
     `images`: uint8 (n, 48, 48); `groups`: int (n,) from `group`. Nearest of the 8 most similar descriptors, each way
-    round; blank images are left out. Fewer than `sample` images are all taken.
+    round, as it lies or aligned; blank images are left out. Fewer than `sample` images are all taken.
     """
     _check(images)
     pictures = np.flatnonzero(~is_blank(images))
@@ -161,7 +161,12 @@ def nearest_strangers(images: np.ndarray, groups: np.ndarray, sample: int = 1000
             second = pictures[shortlist.ravel()]
             distance = picture_distance(images[first], _mirrored(images[second], np.full(len(second), flipped)))
             distance[groups[first] == groups[second]] = np.inf
-            nearest[block] = np.minimum(nearest[block], distance.reshape(shortlist.shape).min(axis=1))
+            distance = distance.reshape(shortlist.shape)
+            closest = shortlist[np.arange(len(rows)), distance.argmin(axis=1)]
+            others = _mirrored(images[pictures[closest]], np.full(len(rows), flipped))
+            aligned = aligned_distance(images[pictures[rows]], others)
+            aligned[groups[pictures[rows]] == groups[pictures[closest]]] = np.inf
+            nearest[block] = np.minimum(nearest[block], np.minimum(distance.min(axis=1), aligned))
     return nearest
 
 
