@@ -3,15 +3,15 @@
 It compares which way grey values rise at 24 × 24 places. The search (`fer_utils.near_duplicates`) compares low
 frequencies, then grey values; neither descriptor, candidates, confirmation nor code are shared.
 
-On 2,000 images of FER2013's test part a copy reaches SAME after JPEG 40–95, PNG, resizing, contrast ± 20 % and flipping
-(the lowest: 0.970, at JPEG 40), and in 95.8–100 % after changes of brightness by 20 %: those that miss it lose much of
-the picture to black or white. Of strangers the most alike have 0.85.
+`tests/benchmarks/near_duplicates.py --only second` measures it. Of 2,000 images a copy reaches SAME after JPEG 40–95,
+PNG, resizing, contrast ± 20 % and flipping, always (lowest: 0.970, JPEG 40), and after brightness × 1.2, + 51 and − 51 in
+97.0 %, 93.1 % and 89.8 %: the others lose much of the picture to black or white. The most alike strangers have 0.85.
 """
 
 import cv2
 import numpy as np
 
-SAME = 0.95  # cosine of two descriptors
+SAME = 0.97  # cosine of two descriptors
 ALIKE = 0.90  # nearly always one photograph, cropped or retouched
 
 
