@@ -203,11 +203,11 @@ def second(images: np.ndarray, about: pd.DataFrame, pairs: pd.DataFrame, folder:
         counts = ", ".join(f"≥ {x}: {(cosine >= x).sum()}" for x in (gradients.SAME, gradients.ALIKE, 0.85, 0.8))
         print(f"after drop, {one} ({len(rows):,}) against {two} ({len(pool):,}): highest {cosine.max():.3f}, {counts}")
         alike = cosine >= 0.85
-        left += list(zip(rows[alike], pool[position[alike]], ["left"] * len(rows), cosine[alike], strict=False))
+        pairs_left = {"first": rows[alike], "second": pool[position[alike]], "kind": "left", "cosine": cosine[alike]}
+        left.append(pd.DataFrame(pairs_left))
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = pd.DataFrame(left, columns=["first", "second", "kind", "cosine"]).sort_values("cosine", ascending=False)
-        cv2.imwrite(str(folder / "left.png"), _sheet(images, rows))
+        cv2.imwrite(str(folder / "left.png"), _sheet(images, pd.concat(left).sort_values("cosine", ascending=False)))
 
 
 def montage(images: np.ndarray, about: pd.DataFrame, pairs: pd.DataFrame, folder: Path) -> None:

@@ -78,8 +78,9 @@ def test_second_method_finds_copies_and_mirror_images_and_no_strangers():
 def test_emotion_detection_is_fer2013_again(real_data):
     with ExitStack() as stack:
         sources = [stack.enter_context(open_source(path, name)) for name, path in real_data.items()]
-        only_test = [replace(x, table=x.table[x.table["part"] == "test"].reset_index(drop=True)) for x in sources]
-        merged = merging.read_all(only_test, "error", iter)
+        parts = [x.table.query("part == 'test' and label in ('angry', 'disgust', 'surprise')") for x in sources]
+        few = [replace(x, table=part.reset_index(drop=True)) for x, part in zip(sources, parts, strict=True)]
+        merged = merging.read_all(few, "error", iter)
     groups = near_duplicates.group(len(merged.pixels), near_duplicates.find_pairs(merged.pixels))
     first = (merged.table["source"] == splits.FER2013).to_numpy()
     known = set(zip(groups[first], merged.table["label"][first], strict=True))
