@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from fer_utils.classes import CLASSES
+from fer_utils.images import SIZE
 
-SIZE = 48
 _CANVAS = 4 * SIZE  # drawn large, then shrunk: smooth lines
 
 # Shares of the classes in FER2013's train folder (3995, 436, 4097, 7215, 4830, 3171, 4965 of 28,709).

@@ -40,7 +40,7 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     if grey.shape != (SIZE, SIZE):
         flags.append("resized")
         grey = cv2.resize(grey, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    if grey.std() < BLANK_STD:
+    if cv2.meanStdDev(grey)[1].item() < BLANK_STD:  # NumPy's is many times slower
         flags.append("blank")
     return grey, tuple(flags)
 

@@ -13,7 +13,7 @@ from fer_utils import near_duplicates
 from fer_utils.splits import SPLITS
 
 POLICIES = ("keep", "drop", "fail")
-_STRENGTH = {"exact": 0, "re-encoded": 1, "flipped": 2}
+_STRENGTH = {kind: strength for strength, kind in enumerate(near_duplicates.KINDS)}
 
 
 class LeakageError(ValueError):
@@ -24,7 +24,7 @@ def audit(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """Add what the pairs of copies say of each image.
 
     group: a number that all copies of one picture share. relation: the closest tie of the image to another of its group,
-    `exact`, `re-encoded` or `flipped`; "" where it has no copy. label_conflict: whether the group's labels disagree.
+    `exact`, `re-encoded`, `cropped` or `flipped`; "" where it has no copy. label_conflict: whether the group's labels disagree.
     pairs: as `near_duplicates.find_pairs` gives them for the table's rows.
     """
     groups = near_duplicates.group(len(table), pairs)

@@ -3,6 +3,7 @@
 Knows the manifest's columns; knows nothing of how a source is laid out or of what the splits are for.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ MANIFEST_COLUMNS = (
     "split", "label", "source", "usage", "source_path", "path", "fingerprint", "flags", "group", "relation", "label_conflict"
 )  # fmt: skip
 _REPAIRED = {"colour", "resized"}  # flags whose picture is no longer what the source's file holds
+_COPY = re.compile(r"_aug\d+$", re.IGNORECASE)  # how names of augmented copies end, see `balance.balanced_name`
 _SHOWN = 10
 
 
@@ -69,7 +71,8 @@ def read_all(sources: Sequence[Source], unreadable: str, progress: Callable[[Ite
 def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
     """`<source>_<part>_<name>`; the second of one name in a class is numbered and flagged `renamed`.
 
-    One name whatever its suffix and its case: augmented copies of `a.jpg` and `a.png` would both be `a_aug1.png`.
+    One name whatever its suffix and its case: augmented copies of `a.jpg` and `a.png` would both be `a_aug1.png`. So would
+    an image that comes under that name: it is numbered too.
     """
     names, taken = [], set()
     for row, (source, part, label, path) in enumerate(
@@ -80,7 +83,7 @@ def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
             name = f"{name.split('#')[1]}.png"  # a row of a CSV
         stem, suffix = Path(name).stem, ".png" if _REPAIRED & set(marks[row]) else Path(name).suffix
         unique, count = f"{source}_{part}_{stem}", 1
-        while (label, unique.casefold()) in taken:
+        while (label, unique.casefold()) in taken or _COPY.search(unique):
             count += 1
             unique = f"{source}_{part}_{stem}_{count}"
         if count > 1:

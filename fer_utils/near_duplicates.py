@@ -1,4 +1,4 @@
-"""Finds which pictures are the same picture: re-encoded, resized, brighter, of other contrast, or mirrored.
+"""Finds which pictures are the same picture: re-encoded, resized, brighter, of other contrast, cropped or mirrored.
 
 Knows pictures and pairs of pictures; knows nothing of folders, splits, labels or policies.
 
@@ -6,18 +6,18 @@ Candidates come from a cosine of 8 × 8 low DCT frequencies weighted by frequenc
 on FER2013, with a cosine of 0.85, it leaves 0.3 candidates an image, against 10 without it and 16 for 8 × 8 pixels.
 A picture and its mirror image differ in that descriptor by signs alone.
 
-Pixels decide (`picture_distance`). Of 2,000 FER2013 images the listed changes stay below 0.09 (JPEG 40: 99 % below
-0.06). Different photographs were first seen at 0.26. Between lie copies of one photograph cropped about a pixel
-differently, and there is no gap: 0.20 is a choice, made by looking at FER2013, that counts the nearer of them as the
-same picture, because they leak as re-encodings do. All 1,303 non-exact pairs within FER2013 were looked at: none shows
-two photographs, and some 1,100 of them are such crops rather than re-encodings. Crops further apart are NOT found:
-after cleaning, 43 of 2,000 FER2013 test images still resemble a train image by 0.9 in gradient direction, most of them
-the same photograph. Drawn demo faces are more alike: 4 pairs of strangers among 4,200 lie below 0.20.
-`tests/benchmarks/near_duplicates.py` measures recall, strays, time and memory.
+Pixels decide, first as they lie (`picture_distance`). Of 2,000 FER2013 images the listed changes stay below 0.09 (JPEG
+40: 99 % below 0.06). Different photographs were first seen at 0.26, and in between lie crops of one photograph.
+So what is left open is aligned (`aligned_distance`), and there a gap opens: of 15,650 open pairs 2,013 end at 0.20 or less,
+134 between 0.20 and 0.25, and from 0.25 on there are ever more. Looked at on FER2013: the 94 pairs nearest below 0.20
+are one photograph each; from 0.23 on there are pairs of strangers. What is NOT found: crops further apart (their
+descriptors differ), other frames of a series, and retouched, recoloured or heavily watermarked versions; the README
+counts them. `tests/benchmarks/near_duplicates.py` measures recall, strays, time, memory and what a second method finds.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -25,20 +25,24 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from fer_utils.images import BLANK_STD
+from fer_utils.images import BLANK_STD, SIZE
 
-SIZE = 48
-KINDS = ("exact", "re-encoded", "flipped")
+KINDS = ("exact", "re-encoded", "cropped", "flipped")
 
 MIN_SIMILARITY = 0.85  # cosine of two descriptors
-MAX_DISTANCE = 0.20  # residual over contrast, see `picture_distance`
-MIN_GRADIENT_SIMILARITY = 0.97  # cosine of two gradient descriptors
+MAX_DISTANCE = 0.20  # residual over contrast, see `picture_distance` and `aligned_distance`
 
 _FREQUENCIES = 8  # a side of the block of lowest DCT frequencies
+_SIGNS = np.tile((-1.0) ** np.arange(_FREQUENCIES), _FREQUENCIES).astype(np.float32)  # what mirroring does to them
 _CONTRAST_FLOOR = 10.0  # grey levels: JPEG's noise does not shrink with a picture's contrast
 _UNCLIPPED = (5, 250)  # grey values between which a pixel still follows brightness and contrast, after JPEG too
 _ROWS, _COLUMNS = 1024, 8192  # similarities held at once: 32 MB
-_BATCH = 1024  # pairs confirmed at once: some 100 MB
+_BATCH = 256  # pairs confirmed at once by a thread: some 25 MB
+
+_MAX_MOVE = 8.0  # pixels that an alignment may move a corner; FER2013's crops need 6
+_ECC_BLUR = 5  # pixels, a side of the Gaussian before aligning
+_CORNERS = np.array([(x, y, 1) for x in (0, SIZE - 1) for y in (0, SIZE - 1)])
+_ECC_STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
 
 
 def is_blank(images: np.ndarray) -> np.ndarray:
@@ -63,21 +67,27 @@ def find_pairs(
 
     `images`: uint8 (n, 48, 48). `progress(done, total)` is called with counts of images while the search runs.
     Columns: `first`, `second` (int positions, first < second) · `kind` ("exact": pixel for pixel; "re-encoded":
-    after JPEG, resizing, brightness or contrast; "flipped": the mirror image, re-encoded or not) · `distance`
-    (float, 0 … `max_distance`, see `picture_distance`).
+    after JPEG, resizing, brightness or contrast; "cropped": the same photograph, moved or scaled by a few pixels;
+    "flipped": the mirror image, re-encoded, cropped or neither) · `distance` (float, 0 … `max_distance`, see
+    `picture_distance`, for crops `aligned_distance`).
 
     Exact copies are paired with the first of their kind alone, and only that first one appears in the other pairs:
-    k copies give k - 1 rows instead of k(k - 1)/2. Whole clusters come from `group`, given all pairs or those of one
-    kind. Blank images are in no pair. Raises ValueError on any other shape or type.
+    k copies give k - 1 rows instead of k(k - 1)/2. Of two groups of nearer copies that are crops of one another the
+    likeliest pair alone is compared and listed. Whole clusters come from `group`, given all pairs. Blank images are in no pair. Raises ValueError on any other shape or type.
     """
     _check(images)
     exact, pictures = _exact_copies(images, np.flatnonzero(~is_blank(images)))
-    found = [exact]
+    found, open_pairs = [exact], []
     for done, (first, second, flipped) in _candidates(_descriptors(images, pictures)):
-        found.append(_confirm(images, pictures[first], pictures[second], flipped, max_distance))
+        near, rest = _confirm(images, pictures[first], pictures[second], flipped, max_distance)
+        found.append(near)
+        open_pairs.append(rest)
         if progress:
             progress(done, len(pictures))
     pairs = pd.concat(found, ignore_index=True)
+    if open_pairs:
+        crops = _confirm_aligned(images, pd.concat(open_pairs, ignore_index=True), pairs, max_distance)
+        pairs = pd.concat([pairs, crops], ignore_index=True)
     # A symmetric picture resembles its copy both ways: the nearer one tells what was done to it.
     pairs = pairs.sort_values(["first", "second", "distance"], kind="stable")
     return pairs.drop_duplicates(["first", "second"]).reset_index(drop=True)
@@ -105,24 +115,35 @@ def picture_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     deviation) of the picture turned into, in the better of the two directions: clipping cannot be undone.
     `first`, `second`: uint8 (n, 48, 48). Raises ValueError on other shapes or types.
     """
-    _check(first), _check(second)
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} first pictures but {len(second)} second ones")
-    distance = np.empty(len(first), np.float32)
-    for block in _blocks(len(first), _BATCH):
-        a, b = (x[block].reshape(-1, SIZE * SIZE).astype(np.float32) for x in (first, second))
-        low, high = np.minimum(a, b), np.maximum(a, b)
-        weight = ((low > _UNCLIPPED[0]) & (high < _UNCLIPPED[1])).astype(np.float32)
-        weight[weight.mean(axis=1) < 0.1] = 1  # too few to fit a line to
-        distance[block] = np.minimum(_residual(a, b, weight), _residual(b, a, weight))
-    return distance
+    _check_pairs(first, second)
+    with ThreadPoolExecutor() as pool:  # NumPy lets go of Python's lock
+        blocks = pool.map(lambda block: _fitted(first[block], second[block]), _blocks(len(first), _BATCH))
+        return np.concatenate([np.empty(0, np.float32), *blocks])
+
+
+def aligned_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How far two pictures are from being one once one is moved onto the other, pair by pair: float32 (n,), 0 … 1.
+
+    OpenCV's ECC (Evangelidis & Psarakis 2008, doi:10.1109/TPAMI.2008.113) finds the affine map that makes the
+    correlation ρ over the common area largest, blind to gain and offset; the distance is √(1 - ρ²), the residual over the
+    contrast, in the better of the two directions. It is 1 where no map is found, or only one that moves a corner by more
+    than 8 pixels.
+    `first`, `second`: uint8 (n, 48, 48). Raises ValueError on other shapes or types.
+    """
+    _check_pairs(first, second)
+    with ThreadPoolExecutor() as pool:  # OpenCV lets go of Python's lock
+        there, back = (
+            np.fromiter(pool.map(_aligned_correlation, *pair), np.float32, len(first))
+            for pair in ((first, second), (second, first))
+        )
+    return np.sqrt(1 - np.maximum(there, back) ** 2)
 
 
 def nearest_strangers(images: np.ndarray, groups: np.ndarray, sample: int = 1000, seed: int = 0) -> np.ndarray:
     """Distance from each of a random sample of images to the nearest image of another group: float32 (sample,).
 
     `images`: uint8 (n, 48, 48); `groups`: int (n,) from `group`. Nearest of the 8 most similar descriptors, each way
-    round; blank images are left out. Fewer than `sample` images are all taken.
+    round, as it lies or aligned; blank images are left out. Fewer than `sample` images are all taken.
     """
     _check(images)
     pictures = np.flatnonzero(~is_blank(images))
@@ -139,36 +160,24 @@ def nearest_strangers(images: np.ndarray, groups: np.ndarray, sample: int = 1000
             second = pictures[shortlist.ravel()]
             distance = picture_distance(images[first], _mirrored(images[second], np.full(len(second), flipped)))
             distance[groups[first] == groups[second]] = np.inf
-            nearest[block] = np.minimum(nearest[block], distance.reshape(shortlist.shape).min(axis=1))
+            distance = distance.reshape(shortlist.shape)
+            closest = shortlist[np.arange(len(rows)), distance.argmin(axis=1)]
+            others = _mirrored(images[pictures[closest]], np.full(len(rows), flipped))
+            aligned = aligned_distance(images[pictures[rows]], others)
+            aligned[groups[pictures[rows]] == groups[pictures[closest]]] = np.inf
+            nearest[block] = np.minimum(nearest[block], np.minimum(distance.min(axis=1), aligned))
     return nearest
-
-
-def same_picture_by_gradient(queries: np.ndarray, pool: np.ndarray) -> pd.DataFrame:
-    """Same pictures by a second, independent method: columns `query`, `match` (int positions), `similarity` (float).
-
-    Compares which way grey values rise at each of 24 × 24 places, not grey values themselves, and finds mirror images
-    too. Meant to check the first method on a sample; its threshold, 0.97, holds for re-encodings and misses most copies
-    that are cropped differently (found: 6 % of the pairs at distances of 0.15 … 0.20).
-    `queries`, `pool`: uint8 (n, 48, 48); blanks match nothing.
-    """
-    _check(queries), _check(pool)
-    query_at, pool_at = np.flatnonzero(~is_blank(queries)), np.flatnonzero(~is_blank(pool))
-    plain, turned = _gradients(queries[query_at]), _gradients(queries[query_at][:, :, ::-1])
-    found = []
-    for block in _blocks(len(pool_at), _ROWS):
-        others = _gradients(pool[pool_at[block]])
-        similarity = np.maximum(plain @ others.T, turned @ others.T)
-        i, j = np.nonzero(similarity >= MIN_GRADIENT_SIMILARITY)
-        rows = {"query": query_at[i], "match": pool_at[block][j], "similarity": similarity[i, j]}
-        found.append(pd.DataFrame(rows))
-    if not found:
-        return pd.DataFrame({"query": np.empty(0, int), "match": np.empty(0, int), "similarity": np.empty(0)})
-    return pd.concat(found).sort_values(["query", "match"], ignore_index=True)
 
 
 def _check(images: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (SIZE, SIZE):
         raise ValueError(f"expected uint8 images of shape (n, {SIZE}, {SIZE}), got {images.dtype} {images.shape}")
+
+
+def _check_pairs(first: np.ndarray, second: np.ndarray) -> None:
+    _check(first), _check(second)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} first pictures but {len(second)} second ones")
 
 
 def _blocks(n: int, size: int) -> Iterator[slice]:
@@ -211,44 +220,82 @@ def _descriptors(images: np.ndarray, pictures: np.ndarray) -> np.ndarray:
 
 def _mirror(descriptors: np.ndarray) -> np.ndarray:
     """Descriptors of the mirrored pictures: the odd horizontal frequencies change sign."""
-    return descriptors * np.tile((-1.0) ** np.arange(_FREQUENCIES), _FREQUENCIES).astype(np.float32)
+    return descriptors * _SIGNS
 
 
 def _candidates(descriptors: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """For each block of rows: rows done, and (first, second, flipped) of the similar pairs, first < second."""
-    mirrored = _mirror(descriptors)
+    """For each block of rows: rows done, and (first, second, flipped) of the similar pairs, first < second.
+
+    Mirroring changes the sign of the odd horizontal frequencies. So with the products of the even and of the odd ones,
+    their sum is the cosine of two pictures, and their difference that of one and the other's mirror image.
+    """
+    is_odd = _SIGNS < 0
+    even, odd = np.ascontiguousarray(descriptors[:, ~is_odd]), np.ascontiguousarray(descriptors[:, is_odd])
     for rows in _blocks(len(descriptors), _ROWS):
         found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))]
         for start in range(rows.start, len(descriptors), _COLUMNS):
-            for flipped, pool in ((False, descriptors), (True, mirrored)):
-                first, second = _similar(descriptors[rows], pool[start : start + _COLUMNS])
-                first, second = first + rows.start, second + start
-                keep = first < second
-                found.append((first[keep], second[keep], np.full(keep.sum(), flipped)))
+            columns = slice(start, start + _COLUMNS)
+            first, second, flipped = _similar(even[rows] @ even[columns].T, odd[rows] @ odd[columns].T)
+            first, second = first + rows.start, second + start
+            keep = first < second
+            found.append((first[keep], second[keep], flipped[keep]))
         yield rows.stop, tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
 
-def _similar(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    similarity = rows @ columns.T
-    hit = np.flatnonzero(similarity.max(axis=1) >= MIN_SIMILARITY)  # few rows: one pass over memory, not three
-    first, second = np.nonzero(similarity[hit] >= MIN_SIMILARITY)
-    return hit[first], second
+def _similar(even: np.ndarray, odd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    larger = np.abs(odd)
+    larger += even
+    hit = np.flatnonzero(larger.max(axis=1) >= MIN_SIMILARITY)  # few rows: one pass over memory, not three
+    plain, mirrored = (np.nonzero(cosine >= MIN_SIMILARITY) for cosine in (even[hit] + odd[hit], even[hit] - odd[hit]))
+    first, second = np.hstack([plain, mirrored])
+    return hit[first], second, np.repeat([False, True], [len(plain[0]), len(mirrored[0])])
 
 
 def _confirm(
     images: np.ndarray, first: np.ndarray, second: np.ndarray, flipped: np.ndarray, max_distance: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The candidates that are one picture as they lie, and the others."""
+    distance = picture_distance(images[first], _mirrored(images[second], flipped))
+    rows = _rows(first, second, np.where(flipped, "flipped", "re-encoded").astype(object), distance)
+    near = distance <= max_distance
+    return rows[near], rows[~near]
+
+
+def _confirm_aligned(
+    images: np.ndarray, candidates: pd.DataFrame, known: pd.DataFrame, max_distance: float
 ) -> pd.DataFrame:
-    found = [_rows(first[:0], second[:0], "", 0.0)]
-    for block in _blocks(len(first), _BATCH):
-        distance = picture_distance(images[first[block]], _mirrored(images[second[block]], flipped[block]))
-        near = distance <= max_distance
-        kind = np.where(flipped[block][near], "flipped", "re-encoded").astype(object)
-        found.append(_rows(first[block][near], second[block][near], kind, distance[near]))
-    return pd.concat(found, ignore_index=True)
+    """The candidates that are one picture once aligned; of two groups of `known` pairs the nearest candidate is tried."""
+    groups = group(len(images), known)
+    ends = np.sort(groups[candidates[["first", "second"]].to_numpy()], axis=1)
+    tried = candidates.assign(one=ends[:, 0], two=ends[:, 1])[ends[:, 0] != ends[:, 1]]
+    tried = tried.sort_values(["distance", "first", "second"]).drop_duplicates(["one", "two", "kind"])
+    flipped = (tried["kind"] == "flipped").to_numpy()
+    distance = aligned_distance(images[tried["first"]], _mirrored(images[tried["second"]], flipped))
+    kind = np.where(flipped, "flipped", "cropped").astype(object)
+    rows = _rows(tried["first"].to_numpy(), tried["second"].to_numpy(), kind, distance)
+    return rows[distance <= max_distance]
+
+
+def _aligned_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    start = np.eye(2, 3, dtype=np.float32)
+    try:
+        correlation, warp = cv2.findTransformECC(first, second, start, cv2.MOTION_AFFINE, _ECC_STOP, None, _ECC_BLUR)
+    except cv2.error:  # no map raises the correlation
+        return 0.0
+    moved = np.abs(_CORNERS @ warp.T - _CORNERS[:, :2]).max()
+    return min(max(correlation, 0.0), 1.0) if moved <= _MAX_MOVE else 0.0
 
 
 def _mirrored(images: np.ndarray, flipped: np.ndarray) -> np.ndarray:
     return np.where(flipped[:, None, None], images[:, :, ::-1], images)
+
+
+def _fitted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    a, b = (x.reshape(-1, SIZE * SIZE).astype(np.float32) for x in (first, second))
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    weight = ((low > _UNCLIPPED[0]) & (high < _UNCLIPPED[1])).astype(np.float32)
+    weight[weight.mean(axis=1) < 0.1] = 1  # too few to fit a line to
+    return np.minimum(_residual(a, b, weight), _residual(b, a, weight))
 
 
 def _residual(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -270,17 +317,3 @@ def _blur_matrix(sigma: float) -> np.ndarray:
     place = np.arange(SIZE, dtype=np.float32)
     matrix = np.exp(-((place[:, None] - place[None, :]) ** 2) / (2 * sigma**2))
     return matrix / matrix.sum(axis=1, keepdims=True)
-
-
-def _gradients(images: np.ndarray) -> np.ndarray:
-    """Float32 (n, 2 · 24 · 24), unit norm: direction of the grey gradient at 24 × 24 places.
-
-    A place counts fully where its slope is well above the picture's median slope, little where it is flat.
-    """
-    out = np.empty((len(images), 2 * (SIZE // 2) ** 2), np.float32)
-    for i, image in enumerate(images):
-        smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.5)
-        slopes = np.stack([cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)])[:, ::2, ::2]
-        steep = np.hypot(*slopes)
-        out[i] = (slopes / (steep + np.median(steep) + 4)).ravel()
-    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)

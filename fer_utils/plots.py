@@ -132,7 +132,7 @@ def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> F
     figure, axes = plt.subplots(figsize=(10, 3.5), layout="constrained")
     finite = strangers[np.isfinite(strangers)]
     edges = np.linspace(0, max(1.0, line, *finite[:1]), 101)
-    for kind, colour in (("re-encoded", TRAIN_COLOUR), ("flipped", "#228833")):
+    for kind, colour in (("re-encoded", TRAIN_COLOUR), ("cropped", "#CCBB44"), ("flipped", "#228833")):
         distances = pairs.loc[pairs["kind"] == kind, "distance"]
         if len(distances):
             axes.hist(distances, edges, color=colour, alpha=0.8, label=f"{kind} copies ({len(distances):,})")

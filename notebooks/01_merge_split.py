@@ -51,9 +51,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import display
-from tqdm import tqdm
 
-from fer_utils import demo, files, merging, near_duplicates, paths, plots, splits, stages
+from fer_utils import demo, files, merging, near_duplicates, paths, plots, progress, splits, stages
 from fer_utils import leakage as audit
 from fer_utils.classes import CLASSES
 from fer_utils.sources import open_source
@@ -84,7 +83,7 @@ for name, place in found.items():
 # %%
 with ExitStack() as stack:
     opened = [stack.enter_context(open_source(place, name)) for name, place in found.items()]
-    merged = merging.read_all(opened, unreadable, lambda rows: tqdm(rows, "reading images", leave=False))
+    merged = merging.read_all(opened, unreadable, lambda rows: progress.bar(rows, "reading images"))
     ignored = [file for source in opened for file in source.ignored]
 print(f"{len(merged.table):,} images read")
 if ignored:
@@ -118,15 +117,19 @@ specified
 # %% [markdown]
 # ## Audit
 # Which images are the same picture? Hashes cannot tell, since the copies are re-encoded. A compact descriptor proposes
-# pairs, their pixels confirm them.
+# pairs, their pixels confirm them; where they do not, one picture is moved onto the other and compared again, which finds
+# other crops of one photograph.
 
 # %%
-bar = tqdm(total=len(table), desc="searching copies", leave=False)
+bar = progress.bar(description="searching copies", total=len(table))
 pairs = near_duplicates.find_pairs(merged.pixels, progress=lambda done, total: bar.update(done - bar.n))
 bar.close()
 table = audit.audit(table, pairs)
 as_specified = audit.cross_split_counts(table)
-pd.Series(as_specified, name="as specified").to_frame()
+pd.Series(
+    {" images with a copy in ".join(key.upper().split("_IMAGES_IN_")): count for key, count in as_specified.items()},
+    name="under the split as specified",
+).to_frame()
 
 # %% [markdown]
 # How clear is the line between a copy and a stranger? The distances of the pairs found, beside the distance of each
@@ -217,7 +220,7 @@ display(flags.to_frame() if len(flags) else "no image needed a flag")
 needed = sum(4096 * (1 + len(content) // 4096) for content in merged.data)
 files.require_space(folders.data, needed)
 folders.manifest.unlink(missing_ok=True)
-merging.write_split_folders(manifest, merged.data, folders.data, lambda rows: tqdm(rows, "writing images", leave=False))
+merging.write_split_folders(manifest, merged.data, folders.data, lambda rows: progress.bar(rows, "writing images"))
 files.write_json(folders.leakage, leaks)
 files.write_csv(folders.manifest, manifest)
 

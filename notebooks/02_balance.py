@@ -42,9 +42,8 @@ workers: int = 0  # >= 0; processes that augment, 0: one a core
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from fer_utils import balance, datasets, files, images, plots, stages
+from fer_utils import balance, datasets, files, images, plots, progress, stages
 from fer_utils.classes import CLASSES
 
 stage = stages.begin("balance", globals())
@@ -89,7 +88,7 @@ files.require_space(folders.data, needed)
 folders.balanced.unlink(missing_ok=True)
 with files.replacing(folders.split("TRAIN_BALANCED")) as temporary:
     balance.write_balanced(
-        plan, folders.data, temporary, seed, workers, lambda rows: tqdm(rows, "writing images", leave=False)
+        plan, folders.data, temporary, seed, workers, lambda rows: progress.bar(rows, "writing images")
     )
 
 # %% [markdown]

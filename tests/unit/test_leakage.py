@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fer_utils import leakage
+from fer_utils import leakage, near_duplicates
 from fer_utils.leakage import LeakageError, apply_policy, audit
 
 # Seven images: 0, 1, 2 are one picture, 3 and 4 another, 5 and 6 have no copy.
@@ -37,9 +37,7 @@ def audited(draw) -> pd.DataFrame:
     )
     ends = st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(lambda pair: pair[0] < pair[1])
     links = draw(st.lists(ends, max_size=n, unique=True)) if n > 1 else []
-    kinds = draw(
-        st.lists(st.sampled_from(["exact", "re-encoded", "flipped"]), min_size=len(links), max_size=len(links))
-    )
+    kinds = draw(st.lists(st.sampled_from(near_duplicates.KINDS), min_size=len(links), max_size=len(links)))
     rows = [(*link, kind, 0.0) for link, kind in zip(links, kinds, strict=True)]
     pairs = pd.DataFrame(rows, columns=PAIRS.columns).astype({"first": int, "second": int})
     return audit(table, pairs)
@@ -164,5 +162,5 @@ def test_the_summary_counts_what_was_found_and_what_was_done():
     assert (found["dropped_leaks"], found["dropped_copies"], found["blank_images"]) == (3, 0, 1)
     assert (found["distinct_pictures"], found["groups_of_copies"]) == (4, 2)
     assert found["images_in_groups_with_conflicting_labels"] == 3
-    assert found["pairs"] == {"exact": 1, "re-encoded": 1, "flipped": 1}
+    assert found["pairs"] == {"exact": 1, "re-encoded": 1, "cropped": 0, "flipped": 1}
     assert all(not isinstance(value, np.generic) for value in found.values())  # JSON takes it

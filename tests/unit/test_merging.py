@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_utils import files, images, leakage, merging, near_duplicates
+from fer_utils import balance, files, images, leakage, merging, near_duplicates
 from fer_utils.classes import CLASSES
 from fer_utils.sources import DatasetError, open_source
 from fer_utils.splits import EMOTION_DETECTION, FER2013, SPLITS, assign_splits
@@ -88,6 +88,19 @@ def test_a_second_image_of_one_name_is_numbered_and_flagged(fer2013, twin):
     stems = [Path(file).stem.casefold() for file in pair["file"]]
     assert len(set(stems)) == 2, "copies made of them would have one name"
     assert sorted(pair["flags"]) == ["", "renamed"]
+
+
+def test_no_image_is_called_like_an_augmented_copy_of_another(fer2013):
+    face = next((fer2013 / "train" / "sad").iterdir()).read_bytes()
+    for name in ("x.png", "x_aug1.png", "X_AUG2.PNG"):
+        (fer2013 / "train" / "sad" / name).write_bytes(face)
+    table = _merge(fer2013).table
+    came = table[table["source_path"].str.contains(r"/x(?:_aug\d)?\.", case=False)].set_index("file")["flags"]
+    path = f"TRAIN/sad/{next(file for file in came.index if file.endswith('_x.png'))}"
+    copies = {Path(balance.balanced_name(path, copy)).name.casefold() for copy in (1, 2)}
+    assert copies == {"fer2013_train_x_aug1.png", "fer2013_train_x_aug2.png"}
+    assert not copies & set(came.index.str.casefold())
+    assert sorted(came) == ["", "renamed", "renamed"]
 
 
 def test_two_spellings_of_one_class_may_share_a_name(fer2013):

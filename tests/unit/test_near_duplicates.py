@@ -1,9 +1,6 @@
 """The near-duplicate search finds what was done to a picture, and nothing else."""
 
 import io
-import os
-import zipfile
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,11 +9,8 @@ import pytest
 from PIL import Image
 
 from fer_utils import near_duplicates
-from fer_utils.classes import CLASSES, class_of
+from fer_utils.classes import CLASSES
 from fer_utils.demo import draw_face
-
-ROOT = Path(__file__).resolve().parents[2]
-REAL_DATA = Path(os.environ.get("FER_REAL_DATA", ROOT / "../shared/data"))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +58,36 @@ def test_a_changed_copy_is_paired_with_its_original_and_with_nothing_else(faces,
     assert pairs[["first", "second"]].to_numpy().tolist() == [[i, i + n] for i in range(n)]
     assert set(pairs["kind"]) == {kind}
     assert pairs["distance"].between(0, near_duplicates.MAX_DISTANCE).all()
+
+
+def _cropped(image: np.ndarray, scale: float, right: float, down: float) -> np.ndarray:
+    crop = np.array([[scale, 0.0, right], [0.0, scale, down]])
+    return cv2.warpAffine(image, crop, (48, 48), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+
+
+@pytest.mark.parametrize("kind", ["cropped", "flipped"])
+@pytest.mark.parametrize("crop", [(1, 1.5, 0), (1.06, -1, -2), (0.95, 1, 2)])
+def test_another_crop_of_one_picture_is_paired_with_it_and_with_nothing_else(faces, crop, kind):
+    crops = np.stack([_line(_cropped(face, *crop), 0.9, 10) for face in faces])
+    assert (near_duplicates.picture_distance(faces, crops) > near_duplicates.MAX_DISTANCE).mean() > 0.9
+    crops = crops[:, :, ::-1] if kind == "flipped" else crops
+    pairs = near_duplicates.find_pairs(np.concatenate([faces, crops]))
+    n = len(faces)
+    assert (pairs["second"] - pairs["first"] == n).all() and len(pairs) >= 0.9 * n
+    assert (pairs["kind"] == kind).mean() > 0.9 and set(pairs["kind"]) <= {kind, "re-encoded"}
+    assert pairs["distance"].between(0, near_duplicates.MAX_DISTANCE).all()
+
+
+def test_an_alignment_works_both_ways_and_only_over_a_few_pixels(faces):
+    near = np.stack([_cropped(face, 1.06, -1, -2) for face in faces])
+    far = np.stack([_cropped(face, 1, 16, 0) for face in faces])
+    there, back = near_duplicates.aligned_distance(faces, near), near_duplicates.aligned_distance(near, faces)
+    np.testing.assert_array_equal(there, back)
+    assert np.median(there) < 0.1
+    others = np.roll(faces, 1, axis=0)
+    assert min(near_duplicates.aligned_distance(faces, x).min() for x in (far, others)) > near_duplicates.MAX_DISTANCE
+    flat = np.zeros_like(faces[:1])
+    assert near_duplicates.aligned_distance(flat, faces[:1]).tolist() == [1]
 
 
 def test_different_faces_are_no_pairs(faces):
@@ -148,40 +172,3 @@ def test_nearest_stranger_passes_over_the_own_group(faces):
     assert strangers.shape == (50,) and strangers.min() > near_duplicates.MAX_DISTANCE
     alone = near_duplicates.nearest_strangers(images, np.arange(len(images)), sample=50, seed=3)
     assert alone.max() < near_duplicates.MAX_DISTANCE
-
-
-def test_second_method_finds_copies_and_mirror_images_and_no_strangers(faces):
-    queries = np.concatenate([[CHANGES["jpeg40"][1](x) for x in faces[:20]], faces[20:40, :, ::-1], faces[:1] * 0])
-    matches = near_duplicates.same_picture_by_gradient(queries, faces)
-    assert matches[["query", "match"]].to_numpy().tolist() == [[i, i] for i in range(40)]
-    assert near_duplicates.same_picture_by_gradient(faces[:20], faces[20:]).empty
-
-
-def _test_folder(archive: str) -> tuple[np.ndarray, pd.DataFrame]:
-    path = REAL_DATA / archive
-    if not path.is_file():
-        pytest.skip(f"no real data: {path} not found (set FER_REAL_DATA to the folder with the two zip files)")
-    with zipfile.ZipFile(path) as file:
-        names = sorted(name for name in file.namelist() if "test/" in name and not name.endswith("/"))
-        images = [np.asarray(Image.open(io.BytesIO(file.read(name))).convert("L")) for name in names]
-    rows = [(class_of(Path(name).parent.name), Path(name).name.startswith("Public")) for name in names]
-    return np.stack(images), pd.DataFrame(rows, columns=["label", "public"])
-
-
-def test_real_copies_find_their_originals_and_a_second_method_finds_none_after_cleaning():
-    originals, about = _test_folder("fer2013.zip")
-    copies, copies_about = _test_folder("emotion-detection-fer.zip")
-    n = len(originals)
-    images = np.concatenate([originals, copies])
-    groups = near_duplicates.group(len(images), near_duplicates.find_pairs(images))
-    known = set(zip(groups[:n], about["label"], strict=True))
-    found = sum(row in known for row in zip(groups[n:], copies_about["label"], strict=True))
-    assert found >= n - 5  # the blank ones
-
-    public = about["public"].to_numpy()
-    shared = np.isin(groups[:n], groups[:n][public])
-    left, lost = originals[~public & ~shared], originals[~public & shared]
-    assert len(lost) > 30
-    assert len(near_duplicates.same_picture_by_gradient(lost, originals[public])) > len(lost) / 3
-    sample = left[np.random.default_rng(0).choice(len(left), 1000, replace=False)]
-    assert near_duplicates.same_picture_by_gradient(sample, originals[public]).empty
