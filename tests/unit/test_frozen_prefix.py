@@ -48,7 +48,9 @@ def test_the_top_50_are_cut_inside_block_5_of_stage_4():
     assert sorted(tensor.shape[-1] for tensor in prefix.outputs) == [256, 1024]
     inside = {layer.name for layer in prefix.get_layer("frozen_layers").layers}
     assert {"conv4_block4_out", "conv4_block5_1_relu"} <= inside
-    assert not {name for name in inside if name.startswith(("conv4_block5_2", "conv4_block5_3", "conv4_block6", "conv5"))}
+    assert not {
+        name for name in inside if name.startswith(("conv4_block5_2", "conv4_block5_3", "conv4_block6", "conv5"))
+    }
 
 
 @pytest.mark.parametrize(
