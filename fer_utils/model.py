@@ -90,7 +90,11 @@ def _load_imagenet(backbone: keras.Model) -> None:
             passed_over.append(str(error))
             continue
         is_published = hashlib.md5(path.read_bytes()).hexdigest() == checksum
-        known = "ImageNet's, as Keras publishes them" if is_published else "NOT Keras' ImageNet file: say so with the scores"
+        known = (
+            "ImageNet's, as Keras publishes them"
+            if is_published
+            else "NOT Keras' ImageNet file: say so with the scores"
+        )
         print(f"weights from {path} ({known})")
         return
     _load_file(backbone, _download(url, checksum, passed_over))
@@ -102,7 +106,9 @@ def _check_features(backbone: keras.Model, path: Path) -> None:
     image = np.linspace(-120, 120, height * width * channels, dtype=np.float32).reshape(1, height, width, channels)
     features = np.array(backbone(image, training=False))
     if not np.isfinite(features).all() or np.ptp(features) == 0:
-        raise WeightsError(f"{path}: ResNet50 with these weights computes no features of a test image; get the file again")
+        raise WeightsError(
+            f"{path}: ResNet50 with these weights computes no features of a test image; get the file again"
+        )
 
 
 def _published_weights() -> tuple[str, str]:

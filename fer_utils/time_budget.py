@@ -1,9 +1,10 @@
-"""Says early how long training will take, and stops it before the time is up.
+"""Says early how long a long step will take, and stops training before the session's time is up.
 
 Knows clocks and Keras callbacks; knows nothing of what is trained.
 """
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 
@@ -11,38 +12,43 @@ from fer_utils.stages import KERNEL_BEGAN
 
 WARM_UP = 2  # steps that compile and choose kernels, left out of the estimate
 MEASURED = 10  # steps that the estimate is made from
-PASSES_LEFT = 3  # after training: a validation pass, and one each over VAL and TEST in 05
+PASSES_LEFT = 3  # after training stops: its own validation pass, then VAL and TEST in 05
 SAVING = 60  # seconds for saving the model, reading it back and the report
+SHORT = 30  # seconds; what takes less needs no announcement
 
 
 class TimeBudget(keras.callbacks.Callback):
     """Print the estimated time after the first steps of a phase, and keep training within a budget.
 
-    minutes: what the whole session may take, counted from the kernel's start; 0 only prints. Training stops after an
-    epoch where another whole one would not fit, and within an epoch where the time runs out there; both leave time to
+    minutes: what the session may take, counted from the kernel's start; 0 only prints. Training stops after an epoch
+    where another whole one would not fit, and within an epoch where the time runs out there; both leave time to
     validate, evaluate and save (PASSES_LEFT validation passes and SAVING seconds). Where the budget stopped training, the
-    model goes back to the weights of the lowest `val_loss` so far.
+    model goes back to the weights of the lowest `val_loss` so far; `fit` needs validation data.
 
-    began: the kernel's start on `time.monotonic`'s clock. clock: that clock; tests turn their own.
+    began: the kernel's start on `clock`, in seconds.
     """
 
-    def __init__(self, phase: str, minutes: float, began: float = KERNEL_BEGAN, clock=time.monotonic):
+    def __init__(
+        self, phase: str, minutes: float, began: float = KERNEL_BEGAN, clock: Callable[[], float] = time.monotonic
+    ):
         super().__init__()
         self.phase, self.clock = phase, clock
         self.deadline = began + 60 * minutes if minutes else float("inf")
         self.stopped = False
+
+    def on_train_begin(self, logs=None) -> None:
         self._best_loss, self._best_weights = float("inf"), None
         self._validation = 0.0  # seconds of the last validation pass
-        self._step_seconds = None
+        self._warm = None  # (steps done, time) when WARM_UP was over
+        self._announced = False
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
-        self._epoch_began, self._epoch = self.clock(), epoch
+        self._epoch, self._epoch_began = epoch, self.clock()
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
         now, done = self.clock(), batch + 1
-        self._last_step = now
-        if self._step_seconds is None:
-            self._measure(done, now)
+        if not self._announced:
+            self._announce(done, now)
         if now + self._reserve() > self.deadline:
             self._stop(f"in epoch {self._epoch + 1}, after {done} of {self.params['steps']} steps")
 
@@ -66,25 +72,21 @@ class TimeBudget(keras.callbacks.Callback):
         if self.stopped and self._best_weights is not None:
             self.model.set_weights(self._best_weights)
 
-    def _measure(self, done: int, now: float) -> None:
-        """Print the estimate once WARM_UP and MEASURED steps are done, or an epoch that has fewer."""
-        if not hasattr(self, "_measured_from") and done >= WARM_UP:
-            self._measured_from = done, now
+    def _announce(self, done: int, now: float) -> None:
+        if self._warm is None:
+            self._warm = (done, now) if done >= WARM_UP else None
             return
-        if not hasattr(self, "_measured_from"):
-            return
-        first, since = self._measured_from
+        first, since = self._warm
         steps, epochs = self.params["steps"], self.params["epochs"] - self._epoch
-        if done - first >= MEASURED or done == steps:
-            self._step_seconds = (now - since) / (done - first)
-            epoch_seconds = steps * self._step_seconds
-            print(
-                f"{self.phase}: {1000 * self._step_seconds:,.0f} ms a step, about {in_words(epoch_seconds)} an epoch of "
-                f"{steps:,} steps without validation, at most {epochs} epochs: {in_words(epochs * epoch_seconds)}{self._left(now)}"
-            )
-
-    def _left(self, now: float) -> str:
-        return "" if self.deadline == float("inf") else f"; the budget leaves {in_words(max(0, self.deadline - now))}"
+        if done - first < MEASURED and done < steps:
+            return
+        self._announced = True
+        step = (now - since) / max(1, done - first)
+        left = "" if self.deadline == float("inf") else f"; the budget leaves {in_words(max(0, self.deadline - now))}"
+        print(
+            f"{self.phase}: {1000 * step:,.0f} ms a step, without validation about {in_words(steps * step)} an epoch of "
+            f"{steps:,} steps and at most {in_words(epochs * steps * step)} for {epochs} epochs{left}"
+        )
 
     def _reserve(self) -> float:
         return PASSES_LEFT * self._validation + SAVING
@@ -93,6 +95,18 @@ class TimeBudget(keras.callbacks.Callback):
         if not self.stopped:
             print(f"{self.phase}: time_budget_minutes stops training {where}")
         self.stopped = self.model.stop_training = True
+
+
+def announced(batches: Sequence, name: str, clock: Callable[[], float] = time.monotonic) -> Iterator:
+    """The batches one by one; prints after the first ones how long all will take, where that is over SHORT seconds."""
+    for done, batch in enumerate(batches):
+        if done == WARM_UP:
+            since = clock()
+        elif done == WARM_UP + MEASURED // 2:
+            total = len(batches) * (clock() - since) / (done - WARM_UP)
+            if total > SHORT:
+                print(f"{name}: about {in_words(total)} for {len(batches):,} batches")
+        yield batch
 
 
 def in_words(seconds: float) -> str:

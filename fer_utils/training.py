@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras import ops
 from tqdm import tqdm
 
+from fer_utils import time_budget
 from fer_utils.classes import CLASSES
 
 PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reuse each weight read more often
@@ -234,4 +235,5 @@ def predict(model: keras.Model, inputs: np.ndarray, batch_size: int = PREDICT_BA
     """The model's output for every input, in order, without training's dropout: float32 (n, …)."""
     order = Batches(inputs, np.zeros(len(inputs), np.int32), batch_size)
     step = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    return np.concatenate([step(order[i][0]).numpy() for i in tqdm(range(len(order)), model.name, leave=False)])
+    batches = time_budget.announced(range(len(order)), model.name)
+    return np.concatenate([step(order[i][0]).numpy() for i in tqdm(batches, model.name, total=len(order), leave=False)])

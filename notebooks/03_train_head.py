@@ -35,6 +35,7 @@ batch_size: int = 64  # >= 1; specification
 limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
 epochs: int = 10  # >= 1; specification
 learning_rate: float = 5e-4  # > 0; specification, Adam
+time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
 
 # %% [markdown]
 # ## Setup
@@ -43,7 +44,7 @@ learning_rate: float = 5e-4  # > 0; specification, Adam
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from fer_utils import datasets, files, plots, stages, training
+from fer_utils import datasets, files, plots, stages, time_budget, training
 from fer_utils import model as network
 
 stage = stages.begin("train_head", globals())
@@ -93,6 +94,7 @@ history = training.fit(
     "head",
     first_epoch=0,
     epochs=epochs,
+    callbacks=[time_budget.TimeBudget("head", time_budget_minutes)],
 )
 history.round(4)
 
