@@ -89,7 +89,7 @@ def test_two_outputs_of_one_stage_are_never_chosen_between(kaggle):
         a_run()
         handover.pack(folders(), ("VAL",))
         attach(kaggle, place)
-    with pytest.raises(NotFoundHere, match="several outputs of balance are mounted: .*detach all but one"):
+    with pytest.raises(NotFoundHere, match=r"several outputs of balance are mounted: .*detach all but one"):
         handover.restore("train_head", folders())
 
 

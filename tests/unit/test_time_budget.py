@@ -105,7 +105,7 @@ def test_time_before_training_counts():
     assert budget.stopped and len(history.epoch) == 1
 
 
-@pytest.mark.parametrize(("pace", "said"), [(1.0, "pass: about 100 s for 100 batches"), (0.1, "")])
+@pytest.mark.parametrize(("pace", "said"), [(1.0, "pass: about 2 min for 100 batches"), (0.1, "")])
 def test_a_long_pass_is_announced_early_and_yields_every_batch(capsys, pace, said):
     clock, seen, early = Clock(), [], ""
     for batch in time_budget.announced(range(100), "pass", clock):
