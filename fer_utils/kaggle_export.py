@@ -25,7 +25,7 @@ from fer_utils import files, handover, parameters, paths
 
 TITLE = "FER ResNet50"
 MAX_BYTES = 900_000  # Kaggle takes 1,000,000 of a notebook's source
-MACHINE = "NvidiaTeslaT4"  # the client's word for its machine with two T4
+MACHINE = "NvidiaTeslaT4"  # as Kaggle's client spells the machine with T4 GPUs
 WEIGHTS = "keras/resnet50"  # the dataset in which Keras publishes ResNet50's ImageNet weights on Kaggle
 NEEDS_WEIGHTS = ("train_head", "fine_tune")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date: one source gives one hash
