@@ -178,8 +178,8 @@ def _code(line: str, *modules: str) -> str:
 
 def _how_to_read() -> str:
     return (
-        "The cell below holds the helper package `fer_utils` and lists its modules; "
-        '`print((home / "fer_utils/model.py").read_text())` in a new cell under it shows one.'
+        "The cell below holds the helper package `fer_utils` and lists its modules; to read one, put "
+        "`from fer_utils import model` in a new cell below it, and `model??` in the next."
     )
 
 
