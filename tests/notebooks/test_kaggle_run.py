@@ -207,16 +207,17 @@ real = pytest.mark.skipif(
 )
 
 
-def mount_real_data(root: Path, layout: str) -> None:
-    """Both real datasets and a weights file, as Kaggle mounts them."""
-    for owner, slug in (("msambare", "fer2013"), ("ananthu017", "emotion-detection-fer"), ("keras", "resnet50")):
-        mount = root / "input" / (f"datasets/{owner}/{slug}" if layout == "new" else slug)
-        mount.mkdir(parents=True)
-        if slug == "resnet50":
-            shutil.copy(WEIGHTS, mount)
-        else:
-            with zipfile.ZipFile(DATA / f"{slug}.zip") as packed:
-                packed.extractall(mount)
+@pytest.fixture(scope="module")
+def real_data(tmp_path_factory) -> Path:
+    """The two real datasets unpacked, and a weights file, each in a folder of its slug."""
+    folder = tmp_path_factory.mktemp("real")
+    for slug in ("fer2013", "emotion-detection-fer"):
+        with zipfile.ZipFile(DATA / f"{slug}.zip") as packed:
+            packed.extractall(folder / slug)
+    (folder / "resnet50").mkdir()
+    shutil.copy(WEIGHTS, folder / "resnet50")
+    yield folder
+    shutil.rmtree(folder)  # 70,000 files
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +226,14 @@ def real_export(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(params=["old", "new"])
-def real_machine(request, tmp_path) -> tuple[Machine, str]:
-    mount_real_data(tmp_path, request.param)
+def real_machine(request, real_data, tmp_path) -> tuple[Machine, str]:
+    """A machine with the real data mounted in one of Kaggle's two layouts."""
+    for owner, slug in (("msambare", "fer2013"), ("ananthu017", "emotion-detection-fer"), ("keras", "resnet50")):
+        mount = tmp_path / "input" / (f"datasets/{owner}/{slug}" if request.param == "new" else slug)
+        mount.parent.mkdir(parents=True, exist_ok=True)
+        mount.symlink_to(real_data / slug)
     yield Machine(tmp_path, KAGGLE_PYTHON), request.param
-    shutil.rmtree(tmp_path)  # 150,000 files
+    shutil.rmtree(tmp_path)
 
 
 @real
