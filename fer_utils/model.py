@@ -57,8 +57,8 @@ def _head(features):
 def load_backbone(image_size: int, weights: str) -> keras.Model:
     """ResNet50 without top, frozen, its weights from `weights`.
 
-    `imagenet` takes a file that is mounted on Kaggle, else lets Keras download them; a path names a `notop` file, `.h5` as Keras distributes it or `.weights.h5` as
-    `Model.save_weights` writes it; `none` leaves random ones and warns. Raises WeightsError, naming the file, what it
+    `imagenet` takes a file that is mounted on Kaggle, else lets Keras download one; a path names a `notop` file, `.h5` as
+    Keras distributes it or `.weights.h5` as `Model.save_weights` writes it; `none` leaves random ones and warns. Raises WeightsError, naming the file, what it
     holds and the way out.
     """
     backbone = keras.applications.ResNet50(
@@ -91,9 +91,7 @@ def _load_imagenet(backbone: keras.Model) -> None:
             continue
         is_published = hashlib.md5(path.read_bytes()).hexdigest() == checksum
         known = (
-            "ImageNet's, as Keras publishes them"
-            if is_published
-            else "NOT Keras' ImageNet file: say so with the scores"
+            "ImageNet's, as Keras publishes them" if is_published else "NOT Keras' ImageNet file: scores should say so"
         )
         print(f"weights from {path} ({known})")
         return

@@ -29,7 +29,7 @@ def project_root() -> Path:
     """The folder with `notebooks/`: the working folder or the nearest one above it, else the working folder."""
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (folder / "notebooks" / "01_merge_split.py").is_file():
+        if _holds_notebooks(folder):
             return folder
     return here
 
@@ -37,7 +37,11 @@ def project_root() -> Path:
 def source_root() -> Path:
     """The folder with this project's `notebooks/` and `params/`: the project's root, else where this package lies."""
     root = project_root()
-    return root if (root / "notebooks").is_dir() else Path(__file__).resolve().parents[1]
+    return root if _holds_notebooks(root) else Path(__file__).resolve().parents[1]
+
+
+def _holds_notebooks(folder: Path) -> bool:
+    return (folder / "notebooks" / "01_merge_split.py").is_file()
 
 
 def kaggle_root() -> Path:
