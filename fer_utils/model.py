@@ -15,6 +15,7 @@ from keras import layers
 from fer_utils import paths
 from fer_utils.classes import CLASSES
 
+PREPROCESSING = "preprocessing"
 BACKBONE = "resnet50"
 FEATURES = "pooled_features"
 HEAD_LAYERS = ("head_dense", "head_batch_norm", "head_dropout", "probabilities")
@@ -39,12 +40,17 @@ def build(image_size: int, weights: str) -> keras.Model:
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(f"image_size is {image_size}, ResNet50 needs at least {MIN_IMAGE_SIZE}")
     raw = keras.Input((None, None, 1), name="raw_grey")
-    x = layers.Concatenate(name="grey_to_rgb")([raw, raw, raw])
-    x = layers.Resizing(image_size, image_size, name="resize")(x)
-    x = keras.applications.resnet50.preprocess_input(x)
+    x = _preprocessing(image_size)(raw)
     x = load_backbone(image_size, weights)(x, training=False)
     x = layers.GlobalAveragePooling2D(name=FEATURES)(x)
     return keras.Model(raw, _head(x), name="fer_resnet50")
+
+
+def _preprocessing(image_size: int) -> keras.Model:
+    raw = keras.Input((None, None, 1), name="raw_grey")
+    x = layers.Concatenate(name="grey_to_rgb")([raw, raw, raw])
+    x = layers.Resizing(image_size, image_size, name="resize")(x)
+    return keras.Model(raw, keras.applications.resnet50.preprocess_input(x), name=PREPROCESSING)
 
 
 def _head(features):
@@ -189,20 +195,6 @@ def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
         if layer.trainable and isinstance(layer, layers.BatchNormalization):
             layer.momentum = TRAINED_NORM_MOMENTUM
     return sum(bool(layer.trainable_weights) for layer in backbone.layers)
-
-
-def head_of(model: keras.Model) -> keras.Model:
-    """The head alone, sharing its layers with `model`: pooled features (n, 2048) in, probabilities (n, 7) out."""
-    features = keras.Input((model.get_layer(FEATURES).output.shape[-1],), name="features")
-    x = features
-    for name in HEAD_LAYERS:
-        x = model.get_layer(name)(x)
-    return keras.Model(features, x, name="head")
-
-
-def features_of(model: keras.Model) -> keras.Model:
-    """The frozen part alone, sharing its layers with `model`: raw images in, pooled features (n, 2048) out."""
-    return keras.Model(model.input, model.get_layer(FEATURES).output, name="features")
 
 
 def parameter_counts(model: keras.Model) -> dict[str, int]:

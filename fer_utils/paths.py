@@ -158,6 +158,11 @@ def _can_be_made(folder: Path) -> bool:
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
+def cache_folder(cache_dir: str, outputs_dir: str) -> Path:
+    """The folder of activations that runs share: `cache_dir`, or `.cache` under `outputs_dir` where that is empty."""
+    return place(cache_dir) if cache_dir else place(outputs_dir) / ".cache"
+
+
 def find_dataset(name: str, given: str) -> Path:
     """Where a source dataset is: at `given`, or with `auto` in the usual places.
 

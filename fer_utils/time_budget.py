@@ -39,16 +39,17 @@ class TimeBudget(keras.callbacks.Callback):
     def on_train_begin(self, logs=None) -> None:
         self._best_loss, self._best_weights = float("inf"), None
         self._validation = 0.0  # seconds of the last validation pass
-        self._warm = None  # (steps done, time) when WARM_UP was over
-        self._announced = False
+        self._is_warm = self._announced = False
+        self._measured, self._seconds = 0, 0.0  # steps after WARM_UP, and what they took
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         self._epoch, self._epoch_began = epoch, self.clock()
+        self._last = 0, self._epoch_began  # steps done, and when
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
         now, done = self.clock(), batch + 1
         if not self._announced:
-            self._announce(done, now)
+            self._measure(done, now)
         if now + self._reserve() > self.deadline:
             self._stop(f"in epoch {self._epoch + 1}, after {done} of {self.params['steps']} steps")
 
@@ -72,16 +73,21 @@ class TimeBudget(keras.callbacks.Callback):
         if self.stopped and self._best_weights is not None:
             self.model.set_weights(self._best_weights)
 
-    def _announce(self, done: int, now: float) -> None:
-        if self._warm is None:
-            self._warm = (done, now) if done >= WARM_UP else None
+    def _measure(self, done: int, now: float) -> None:
+        """Count the steps since the last call (Keras may run several at once); announce when there are enough."""
+        before, since = self._last
+        self._last = done, now
+        if not self._is_warm:
+            self._is_warm = done >= min(WARM_UP, self.params["steps"])
             return
-        first, since = self._warm
+        self._measured += done - before
+        self._seconds += now - since
+        if self._measured >= MEASURED or done == self.params["steps"]:
+            self._announced = True
+            self._announce(self._seconds / self._measured, now)
+
+    def _announce(self, step: float, now: float) -> None:
         steps, epochs = self.params["steps"], self.params["epochs"] - self._epoch
-        if done - first < MEASURED and done < steps:
-            return
-        self._announced = True
-        step = (now - since) / max(1, done - first)
         left = "" if self.deadline == float("inf") else f"; the budget leaves {in_words(max(0, self.deadline - now))}"
         print(
             f"{self.phase}: {1000 * step:,.0f} ms a step, without validation about {in_words(steps * step)} an epoch of "

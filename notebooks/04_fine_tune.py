@@ -34,6 +34,11 @@ image_size: int = 224  # >= 32; pixels a side that ResNet50 sees; the cpu profil
 weights: str = "imagenet"  # imagenet, a path to a ResNet50 notop .h5, or none
 batch_size: int = 64  # >= 1; specification
 limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
+cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
+cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
+cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
+strategy: str = "auto"  # auto | none | mirrored | multiworker; how batches spread over devices
+precision: str = "auto"  # auto | float32 | mixed_float16; auto: mixed on GPUs with tensor cores
 epochs: int = 20  # >= 1; specification: further epochs, counted on from phase 1
 unfreeze_top: int = 50  # >= 0; specification: layers of the backbone that train
 batch_norm: str = "frozen"  # frozen | trained; specification is frozen; trained suits random weights
@@ -55,14 +60,14 @@ import keras
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from fer_utils import datasets, files, plots, stages, time_budget, training
+from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, time_budget, training
 from fer_utils import model as network
 
 stage = stages.begin("fine_tune", globals())
 folders = stage.folders
 stage.require(folders.balanced, folders.manifest, folders.split("VAL"), folders.head_weights, folders.history_head)
-training.make_reproducible(seed)
-print("devices:", training.devices())
+devices.make_reproducible(seed)
+print(f"computing on {devices.describe()} in {devices.choose_precision(precision)}")
 
 # %% [markdown]
 # ## Load
@@ -83,9 +88,13 @@ print(f"{len(train):,} images to train on, {len(val):,} to validate on")
 # rely on.
 
 # %%
-model = network.build(image_size, weights)
-network.head_of(model).load_weights(folders.head_weights)
-n_training = network.unfreeze_top(model, unfreeze_top, batch_norm)
+replicas = devices.choose_strategy(strategy)
+with devices.scope(replicas):
+    model = network.build(image_size, weights)
+    _, head = frozen_prefix.split(model)
+    head.load_weights(folders.head_weights)
+    n_training = network.unfreeze_top(model, unfreeze_top, batch_norm)
+    prefix, suffix = frozen_prefix.split(model)
 print(f"{n_training} layers of the backbone's top {unfreeze_top} train weights")
 
 # %%
@@ -94,6 +103,19 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %% [markdown]
 # ## Do
+# What the frozen layers compute for an image never changes: it is computed once, and training begins where they end.
+
+# %%
+cache_folder = paths.cache_folder(cache_dir, outputs_dir)
+plan = activations.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder)
+print(plan)
+with devices.scope(replicas):
+    trained, (train_inputs, val_inputs) = activations.prepare(
+        prefix, suffix, (train.images, val.images), plan, cache_folder
+    )
+    training.compile_for_training(trained, training.make_optimizer(optimizer, learning_rate, weight_decay))
+
+# %% [markdown]
 # The rate halves when VAL's loss stands still; then `IncreaseWeightDecayOnLRDrop` raises the weight decay.
 
 # %%
@@ -104,13 +126,11 @@ callbacks = [
 ]
 if optimizer == "adamw":
     callbacks.insert(1, training.IncreaseWeightDecayOnLRDrop(weight_decay_factor, weight_decay_cap))
-training.compile_for_training(model, training.make_optimizer(optimizer, learning_rate, weight_decay))
 
-# %%
 history = training.fit(
-    model,
-    training.Batches(train.images, train.labels, batch_size, seed, epoch=len(head_history)),
-    training.Batches(val.images, val.labels, training.PREDICT_BATCH),
+    trained,
+    training.Batches(train_inputs, train.labels, batch_size, seed, epoch=len(head_history)),
+    training.Batches(val_inputs, val.labels, training.PREDICT_BATCH),
     "fine_tune",
     first_epoch=len(head_history),
     epochs=epochs,
@@ -146,7 +166,8 @@ print(
 
 # %% [markdown]
 # ## Save and check
-# The best weights are back in place. The saved file holds layers of Keras alone, so it loads without this project.
+# The best weights are back in place, and the layers that trained are the whole network's own. The saved file holds layers
+# of Keras alone, so it loads without this project.
 
 # %%
 plain = network.plain_copy(model)

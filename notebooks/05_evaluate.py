@@ -43,13 +43,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 
-from fer_utils import datasets, evaluation, files, images, plots, report, stages, training
+from fer_utils import datasets, devices, evaluation, files, images, plots, report, stages, training
 from fer_utils import leakage as audit
 
 stage = stages.begin("evaluate", globals())
 folders = stage.folders
 stage.require(folders.model, folders.manifest, folders.leakage, folders.split("VAL"), folders.split("TEST"))
-training.make_reproducible(seed)
+devices.make_reproducible(seed)
 
 # %% [markdown]
 # ## Load

@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 
+from fer_utils import frozen_prefix, training
 from fer_utils import model as network
-from fer_utils import training
 from fer_utils.model import WeightsError
 
 SIZE = 32
@@ -84,7 +84,8 @@ def test_raw_faces_are_preprocessed_exactly_once(model):
     def features_from(prepared: np.ndarray) -> np.ndarray:
         return np.array(model.get_layer(network.BACKBONE)(prepared, training=False)).mean(axis=(1, 2))
 
-    features = np.array(network.features_of(model)(faces, training=False))
+    prefix, head = frozen_prefix.split(model)
+    features = np.array(prefix(faces, training=False)[0])
     scale = np.abs(features).max()
     assert scale > 0
     assert np.abs(features - features_from(theirs)).max() < 1e-4 * scale
@@ -92,13 +93,13 @@ def test_raw_faces_are_preprocessed_exactly_once(model):
     for wrong in (resized, twice, theirs / 255):
         assert np.abs(features - features_from(wrong)).max() > 1e-2 * scale
     whole = np.array(model(faces, training=False))
-    assert whole == pytest.approx(np.array(network.head_of(model)(features_from(theirs), training=False)), abs=1e-4)
+    assert whole == pytest.approx(np.array(head(features_from(theirs), training=False)), abs=1e-4)
     assert whole.shape == (6, 7) and whole.sum(axis=1) == pytest.approx(np.ones(6), abs=1e-5)
 
 
 def test_bytes_and_floats_of_one_face_give_one_answer(model):
-    features = network.features_of(model)
-    assert np.array_equal(features(_faces(2)), features(_faces(2).astype("float32")))
+    prefix, _ = frozen_prefix.split(model)
+    assert np.array_equal(prefix(_faces(2))[0], prefix(_faces(2).astype("float32"))[0])
 
 
 def test_faces_of_any_size_go_in(model):

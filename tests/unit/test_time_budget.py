@@ -40,12 +40,12 @@ class Work(keras.callbacks.Callback):
         self.weights.append(self.model.get_weights()[0].copy())
 
 
-def train(minutes: float, step: float = 1.0, validation: float = 2.0, epochs: int = 5, losses=None):
+def train(minutes: float, step: float = 1.0, validation: float = 2.0, epochs: int = 5, losses=None, at_once=1, n=STEPS):
     """Train a small model; return (work, budget, model)."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(0.01), "mse")
-    x = np.random.default_rng(0).normal(size=(STEPS, 3)).astype("float32")
+    model.compile(keras.optimizers.SGD(0.01), "mse", steps_per_execution=at_once)
+    x = np.random.default_rng(0).normal(size=(n, 3)).astype("float32")
     clock = Clock()
     work = Work(clock, step, validation, losses or [1.0 / (1 + epoch) for epoch in range(epochs)])
     budget = TimeBudget("phase", minutes, clock.now, clock)
@@ -67,6 +67,17 @@ def test_the_estimate_comes_after_the_first_steps_and_is_right(capsys):
     assert "phase: 3,000 ms a step" in said and f"{STEPS} steps" in said
     assert "about 60 s an epoch" in said and "at most 5 min for 5 epochs" in said
     assert said.count("ms a step") == 1
+
+
+@pytest.mark.parametrize(("at_once", "n"), [(7, STEPS), (STEPS, STEPS), (1, 1), (1, 3)])
+def test_the_estimate_holds_for_steps_at_once_and_for_short_epochs(capsys, at_once, n):
+    # The clock turns once an execution, and validation turns it too.
+    train(0, step=60.0, validation=1000.0, at_once=at_once, n=n)
+    said = capsys.readouterr().out
+    assert said.count("ms a step") == 1
+    executions = -(-n // at_once)
+    seconds = float(said.split(": ")[1].split(" ms")[0].replace(",", "")) / 1000 * n
+    assert seconds == pytest.approx(60 * executions, rel=0.35)
 
 
 def test_it_stops_after_an_epoch_where_another_would_not_fit(capsys):

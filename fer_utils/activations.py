@@ -1,0 +1,245 @@
+"""Computes the frozen prefix once for every image and keeps what it gave: on disk, in memory, or not at all.
+
+Knows sizes, files and free space; knows nothing of which layers are frozen, nor why.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import psutil
+import tensorflow as tf
+from tqdm import tqdm
+
+from fer_utils import devices, files, frozen_prefix, time_budget
+from fer_utils.training import PREDICT_BATCH
+
+DESCRIPTION = "activations.json"
+SHARE = 0.5  # of the free disk or memory, at most: the rest is for training and for other programs
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # of a probability, against the whole network
+FLOAT16_LIMIT = float(np.finfo(np.float16).max)
+
+
+class Rows:
+    """The rows of a `.npy` file, read when they are asked for.
+
+    Indexed with an array of row numbers, like an array. Reading, not mapping: pages of a mapped file count as memory of
+    the process that touched them, and a batch is copied in either case.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        version = np.lib.format.read_magic(self._file)
+        if version != (1, 0):
+            raise ValueError(f"{path}: .npy version {version}, expected (1, 0)")
+        self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self._file)
+        self._start = self._file.tell()
+        self._row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        expected = self._start + self._row_bytes * self.shape[0]
+        if path.stat().st_size != expected:
+            raise ValueError(f"{path}: {path.stat().st_size:,} bytes, expected {expected:,}")
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: np.ndarray) -> np.ndarray:
+        rows = np.empty((len(chosen), *self.shape[1:]), self.dtype)
+        flat = rows.reshape(len(chosen), -1).view(np.uint8)
+        with self._lock:
+            for place, row in enumerate(chosen):
+                self._file.seek(self._start + int(row) * self._row_bytes)
+                if self._file.readinto(flat[place]) != self._row_bytes:
+                    raise OSError(f"{self.path}: row {row} could not be read whole; delete {self.path.parent}")
+        return rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where activations go (`disk`, `memory` or `none`), as which float, how many bytes, and why."""
+
+    place: str
+    dtype: str
+    n_bytes: int
+    reason: str
+
+    def __str__(self) -> str:
+        size = f"{self.n_bytes / 1e9:.2f} GB as {self.dtype}"
+        where = {"disk": f"kept on disk, {size}", "memory": f"kept in memory, {size}", "none": "not kept"}
+        return f"activations of the frozen layers: {where[self.place]} ({self.reason})"
+
+
+def plan(prefix: keras.Model, n_images: int, place: str, dtype: str, folder: Path) -> Plan:
+    """Decide where the activations of `n_images` go.
+
+    place: `auto`, `disk`, `memory` or `none`; dtype: `auto`, `float32` or `float16`; a word other than `auto` is obeyed.
+    `auto` prefers the exact float32 and the disk, where the next run finds them, as long as they take at most SHARE of
+    what is free; on a GPU, whose prefix is faster than a disk, only what memory can hold beside it is worth keeping.
+    """
+    if not prefix.weights:
+        return Plan("none", "float32", 0, "training starts at the first layer: nothing is frozen before it")
+    numbers = sum(int(np.prod(tensor.shape[1:])) for tensor in prefix.outputs) * n_images
+    sizes = {name: numbers * np.dtype(name).itemsize for name in ("float32", "float16")}
+    if place == "none":
+        return Plan("none", "float32", 0, "as the parameter says")
+    if place != "auto":
+        dtype = "float32" if dtype == "auto" else dtype
+        return Plan(place, dtype, sizes[dtype], "as the parameter says")
+    disk, memory = _free_disk(folder), free_memory()
+    half = prefix.outputs[0].dtype == "float16"  # mixed precision: float32 would keep nothing more
+    candidates = (dtype,) if dtype != "auto" else ("float16",) if half else ("float32", "float16")
+    for name in candidates:
+        if sizes[name] <= SHARE * disk and (not devices.has_gpu() or sizes[name] <= SHARE * memory):
+            return Plan("disk", name, sizes[name], f"{disk / 1e9:.0f} GB of disk are free")
+        if sizes[name] <= SHARE * memory:
+            return Plan("memory", name, sizes[name], f"{memory / 1e9:.0f} GB of memory are free")
+    wanted = sizes[candidates[-1]] / 1e9
+    return Plan(
+        "none",
+        "float32",
+        0,
+        f"{wanted:.1f} GB are more than {SHARE:.0%} of {disk / 1e9:.0f} GB disk and {memory / 1e9:.0f} GB memory",
+    )
+
+
+def prepare(
+    prefix: keras.Model, suffix: keras.Model, image_sets: Sequence[np.ndarray], chosen: Plan, folder: Path
+) -> tuple[keras.Model, list]:
+    """What to train and on what: (model, inputs), an entry of `inputs` for each of `image_sets`.
+
+    image_sets: raw images, uint8 (n, height, width, 1). With a plan to keep activations the model is `suffix`, an entry
+    the tuple of what its inputs take; else the whole network, and the images themselves. Raises FloatingPointError where
+    activations do not fit into float16.
+    """
+    if chosen.place == "none":
+        return frozen_prefix.joined(prefix, suffix), list(image_sets)
+    make = _on_disk if chosen.place == "disk" else _in_memory
+    kept = [make(prefix, images, chosen.dtype, folder) for images in image_sets]
+    return suffix, [arrays[0] if len(arrays) == 1 else arrays for arrays in kept]
+
+
+def free_memory() -> int:
+    """Bytes of memory that a process may still take: the machine's, or what its control group leaves it."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        return max(0, min(free, limit - int((group / "memory.current").read_text())))
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        return free
+
+
+def _free_disk(folder: Path) -> int:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free + sum(_size(entry) for entry in _entries(folder))
+
+
+def _entries(folder: Path) -> list[Path]:
+    """The caches in a folder, the one used longest ago first."""
+    return sorted((file.parent for file in folder.glob(f"*/{DESCRIPTION}")), key=lambda entry: entry.stat().st_mtime)
+
+
+def _size(entry: Path) -> int:
+    return sum(file.stat().st_size for file in entry.iterdir())
+
+
+def _in_memory(prefix: keras.Model, images: np.ndarray, dtype: str, folder: Path) -> tuple[np.ndarray, ...]:
+    arrays = tuple(np.empty((len(images), *tensor.shape[1:]), dtype) for tensor in prefix.outputs)
+    done = 0
+    for batch in _computed(prefix, images, dtype):
+        for array, values in zip(arrays, batch, strict=True):
+            array[done : done + len(values)] = values
+        done += len(batch[0])
+    return arrays
+
+
+def _on_disk(prefix: keras.Model, images: np.ndarray, dtype: str, folder: Path) -> tuple[Rows, ...]:
+    key = _key(prefix, images, dtype)
+    entry = folder / key
+    try:
+        rows = _open(entry, key)
+        os.utime(entry)
+        print(f"activations of {len(images):,} images are there already: {entry}")
+        return rows
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError) as error:
+        print(f"{entry} is not whole ({error}): computed again")
+    _make_room(folder, entry, _bytes(prefix, len(images), dtype))
+    shapes = [(len(images), *tensor.shape[1:]) for tensor in prefix.outputs]
+    names = [f"cut_{place}.npy" for place in range(len(shapes))]
+    with files.replacing(entry) as temporary:
+        temporary.mkdir()
+        with contextlib.ExitStack() as stack:
+            outputs = [stack.enter_context((temporary / name).open("wb")) for name in names]
+            for output, shape in zip(outputs, shapes, strict=True):
+                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(output, header)
+            for batch in _computed(prefix, images, dtype):
+                for output, values in zip(outputs, batch, strict=True):
+                    output.write(np.ascontiguousarray(values).data)
+            for output in outputs:
+                output.flush()
+                os.fsync(output.fileno())
+        description = {"key": key, "files": {name: (temporary / name).stat().st_size for name in names}}
+        files.write_json(temporary / DESCRIPTION, description)
+    return _open(entry, key)
+
+
+def _open(entry: Path, key: str) -> tuple[Rows, ...]:
+    description = json.loads((entry / DESCRIPTION).read_text(encoding="utf-8"))
+    if description["key"] != key:
+        raise ValueError(f"{entry / DESCRIPTION} is of other activations")
+    for name, size in description["files"].items():
+        if (entry / name).stat().st_size != size:
+            raise ValueError(f"{name} has {(entry / name).stat().st_size:,} bytes, {size:,} were written")
+    return tuple(Rows(entry / name) for name in description["files"])
+
+
+def _bytes(prefix: keras.Model, n_images: int, dtype: str) -> int:
+    return sum(int(np.prod(t.shape[1:])) for t in prefix.outputs) * n_images * np.dtype(dtype).itemsize
+
+
+def _make_room(folder: Path, entry: Path, needed: int) -> None:
+    """Delete caches, the one used longest ago first, while `needed` bytes would take more than SHARE of the free disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in _entries(folder):
+        if needed <= SHARE * shutil.disk_usage(folder).free:
+            break
+        if old != entry:
+            print(f"making room: {old} deleted, {_size(old) / 1e9:.2f} GB")
+            files.remove(old)
+    files.require_space(folder, needed)
+
+
+def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
+    """Names what the activations follow from: images and their order, weights, sizes, float, Keras' version."""
+    digest = hashlib.blake2b(digest_size=12)
+    sizes = [prefix.get_layer("preprocessing").output.shape[1:], *(tensor.shape[1:] for tensor in prefix.outputs)]
+    digest.update(json.dumps([sizes, dtype, list(images.shape), keras.__version__]).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    for weight in prefix.weights:
+        digest.update(np.ascontiguousarray(weight.numpy()).data)
+    return digest.hexdigest()
+
+
+def _computed(prefix: keras.Model, images: np.ndarray, dtype: str):
+    step = tf.function(lambda batch: keras.tree.flatten(prefix(batch, training=False)), reduce_retracing=True)
+    starts = range(0, len(images), PREDICT_BATCH)
+    announced = time_budget.announced(starts, "frozen layers")
+    for start in tqdm(announced, "frozen layers", total=len(starts), leave=False):
+        values = [value.numpy() for value in step(images[start : start + PREDICT_BATCH])]
+        if dtype == "float16":
+            highest = max(float(np.abs(value).max()) for value in values)
+            if not highest <= FLOAT16_LIMIT:
+                raise FloatingPointError(f"an activation of {highest:.3g} does not fit into float16: set float32")
+        yield [value.astype(dtype, copy=False) for value in values]
