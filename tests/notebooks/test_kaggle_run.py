@@ -33,6 +33,9 @@ SMALL = (
     "common.limit_per_class=8",
     "common.epochs=1",
     "fine_tune.unfreeze_top=10",
+    "balance.target=30",
+    "balance.target_disgust=20",
+    "balance.max_per_class=40",
 )
 
 
@@ -67,7 +70,9 @@ class Machine:
         return nbformat.read(executed, as_version=4)
 
     def attach(self, slug: str, layout: str) -> None:
-        """Mount what the last notebook left as the output of `slug`."""
+        """Mount what the last notebook left as the output of `slug`, in the place of an earlier one."""
+        for earlier in list((self.root / "input").rglob("kaggle.zip")):
+            shutil.rmtree(earlier.parent)
         mount = self.root / "input" / (f"notebooks/{USER}/{slug}" if layout == "new" else slug)
         mount.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(self.root / "working", mount)
@@ -146,8 +151,7 @@ def drawn_run(request, drawn, notop, tmp_path_factory) -> tuple[Machine, nbforma
     (inputs / "datasets/keras/resnet50").mkdir(parents=True)
     (inputs / "datasets/keras/resnet50/page_notop.h5").write_text("<html>")
     shutil.copy(notop, inputs / "datasets/keras/resnet50")
-    targets = ("balance.target=20", "balance.target_disgust=10", "balance.max_per_class=30")
-    folder = export(tmp_path_factory.mktemp("export"), *SMALL, *targets)
+    folder = export(tmp_path_factory.mktemp("export"), *SMALL)
     return machine, machine.run(folder / SLUG / f"{SLUG}.ipynb")
 
 
@@ -162,7 +166,7 @@ def test_it_runs_the_embedded_package_and_says_which(drawn_run):
     assert f"in {home}" in printed and f"sha256 {home.name.removeprefix('fer_utils-')}" in printed
     with zipfile.ZipFile(machine.root / "working/kaggle.zip") as packed:
         record = json.loads(packed.read("run/stages/balance.json"))
-    assert record["parameters"]["target"] == 20
+    assert record["parameters"]["target"] == 30
     assert (home / "fer_utils/model.py").read_text() == (ROOT / "fer_utils/model.py").read_text()
 
 
@@ -253,7 +257,5 @@ def test_the_five_notebooks_run_in_a_chain_with_kaggles_versions(real_machine, r
         executed = machine.run(real_export / slug / f"{slug}.ipynb")
         if stage != "evaluate":
             assert [path.name for path in (machine.root / "working").iterdir()] == ["kaggle.zip"]
-            for previous in (machine.root / "input").rglob("kaggle.zip"):
-                shutil.rmtree(previous.parent)  # the next notebook has the output of the one before alone
             machine.attach(slug, layout)
     check_results(machine, executed)
