@@ -64,8 +64,8 @@ def load_backbone(image_size: int, weights: str) -> keras.Model:
     """ResNet50 without top, frozen, its weights from `weights`.
 
     `imagenet` takes a file that is mounted on Kaggle, else lets Keras download one; a path names a `notop` file, `.h5` as
-    Keras distributes it or `.weights.h5` as `Model.save_weights` writes it; `none` leaves random ones and warns. Raises WeightsError, naming the file, what it
-    holds and the way out.
+    Keras distributes it or `.weights.h5` as `Model.save_weights` writes it; `none` leaves random ones and warns. Raises
+    WeightsError, naming the file, what it holds and the way out.
     """
     backbone = keras.applications.ResNet50(
         include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=BACKBONE

@@ -13,7 +13,8 @@ from fer_utils.stages import KERNEL_BEGAN
 WARM_UP = 2  # steps that compile and choose kernels, left out of the estimate
 MEASURED = 10  # steps that the estimate is made from
 PASSES_LEFT = 3  # after training stops: its own validation pass, then VAL and TEST in 05
-SAVING = 60  # seconds for saving the model, reading it back and the report
+SAVING = 60  # seconds, at least, for saving the model, reading it back and the report
+SHARE_LEFT = 0.05  # of the budget, at least: 05 runs the whole network, validation may begin at cached activations
 SHORT = 30  # seconds; what takes less needs no announcement
 
 
@@ -22,7 +23,7 @@ class TimeBudget(keras.callbacks.Callback):
 
     minutes: what the session may take, counted from the kernel's start; 0 only prints. Training stops after an epoch
     where another whole one would not fit, and within an epoch where the time runs out there; both leave time to
-    validate, evaluate and save (PASSES_LEFT validation passes and SAVING seconds). Where the budget stopped training, the
+    validate, evaluate and save (PASSES_LEFT validation passes, and SAVING or SHARE_LEFT, whichever is more). Where the budget stopped training, the
     model goes back to the weights of the lowest `val_loss` so far; `fit` needs validation data.
 
     began: the kernel's start on `clock`, in seconds.
@@ -34,6 +35,7 @@ class TimeBudget(keras.callbacks.Callback):
         super().__init__()
         self.phase, self.clock = phase, clock
         self.deadline = began + 60 * minutes if minutes else float("inf")
+        self.margin = max(SAVING, SHARE_LEFT * 60 * minutes)
         self.stopped = False
 
     def on_train_begin(self, logs=None) -> None:
@@ -95,7 +97,7 @@ class TimeBudget(keras.callbacks.Callback):
         )
 
     def _reserve(self) -> float:
-        return PASSES_LEFT * self._validation + SAVING
+        return PASSES_LEFT * self._validation + self.margin
 
     def _stop(self, where: str) -> None:
         if not self.stopped:

@@ -107,6 +107,12 @@ def test_the_last_epoch_is_not_called_a_stop():
     assert work.steps_done == 2 * STEPS and not budget.stopped
 
 
+def test_a_large_budget_leaves_a_share_of_itself():
+    # 100 minutes leave 5; epochs of 1000 seconds end at 1002, 2004, …: a sixth would end at 6012 > 6000 - 300 - 6.
+    work, budget, _ = train(100, step=50.0, epochs=9)
+    assert budget.stopped and work.steps_done == 5 * STEPS
+
+
 def test_time_before_training_counts():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
