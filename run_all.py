@@ -7,6 +7,7 @@ python run_all.py --only evaluate
 python run_all.py --dry-run                          every resolved parameter, nothing run
 python run_all.py --list                             the runs so far
 python run_all.py --download                         fetch both datasets with kagglehub, then run
+python run_all.py --export-kaggle                    write folders for `kaggle kernels push`, run nothing
 """
 
 import argparse
@@ -20,7 +21,7 @@ import jupytext
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from fer_utils import files, parameters, paths, report, stages
+from fer_utils import files, kaggle_export, parameters, paths, report, stages
 from fer_utils.parameters import STAGES, ParameterError
 
 # Its reader of parameters cells stumbles over `>=` in a comment; ours has checked every name by then.
@@ -37,12 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.download:
             _download()
         profile, values = _resolve(options)
+        if options.export_kaggle:
+            return _export_kaggle(options, values)
         chosen = _chosen_stages(options)
         if options.dry_run:
             _print_plan(chosen, values)
             return 0
         return _run(profile, chosen, values, options.verbose)
-    except (ParameterError, paths.NotFoundHere, files.OutputError) as error:
+    except (ParameterError, kaggle_export.ExportError, paths.NotFoundHere, files.OutputError) as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
 
@@ -70,19 +73,44 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print stages and parameters, run nothing")
     parser.add_argument("--list", action="store_true", help="list the runs so far")
     parser.add_argument("--download", action="store_true", help="fetch both datasets into data/ with kagglehub first")
+    kaggle = parser.add_argument_group("Kaggle")
+    kaggle.add_argument(
+        "--export-kaggle",
+        metavar="DIR",
+        nargs="?",
+        const="outputs/kaggle",
+        help="write notebooks ready to push, with --params and -p on top of the profile kaggle; default: outputs/kaggle",
+    )
+    kaggle.add_argument(
+        "--kaggle-user",
+        metavar="NAME",
+        default=os.environ.get("KAGGLE_USERNAME", "your-user-name"),
+        help="owner of the notebooks; default: $KAGGLE_USERNAME",
+    )
+    kaggle.add_argument(
+        "--kaggle-weights",
+        metavar="SOURCE",
+        default=kaggle_export.WEIGHTS,
+        help="dataset (owner/slug) or model version (owner/model/framework/variation/version) with a ResNet50 notop "
+        f"file, attached to the notebooks; default: {kaggle_export.WEIGHTS}",
+    )
     parser.add_argument("--verbose", action="store_true", help="show everything that the notebooks print")
     return parser
 
 
 def _resolve(options: argparse.Namespace) -> tuple[str, dict[str, dict]]:
+    on_kaggle = parameters.profile_path("kaggle")
     if options.params:
         path = Path(options.params)
         path = path if path.suffix else parameters.profile_path(options.params)
+    elif options.export_kaggle:
+        path = on_kaggle
     else:
         name, reason = parameters.choose_profile()
         print(f"profile {name}: {reason}")
         path = parameters.profile_path(name)
-    layers = [(str(path), parameters.load_profile(path))]
+    profiles = dict.fromkeys([on_kaggle, path] if options.export_kaggle else [path])
+    layers = [(str(profile), parameters.load_profile(profile)) for profile in profiles]
     for text in options.overrides:
         stage, name, value = parameters.parse_override(text)
         layers.append((f"-p {text}", {stage: {name: value}}))
@@ -131,10 +159,25 @@ def _check_inputs(values: dict[str, dict]) -> None:
         weights = values[stage]["weights"]
         if weights not in ("imagenet", "none") and not (paths.project_root() / weights).is_file():
             raise ParameterError(f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there")
-    if values["train_head"]["weights"] != values["fine_tune"]["weights"]:
-        raise ParameterError("weights differs between train_head and fine_tune: set common.weights")
-    if values["train_head"]["image_size"] != values["fine_tune"]["image_size"]:
-        raise ParameterError("image_size differs between train_head and fine_tune: set common.image_size")
+    _check_phases_agree(values)
+
+
+def _check_phases_agree(values: dict[str, dict]) -> None:
+    for name in ("weights", "image_size"):
+        if values["train_head"][name] != values["fine_tune"][name]:
+            raise ParameterError(f"{name} differs between train_head and fine_tune: set common.{name}")
+
+
+def _export_kaggle(options: argparse.Namespace, values: dict[str, dict]) -> int:
+    _check_phases_agree(values)
+    folder = Path(options.export_kaggle)
+    for written in kaggle_export.export(folder, values, options.kaggle_user, options.kaggle_weights):
+        size = sum(path.stat().st_size for path in written.iterdir())
+        print(f"{written}  {size / 1000:,.0f} kB")
+    print(f"\nto run it all on Kaggle: kaggle kernels push -p {folder / kaggle_export.slug(kaggle_export.TITLE)}")
+    if options.kaggle_user == "your-user-name":
+        print("first put your user name in for `your-user-name`: export again with --kaggle-user NAME")
+    return 0
 
 
 def _run(profile: str, chosen: list[str], values: dict[str, dict], verbose: bool) -> int:

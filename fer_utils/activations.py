@@ -19,7 +19,7 @@ import psutil
 import tensorflow as tf
 from tqdm import tqdm
 
-from fer_utils import devices, files, frozen_prefix
+from fer_utils import devices, files, frozen_prefix, time_budget
 from fer_utils.training import PREDICT_BATCH
 
 DESCRIPTION = "activations.json"
@@ -235,7 +235,8 @@ def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
 def _computed(prefix: keras.Model, images: np.ndarray, dtype: str):
     step = tf.function(lambda batch: keras.tree.flatten(prefix(batch, training=False)), reduce_retracing=True)
     starts = range(0, len(images), PREDICT_BATCH)
-    for start in tqdm(starts, "frozen layers", leave=False):
+    announced = time_budget.announced(starts, "frozen layers")
+    for start in tqdm(announced, "frozen layers", total=len(starts), leave=False):
         values = [value.numpy() for value in step(images[start : start + PREDICT_BATCH])]
         if dtype == "float16":
             highest = max(float(np.abs(value).max()) for value in values)

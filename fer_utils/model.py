@@ -1,8 +1,9 @@
 """The network: ResNet50, its head, its weights, and which of its layers train.
 
-Knows Keras layers; knows nothing of datasets, of training or of folders.
+Knows Keras layers; knows nothing of datasets or of training, and of folders only whom to ask for mounted weights.
 """
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from fer_utils import paths
 from fer_utils.classes import CLASSES
 
 PREPROCESSING = "preprocessing"
@@ -61,9 +63,9 @@ def _head(features):
 def load_backbone(image_size: int, weights: str) -> keras.Model:
     """ResNet50 without top, frozen, its weights from `weights`.
 
-    `imagenet` lets Keras download them; a path names a `notop` file, `.h5` as Keras distributes it or `.weights.h5` as
-    `Model.save_weights` writes it; `none` leaves random ones and warns. Raises WeightsError, naming the file, what it
-    holds and the way out.
+    `imagenet` takes a file that is mounted on Kaggle, else lets Keras download one; a path names a `notop` file, `.h5` as
+    Keras distributes it or `.weights.h5` as `Model.save_weights` writes it; `none` leaves random ones and warns. Raises
+    WeightsError, naming the file, what it holds and the way out.
     """
     backbone = keras.applications.ResNet50(
         include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=BACKBONE
@@ -76,24 +78,62 @@ def load_backbone(image_size: int, weights: str) -> keras.Model:
             stacklevel=2,
         )
     elif weights == "imagenet":
-        _load_file(backbone, _download_imagenet())
+        _load_imagenet(backbone)
     else:
         _load_file(backbone, Path(weights))
     return backbone
 
 
-def _download_imagenet() -> Path:
-    from keras.src.applications import resnet  # the one home of the address and its checksum
+def _load_imagenet(backbone: keras.Model) -> None:
+    """Load the first mounted file that fits, saying which, else the one that Keras downloads."""
+    url, checksum = _published_weights()
+    passed_over = []
+    for path in paths.mounted_weights():
+        try:
+            _load_file(backbone, path)
+            _check_features(backbone, path)
+        except WeightsError as error:
+            passed_over.append(str(error))
+            continue
+        is_published = hashlib.md5(path.read_bytes()).hexdigest() == checksum
+        known = (
+            "ImageNet's, as Keras publishes them" if is_published else "NOT Keras' ImageNet file: scores should say so"
+        )
+        print(f"weights from {path} ({known})")
+        return
+    _load_file(backbone, _download(url, checksum, passed_over))
 
-    url = resnet.BASE_WEIGHTS_PATH + "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    checksum = resnet.WEIGHTS_HASHES["resnet50"][1]
+
+def _check_features(backbone: keras.Model, path: Path) -> None:
+    """Raise WeightsError unless a fixed image's features are finite and differ."""
+    height, width, channels = backbone.input_shape[1:]
+    image = np.linspace(-120, 120, height * width * channels, dtype=np.float32).reshape(1, height, width, channels)
+    features = np.array(backbone(image, training=False))
+    if not np.isfinite(features).all() or np.ptp(features) == 0:
+        raise WeightsError(
+            f"{path}: ResNet50 with these weights computes no features of a test image; get the file again"
+        )
+
+
+def _published_weights() -> tuple[str, str]:
+    """Where Keras has its notop file, and its MD5 checksum."""
+    from keras.src.applications import resnet  # the one home of both
+
+    return (
+        resnet.BASE_WEIGHTS_PATH + "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        resnet.WEIGHTS_HASHES["resnet50"][1],
+    )
+
+
+def _download(url: str, checksum: str, passed_over: list[str]) -> Path:
     try:
         return Path(keras.utils.get_file(Path(url).name, url, cache_subdir="models", file_hash=checksum))
     except Exception as error:  # urllib, sockets and Keras raise a dozen kinds here
+        mounted = "\nMounted, but not fit:\n" + "\n".join(passed_over) if passed_over else ""
         raise WeightsError(
             f"ImageNet weights could not be downloaded ({error}). With internet elsewhere, fetch {url} and set "
-            "weights to its path; on Kaggle, turn internet on or attach a dataset with that file; weights = 'none' tries "
-            "the code without them"
+            "weights to its path; on Kaggle, turn internet on or attach a dataset with that file (Add Input, Datasets, "
+            f"keras/resnet50): it is then found by itself; weights = 'none' tries the code without them{mounted}"
         ) from error
 
 

@@ -11,6 +11,7 @@ The type and, before the `;`, the values allowed are read from here alone.
 
 import ast
 import difflib
+import json
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -143,9 +144,22 @@ def _declared(line: str, name: str) -> Parameter:
     return parameter
 
 
+def with_values(cell: str, values: Mapping[str, Any]) -> str:
+    """The text of a parameters cell with `values` as its defaults; every line keeps its type and comment."""
+    lines = []
+    for line in cell.splitlines():
+        match = _LINE.match(line)
+        if match:
+            value = values[line.split(":")[0]]
+            literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+            line = f"{line[: match.start('value')]}{literal}{line[match.end('value') :]}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def declared(notebooks: Path | None = None) -> dict[str, dict[str, Parameter]]:
     """Every stage's parameters, from the parameters cells of the notebooks."""
-    folder = notebooks or paths.project_root() / "notebooks"
+    folder = notebooks or paths.source_root() / "notebooks"
     return {stage: read_cell((folder / file).read_text(encoding="utf-8"), file) for stage, file in STAGES.items()}
 
 
@@ -250,4 +264,4 @@ def choose_profile() -> tuple[str, str]:
 
 def profile_path(name: str) -> Path:
     """`params/<name>.yaml`."""
-    return paths.project_root() / "params" / f"{name}.yaml"
+    return paths.source_root() / "params" / f"{name}.yaml"

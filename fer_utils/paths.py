@@ -7,12 +7,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fer_utils import mounts
+
 # What to download and where to put it, by the name of the notebook parameter.
 DATASETS = {
     "fer2013": ("msambare/fer2013", "fer2013"),
     "emotion_detection": ("ananthu017/emotion-detection-fer", "emotion-detection-fer"),
 }
-KAGGLE_DATA = "content/fer2013_by_usage_1"  # the specification's folder of processed images
+# The class folders that tell the datasets apart, wherever they are mounted.
+CLASS_FOLDERS = {
+    "fer2013": ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"),
+    "emotion_detection": ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised"),
+}
 
 
 class NotFoundHere(FileNotFoundError):
@@ -23,9 +29,19 @@ def project_root() -> Path:
     """The folder with `notebooks/`: the working folder or the nearest one above it, else the working folder."""
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (folder / "notebooks" / "01_merge_split.py").is_file():
+        if _holds_notebooks(folder):
             return folder
     return here
+
+
+def source_root() -> Path:
+    """The folder with this project's `notebooks/` and `params/`: the project's root, else where this package lies."""
+    root = project_root()
+    return root if _holds_notebooks(root) else Path(__file__).resolve().parents[1]
+
+
+def _holds_notebooks(folder: Path) -> bool:
+    return (folder / "notebooks" / "01_merge_split.py").is_file()
 
 
 def kaggle_root() -> Path:
@@ -117,35 +133,69 @@ def run_folders(run: str, outputs_dir: str, data_dir: str) -> RunFolders:
     """
     if not run or run != Path(run).name or run.startswith(".") or "\\" in run:
         raise ValueError(f"run is {run!r}, expected a plain folder name such as 'demo' or 'lr_1e-3'")
-    folder = project_root() / outputs_dir / run
-    return RunFolders(folder, project_root() / data_dir if data_dir else folder / "images")
+    folder = place(outputs_dir) / run
+    return RunFolders(folder, _data_folder(data_dir) if data_dir else folder / "images")
+
+
+def place(given: str) -> Path:
+    """A folder as given in a parameter; `/kaggle/…` moves with Kaggle's root, a relative one starts at the project's."""
+    path = Path(given)
+    if path.is_relative_to("/kaggle"):
+        return kaggle_root() / path.relative_to("/kaggle")
+    return project_root() / path
+
+
+def _data_folder(given: str) -> Path:
+    """The folder at `given`; where Kaggle's `content` cannot be written, the one of its name in Kaggle's `temp`."""
+    folder = place(given)
+    if kaggle_root() / "content" in folder.parents and not _can_be_made(folder):
+        return kaggle_root() / "temp" / folder.name
+    return folder
+
+
+def _can_be_made(folder: Path) -> bool:
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def cache_folder(cache_dir: str, outputs_dir: str) -> Path:
     """The folder of activations that runs share: `cache_dir`, or `.cache` under `outputs_dir` where that is empty."""
-    return project_root() / cache_dir if cache_dir else project_root() / outputs_dir / ".cache"
+    return place(cache_dir) if cache_dir else place(outputs_dir) / ".cache"
 
 
 def find_dataset(name: str, given: str) -> Path:
     """Where a source dataset is: at `given`, or with `auto` in the usual places.
 
-    Usual: `/kaggle/input/datasets/<owner>/<slug>`, `/kaggle/input/<slug>`, `data/<slug>`, `data/<slug>.zip`.
-    Raises NotFoundHere, naming the dataset to download and the places looked at.
+    In this order: `/kaggle/input/datasets/<owner>/<slug>`, `/kaggle/input/<slug>`, any folder mounted on Kaggle that
+    holds `train/` and `test/` with the dataset's class folders, `data/<slug>`, `data/<slug>.zip`. Raises NotFoundHere,
+    naming the dataset to get and what is there; also where several mounted folders fit.
     """
     owner_slug, local = DATASETS[name]
     if given != "auto":
-        path = project_root() / given
+        path = place(given)
         if path.exists():
             return path
         raise NotFoundHere(f"{name}: nothing at {path}\n{_how_to_get(owner_slug, local)}")
     inputs = kaggle_root() / "input"
     data = project_root() / "data"
-    places = [inputs / "datasets" / owner_slug, inputs / local, data / local, data / f"{local}.zip"]
-    for place in places:
-        if place.exists():
-            return place
-    looked = "\n".join(f"  {place}" for place in places)
-    raise NotFoundHere(f"{name}: the dataset is in none of\n{looked}\n{_how_to_get(owner_slug, local)}")
+    for usual in (inputs / "datasets" / owner_slug, inputs / local):
+        if usual.exists():
+            return usual
+    mounted = mounts.find_parts(inputs, ("train", "test"), CLASS_FOLDERS[name])
+    if len(mounted) > 1:
+        raise NotFoundHere(
+            f"{name}: {' and '.join(map(str, mounted))} both look like it: set the parameter {name} to one of them"
+        )
+    for found in (*mounted, data / local, data / f"{local}.zip"):
+        if found.exists():
+            return found
+    looked = mounts.describe(inputs) if on_kaggle() else f"looked for {data / local} and {data / local}.zip"
+    raise NotFoundHere(f"{name}: the dataset is not here; {looked}\n{_how_to_get(owner_slug, local)}")
+
+
+def mounted_weights() -> list[Path]:
+    """The `.h5` files mounted on Kaggle, those called `notop` first."""
+    return sorted(mounts.find_files(kaggle_root() / "input", ".h5"), key=lambda path: "notop" not in path.name.lower())
 
 
 def has_datasets() -> bool:
@@ -157,8 +207,11 @@ def has_datasets() -> bool:
 
 
 def _how_to_get(owner_slug: str, local: str) -> str:
+    address = f"https://www.kaggle.com/datasets/{owner_slug}"
+    if on_kaggle():
+        return f"Attach {address} to the notebook: Add Input, Datasets, {owner_slug}."
     return (
-        f"Download https://www.kaggle.com/datasets/{owner_slug} and put the folder or the zip at data/{local} or "
+        f"Download {address} and put the folder or the zip at data/{local} or "
         f"data/{local}.zip; with kagglehub installed, `python run_all.py --download` does it. To see everything run "
         "without any download: `python run_all.py --params params/demo.yaml`."
     )

@@ -14,6 +14,8 @@ from typing import Any
 
 from fer_utils import files, parameters, paths
 
+KERNEL_BEGAN = time.monotonic()  # seconds; every notebook imports this module in its setup
+
 RECORDED_PACKAGES = (
     "tensorflow",
     "keras",
@@ -74,26 +76,23 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
 
     Where `profile` is `none` the notebook's variables are taken as they are: run_all.py has injected them. Else the
     profile's values are put into `namespace` first, as run_all.py would, and every change is printed; `auto` stands for
-    the profile that suits this machine. Every value is checked against the parameters cell where the notebook's source
-    is at hand. Prints the resolved parameters and folders.
+    the profile that suits this machine. Every value is checked against the parameters cell in the notebook's source.
+    Prints the resolved parameters and folders.
     """
     profile = namespace["profile"]
-    source = paths.project_root() / "notebooks" / parameters.STAGES[stage]
-    if source.is_file():
-        own = parameters.read_cell(source.read_text(encoding="utf-8"), source.name)
-        given = {name: namespace[name] for name in own}
-        layers = [("this notebook", {stage: given})]
-        if profile != "none":
-            layers.append(_profile_layer(stage, profile, own))
-        values = parameters.resolve({stage: own}, layers)[stage]
-        for name, value in values.items():
-            if value != given[name]:
-                print(f"{name} = {value!r} from {layers[-1][0]} (the cell above says {given[name]!r})")
-        if values["run"] == "auto":
-            values["run"] = Path(layers[-1][0]).stem if profile != "none" else "run"
-        namespace.update(values)
-    else:
-        values = {name: namespace[name] for name in namespace["__annotations__"]}
+    source = paths.source_root() / "notebooks" / parameters.STAGES[stage]
+    own = parameters.read_cell(source.read_text(encoding="utf-8"), source.name)
+    given = {name: namespace[name] for name in own}
+    layers = [("this notebook", {stage: given})]
+    if profile != "none":
+        layers.append(_profile_layer(stage, profile, own))
+    values = parameters.resolve({stage: own}, layers)[stage]
+    for name, value in values.items():
+        if value != given[name]:
+            print(f"{name} = {value!r} from {layers[-1][0]} (the cell above says {given[name]!r})")
+    if values["run"] == "auto":
+        values["run"] = Path(layers[-1][0]).stem if profile != "none" else "run"
+    namespace.update(values)
     folders = paths.run_folders(values["run"], values["outputs_dir"], values["data_dir"])
     _print_setup(stage, values, folders)
     return Stage(stage, values, folders)
@@ -106,7 +105,7 @@ def _profile_layer(stage: str, profile: str, own: dict) -> tuple[str, dict]:
     path = parameters.profile_path(profile)
     content = parameters.load_profile(path)
     common = {name: value for name, value in content.get(parameters.COMMON, {}).items() if name in own}
-    return str(path.relative_to(paths.project_root())), {stage: {**common, **content.get(stage, {})}}
+    return f"params/{path.name}", {stage: {**common, **content.get(stage, {})}}
 
 
 def _print_setup(stage: str, values: dict, folders: paths.RunFolders) -> None:
@@ -115,6 +114,8 @@ def _print_setup(stage: str, values: dict, folders: paths.RunFolders) -> None:
     for name, value in values.items():
         print(f"  {name:{width}} = {value!r}")
     print(f"results in {folders.run}\nimages in  {folders.data}")
+    if values["data_dir"] and folders.data != paths.place(values["data_dir"]):
+        print(f"since {paths.place(values['data_dir'])} cannot be made here")
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import ops
 from tqdm import tqdm
 
-from fer_utils import devices
+from fer_utils import devices, time_budget
 from fer_utils.classes import CLASSES
 
 PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reuse each weight read more often
@@ -252,4 +252,5 @@ def predict(model: keras.Model, inputs, batch_size: int = PREDICT_BATCH) -> np.n
     n = len(inputs[0] if isinstance(inputs, tuple) else inputs)
     order = Batches(inputs, np.zeros(n, np.int32), batch_size)
     step = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    return np.concatenate([step(order[i][0]).numpy() for i in tqdm(range(len(order)), model.name, leave=False)])
+    batches = time_budget.announced(range(len(order)), model.name)
+    return np.concatenate([step(order[i][0]).numpy() for i in tqdm(batches, model.name, total=len(order), leave=False)])

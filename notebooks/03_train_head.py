@@ -40,6 +40,7 @@ strategy: str = "auto"  # auto | none | mirrored | multiworker; how batches spre
 precision: str = "auto"  # auto | float32 | mixed_float16; auto: mixed on GPUs with tensor cores
 epochs: int = 10  # >= 1; specification
 learning_rate: float = 5e-4  # > 0; specification, Adam
+time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
 
 # %% [markdown]
 # ## Setup
@@ -49,7 +50,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, training
+from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, time_budget, training
 from fer_utils import model as network
 
 stage = stages.begin("train_head", globals())
@@ -106,6 +107,7 @@ history = training.fit(
     "head",
     first_epoch=0,
     epochs=epochs,
+    callbacks=[time_budget.TimeBudget("head", time_budget_minutes)],
 )
 history.round(4)
 

@@ -50,6 +50,7 @@ weight_decay_cap: float = 0.1  # > 0; the decay rises no higher
 lr_factor: float = 0.5  # > 0, < 1; specification: the rate falls to this share on a plateau
 lr_patience: int = 2  # >= 1; epochs without a lower VAL loss before the rate falls
 stop_patience: int = 6  # >= 1; specification: epochs without a lower VAL loss before training stops
+time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
 
 # %% [markdown]
 # ## Setup
@@ -59,7 +60,7 @@ import keras
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, training
+from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, time_budget, training
 from fer_utils import model as network
 
 stage = stages.begin("fine_tune", globals())
@@ -121,6 +122,7 @@ with devices.scope(replicas):
 callbacks = [
     keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=lr_factor, patience=lr_patience),
     keras.callbacks.EarlyStopping(monitor="val_loss", patience=stop_patience, restore_best_weights=True),
+    time_budget.TimeBudget("fine_tune", time_budget_minutes),
 ]
 if optimizer == "adamw":
     callbacks.insert(1, training.IncreaseWeightDecayOnLRDrop(weight_decay_factor, weight_decay_cap))

@@ -1,0 +1,261 @@
+"""The exported notebooks run as on Kaggle: no checkout, no network, inputs mounted read from a root that stands for
+`/kaggle`.
+
+The drawn datasets go through the all-in-one notebook in this environment. The real ones go through it, and through the
+five notebooks in a chain, with the versions of Kaggle's image, where FER_KAGGLE_PYTHON names a Python that has them
+without this project (`uv venv --python 3.12 ENV`, `uv pip install -p ENV -r tests/notebooks/kaggle_versions.txt`).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import nbformat
+import numpy as np
+import pytest
+
+from fer_utils.classes import CLASSES
+from fer_utils.parameters import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA, WEIGHTS = ROOT.parent / "shared/data", ROOT.parent / "shared/weights/resnet50_fer2013_notop.h5"
+KAGGLE_PYTHON = os.environ.get("FER_KAGGLE_PYTHON", "")
+USER, SLUG = "jane", "fer-resnet50"
+SMALL = (
+    "common.image_size=32",
+    "common.batch_size=16",
+    "common.limit_per_class=8",
+    "common.epochs=1",
+    "fine_tune.unfreeze_top=10",
+    "balance.target=30",
+    "balance.target_disgust=20",
+    "balance.max_per_class=40",
+)
+
+
+@dataclass
+class Machine:
+    """A folder that stands for `/kaggle`, and the Python that runs notebooks there."""
+
+    root: Path
+    python: str
+
+    def run(self, notebook: Path) -> nbformat.NotebookNode:
+        """Execute a notebook without a network and with nothing of this project at hand; return it executed."""
+        for name in ("working", "content", "temp"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        (self.root / "working").mkdir()
+        executed = self.root / "executed.ipynb"
+        command = [self.python, "-m", "papermill", str(notebook), str(executed), "-k", "python3", "--no-progress-bar"]
+        done = subprocess.run(
+            [*_without_network(), *command],
+            cwd=self.root / "working",
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(self.root),  # where Keras would keep weights of an earlier download
+                "FER_KAGGLE_ROOT": str(self.root),
+                "http_proxy": "http://127.0.0.1:9",
+                "https_proxy": "http://127.0.0.1:9",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return nbformat.read(executed, as_version=4)
+
+    def attach(self, slug: str, layout: str) -> None:
+        """Mount what the last notebook left as the output of `slug`, in the place of an earlier one."""
+        for earlier in list((self.root / "input").rglob("kaggle.zip")):
+            shutil.rmtree(earlier.parent)
+        mount = self.root / "input" / (f"notebooks/{USER}/{slug}" if layout == "new" else slug)
+        mount.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(self.root / "working", mount)
+
+
+def _without_network() -> list[str]:
+    """A prefix that gives a command a network of its own with nothing in it, where the system allows that."""
+    prefix = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    try:
+        works = subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        works = False
+    return prefix if works else []
+
+
+def export(folder: Path, *overrides: str) -> Path:
+    """Write the exported folders to `folder`; return it."""
+    arguments = [part for text in overrides for part in ("-p", text)]
+    done = subprocess.run(
+        [sys.executable, "run_all.py", "--export-kaggle", str(folder), "--kaggle-user", USER, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def text_of(notebook: nbformat.NotebookNode) -> str:
+    """Everything that its cells printed."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def check_results(machine: Machine, notebook: nbformat.NotebookNode) -> None:
+    """The results lie where the specification wants them, and every cell ran."""
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    working = machine.root / "working"
+    assert {path.name for path in working.iterdir()} == {
+        "confusion_matrix_test.png",
+        "confusion_matrix_val.png",
+        "kaggle.zip",
+        "metrics.json",
+        "model.keras",
+        "report.html",
+    }
+    metrics = json.loads((working / "metrics.json").read_text())
+    assert 0 < metrics["test"]["accuracy"] <= 1
+    assert list(metrics["run"]["seconds_per_stage"]) == list(STAGES)
+    with zipfile.ZipFile(working / "kaggle.zip") as packed:
+        names = set(packed.namelist())
+    assert {"run/manifest.csv", "run/leakage.json", "run/model.weights.h5", "run/predictions_test.csv"} <= names
+    assert not any(name.startswith("TRAIN") for name in names)
+
+
+@pytest.fixture(scope="module")
+def notop(tmp_path_factory) -> Path:
+    """ResNet50 without top, random, as a file under another name than Keras'."""
+    path = tmp_path_factory.mktemp("weights") / "some_resnet50_notop.weights.h5"
+    keras.applications.ResNet50(include_top=False, weights=None, input_shape=(32, 32, 3)).save_weights(path)
+    yield path
+    path.unlink()
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(sys.executable, id="here"), pytest.param(KAGGLE_PYTHON, id="kaggles")]
+)
+def drawn_run(request, drawn, notop, tmp_path_factory) -> tuple[Machine, nbformat.NotebookNode]:
+    """The all-in-one notebook, run on drawn faces: one dataset in its usual place, one to be searched for."""
+    if not request.param:
+        pytest.skip("needs FER_KAGGLE_PYTHON")
+    machine = Machine(tmp_path_factory.mktemp("kaggle"), request.param)
+    inputs = machine.root / "input"
+    shutil.copytree(drawn[0], inputs / "datasets/msambare/fer2013")
+    shutil.copytree(drawn[1], inputs / "datasets/someone/another-copy/archive")
+    (inputs / "datasets/keras/resnet50").mkdir(parents=True)
+    (inputs / "datasets/keras/resnet50/page_notop.h5").write_text("<html>")
+    shutil.copy(notop, inputs / "datasets/keras/resnet50")
+    folder = export(tmp_path_factory.mktemp("export"), *SMALL)
+    return machine, machine.run(folder / SLUG / f"{SLUG}.ipynb")
+
+
+def test_all_stages_run_in_one_notebook_on_drawn_faces(drawn_run):
+    check_results(*drawn_run)
+
+
+def test_it_runs_the_embedded_package_and_says_which(drawn_run):
+    machine, notebook = drawn_run
+    printed = text_of(notebook)
+    (home,) = (machine.root / "temp").glob("fer_utils-*")
+    assert f"in {home}" in printed and f"sha256 {home.name.removeprefix('fer_utils-')}" in printed
+    with zipfile.ZipFile(machine.root / "working/kaggle.zip") as packed:
+        record = json.loads(packed.read("run/stages/balance.json"))
+    assert record["parameters"]["target"] == 30
+    assert (home / "fer_utils/model.py").read_text() == (ROOT / "fer_utils/model.py").read_text()
+
+
+def test_it_says_which_inputs_it_found(drawn_run):
+    machine, notebook = drawn_run
+    printed = text_of(notebook)
+    assert f"fer2013: {machine.root}/input/datasets/msambare/fer2013\n" in printed
+    assert f"{machine.root}/input/datasets/someone/another-copy/archive\n" in printed
+    assert "some_resnet50_notop.weights.h5 (NOT Keras' ImageNet file" in printed
+    assert (machine.root / "content/fer2013_by_usage_1/TRAIN_BALANCED/happy").is_dir()
+
+
+def test_it_announces_how_long_training_takes(drawn_run):
+    printed = text_of(drawn_run[1])
+    assert "fine_tune: " in printed and "ms a step" in printed and "the budget leaves" in printed
+
+
+def test_figures_are_in_the_notebook(drawn_run):
+    outputs = [output for cell in drawn_run[1].cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 8
+
+
+@pytest.mark.skipif(not KAGGLE_PYTHON, reason="needs FER_KAGGLE_PYTHON")
+def test_the_saved_model_answers_alike_with_both_sets_of_versions(drawn_run, tmp_path):
+    saved = drawn_run[0].root / "working/model.keras"
+    code = (
+        "import keras, numpy as np, sys; faces = np.arange(2 * 48 * 48, dtype='float32').reshape(2, 48, 48, 1) % 256;"
+        f"np.save(sys.argv[1], keras.saving.load_model({str(saved)!r}, compile=False).predict(faces))"
+    )
+    answers = []
+    for place, python in enumerate((sys.executable, KAGGLE_PYTHON)):
+        answer = tmp_path / f"{place}.npy"
+        subprocess.run([python, "-c", code, answer], check=True, cwd=tmp_path, capture_output=True)
+        answers.append(np.load(answer))
+    assert answers[0].shape == (2, len(CLASSES))
+    assert answers[0] == pytest.approx(answers[1], abs=1e-4)
+
+
+real = pytest.mark.skipif(
+    not (KAGGLE_PYTHON and (DATA / "fer2013.zip").is_file() and WEIGHTS.is_file()),
+    reason=f"needs FER_KAGGLE_PYTHON, {DATA}/*.zip and {WEIGHTS}",
+)
+
+
+@pytest.fixture(scope="module")
+def real_data(tmp_path_factory) -> Path:
+    """The two real datasets unpacked, and a weights file, each in a folder of its slug."""
+    folder = tmp_path_factory.mktemp("real")
+    for slug in ("fer2013", "emotion-detection-fer"):
+        with zipfile.ZipFile(DATA / f"{slug}.zip") as packed:
+            packed.extractall(folder / slug)
+    (folder / "resnet50").mkdir()
+    shutil.copy(WEIGHTS, folder / "resnet50")
+    yield folder
+    shutil.rmtree(folder)  # 70,000 files
+
+
+@pytest.fixture(scope="module")
+def real_export(tmp_path_factory) -> Path:
+    return export(tmp_path_factory.mktemp("export"), *SMALL)
+
+
+@pytest.fixture(params=["old", "new"])
+def real_machine(request, real_data, tmp_path) -> tuple[Machine, str]:
+    """A machine with the real data mounted in one of Kaggle's two layouts."""
+    for owner, slug in (("msambare", "fer2013"), ("ananthu017", "emotion-detection-fer"), ("keras", "resnet50")):
+        mount = tmp_path / "input" / (f"datasets/{owner}/{slug}" if request.param == "new" else slug)
+        mount.parent.mkdir(parents=True, exist_ok=True)
+        mount.symlink_to(real_data / slug)
+    yield Machine(tmp_path, KAGGLE_PYTHON), request.param
+    shutil.rmtree(tmp_path)
+
+
+@real
+def test_all_stages_run_in_one_notebook_with_kaggles_versions(real_machine, real_export):
+    machine, _ = real_machine
+    executed = machine.run(real_export / SLUG / f"{SLUG}.ipynb")
+    check_results(machine, executed)
+    leakage = json.loads((machine.root / "working/metrics.json").read_text())["leakage"]
+    assert leakage["policy"] == "keep" and leakage["test_images_in_train"] > 0
+
+
+@real
+def test_the_five_notebooks_run_in_a_chain_with_kaggles_versions(real_machine, real_export):
+    machine, layout = real_machine
+    for stage, file in STAGES.items():
+        slug = f"{SLUG}-{Path(file).stem.replace('_', '-')}"
+        executed = machine.run(real_export / slug / f"{slug}.ipynb")
+        if stage != "evaluate":
+            assert [path.name for path in (machine.root / "working").iterdir()] == ["kaggle.zip"]
+            machine.attach(slug, layout)
+    check_results(machine, executed)
