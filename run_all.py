@@ -1,30 +1,24 @@
 """Runs the five notebooks headless, one after the other, with parameters injected by papermill.
 
-python run_all.py                                    the profile that suits this machine
+python run_all.py                                    the profile that suits this machine; what is done is skipped
 python run_all.py --params params/clean.yaml --run clean -p fine_tune.epochs=8
 python run_all.py --from fine_tune                   04 and 05 again, on what the run already has
 python run_all.py --only evaluate
-python run_all.py --dry-run                          every resolved parameter, nothing run
+python run_all.py --force                            every stage again, training from its first epoch
+python run_all.py --dry-run                          what would run, why, and every resolved parameter
 python run_all.py --list                             the runs so far
 python run_all.py --download                         fetch both datasets with kagglehub, then run
 """
 
 import argparse
-import logging
 import os
 import shutil
 import sys
 from pathlib import Path
 
-import jupytext
-import papermill
-from papermill.exceptions import PapermillExecutionError
-
-from fer_utils import files, parameters, paths, report, stages
+from fer_utils import files, parameters, paths, runner, stages
 from fer_utils.parameters import STAGES, ParameterError
-
-# Its reader of parameters cells stumbles over `>=` in a comment; ours has checked every name by then.
-logging.getLogger("papermill").setLevel(logging.ERROR)
+from fer_utils.run_lock import RunIsBusy
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,11 +32,19 @@ def main(arguments: list[str] | None = None) -> int:
             _download()
         profile, values = _resolve(options)
         chosen = _chosen_stages(options)
+        repeat = bool(options.force or options.first or options.only)
         if options.dry_run:
-            _print_plan(chosen, values)
+            runner.print_plan(chosen, values, repeat)
             return 0
-        return _run(profile, chosen, values, options.verbose)
-    except (ParameterError, paths.NotFoundHere, files.OutputError) as error:
+        if options.force:
+            runner.start_afresh(chosen, values)
+        if runner.run(profile, chosen, values, repeat, options.verbose):
+            _print_summary(runner.folders_of(values))
+        return 0
+    except runner.StageFailed as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except (ParameterError, paths.NotFoundHere, files.OutputError, files.TornFile, RunIsBusy) as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
 
@@ -64,10 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--outputs-dir", metavar="DIR", help="folder of all runs; default: outputs")
     span = parser.add_mutually_exclusive_group()
     span.add_argument(
-        "--from", dest="first", metavar="STAGE", choices=STAGES, help=f"begin at this stage: {', '.join(STAGES)}"
+        "--from",
+        dest="first",
+        metavar="STAGE",
+        choices=STAGES,
+        help=f"run this stage and all after it: {', '.join(STAGES)}",
     )
     span.add_argument("--only", metavar="STAGE", choices=STAGES, help="run this stage alone")
-    parser.add_argument("--dry-run", action="store_true", help="print stages and parameters, run nothing")
+    parser.add_argument("--force", action="store_true", help="run stages that are done again, from their start")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, why, and with what; run nothing")
     parser.add_argument("--list", action="store_true", help="list the runs so far")
     parser.add_argument("--download", action="store_true", help="fetch both datasets into data/ with kagglehub first")
     parser.add_argument("--verbose", action="store_true", help="show everything that the notebooks print")
@@ -115,70 +122,9 @@ def _chosen_stages(options: argparse.Namespace) -> list[str]:
     return names[names.index(options.first) :] if options.first else names
 
 
-def _print_plan(chosen: list[str], values: dict[str, dict]) -> None:
-    for stage in chosen:
-        print(f"{stage} ({STAGES[stage]})")
-        for name, value in values[stage].items():
-            print(f"  {name} = {value!r}")
-
-
-def _check_inputs(values: dict[str, dict]) -> None:
-    """What would fail hours later, found before the first kernel starts."""
-    for name in paths.DATASETS:
-        if values["merge_split"][name] != "demo":
-            paths.find_dataset(name, values["merge_split"][name])
-    for stage in ("train_head", "fine_tune"):
-        weights = values[stage]["weights"]
-        if weights not in ("imagenet", "none") and not (paths.project_root() / weights).is_file():
-            raise ParameterError(f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there")
-    if values["train_head"]["weights"] != values["fine_tune"]["weights"]:
-        raise ParameterError("weights differs between train_head and fine_tune: set common.weights")
-    if values["train_head"]["image_size"] != values["fine_tune"]["image_size"]:
-        raise ParameterError("image_size differs between train_head and fine_tune: set common.image_size")
-
-
-def _run(profile: str, chosen: list[str], values: dict[str, dict], verbose: bool) -> int:
-    own = values[chosen[0]]
-    folders = paths.run_folders(own["run"], own["outputs_dir"], own["data_dir"])
-    if "merge_split" in chosen:
-        _check_inputs(values)
-    files.write_json(folders.run / "run.json", {"profile": profile, "parameters": values})
-    print(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
-    for stage in chosen:
-        folders.stage_record(stage).unlink(missing_ok=True)
-        try:
-            _execute(stage, values[stage], folders, verbose)
-        except PapermillExecutionError as error:
-            print(f"\n{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
-            print(
-                f"the executed notebook, up to there: {folders.notebooks / STAGES[stage]}".replace(".py", ".ipynb"),
-                file=sys.stderr,
-            )
-            return 1
-        if not folders.stage_record(stage).is_file():
-            print(f"{stage} ended without its record: {folders.stage_record(stage)}", file=sys.stderr)
-            return 1
-    _print_summary(folders)
-    return 0
-
-
-def _execute(stage: str, values: dict, folders: paths.RunFolders, verbose: bool) -> None:
-    root = paths.project_root()
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    folders.notebooks.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(
-        jupytext.read(root / "notebooks" / STAGES[stage]),
-        str(folders.notebooks / STAGES[stage].replace(".py", ".ipynb")),
-        parameters=values,
-        kernel_name="python3",
-        cwd=str(root),
-        progress_bar={"desc": f"{STAGES[stage]} cells", "leave": True},
-        stdout_file=sys.stdout if verbose else None,
-        stderr_file=sys.stderr,
-    )
-
-
 def _print_summary(folders: paths.RunFolders) -> None:
+    from fer_utils import report  # pandas takes a while to import
+
     records = stages.records(folders)
     width = max(map(len, STAGES))
     print(f"\n{'stage':{width}}  {'seconds':>8}  key figures")

@@ -1,4 +1,4 @@
-"""Begins and ends a stage: checks its parameters, finds its folders, records what it did.
+"""Begins and ends a stage: checks its parameters, finds and locks its folders, records what it did.
 
 Knows what every notebook does first and last; knows nothing of what a stage computes.
 """
@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fer_utils import files, parameters, paths
+from fer_utils import files, parameters, paths, run_lock, stage_keys
 
 RECORDED_PACKAGES = (
     "tensorflow",
@@ -27,12 +27,15 @@ RECORDED_PACKAGES = (
 
 @dataclass
 class Stage:
-    """A stage under way: its name, its resolved parameters, the run's folders, and when it began."""
+    """A stage under way: its name, resolved parameters, the run's folders, its key, the locks it holds, when it began."""
 
     name: str
     parameters: dict[str, Any]
     folders: paths.RunFolders
+    key: dict[str, Any]
+    locks: list
     began: float = field(default_factory=time.monotonic)
+    _first_output: int = field(default_factory=lambda: len(files.placed))
 
     def require(self, *needed: Path) -> None:
         """Raise NotFoundHere, naming the stage to run first, unless all these files and folders are there."""
@@ -49,10 +52,15 @@ class Stage:
         return round(time.monotonic() - self.began, 1)
 
     def finish(self, outputs: Sequence[Path], figures: dict[str, Any]) -> None:
-        """Check that the stage's outputs are there, and record its parameters, seconds and key figures."""
+        """Check that the stage's outputs are there, and record them, its key, parameters, seconds and key figures.
+
+        On record stands all that the stage wrote, figures and tables too, not the outputs alone.
+        """
         missing = [str(path) for path in outputs if not path.exists()]
         if missing:
             raise paths.NotFoundHere(f"{self.name} ended without writing {', '.join(missing)}")
+        checkpoint = self.folders.checkpoint(self.name)
+        written = {*outputs, *files.placed[self._first_output :]} - {checkpoint}
         seconds = self.seconds()
         record = {
             "stage": self.name,
@@ -61,8 +69,17 @@ class Stage:
             "figures": figures,
             "parameters": self.parameters,
             "versions": versions(),
+            "key": self.key,
+            "outputs": {
+                stage_keys.output_name(path, self.folders): stage_keys.describe(path)
+                for path in sorted(written)
+                if path.exists()
+            },
         }
         files.write_json(self.folders.stage_record(self.name), record)
+        checkpoint.unlink(missing_ok=True)
+        for lock in self.locks:
+            lock.release()
         shown = ", ".join(
             f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in figures.items()
         )
@@ -75,7 +92,8 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
     Where `profile` is `none` the notebook's variables are taken as they are: run_all.py has injected them. Else the
     profile's values are put into `namespace` first, as run_all.py would, and every change is printed; `auto` stands for
     the profile that suits this machine. Every value is checked against the parameters cell where the notebook's source
-    is at hand. Prints the resolved parameters and folders.
+    is at hand. Prints the resolved parameters and folders. From here to its end the stage has no record, and no other
+    process may work in the run's folder: raises RunIsBusy where one does.
     """
     profile = namespace["profile"]
     source = paths.project_root() / "notebooks" / parameters.STAGES[stage]
@@ -96,7 +114,24 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
         values = {name: namespace[name] for name in namespace["__annotations__"]}
     folders = paths.run_folders(values["run"], values["outputs_dir"], values["data_dir"])
     _print_setup(stage, values, folders)
-    return Stage(stage, values, folders)
+    locks = run_lock.hold_for_stage(folders)
+    clear_leftovers(folders)
+    key = stage_keys.key_of(stage, values, folders, records(folders))
+    folders.stage_record(stage).unlink(missing_ok=True)
+    return Stage(stage, values, folders, key, locks)
+
+
+def clear_leftovers(folders: paths.RunFolders) -> None:
+    """Remove what a killed process left in the run's folder: half-written files, and checkpoints of finished stages.
+
+    For the holder of the run's lock alone.
+    """
+    below = [folder for folder in folders.run.iterdir() if folder.is_dir()] if folders.run.is_dir() else []
+    for folder in {folders.run, folders.data, *below}:
+        files.remove_partials(folder)
+    for stage in parameters.STAGES:
+        if folders.stage_record(stage).is_file():
+            folders.checkpoint(stage).unlink(missing_ok=True)
 
 
 def _profile_layer(stage: str, profile: str, own: dict) -> tuple[str, dict]:
@@ -129,6 +164,14 @@ def versions() -> dict[str, str]:
 
 
 def records(folders: paths.RunFolders) -> dict[str, dict]:
-    """What the finished stages of a run recorded, in stage order."""
+    """What the finished stages of a run recorded, in stage order. Raises TornFile for one that is not whole."""
     found = {stage: folders.stage_record(stage) for stage in parameters.STAGES}
-    return {stage: files.read_json(path) for stage, path in found.items() if path.is_file()}
+    return {stage: _read_record(path) for stage, path in found.items() if path.is_file()}
+
+
+def _read_record(path: Path) -> dict:
+    record = files.read_json(path)
+    needed = {"finished", "seconds", "figures", "parameters", "key", "outputs"}
+    if not isinstance(record, dict) or not needed <= set(record):
+        raise files.TornFile(f"{path} is no record of a stage: remove it, and its stage runs again")
+    return record
