@@ -47,6 +47,11 @@ class Stage:
                     f"same `run` and `data_dir`, or `python run_all.py --run {self.folders.run.name}`"
                 )
 
+    @property
+    def key_digest(self) -> str:
+        """A short name of what the stage's result follows from."""
+        return stage_keys.digest(self.key)
+
     def seconds(self) -> float:
         """Seconds since the stage began."""
         return round(time.monotonic() - self.began, 1)

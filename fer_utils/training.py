@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras import ops
 from tqdm import tqdm
 
+from fer_utils.checkpoint import TrainingCheckpoint
 from fer_utils.classes import CLASSES
 
 PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reuse each weight read more often
@@ -45,9 +46,13 @@ class Batches(keras.utils.PyDataset):
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         return self.inputs[chosen], self.labels[chosen]
 
-    def on_epoch_end(self) -> None:
-        self.epoch += 1
+    def begin_epoch(self, epoch: int) -> None:
+        """Take the order of that epoch."""
+        self.epoch = epoch
         self._order()
+
+    def on_epoch_end(self) -> None:
+        self.begin_epoch(self.epoch + 1)
 
 
 @keras.saving.register_keras_serializable("fer_utils")
@@ -101,6 +106,8 @@ class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
     and once `cap` is reached it falls with the rate again. Needs `fer_utils.training.AdamW`; raises TypeError for an
     optimiser whose decay cannot change in the compiled step.
     """
+
+    STATE = ("_rate",)  # for TrainingCheckpoint
 
     def __init__(self, factor: float = 2.0, cap: float = 0.1):
         super().__init__()
@@ -206,22 +213,33 @@ def fit(
     first_epoch: int,
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> pd.DataFrame:
     """Train a compiled model for up to `epochs` epochs and return the history, a row an epoch.
 
     Epochs count on from `first_epoch` (0 for phase 1); the history's `epoch` is the number of epochs finished, 1 the
-    first. Raises FloatingPointError where the loss is no number any more.
+    first. With a checkpoint, training goes on from the last epoch that an earlier process finished, to the same history.
+    Raises FloatingPointError where the loss is no number any more.
     """
+    done = first_epoch + (checkpoint.resume(callbacks) if checkpoint else 0)
+    rows = list(checkpoint.rows) if checkpoint else []
+    train.begin_epoch(done)
     history = model.fit(
         train,
         validation_data=val,
-        initial_epoch=first_epoch,
-        epochs=first_epoch + epochs,
-        callbacks=[_RecordRates(), *callbacks, keras.callbacks.TerminateOnNaN(), _EpochBar(first_epoch)],
+        initial_epoch=done,
+        epochs=done if checkpoint and checkpoint.is_stopped else first_epoch + epochs,
+        callbacks=[
+            _RecordRates(),
+            *callbacks,
+            keras.callbacks.TerminateOnNaN(),
+            *([checkpoint] if checkpoint else []),
+            _EpochBar(done),
+        ],
         verbose=0,
     )
-    table = pd.DataFrame(history.history)
-    table.insert(0, "epoch", np.array(history.epoch) + 1)
+    table = pd.concat([pd.DataFrame(rows), pd.DataFrame(history.history)], ignore_index=True)
+    table.insert(0, "epoch", first_epoch + 1 + np.arange(len(table)))
     table.insert(1, "phase", phase)
     if not np.isfinite(table["loss"]).all():
         raise FloatingPointError(

@@ -45,6 +45,7 @@ import pandas as pd
 
 from fer_utils import datasets, files, plots, stages, training
 from fer_utils import model as network
+from fer_utils.checkpoint import TrainingCheckpoint
 
 stage = stages.begin("train_head", globals())
 folders = stage.folders
@@ -93,6 +94,7 @@ history = training.fit(
     "head",
     first_epoch=0,
     epochs=epochs,
+    checkpoint=TrainingCheckpoint(folders.checkpoint("train_head"), stage.key_digest),
 )
 history.round(4)
 

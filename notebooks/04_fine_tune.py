@@ -56,6 +56,7 @@ import pandas as pd
 
 from fer_utils import datasets, files, plots, stages, training
 from fer_utils import model as network
+from fer_utils.checkpoint import TrainingCheckpoint
 
 stage = stages.begin("fine_tune", globals())
 folders = stage.folders
@@ -113,6 +114,7 @@ history = training.fit(
     first_epoch=len(head_history),
     epochs=epochs,
     callbacks=callbacks,
+    checkpoint=TrainingCheckpoint(folders.checkpoint("fine_tune"), stage.key_digest),
 )
 history.round(4)
 
