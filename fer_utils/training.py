@@ -23,7 +23,8 @@ HISTORY_FIRST = ("epoch", "phase", "learning_rate", "weight_decay", "seconds")
 class Batches(keras.utils.PyDataset):
     """Shuffled batches of in-memory arrays whose order follows from (seed, epoch) alone, or batches in order.
 
-    inputs: (n, …); labels: (n,) int. `seed` None keeps the order. `epoch` is the first epoch's number.
+    inputs: (n, …); labels: (n,) int. `seed` None keeps the order. `epoch` is the number of the epoch that is shown;
+    `fit` sets it: Keras' own `on_epoch_end` also comes once before the first epoch, when it traces a model.
     """
 
     def __init__(
@@ -50,9 +51,6 @@ class Batches(keras.utils.PyDataset):
         """Take the order of that epoch."""
         self.epoch = epoch
         self._order()
-
-    def on_epoch_end(self) -> None:
-        self.begin_epoch(self.epoch + 1)
 
 
 @keras.saving.register_keras_serializable("fer_utils")
@@ -129,6 +127,17 @@ class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
             decay = float(optimizer.weight_decay.numpy())
             optimizer.weight_decay.assign(max(decay, min(decay * self.factor, self.cap)))
         self._rate = rate
+
+
+class _TakeOrder(keras.callbacks.Callback):
+    """Gives each epoch the order of its own number."""
+
+    def __init__(self, batches: Batches):
+        super().__init__()
+        self.batches = batches
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self.batches.begin_epoch(epoch)
 
 
 class _RecordRates(keras.callbacks.Callback):
@@ -223,13 +232,14 @@ def fit(
     """
     done = first_epoch + (checkpoint.resume(callbacks) if checkpoint else 0)
     rows = list(checkpoint.rows) if checkpoint else []
-    train.begin_epoch(done)
     history = model.fit(
         train,
         validation_data=val,
         initial_epoch=done,
         epochs=done if checkpoint and checkpoint.is_stopped else first_epoch + epochs,
+        shuffle=False,  # else Keras shuffles the batches once more, by a stream of its own
         callbacks=[
+            _TakeOrder(train),
             _RecordRates(),
             *callbacks,
             keras.callbacks.TerminateOnNaN(),
