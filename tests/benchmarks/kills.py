@@ -134,7 +134,7 @@ def main() -> int:
         seconds = rng.uniform(1, 8 + records[stage]["seconds"])
         folders = begin_before(stage, clean, f"trial_{trial}", outputs)
         was_running = kill_after(seconds, folders.run.name, outputs, with_kernel=trial % 2 == 1)
-        half_written = len([path for path in folders.run.rglob(f"{files.PARTIAL}*")])
+        half_written = len(list(folders.run.rglob(f"{files.PARTIAL}*")))
         began = time.monotonic()
         run_to_its_end(folders.run.name, outputs)
         found = faults(expected, folders)
