@@ -7,6 +7,8 @@ python run_all.py --only evaluate
 python run_all.py --force                            every stage again, training from its first epoch
 python run_all.py --dry-run                          what would run, why, and every resolved parameter
 python run_all.py --list                             the runs so far
+python run_all.py --compare demo clean               one page and a table of what differs, in outputs/
+python run_all.py --sweep train_head.learning_rate=0.001,0.0005 --sweep fine_tune.unfreeze_top=30,50
 python run_all.py --download                         fetch both datasets with kagglehub, then run
 """
 
@@ -16,7 +18,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from fer_utils import files, parameters, paths, runner, stages
+from fer_utils import files, parameters, paths, runner, runs, stages, sweeps
 from fer_utils.parameters import STAGES, ParameterError
 from fer_utils.run_lock import RunIsBusy
 
@@ -26,12 +28,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     os.chdir(Path(__file__).resolve().parent)
     try:
+        outputs = paths.project_root() / (options.outputs_dir or "outputs")
         if options.list:
-            return _list_runs(Path(options.outputs_dir or "outputs"))
+            print("\n".join(runs.as_lines([runs.COLUMNS, *runs.list_rows(outputs)])))
+            return 0
+        if options.compare:
+            return _compare(outputs, options.compare)
         if options.download:
             _download()
-        profile, values = _resolve(options)
+        profile, layers = _layers(options)
         chosen = _chosen_stages(options)
+        if options.sweep:
+            return _sweep(profile, layers, chosen, options)
+        values = _resolve(profile, layers)
         repeat = bool(options.force or options.first or options.only)
         if options.dry_run:
             runner.print_plan(chosen, values, repeat)
@@ -76,12 +85,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="run stages that are done again, from their start")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, why, and with what; run nothing")
     parser.add_argument("--list", action="store_true", help="list the runs so far")
+    parser.add_argument(
+        "--compare", metavar="RUN", nargs="+", help="write a page and a table of what differs between runs"
+    )
+    parser.add_argument(
+        "--sweep",
+        metavar="STAGE.NAME=V1,V2",
+        action="append",
+        default=[],
+        help="a run for each value (repeatable: for each combination), ranked by VAL",
+    )
     parser.add_argument("--download", action="store_true", help="fetch both datasets into data/ with kagglehub first")
     parser.add_argument("--verbose", action="store_true", help="show everything that the notebooks print")
     return parser
 
 
-def _resolve(options: argparse.Namespace) -> tuple[str, dict[str, dict]]:
+def _layers(options: argparse.Namespace) -> tuple[str, list[tuple[str, dict]]]:
+    """The profile's name, and where parameters come from, as `parameters.resolve` takes it."""
     if options.params:
         path = Path(options.params)
         path = path if path.suffix else parameters.profile_path(options.params)
@@ -95,17 +115,52 @@ def _resolve(options: argparse.Namespace) -> tuple[str, dict[str, dict]]:
         layers.append((f"-p {text}", {stage: {name: value}}))
     named = {"run": options.run, "outputs_dir": options.outputs_dir}
     layers.append(("the command line", {parameters.COMMON: {name: value for name, value in named.items() if value}}))
+    return path.stem, layers
+
+
+def _resolve(profile: str, layers: list[tuple[str, dict]]) -> dict[str, dict]:
     values = parameters.resolve(parameters.declared(), layers)
     for own in values.values():
         own["profile"] = "none"
-        own["run"] = path.stem if own["run"] == "auto" else own["run"]
+        own["run"] = profile if own["run"] == "auto" else own["run"]
     _require_one_value(values, ("run", "outputs_dir", "data_dir"))
-    for own in values.values():
-        try:
-            paths.run_folders(own["run"], own["outputs_dir"], own["data_dir"])
-        except ValueError as error:
-            raise ParameterError(str(error)) from error
-    return path.stem, values
+    try:
+        runner.folders_of(values)
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
+    return values
+
+
+def _sweep(profile: str, layers: list[tuple[str, dict]], chosen: list[str], options: argparse.Namespace) -> int:
+    base = next(iter(_resolve(profile, layers).values()))
+    sweep = {}
+    for point in sweeps.points(options.sweep):
+        name = sweeps.name_of(base["run"], point)
+        own = {"run": name} | ({"data_dir": f"{base['data_dir']}/{name}"} if base["data_dir"] else {})
+        sweep[name] = _resolve(profile, [*layers, ("--sweep", point), ("--sweep", {parameters.COMMON: own})])
+    if options.dry_run:
+        for name, values in sweep.items():
+            print(f"\n{name}")
+            runner.print_plan(chosen, values)
+        return 0
+    failed = sweeps.run(profile, chosen, sweep, options.verbose)
+    outputs = runner.folders_of(sweep[name]).run.parent
+    found = runs.find(outputs, [name for name in sweep if (outputs / name / "run.json").is_file()])
+    rows, ranked = sweeps.ranking(found), outputs / f"sweep_{base['run']}.csv"
+    sweeps.write_ranking(rows, ranked)
+    print("\n" + "\n".join(runs.as_lines([sweeps.RANKED, *rows])))
+    print(f"{len(sweep) - len(failed)} of {len(sweep)} runs came to their end; ranked by VAL: {ranked}")
+    return 1 if failed else 0
+
+
+def _compare(outputs: Path, names: list[str]) -> int:
+    from fer_utils import comparison  # pandas and matplotlib take a while to import
+
+    if len(set(names)) < 2:
+        raise ParameterError(f"--compare {' '.join(names)}: expected the names of two or more runs")
+    for path in comparison.write(runs.find(outputs, names), outputs):
+        print(path)
+    return 0
 
 
 def _require_one_value(values: dict[str, dict], names: tuple[str, ...]) -> None:
@@ -135,23 +190,6 @@ def _print_summary(folders: paths.RunFolders) -> None:
         metrics = files.read_json(folders.metrics)
         print(f"\n{report.score_table(metrics).round(4).to_string()}\n\n{report.honesty_line(metrics)}")
         print(f"report: {folders.report}")
-
-
-def _list_runs(outputs: Path) -> int:
-    print(
-        f"{'run':20}  {'finished':25}  {'profile':8}  {'stages':>6}  {'accuracy':>8}  {'macro F1':>8}  {'in TRAIN':>8}"
-    )
-    for file in sorted(outputs.glob("*/run.json")):
-        folders = paths.run_folders(file.parent.name, str(outputs.absolute()), "")
-        records = stages.records(folders)
-        finished = max((record["finished"] for record in records.values()), default="")
-        row = f"{file.parent.name:20}  {finished:25}  {files.read_json(file)['profile']:8}  {len(records)} of {len(STAGES)}"
-        if "evaluate" in records:
-            metrics = files.read_json(folders.metrics)
-            test, leaked = metrics["test"], metrics["leakage"]["test_images_in_train"]
-            row += f"  {test['accuracy']:8.4f}  {test['macro_f1']:8.4f}  {leaked / test['n']:8.0%}"
-        print(row)
-    return 0
 
 
 def _download() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fer_utils import images
+from fer_utils import files, images
 from fer_utils.classes import CLASSES
 
 
@@ -48,12 +48,12 @@ def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Read a CSV that a stage wrote, empty cells as empty text; raise ValueError, naming it, where a column is missing."""
+    """Read a CSV that a stage wrote, empty cells as empty text; raise TornFile, naming it, where it is not whole."""
     try:
         table = pd.read_csv(path, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a whole table ({error}): run its stage again") from error
+        raise files.TornFile(f"{path} is not a whole table ({error}): run its stage again") from error
     missing = [column for column in columns if column not in table]
     if missing:
-        raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}: run its stage again")
+        raise files.TornFile(f"{path} lacks the column(s) {', '.join(missing)}: run its stage again")
     return table

@@ -80,6 +80,22 @@ def explained(error: OSError, path: Path) -> OSError:
     return error
 
 
+def place_copy(source: Path, path: Path) -> None:
+    """Have at `path` what is at `source`, atomically: a copy of a file, or a folder of hard links (else copies) of files."""
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:  # another disk, or a file system without links
+            shutil.copy2(one, other)
+
+    with replacing(path) as temporary:
+        if source.is_dir():
+            shutil.copytree(source, temporary, copy_function=link)
+        else:
+            shutil.copy2(source, temporary)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a whole folder, where there is one."""
     if path.is_dir() and not path.is_symlink():

@@ -178,11 +178,11 @@ def load_profile(path: Path) -> dict[str, dict[str, Any]]:
     return content
 
 
-def parse_override(text: str) -> tuple[str, str, str]:
-    """Split `STAGE.NAME=VALUE`. Raises ParameterError."""
+def parse_override(text: str, option: str = "-p") -> tuple[str, str, str]:
+    """Split `STAGE.NAME=VALUE`, given to `option`. Raises ParameterError."""
     match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, re.DOTALL)
     if not match:
-        raise ParameterError(f"-p {text}: expected STAGE.NAME=VALUE, such as fine_tune.epochs=8")
+        raise ParameterError(f"{option} {text}: expected STAGE.NAME=VALUE, such as fine_tune.epochs=8")
     return match.group(1), match.group(2), match.group(3)
 
 

@@ -7,6 +7,7 @@ keeps the next run from writing beside it.
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -60,3 +61,17 @@ def _acquired(lock: FileLock, folders: paths.RunFolders, seconds: float) -> File
     except OSError as error:
         raise files.explained(error, place) from error
     return lock
+
+
+def is_held(folders: paths.RunFolders) -> bool:
+    """Whether a process works on the run at this moment."""
+    for kind in (RUNNER, STAGE):
+        for lock in _locks(folders, kind):
+            if not Path(lock.lock_file).exists():
+                continue
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                return True
+            lock.release()
+    return False

@@ -25,11 +25,17 @@ def folders_of(values: Mapping[str, Mapping[str, Any]]) -> paths.RunFolders:
 
 
 def run(
-    profile: str, chosen: Sequence[str], values: Mapping[str, Mapping], repeat: bool = False, verbose: bool = False
+    profile: str,
+    chosen: Sequence[str],
+    values: Mapping[str, Mapping],
+    repeat: bool = False,
+    verbose: bool = False,
+    donors: Sequence[paths.RunFolders] = (),
 ) -> int:
     """Run the chosen stages that are due, all of them with `repeat`; return how many ran.
 
-    Holds the run's lock. Says of each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
+    A stage that is due and that one of the `donors`, other runs, has done with the same key is taken over from it. Holds
+    the run's lock. Says of each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
     """
     folders = folders_of(values)
     _check_inputs(chosen, values, folders, repeat)
@@ -40,6 +46,14 @@ def run(
         print(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
         for stage in chosen:
             reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders)
+            donor = (
+                next((donor for donor in donors if take_over(stage, values[stage], folders, donor)), None)
+                if reasons
+                else None
+            )
+            if donor:
+                print(f"{stage} ({STAGES[stage]}): taken over from run {donor.run.name}")
+                continue
             _say(stage, reasons)
             if reasons:
                 execute(stage, values[stage], folders, verbose)
@@ -99,6 +113,24 @@ def reasons_to_run(stage: str, values: Mapping[str, Any], folders: paths.RunFold
     return stage_keys.differences(recorded["key"], key) or [
         damage for path, found in outputs.items() if (damage := stage_keys.damage(path, found))
     ]
+
+
+def take_over(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, donor: paths.RunFolders) -> bool:
+    """Take a stage's outputs over from another run that has done it with the same key; return whether that was so.
+
+    Pictures are hard links where the file system has them: nothing of ours writes into a file that is in place.
+    """
+    record = stages.records(donor).get(stage)
+    if not record or reasons_to_run(stage, values, donor):
+        return False
+    if stage_keys.differences(record["key"], stage_keys.key_of(stage, values, folders, stages.records(folders))):
+        return False
+    executed = donor.notebooks / STAGES[stage].replace(".py", ".ipynb")
+    names = [*record["outputs"], *([f"notebooks/{executed.name}"] if executed.is_file() else [])]
+    for name in names:
+        files.place_copy(stage_keys.output_path(name, donor), stage_keys.output_path(name, folders))
+    files.write_json(folders.stage_record(stage), record | {"parameters": dict(values), "taken_from": donor.run.name})
+    return True
 
 
 def _say(stage: str, reasons: Sequence[str]) -> None:
