@@ -113,8 +113,9 @@ def mcnemar_tests(compared: Sequence[Run]) -> pd.DataFrame | None:
 def _predictions(run: Run, split: str) -> pd.DataFrame:
     needed = ("path", "label", "predicted")
     table = datasets.read_table(run.folders.for_split("predictions", split, ".csv"), needed)
-    manifest = datasets.read_table(run.folders.manifest, ("path", "fingerprint")).set_index("path")["fingerprint"]
-    return table.assign(path=table["path"] + " " + table["path"].map(manifest).fillna(""))
+    manifest = datasets.read_table(run.folders.manifest, ("path", "fingerprint"))
+    fingerprint = manifest[manifest["path"] != ""].set_index("path")["fingerprint"]  # no path: in no split
+    return table.assign(path=table["path"] + " " + table["path"].map(fingerprint).fillna(""))
 
 
 def _history(run: Run) -> pd.DataFrame:

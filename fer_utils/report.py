@@ -119,4 +119,4 @@ class _Safe(str):
 
 def html_table(table: pd.DataFrame, index: bool = False) -> _Safe:
     """A table as HTML, its text escaped, for a page of Jinja's."""
-    return _Safe(table.tohtml_table(index=index, border=0, float_format="{:.4f}".format, escape=True))
+    return _Safe(table.to_html(index=index, border=0, float_format="{:.4f}".format, escape=True))
