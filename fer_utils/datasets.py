@@ -12,6 +12,8 @@ import pandas as pd
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
 
+_LEADS_OUT = r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"  # an absolute path, or one with a step up
+
 
 @dataclass(frozen=True)
 class Faces:
@@ -56,4 +58,10 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     missing = [column for column in columns if column not in table]
     if missing:
         raise files.TornFile(f"{path} lacks the column(s) {', '.join(missing)}: run its stage again")
+    if "path" in table:
+        outside = table["path"].astype(str).str.contains(_LEADS_OUT)
+        if outside.any():
+            raise files.TornFile(
+                f"{path} lists {table['path'][outside].iloc[0]!r}, outside the image folder: run its stage again"
+            )
     return table

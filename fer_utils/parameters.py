@@ -13,6 +13,7 @@ import ast
 import difflib
 import operator
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +64,9 @@ class Parameter:
         try:
             value = _convert(value, self.type)
         except (AttributeError, OverflowError, TypeError, ValueError):
-            raise ValueError(f"is {value!r}, expected {self.expected}") from None
+            raise ValueError(f"is {reprlib.repr(value)}, expected {self.expected}") from None
         if not self._is_allowed(value):
-            raise ValueError(f"is {value!r}, expected {self.expected}")
+            raise ValueError(f"is {reprlib.repr(value)}, expected {self.expected}")
         return value
 
     @property
@@ -171,10 +172,12 @@ def load_profile(path: Path) -> dict[str, dict[str, Any]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ParameterError(f"{path}: expected sections such as `balance:`, found {content!r}")
+        raise ParameterError(f"{path}: expected sections such as `balance:`, found {reprlib.repr(content)}")
     for section, values in content.items():
         if not isinstance(values, dict):
-            raise ParameterError(f"{path}: section {section!r} should hold `name: value` lines, found {values!r}")
+            raise ParameterError(
+                f"{path}: section {section!r} should hold `name: value` lines, found {reprlib.repr(values)}"
+            )
     return content
 
 

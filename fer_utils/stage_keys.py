@@ -244,6 +244,7 @@ def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
     tree = _without_docstrings(ast.parse(source, str(notebook)))
     statements = [node for node in tree.body if not (isinstance(node, ast.AnnAssign) and _defined(node) <= declared)]
     uses, packages = _uses(statements, _module("", statements))
+    uses.add(("__init__", _BODY))
     code: dict[str, str] = {}
     while uses:
         home, name = uses.pop()

@@ -38,7 +38,13 @@ class Stage:
     _first_output: int = field(default_factory=lambda: len(files.placed))
 
     def require(self, *needed: Path) -> None:
-        """Raise NotFoundHere, naming the stage to run first, unless all these files and folders are there."""
+        """Raise NotFoundHere, naming the stage to run first, unless all these files and folders are there.
+
+        Raises TornFile, naming it, for one that is not as the stage that wrote it left it.
+        """
+        written = {}
+        for name, record in records(self.folders).items():
+            written |= {output: (name, found) for output, found in record["outputs"].items()}
         for path in needed:
             if not path.exists():
                 earlier = list(parameters.STAGES.values())[: list(parameters.STAGES).index(self.name)]
@@ -46,6 +52,10 @@ class Stage:
                     f"{self.name}: {path} is missing; run the notebooks before it first ({', '.join(earlier)}), with the "
                     f"same `run` and `data_dir`, or `python run_all.py --run {self.folders.run.name}`"
                 )
+            writer, found = written.get(stage_keys.output_name(path, self.folders), (None, None))
+            damage = stage_keys.damage(path, found) if writer else None
+            if damage:
+                raise files.TornFile(f"{path}: {damage}; run {writer} again, or run_all.py, which sees that by itself")
 
     @property
     def key_digest(self) -> str:
