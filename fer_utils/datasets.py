@@ -55,6 +55,8 @@ def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         table = pd.read_csv(path, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise files.TornFile(f"{path} is not a whole table ({error}): run its stage again") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what stands beyond the header for row names
+        raise files.TornFile(f"{path} has rows longer than its header: run its stage again")
     missing = [column for column in columns if column not in table]
     if missing:
         raise files.TornFile(f"{path} lacks the column(s) {', '.join(missing)}: run its stage again")

@@ -94,7 +94,7 @@ class Stage:
         files.write_json(self.folders.stage_record(self.name), record)
         checkpoint.unlink(missing_ok=True)
         for lock in self.locks:
-            lock.release()
+            lock.release(force=True)  # however often this process began the stage
         shown = ", ".join(
             f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in figures.items()
         )
@@ -189,4 +189,7 @@ def _read_record(path: Path) -> dict:
     needed = {"finished", "seconds", "figures", "parameters", "key", "outputs"}
     if not isinstance(record, dict) or not needed <= set(record):
         raise files.TornFile(f"{path} is no record of a stage: remove it, and its stage runs again")
+    outside = [name for name in record["outputs"] if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise files.TornFile(f"{path} names the output {outside[0]!r}: remove it, and its stage runs again")
     return record
