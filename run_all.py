@@ -132,6 +132,8 @@ def _resolve(profile: str, layers: list[tuple[str, dict]]) -> dict[str, dict]:
 
 
 def _sweep(profile: str, layers: list[tuple[str, dict]], chosen: list[str], options: argparse.Namespace) -> int:
+    if options.force or options.first or options.only:
+        raise ParameterError("--sweep makes whole runs and skips what is done: leave --force, --from and --only out")
     base = next(iter(_resolve(profile, layers).values()))
     sweep = {}
     for point in sweeps.points(options.sweep):

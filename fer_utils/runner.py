@@ -42,6 +42,7 @@ def run(
     ran = 0
     with run_lock.held_by_runner(folders):
         stages.clear_leftovers(folders)
+        files.remove_partials(folders.notebooks)
         files.write_json(folders.run / "run.json", {"profile": profile, "parameters": values})
         print(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
         for stage in chosen:

@@ -62,6 +62,9 @@ class Stage:
         """A short name of what the stage's result follows from."""
         return stage_keys.digest(self.key)
 
+    def _is_own(self, path: Path) -> bool:
+        return path.is_relative_to(self.folders.run) or path.is_relative_to(self.folders.data)
+
     def seconds(self) -> float:
         """Seconds since the stage began."""
         return round(time.monotonic() - self.began, 1)
@@ -75,7 +78,8 @@ class Stage:
         if missing:
             raise paths.NotFoundHere(f"{self.name} ended without writing {', '.join(missing)}")
         checkpoint = self.folders.checkpoint(self.name)
-        written = {*outputs, *files.placed[self._first_output :]} - {checkpoint}
+        own = [path for path in files.placed[self._first_output :] if self._is_own(path)]
+        written = {*outputs, *own} - {checkpoint}
         seconds = self.seconds()
         record = {
             "stage": self.name,
@@ -139,10 +143,10 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
 def clear_leftovers(folders: paths.RunFolders) -> None:
     """Remove what a killed process left in the run's folder: half-written files, and checkpoints of finished stages.
 
-    For the holder of the run's lock alone.
+    For the holder of the run's lock alone. The executed notebooks are left out: run_all.py writes one while its stage runs.
     """
     below = [folder for folder in folders.run.iterdir() if folder.is_dir()] if folders.run.is_dir() else []
-    for folder in {folders.run, folders.data, *below}:
+    for folder in {folders.run, folders.data, *below} - {folders.notebooks}:
         files.remove_partials(folder)
     for stage in parameters.STAGES:
         if folders.stage_record(stage).is_file():

@@ -125,6 +125,23 @@ def test_what_a_killed_process_left_is_cleared_before_anything_runs(fake_run, ex
     assert not list(folders.run.rglob(".partial-*")) and not folders.checkpoint("fine_tune").exists()
 
 
+def test_a_stage_leaves_alone_what_run_all_is_writing_beside_it(fake_run):
+    run = fake_run()
+    half = run.folders.notebooks / ".partial-12345678-01_merge_split.ipynb"
+    half.parent.mkdir()
+    half.write_text("half")
+    run.do("merge_split")
+    assert half.exists()
+
+
+def test_what_is_written_elsewhere_is_no_output_of_a_stage(fake_run, tmp_path):
+    run = fake_run()
+    stage = stages.begin("merge_split", dict(run.values["merge_split"]))
+    files.write_json(tmp_path / "elsewhere.json", 1)
+    stage.finish([], {})
+    assert stages.records(run.folders)["merge_split"]["outputs"] == {}
+
+
 def test_a_folder_that_was_giving_way_when_the_process_died_takes_its_place_again(tmp_path):
     (tmp_path / ".partial-12345678-old-TRAIN").mkdir()
     (tmp_path / ".partial-12345678-old-TRAIN" / "a.png").write_text("old")
