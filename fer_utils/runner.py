@@ -47,13 +47,7 @@ def run(
         print(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
         for stage in chosen:
             reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders)
-            donor = (
-                next((donor for donor in donors if take_over(stage, values[stage], folders, donor)), None)
-                if reasons
-                else None
-            )
-            if donor:
-                print(f"{stage} ({STAGES[stage]}): taken over from run {donor.run.name}")
+            if reasons and any(take_over(stage, values[stage], folders, donor) for donor in donors):
                 continue
             _say(stage, reasons)
             if reasons:
@@ -131,6 +125,7 @@ def take_over(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, 
     for name in names:
         files.place_copy(stage_keys.output_path(name, donor), stage_keys.output_path(name, folders))
     files.write_json(folders.stage_record(stage), record | {"parameters": dict(values), "taken_from": donor.run.name})
+    print(f"{stage} ({STAGES[stage]}): taken over from run {donor.run.name}")
     return True
 
 
