@@ -112,8 +112,9 @@ def compared_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def compared_confusions(counts: dict[str, np.ndarray], columns: int = 3) -> Figure:
-    """Each run's (7, 7) confusion counts as shares of the true class, side by side."""
+def compared_confusions(counts: dict[str, np.ndarray]) -> Figure:
+    """Each run's (7, 7) confusion counts as shares of the true class, up to three side by side."""
+    columns = min(3, len(counts))
     rows = -(-len(counts) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(5 * columns, 4.6 * rows), squeeze=False, layout="constrained")
     for axes in list(grid.flat)[len(counts) :]:
