@@ -1,31 +1,28 @@
 """Runs the five notebooks headless, one after the other, with parameters injected by papermill.
 
-python run_all.py                                    the profile that suits this machine
+python run_all.py                                    the profile that suits this machine; what is done is skipped
 python run_all.py --params params/clean.yaml --run clean -p fine_tune.epochs=8
 python run_all.py --from fine_tune                   04 and 05 again, on what the run already has
 python run_all.py --only evaluate
-python run_all.py --dry-run                          every resolved parameter, nothing run
+python run_all.py --force                            every stage again, training from its first epoch
+python run_all.py --dry-run                          what would run, why, and every resolved parameter
 python run_all.py --list                             the runs so far
+python run_all.py --compare demo clean               one page and a table of what differs, in outputs/
+python run_all.py --sweep train_head.learning_rate=0.001,0.0005 --sweep fine_tune.unfreeze_top=30,50
 python run_all.py --download                         fetch both datasets with kagglehub, then run
 python run_all.py --export-kaggle                    write folders for `kaggle kernels push`, run nothing
 """
 
 import argparse
-import logging
 import os
 import shutil
 import sys
 from pathlib import Path
 
-import jupytext
-import papermill
-from papermill.exceptions import PapermillExecutionError
-
-from fer_utils import files, kaggle_export, parameters, paths, report, stages
+from fer_utils import files, kaggle_export, parameters, paths, runner, runs, stages, sweeps
+from fer_utils.kaggle_export import ExportError
 from fer_utils.parameters import STAGES, ParameterError
-
-# Its reader of parameters cells stumbles over `>=` in a comment; ours has checked every name by then.
-logging.getLogger("papermill").setLevel(logging.ERROR)
+from fer_utils.run_lock import RunIsBusy
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,19 +30,34 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     os.chdir(Path(__file__).resolve().parent)
     try:
+        outputs = paths.project_root() / (options.outputs_dir or "outputs")
         if options.list:
-            return _list_runs(Path(options.outputs_dir or "outputs"))
+            print("\n".join(runs.as_lines([runs.COLUMNS, *runs.list_rows(outputs)])))
+            return 0
+        if options.compare:
+            return _compare(outputs, options.compare)
         if options.download:
             _download()
-        profile, values = _resolve(options)
+        profile, layers = _layers(options)
+        chosen = _chosen_stages(options)
+        if options.sweep:
+            return _sweep(profile, layers, chosen, options)
+        values = _resolve(profile, layers)
         if options.export_kaggle:
             return _export_kaggle(options, values)
-        chosen = _chosen_stages(options)
+        repeat = bool(options.force or options.first or options.only)
         if options.dry_run:
-            _print_plan(chosen, values)
+            runner.print_plan(chosen, values, repeat)
             return 0
-        return _run(profile, chosen, values, options.verbose)
-    except (ParameterError, kaggle_export.ExportError, paths.NotFoundHere, files.OutputError) as error:
+        if options.force:
+            runner.start_afresh(chosen, values)
+        if runner.run(profile, chosen, values, repeat, options.verbose):
+            _print_summary(runner.folders_of(values))
+        return 0
+    except runner.StageFailed as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except (ParameterError, ExportError, paths.NotFoundHere, files.OutputError, files.TornFile, RunIsBusy) as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
 
@@ -67,11 +79,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--outputs-dir", metavar="DIR", help="folder of all runs; default: outputs")
     span = parser.add_mutually_exclusive_group()
     span.add_argument(
-        "--from", dest="first", metavar="STAGE", choices=STAGES, help=f"begin at this stage: {', '.join(STAGES)}"
+        "--from",
+        dest="first",
+        metavar="STAGE",
+        choices=STAGES,
+        help=f"run this stage and all after it: {', '.join(STAGES)}",
     )
     span.add_argument("--only", metavar="STAGE", choices=STAGES, help="run this stage alone")
-    parser.add_argument("--dry-run", action="store_true", help="print stages and parameters, run nothing")
+    parser.add_argument("--force", action="store_true", help="run stages that are done again, from their start")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, why, and with what; run nothing")
     parser.add_argument("--list", action="store_true", help="list the runs so far")
+    parser.add_argument(
+        "--compare", metavar="RUN", nargs="+", help="write a page and a table of what differs between runs"
+    )
+    parser.add_argument(
+        "--sweep",
+        metavar="STAGE.NAME=V1,V2",
+        action="append",
+        default=[],
+        help="a run for each value (repeatable: for each combination), ranked by VAL",
+    )
     parser.add_argument("--download", action="store_true", help="fetch both datasets into data/ with kagglehub first")
     kaggle = parser.add_argument_group("Kaggle")
     kaggle.add_argument(
@@ -98,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _resolve(options: argparse.Namespace) -> tuple[str, dict[str, dict]]:
+def _layers(options: argparse.Namespace) -> tuple[str, list[tuple[str, dict]]]:
+    """The profile's name, and where parameters come from, as `parameters.resolve` takes it."""
     on_kaggle = parameters.profile_path("kaggle")
     if options.params:
         path = Path(options.params)
@@ -116,17 +144,54 @@ def _resolve(options: argparse.Namespace) -> tuple[str, dict[str, dict]]:
         layers.append((f"-p {text}", {stage: {name: value}}))
     named = {"run": options.run, "outputs_dir": options.outputs_dir}
     layers.append(("the command line", {parameters.COMMON: {name: value for name, value in named.items() if value}}))
+    return path.stem, layers
+
+
+def _resolve(profile: str, layers: list[tuple[str, dict]]) -> dict[str, dict]:
     values = parameters.resolve(parameters.declared(), layers)
     for own in values.values():
         own["profile"] = "none"
-        own["run"] = path.stem if own["run"] == "auto" else own["run"]
+        own["run"] = profile if own["run"] == "auto" else own["run"]
     _require_one_value(values, ("run", "outputs_dir", "data_dir"))
-    for own in values.values():
-        try:
-            paths.run_folders(own["run"], own["outputs_dir"], own["data_dir"])
-        except ValueError as error:
-            raise ParameterError(str(error)) from error
-    return path.stem, values
+    try:
+        runner.folders_of(values)
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
+    return values
+
+
+def _sweep(profile: str, layers: list[tuple[str, dict]], chosen: list[str], options: argparse.Namespace) -> int:
+    if options.force or options.first or options.only:
+        raise ParameterError("--sweep makes whole runs and skips what is done: leave --force, --from and --only out")
+    base = next(iter(_resolve(profile, layers).values()))
+    sweep = {}
+    for point in sweeps.points(options.sweep):
+        name = sweeps.name_of(base["run"], point)
+        own = {"run": name} | ({"data_dir": f"{base['data_dir']}/{name}"} if base["data_dir"] else {})
+        sweep[name] = _resolve(profile, [*layers, ("--sweep", point), ("--sweep", {parameters.COMMON: own})])
+    if options.dry_run:
+        for name, values in sweep.items():
+            print(f"\n{name}")
+            runner.print_plan(chosen, values)
+        return 0
+    failed = sweeps.run(profile, chosen, sweep, options.verbose)
+    outputs = runner.folders_of(sweep[name]).run.parent
+    found = runs.find(outputs, [name for name in sweep if (outputs / name / "run.json").is_file()])
+    rows, ranked = sweeps.ranking(found), outputs / f"sweep_{base['run']}.csv"
+    sweeps.write_ranking(rows, ranked)
+    print("\n" + "\n".join(runs.as_lines([sweeps.RANKED, *rows])))
+    print(f"{len(sweep) - len(failed)} of {len(sweep)} runs came to their end; ranked by VAL: {ranked}")
+    return 1 if failed else 0
+
+
+def _compare(outputs: Path, names: list[str]) -> int:
+    from fer_utils import comparison  # pandas and matplotlib take a while to import
+
+    if len(set(names)) < 2:
+        raise ParameterError(f"--compare {' '.join(names)}: expected the names of two or more runs")
+    for path in comparison.write(runs.find(outputs, names), outputs):
+        print(path)
+    return 0
 
 
 def _require_one_value(values: dict[str, dict], names: tuple[str, ...]) -> None:
@@ -143,33 +208,8 @@ def _chosen_stages(options: argparse.Namespace) -> list[str]:
     return names[names.index(options.first) :] if options.first else names
 
 
-def _print_plan(chosen: list[str], values: dict[str, dict]) -> None:
-    for stage in chosen:
-        print(f"{stage} ({STAGES[stage]})")
-        for name, value in values[stage].items():
-            print(f"  {name} = {value!r}")
-
-
-def _check_inputs(values: dict[str, dict]) -> None:
-    """What would fail hours later, found before the first kernel starts."""
-    for name in paths.DATASETS:
-        if values["merge_split"][name] != "demo":
-            paths.find_dataset(name, values["merge_split"][name])
-    for stage in ("train_head", "fine_tune"):
-        weights = values[stage]["weights"]
-        if weights not in ("imagenet", "none") and not (paths.project_root() / weights).is_file():
-            raise ParameterError(f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there")
-    _check_phases_agree(values)
-
-
-def _check_phases_agree(values: dict[str, dict]) -> None:
-    for name in ("weights", "image_size"):
-        if values["train_head"][name] != values["fine_tune"][name]:
-            raise ParameterError(f"{name} differs between train_head and fine_tune: set common.{name}")
-
-
 def _export_kaggle(options: argparse.Namespace, values: dict[str, dict]) -> int:
-    _check_phases_agree(values)
+    runner.check_phases_agree(values)
     folder = Path(options.export_kaggle)
     for written in kaggle_export.export(folder, values, options.kaggle_user, options.kaggle_weights):
         size = sum(path.stat().st_size for path in written.iterdir())
@@ -180,48 +220,9 @@ def _export_kaggle(options: argparse.Namespace, values: dict[str, dict]) -> int:
     return 0
 
 
-def _run(profile: str, chosen: list[str], values: dict[str, dict], verbose: bool) -> int:
-    own = values[chosen[0]]
-    folders = paths.run_folders(own["run"], own["outputs_dir"], own["data_dir"])
-    if "merge_split" in chosen:
-        _check_inputs(values)
-    files.write_json(folders.run / "run.json", {"profile": profile, "parameters": values})
-    print(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
-    for stage in chosen:
-        folders.stage_record(stage).unlink(missing_ok=True)
-        try:
-            _execute(stage, values[stage], folders, verbose)
-        except PapermillExecutionError as error:
-            print(f"\n{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
-            print(
-                f"the executed notebook, up to there: {folders.notebooks / STAGES[stage]}".replace(".py", ".ipynb"),
-                file=sys.stderr,
-            )
-            return 1
-        if not folders.stage_record(stage).is_file():
-            print(f"{stage} ended without its record: {folders.stage_record(stage)}", file=sys.stderr)
-            return 1
-    _print_summary(folders)
-    return 0
-
-
-def _execute(stage: str, values: dict, folders: paths.RunFolders, verbose: bool) -> None:
-    root = paths.project_root()
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    folders.notebooks.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(
-        jupytext.read(root / "notebooks" / STAGES[stage]),
-        str(folders.notebooks / STAGES[stage].replace(".py", ".ipynb")),
-        parameters=values,
-        kernel_name="python3",
-        cwd=str(root),
-        progress_bar={"desc": f"{STAGES[stage]} cells", "leave": True},
-        stdout_file=sys.stdout if verbose else None,
-        stderr_file=sys.stderr,
-    )
-
-
 def _print_summary(folders: paths.RunFolders) -> None:
+    from fer_utils import report  # pandas takes a while to import
+
     records = stages.records(folders)
     width = max(map(len, STAGES))
     print(f"\n{'stage':{width}}  {'seconds':>8}  key figures")
@@ -232,23 +233,6 @@ def _print_summary(folders: paths.RunFolders) -> None:
         metrics = files.read_json(folders.metrics)
         print(f"\n{report.score_table(metrics).round(4).to_string()}\n\n{report.honesty_line(metrics)}")
         print(f"report: {folders.report}")
-
-
-def _list_runs(outputs: Path) -> int:
-    print(
-        f"{'run':20}  {'finished':25}  {'profile':8}  {'stages':>6}  {'accuracy':>8}  {'macro F1':>8}  {'in TRAIN':>8}"
-    )
-    for file in sorted(outputs.glob("*/run.json")):
-        folders = paths.run_folders(file.parent.name, str(outputs.absolute()), "")
-        records = stages.records(folders)
-        finished = max((record["finished"] for record in records.values()), default="")
-        row = f"{file.parent.name:20}  {finished:25}  {files.read_json(file)['profile']:8}  {len(records)} of {len(STAGES)}"
-        if "evaluate" in records:
-            metrics = files.read_json(folders.metrics)
-            test, leaked = metrics["test"], metrics["leakage"]["test_images_in_train"]
-            row += f"  {test['accuracy']:8.4f}  {test['macro_f1']:8.4f}  {leaked / test['n']:8.0%}"
-        print(row)
-    return 0
 
 
 def _download() -> None:

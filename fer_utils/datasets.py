@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fer_utils import images
+from fer_utils import files, images
 from fer_utils.classes import CLASSES
+
+_LEADS_OUT = r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"  # an absolute path, or one with a step up
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,20 @@ def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Read a CSV that a stage wrote, empty cells as empty text; raise ValueError, naming it, where a column is missing."""
+    """Read a CSV that a stage wrote, empty cells as empty text; raise TornFile, naming it, where it is not whole."""
     try:
         table = pd.read_csv(path, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a whole table ({error}): run its stage again") from error
+        raise files.TornFile(f"{path} is not a whole table ({error}): run its stage again") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what stands beyond the header for row names
+        raise files.TornFile(f"{path} has rows longer than its header: run its stage again")
     missing = [column for column in columns if column not in table]
     if missing:
-        raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}: run its stage again")
+        raise files.TornFile(f"{path} lacks the column(s) {', '.join(missing)}: run its stage again")
+    if "path" in table:
+        outside = table["path"].astype(str).str.contains(_LEADS_OUT)
+        if outside.any():
+            raise files.TornFile(
+                f"{path} lists {table['path'][outside].iloc[0]!r}, outside the image folder: run its stage again"
+            )
     return table

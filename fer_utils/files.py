@@ -11,15 +11,23 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd  # slow to import: a look at what a run holds should not wait for it
 
-_PARTIAL = ".partial-"  # the mark of a file or folder that is being written
+PARTIAL = ".partial-"  # the mark of a file or folder that is being written
+_OLD = "-old-"  # after the mark: a folder that is giving way to a new one
+
+placed: list[Path] = []  # what this process has put in place, in order: a stage records it as its outputs
 
 
 class OutputError(OSError):
     """An output place cannot be written: full, read-only or no folder."""
+
+
+class TornFile(ValueError):
+    """A file of a run's folder is not whole; the message names it and the way out."""
 
 
 @contextlib.contextmanager
@@ -31,34 +39,61 @@ def replacing(path: Path) -> Iterator[Path]:
     read-only; what stood at `path` is then still there.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if temporary.is_dir():
             _swap_folder(temporary, path)
         else:
+            _flush(temporary)
             os.replace(temporary, path)
+        placed.append(path)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     finally:
         remove(temporary)
 
 
+def _flush(path: Path) -> None:
+    """Have the file on the disk before its name: a machine that stops must not leave the name with nothing in it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def _swap_folder(new: Path, path: Path) -> None:
-    old = path.with_name(f"{_PARTIAL}{uuid.uuid4().hex[:8]}-old-{path.name}")
+    old = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8]}{_OLD}{path.name}")
     if path.exists():
         os.rename(path, old)
     os.rename(new, path)
     remove(old)
 
 
-def _explained(error: OSError, path: Path) -> OSError:
+def explained(error: OSError, path: Path) -> OSError:
+    """The error as OutputError, with the way out, where the disk is full or read-only; else as it is."""
+    if isinstance(error, OutputError):
+        return error
     if error.errno == errno.ENOSPC:
         return OutputError(errno.ENOSPC, f"no space left on the disk while writing {path}: free some and run again")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return OutputError(error.errno, f"{path} cannot be written ({error.strerror}): choose another output folder")
     return error
+
+
+def place_copy(source: Path, path: Path) -> None:
+    """Have at `path` what is at `source`, atomically: a copy of a file, or a folder of hard links (else copies) of files."""
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:  # another disk, or a file system without links
+            shutil.copy2(one, other)
+
+    with replacing(path) as temporary:
+        if source.is_dir():
+            shutil.copytree(source, temporary, copy_function=link)
+        else:
+            shutil.copy2(source, temporary)
 
 
 def remove(path: Path) -> None:
@@ -70,10 +105,17 @@ def remove(path: Path) -> None:
 
 
 def remove_partials(folder: Path) -> list[Path]:
-    """Remove what a killed process left half-written directly in `folder`; return what was removed."""
-    left = sorted(folder.glob(f"{_PARTIAL}*")) if folder.is_dir() else []
-    for path in left:
-        remove(path)
+    """Clear what a killed process left half-written directly in `folder`; return the temporary paths found.
+
+    A folder that was giving way when the process died, its successor not yet in place, takes its place again.
+    """
+    left = sorted(folder.glob(f"{PARTIAL}*")) if folder.is_dir() else []
+    for temporary in left:
+        _, is_old, name = temporary.name.partition(_OLD)
+        if is_old and not (folder / name).exists():
+            os.rename(temporary, folder / name)
+        else:
+            remove(temporary)
     return left
 
 
@@ -98,14 +140,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raise ValueError, naming the file, where it is torn."""
+    """Read a JSON file; raise TornFile, naming the file, where it is torn."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not whole JSON ({error}): remove it and run its stage again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TornFile(f"{path} is not whole JSON ({error}): remove it and run its stage again") from error
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
     """Write `table` as CSV without its index, atomically."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")

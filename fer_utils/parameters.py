@@ -14,6 +14,7 @@ import difflib
 import json
 import operator
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,9 @@ class Parameter:
         try:
             value = _convert(value, self.type)
         except (AttributeError, OverflowError, TypeError, ValueError):
-            raise ValueError(f"is {value!r}, expected {self.expected}") from None
+            raise ValueError(f"is {reprlib.repr(value)}, expected {self.expected}") from None
         if not self._is_allowed(value):
-            raise ValueError(f"is {value!r}, expected {self.expected}")
+            raise ValueError(f"is {reprlib.repr(value)}, expected {self.expected}")
         return value
 
     @property
@@ -185,18 +186,20 @@ def load_profile(path: Path) -> dict[str, dict[str, Any]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ParameterError(f"{path}: expected sections such as `balance:`, found {content!r}")
+        raise ParameterError(f"{path}: expected sections such as `balance:`, found {reprlib.repr(content)}")
     for section, values in content.items():
         if not isinstance(values, dict):
-            raise ParameterError(f"{path}: section {section!r} should hold `name: value` lines, found {values!r}")
+            raise ParameterError(
+                f"{path}: section {section!r} should hold `name: value` lines, found {reprlib.repr(values)}"
+            )
     return content
 
 
-def parse_override(text: str) -> tuple[str, str, str]:
-    """Split `STAGE.NAME=VALUE`. Raises ParameterError."""
+def parse_override(text: str, option: str = "-p") -> tuple[str, str, str]:
+    """Split `STAGE.NAME=VALUE`, given to `option`. Raises ParameterError."""
     match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, re.DOTALL)
     if not match:
-        raise ParameterError(f"-p {text}: expected STAGE.NAME=VALUE, such as fine_tune.epochs=8")
+        raise ParameterError(f"{option} {text}: expected STAGE.NAME=VALUE, such as fine_tune.epochs=8")
     return match.group(1), match.group(2), match.group(3)
 
 

@@ -77,6 +77,10 @@ class RunFolders:
         """What a stage's last successful end left on record."""
         return self.run / "stages" / f"{stage}.json"
 
+    def checkpoint(self, stage: str) -> Path:
+        """Where training stood after the last finished epoch of a stage under way."""
+        return self.run / f"checkpoint_{stage}.npz"
+
     @property
     def demo_sources(self) -> Path:
         return self.data / "demo_sources"

@@ -97,6 +97,38 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     return figure
 
 
+def compared_curves(histories: dict[str, pd.DataFrame]) -> Figure:
+    """VAL's loss, accuracy and macro F1 over the epochs, a line a run; dotted where phase 1 ends."""
+    figure, row = plt.subplots(1, len(_CURVES), figsize=(14, 4), layout="constrained")
+    palette = sns.color_palette("colorblind", len(histories))
+    for axes, (name, label) in zip(row, _CURVES.items(), strict=True):
+        for (run, history), colour in zip(histories.items(), palette, strict=True):
+            axes.plot(history["epoch"], history[f"val_{name}"], color=colour, marker=".", label=run)
+            axes.axvline((history["phase"] == "head").sum() + 0.5, color=colour, linestyle=":", linewidth=0.8)
+        axes.set(xlabel="epoch", title=f"VAL {label}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    row[0].legend(fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def compared_confusions(counts: dict[str, np.ndarray]) -> Figure:
+    """Each run's (7, 7) confusion counts as shares of the true class, up to three side by side."""
+    columns = min(3, len(counts))
+    rows = -(-len(counts) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(5 * columns, 4.6 * rows), squeeze=False, layout="constrained")
+    for axes in list(grid.flat)[len(counts) :]:
+        axes.set_axis_off()
+    for axes, (run, of) in zip(grid.flat, counts.items(), strict=False):
+        shares = of / np.maximum(of.sum(axis=1, keepdims=True), 1)
+        style = {"cmap": "Blues", "square": True, "linewidths": 0.5, "cbar": False, "annot_kws": {"fontsize": 7}}
+        sns.heatmap(shares, annot=True, fmt=".2f", vmin=0, vmax=1, ax=axes, **style)
+        axes.set_xticklabels(CLASSES, rotation=45, fontsize=7)
+        axes.set_yticklabels(CLASSES, rotation=0, fontsize=7)
+        axes.set(title=run, xlabel="predicted", ylabel="true")
+    return figure
+
+
 def rates(history: pd.DataFrame) -> Figure:
     """Learning rate, weight decay and their product, the share of itself that a weight loses a step, over the epochs."""
     figure, row = plt.subplots(1, 3, figsize=(14, 2.8), layout="constrained")

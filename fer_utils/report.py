@@ -9,20 +9,21 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment
 
-from fer_utils import files, stages
+from fer_utils import files
 from fer_utils.paths import RunFolders
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>FER run {{ run }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; } figure { margin: 1.5rem 0; } figcaption { color: #555; font-size: .9rem; }
 .honesty { border-left: .4rem solid #cc6677; background: #fbf1f3; padding: .7rem 1rem; }
-</style></head><body>
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>FER run {{ run }}</title>
+<style>{{ style }}</style></head><body>
 <h1>Facial expression recognition: run “{{ run }}”</h1>
 <p><b>TEST accuracy {{ "%.3f"|format(metrics.test.accuracy) }}, macro F1 {{ "%.3f"|format(metrics.test.macro_f1) }}</b>
 on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val.accuracy) }} and
@@ -80,7 +81,6 @@ def leak_note(metrics: dict, split: str) -> str:
 
 def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Path]]) -> None:
     """Write the run's report.html. figures: (caption, PNG file), in order; one that is missing is left out and named."""
-    records = stages.records(folders)
     embedded = [
         (title, base64.b64encode(path.read_bytes()).decode())
         if path.is_file()
@@ -91,18 +91,21 @@ def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Pa
     with files.replacing(folders.report) as temporary:
         temporary.write_text(
             page.render(
+                style=STYLE,
                 run=folders.run.name,
                 metrics=metrics,
                 honesty=honesty_line(metrics),
-                scores=_html(score_table(metrics), index=True),
+                scores=html_table(score_table(metrics), index=True),
                 figures=embedded,
-                per_class=_html(pd.DataFrame(metrics["per_class"]["test"])),
-                seconds=_html(pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"])),
+                per_class=html_table(pd.DataFrame(metrics["per_class"]["test"])),
+                seconds=html_table(
+                    pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"])
+                ),
                 parameters=[
-                    (name, _html(pd.DataFrame(record["parameters"].items(), columns=["name", "value"])))
-                    for name, record in records.items()
+                    (stage, html_table(pd.DataFrame(values.items(), columns=["name", "value"])))
+                    for stage, values in metrics["run"]["params"].items()
                 ],
-                versions=_html(pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"])),
+                versions=html_table(pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"])),
                 notebooks=sorted(path.name for path in folders.notebooks.glob("*.ipynb")),
             ),
             encoding="utf-8",
@@ -114,5 +117,6 @@ class _Safe(str):
         return str(self)
 
 
-def _html(table: pd.DataFrame, index: bool = False) -> _Safe:
+def html_table(table: pd.DataFrame, index: bool = False) -> _Safe:
+    """A table as HTML, its text escaped, for a page of Jinja's."""
     return _Safe(table.to_html(index=index, border=0, float_format="{:.4f}".format, escape=True))

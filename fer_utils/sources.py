@@ -11,11 +11,14 @@ Knows layouts and spellings; knows nothing of splits. What it does with odd inpu
 | the same part twice (`train/angry` and `train/train/angry`) | error: which two, keep one                      |
 | files that are no images                           | left out, counted in `Source.ignored`                    |
 | image of another size or in colour                 | repaired when read, flagged (`fer_utils.images.decode`)  |
+| zip entry that leads out, is a link or is encrypted | error: which entry                                       |
+| zip that unpacks to more than any dataset          | error before anything is unpacked                        |
 | empty, cut-off or foreign image                    | error before anything is written, or excluded and flagged |
 """
 
 import csv
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -32,6 +35,7 @@ from fer_utils.classes import CLASSES, CSV_CODES, class_of
 COLUMNS = ("source", "part", "label", "usage", "source_path")
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 MAX_IMAGE_BYTES = 10_000_000  # a 48×48 picture has about 2,000: a larger entry is no face, or a zip bomb
+MAX_UNPACKED_BYTES = 4_000_000_000  # the larger of the datasets unpacks to 0.3 GB as CSV
 
 _CSV_PARTS = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
 _USAGES = tuple(_CSV_PARTS)
@@ -127,6 +131,17 @@ class _ZipReader:
         except zipfile.BadZipFile as error:
             raise DatasetError(f"{name}: {path} is not a whole zip file ({error}): download it again") from error
         names = self.zip.namelist()
+        for info in self.zip.infolist():
+            fault = _fault_of(info)
+            if fault:
+                self.zip.close()
+                raise DatasetError(
+                    f"{name}: {path} holds the entry {info.filename!r}, {fault}: get the zip from its source"
+                )
+        unpacked = sum(info.file_size for info in self.zip.infolist())
+        if unpacked > MAX_UNPACKED_BYTES:
+            self.zip.close()
+            raise DatasetError(f"{name}: {path} unpacks to {unpacked:,} bytes; no dataset of faces is that large")
         twice = sorted({entry for entry in names if names.count(entry) > 1}) if len(set(names)) < len(names) else []
         if twice:
             raise DatasetError(
@@ -152,6 +167,18 @@ class _ZipReader:
 
     def close(self) -> None:
         self.zip.close()
+
+
+def _fault_of(info: zipfile.ZipInfo) -> str | None:
+    """What makes an entry one that no dataset has, in words, or None."""
+    parts = PurePosixPath(info.filename.replace("\\", "/")).parts
+    if ".." in parts or parts[:1] == ("/",) or ":" in info.filename.split("/")[0]:
+        return "whose name leads out of the folder"
+    if stat.S_ISLNK(info.external_attr >> 16):
+        return "which is a link"
+    if info.flag_bits & 1:
+        return "which is encrypted"
+    return None
 
 
 class _CsvReader:

@@ -29,6 +29,8 @@ class TimeBudget(keras.callbacks.Callback):
     began: the kernel's start on `clock`, in seconds.
     """
 
+    STATE = ("_best_loss", "_best_weights")  # what a checkpoint brings back
+
     def __init__(
         self, phase: str, minutes: float, began: float = KERNEL_BEGAN, clock: Callable[[], float] = time.monotonic
     ):

@@ -14,6 +14,7 @@ from keras import ops
 from tqdm import tqdm
 
 from fer_utils import devices, time_budget
+from fer_utils.checkpoint import TrainingCheckpoint
 from fer_utils.classes import CLASSES
 
 PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reuse each weight read more often
@@ -25,7 +26,8 @@ class Batches(keras.utils.PyDataset):
     """Shuffled batches of arrays whose order follows from (seed, epoch) alone, or batches in order.
 
     inputs: an array (n, …) or, for a model of several inputs, a tuple of them; whatever an array of row numbers indexes
-    will do. labels: (n,) int. `seed` None keeps the order. `epoch` is the first epoch's number.
+    will do. labels: (n,) int. `seed` None keeps the order. `epoch` is the number of the epoch that is shown; `fit` sets
+    it: Keras' own `on_epoch_end` also comes once before the first epoch, when it traces a model.
     """
 
     def __init__(self, inputs, labels: np.ndarray, batch_size: int, seed: int | None = None, epoch: int = 0):
@@ -48,8 +50,9 @@ class Batches(keras.utils.PyDataset):
         inputs = tuple(array[chosen] for array in self.inputs) if several else self.inputs[chosen]
         return inputs, self.labels[chosen]
 
-    def on_epoch_end(self) -> None:
-        self.epoch += 1
+    def begin_epoch(self, epoch: int) -> None:
+        """Take the order of that epoch."""
+        self.epoch = epoch
         self._order()
 
 
@@ -134,6 +137,8 @@ class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
     optimiser whose decay cannot change in the compiled step.
     """
 
+    STATE = ("_rate",)  # for TrainingCheckpoint
+
     def __init__(self, factor: float = 2.0, cap: float = 0.1):
         super().__init__()
         if factor < 1 or cap <= 0:
@@ -154,6 +159,17 @@ class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
             decay = float(optimizer.weight_decay.numpy())
             optimizer.weight_decay.assign(max(decay, min(decay * self.factor, self.cap)))
         self._rate = rate
+
+
+class _TakeOrder(keras.callbacks.Callback):
+    """Gives each epoch the order of its own number."""
+
+    def __init__(self, batches: Batches):
+        super().__init__()
+        self.batches = batches
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self.batches.begin_epoch(epoch)
 
 
 class _RecordRates(keras.callbacks.Callback):
@@ -223,22 +239,34 @@ def fit(
     first_epoch: int,
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> pd.DataFrame:
     """Train a compiled model for up to `epochs` epochs and return the history, a row an epoch.
 
     Epochs count on from `first_epoch` (0 for phase 1); the history's `epoch` is the number of epochs finished, 1 the
-    first. Raises FloatingPointError where the loss is no number any more.
+    first. With a checkpoint, training goes on from the last epoch that an earlier process finished, to the same history.
+    Raises FloatingPointError where the loss is no number any more.
     """
+    done = first_epoch + (checkpoint.resume(callbacks) if checkpoint else 0)
+    rows = list(checkpoint.rows) if checkpoint else []
     history = model.fit(
         train,
         validation_data=val,
-        initial_epoch=first_epoch,
-        epochs=first_epoch + epochs,
-        callbacks=[_RecordRates(), *callbacks, keras.callbacks.TerminateOnNaN(), _EpochBar(first_epoch)],
+        initial_epoch=done,
+        epochs=done if checkpoint and checkpoint.is_stopped else first_epoch + epochs,
+        shuffle=False,  # else Keras shuffles the batches once more, by a stream of its own
+        callbacks=[
+            _TakeOrder(train),
+            _RecordRates(),
+            *callbacks,
+            keras.callbacks.TerminateOnNaN(),
+            *([checkpoint] if checkpoint else []),
+            _EpochBar(done),
+        ],
         verbose=0,
     )
-    table = pd.DataFrame(history.history)
-    table.insert(0, "epoch", np.array(history.epoch) + 1)
+    table = pd.concat([pd.DataFrame(rows), pd.DataFrame(history.history)], ignore_index=True)
+    table.insert(0, "epoch", first_epoch + 1 + np.arange(len(table)))
     table.insert(1, "phase", phase)
     if not np.isfinite(table["loss"]).all():
         raise FloatingPointError(

@@ -52,6 +52,7 @@ import pandas as pd
 
 from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, time_budget, training
 from fer_utils import model as network
+from fer_utils.checkpoint import TrainingCheckpoint
 
 stage = stages.begin("train_head", globals())
 folders = stage.folders
@@ -108,6 +109,7 @@ history = training.fit(
     first_epoch=0,
     epochs=epochs,
     callbacks=[time_budget.TimeBudget("head", time_budget_minutes)],
+    checkpoint=TrainingCheckpoint(folders.checkpoint("train_head"), stage.key_digest),
 )
 history.round(4)
 

@@ -62,6 +62,7 @@ import pandas as pd
 
 from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, time_budget, training
 from fer_utils import model as network
+from fer_utils.checkpoint import TrainingCheckpoint
 
 stage = stages.begin("fine_tune", globals())
 folders = stage.folders
@@ -135,6 +136,7 @@ history = training.fit(
     first_epoch=len(head_history),
     epochs=epochs,
     callbacks=callbacks,
+    checkpoint=TrainingCheckpoint(folders.checkpoint("fine_tune"), stage.key_digest),
 )
 history.round(4)
 

@@ -176,10 +176,12 @@ report.write_report(
     metrics,
     [
         ("Learning curves of both phases", folders.figure("learning_curves")),
+        ("Learning rate and weight decay of phase 2", folders.figure("rates")),
         ("Confusion matrix of TEST", folders.for_split("confusion_matrix", "TEST", ".png")),
         ("Confusion matrix of VAL", folders.for_split("confusion_matrix", "VAL", ".png")),
         ("Reliability: confidence against accuracy", folders.figure("reliability")),
         ("The surest mistakes on TEST", folders.figure("worst_mistakes")),
+        ("Some faces of each class", folders.figure("faces")),
         ("Images of each class in each split", folders.figure("split_counts")),
         ("Images of each class before and after balancing", folders.figure("balance")),
         ("One face and its augmentations", folders.figure("augmentations")),

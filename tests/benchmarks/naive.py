@@ -23,15 +23,12 @@ class Folder(keras.utils.PyDataset):
 
     def __init__(self, table: pd.DataFrame, batch_size: int, seed: int | None, epoch: int = 0):
         super().__init__()
-        self.table, self.batch_size, self.seed, self.epoch = table, batch_size, seed, epoch
-        self.on_epoch_end(0)
+        self.table, self.batch_size, self.seed = table, batch_size, seed
+        self.begin_epoch(epoch)
 
-    def on_epoch_end(self, step: int = 1) -> None:
-        self.epoch += step
+    def begin_epoch(self, epoch: int) -> None:
         n = len(self.table)
-        self.order = (
-            np.arange(n) if self.seed is None else np.random.default_rng([self.seed, self.epoch]).permutation(n)
-        )
+        self.order = np.arange(n) if self.seed is None else np.random.default_rng([self.seed, epoch]).permutation(n)
 
     def __len__(self) -> int:
         return -(-len(self.table) // self.batch_size)
@@ -74,12 +71,15 @@ def main(job: dict) -> dict:
         model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
 
     def fit(first: int, epochs: int, callbacks=()) -> None:
+        shown = Folder(train, job["batch_size"], job["seed"], first)
+        in_order = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: shown.begin_epoch(epoch))
         model.fit(
-            Folder(train, job["batch_size"], job["seed"], first),
+            shown,
             validation_data=Folder(val, job["batch_size"], None),
             initial_epoch=first,
             epochs=first + epochs,
-            callbacks=list(callbacks),
+            shuffle=False,  # the order is the data's own, the same on both sides
+            callbacks=[in_order, *callbacks],
             verbose=0,
         )
 

@@ -37,8 +37,7 @@ def test_each_epoch_shows_every_row_once_with_its_label(n, size, seed, epoch):
 @given(st.integers(2, 50), st.integers(0, 2**32 - 1), st.integers(0, 8))
 def test_a_resumed_epoch_has_the_order_it_would_have_had(n, seed, epoch):
     straight = _batches(n, 4, seed=seed)
-    for _ in range(epoch):
-        straight.on_epoch_end()
+    straight.begin_epoch(epoch)
     assert _seen(straight) == _seen(_batches(n, 4, seed=seed, epoch=epoch))
 
 
@@ -242,6 +241,20 @@ def test_the_history_counts_epochs_on_and_tells_rate_decay_and_macro_scores():
     expected = f1_score(y, guessed, labels=range(7), average="macro", zero_division=0)
     assert table["val_macro_f1"].iloc[-1] == pytest.approx(expected, abs=1e-6)
     assert table["val_accuracy"].iloc[-1] == pytest.approx((guessed == y).mean(), abs=1e-6)
+
+
+def test_fit_shows_each_epoch_in_the_order_of_its_own_number():
+    x, y = _data(20)
+    shown = []
+
+    class Watched(Batches):
+        def __getitem__(self, index):
+            shown.append((self.epoch, index))
+            return super().__getitem__(index)
+
+    training.fit(_classifier(), Watched(x, y, 8, 1, 4), Batches(x, y, 20), "head", 4, 2)
+    expected = [(epoch, index) for epoch in (4, 5) for index in range(3)]
+    assert shown[-len(expected) :] == expected  # before them Keras takes a batch or two to trace the model
 
 
 def test_one_seed_gives_one_history():

@@ -1,0 +1,144 @@
+"""Where training stood after its last finished epoch, kept in one file and taken up again after a kill.
+
+Knows what the state of a Keras training is: weights, optimiser, random seeds, callbacks, history. Knows nothing of what
+is trained.
+"""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from fer_utils import files
+
+# What a callback of Keras remembers from one epoch to the next; our own say so in `STATE`.
+_STATES = {
+    keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch", "best_weights"),
+    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
+}
+
+
+class TrainingCheckpoint(keras.callbacks.Callback):
+    """Saves all that training goes on from, after each epoch, atomically; goes on from it in a later process.
+
+    Saved are the model's variables (weights and the states of dropout's seed generators), the optimiser's, what the
+    callbacks remember, and the history. Unlike `keras.callbacks.BackupAndRestore` it brings back the callbacks too, so
+    that the rest of the history is the one of a run that was never interrupted. The order of the batches is no part of
+    it: that follows from the epoch.
+
+    path: the file, an .npz without pickles. key: what the training follows from; a file with another key is left alone
+    and replaced after the first epoch. Put it after the callbacks whose state it saves.
+    """
+
+    def __init__(self, path: Path, key: str):
+        super().__init__()
+        self.path, self.key = path, key
+        self.rows: list[dict[str, float]] = []  # the logs of each finished epoch
+        self.is_stopped = False  # training had ended by itself
+        self._callbacks: Sequence[keras.callbacks.Callback] = ()
+        self._found: dict[str, np.ndarray] = {}
+
+    def resume(self, callbacks: Sequence[keras.callbacks.Callback]) -> int:
+        """Read the file, if there is one with this key; return the number of epochs that it has finished.
+
+        Model, optimiser and `callbacks` take the state over when training begins. Raises TornFile for a file that is not
+        whole, TypeError for a callback whose state is not known.
+        """
+        self._callbacks = callbacks
+        for callback in callbacks:
+            _state_of(callback)
+        if not self.path.is_file():
+            return 0
+        found = _read(self.path)
+        state = json.loads(str(found["state"]))
+        if state["key"] != self.key:
+            print(f"{self.path.name} is of other parameters, code or inputs: training starts from its first epoch")
+            return 0
+        self.rows, self.is_stopped, self._found = state["rows"], state["is_stopped"], found
+        print(f"going on after {len(self.rows)} finished epochs, from {self.path.name}")
+        return len(self.rows)
+
+    def on_train_begin(self, logs=None) -> None:
+        if not self._found:
+            return
+        self.model.optimizer.build(self.model.trainable_variables)
+        _assign(self.model.variables, self._found, "model", self.path)
+        _assign(self.model.optimizer.variables, self._found, "optimizer", self.path)
+        remembered = json.loads(str(self._found["state"]))["callbacks"]
+        for place, callback in enumerate(self._callbacks):
+            for name in _state_of(callback):
+                arrays = _listed(self._found, f"callback{place}.{name}")
+                setattr(callback, name, arrays or remembered[place].get(name))
+        self._found = {}
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        logs = {name: float(value) for name, value in (logs or {}).items()}
+        if not np.isfinite(logs.get("loss", 0.0)):
+            return  # nothing to go on from
+        self.rows.append(logs)
+        arrays = {
+            **_named("model", [variable.numpy() for variable in self.model.variables]),
+            **_named("optimizer", [variable.numpy() for variable in self.model.optimizer.variables]),
+        }
+        remembered: list[dict[str, Any]] = []
+        for place, callback in enumerate(self._callbacks):
+            remembered.append({})
+            for name in _state_of(callback):
+                value = getattr(callback, name)
+                if isinstance(value, list):
+                    arrays |= _named(f"callback{place}.{name}", value)
+                else:
+                    remembered[-1][name] = value.item() if isinstance(value, np.generic) else value
+        state = {
+            "key": self.key,
+            "rows": self.rows,
+            "is_stopped": bool(self.model.stop_training),
+            "callbacks": remembered,
+        }
+        with files.replacing(self.path) as temporary:
+            np.savez(temporary, state=np.array(json.dumps(state)), **arrays)
+
+
+def _state_of(callback: keras.callbacks.Callback) -> tuple[str, ...]:
+    names = getattr(callback, "STATE", _STATES.get(type(callback)))
+    if names is None:
+        raise TypeError(f"{type(callback).__name__} does not say what it remembers: give it STATE, names of attributes")
+    return names
+
+
+def _named(prefix: str, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{prefix}.{place}": array for place, array in enumerate(arrays)}
+
+
+def _listed(found: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:
+    n = sum(name.startswith(f"{prefix}.") for name in found)
+    return [found[f"{prefix}.{place}"] for place in range(n)]
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+        json.loads(str(found["state"]))["key"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise files.TornFile(
+            f"{path} is not a whole checkpoint ({error}): remove it, and training starts from its first epoch"
+        ) from error
+    return found
+
+
+def _assign(variables: Sequence[keras.Variable], found: dict[str, np.ndarray], prefix: str, path: Path) -> None:
+    values = _listed(found, prefix)
+    shapes = [tuple(variable.shape) for variable in variables]
+    if shapes != [value.shape for value in values]:
+        raise files.TornFile(
+            f"{path} holds {len(values)} {prefix} arrays that do not fit the {len(shapes)} here: remove it, and training "
+            "starts from its first epoch"
+        )
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

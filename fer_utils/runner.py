@@ -1,0 +1,191 @@
+"""Runs stages headless: decides which are due, executes their notebooks, says what happened.
+
+Knows papermill and Jupytext; knows nothing of what a stage computes. Both are imported when a notebook runs, so that a
+run with nothing to do ends at once.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fer_utils import files, paths, run_lock, stage_keys, stages
+from fer_utils.parameters import STAGES, ParameterError
+
+
+class StageFailed(RuntimeError):
+    """A stage did not come to its end."""
+
+
+def folders_of(values: Mapping[str, Mapping[str, Any]]) -> paths.RunFolders:
+    """The folders of a run whose stages have these parameters: all stages name the same ones."""
+    own = next(iter(values.values()))
+    return paths.run_folders(own["run"], own["outputs_dir"], own["data_dir"])
+
+
+def run(
+    profile: str,
+    chosen: Sequence[str],
+    values: Mapping[str, Mapping],
+    repeat: bool = False,
+    verbose: bool = False,
+    donors: Sequence[paths.RunFolders] = (),
+) -> int:
+    """Run the chosen stages that are due, all of them with `repeat`; return how many ran.
+
+    A stage that is due and that one of the `donors`, other runs, has done with the same key is taken over from it. Holds
+    the run's lock. Says of each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
+    """
+    folders = folders_of(values)
+    _check_inputs(chosen, values, folders, repeat)
+    ran = 0
+    with run_lock.held_by_runner(folders):
+        stages.clear_leftovers(folders)
+        files.remove_partials(folders.notebooks)
+        files.write_json(folders.run / "run.json", {"profile": profile, "parameters": values})
+        print(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
+        for stage in chosen:
+            reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders)
+            if reasons and any(take_over(stage, values[stage], folders, donor) for donor in donors):
+                continue
+            _say(stage, reasons)
+            if reasons:
+                execute(stage, values[stage], folders, verbose)
+                ran += 1
+    return ran
+
+
+def _check_inputs(
+    chosen: Sequence[str], values: Mapping[str, Mapping], folders: paths.RunFolders, repeat: bool
+) -> None:
+    """What would fail hours later, found before the first kernel starts."""
+    if "merge_split" in chosen and (repeat or reasons_to_run("merge_split", values["merge_split"], folders)):
+        for name in paths.DATASETS:
+            if values["merge_split"][name] != "demo":
+                paths.find_dataset(name, values["merge_split"][name])
+    for stage in {"train_head", "fine_tune"} & set(chosen):
+        weights = values[stage]["weights"]
+        if weights not in ("imagenet", "none") and not (paths.project_root() / weights).is_file():
+            raise ParameterError(f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there")
+    check_phases_agree(values)
+
+
+def check_phases_agree(values: Mapping[str, Mapping]) -> None:
+    """Raise ParameterError where 04 would go on from another network than 03's."""
+    for name in ("weights", "image_size"):
+        if values["train_head"][name] != values["fine_tune"][name]:
+            raise ParameterError(f"{name} differs between train_head and fine_tune: set common.{name}")
+
+
+def start_afresh(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
+    """Forget what the chosen stages began: their training starts with its first epoch."""
+    folders = folders_of(values)
+    with run_lock.held_by_runner(folders):
+        for stage in chosen:
+            folders.checkpoint(stage).unlink(missing_ok=True)
+
+
+def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: bool = False) -> None:
+    """Say what `run` would do, and with which parameters; nothing is run or written."""
+    folders = folders_of(values)
+    due: list[str] = []
+    for stage in chosen:
+        reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders)
+        changed = [name for name, writer in stage_keys.INPUTS[stage].items() if writer in due]
+        if not reasons and changed:
+            reasons = [f"{', '.join(changed)} will be written again; if that changes nothing, it is skipped"]
+        if reasons:
+            due.append(stage)
+        _say(stage, reasons)
+        for name, value in values[stage].items():
+            print(f"  {name} = {value!r}")
+
+
+def reasons_to_run(stage: str, values: Mapping[str, Any], folders: paths.RunFolders) -> list[str]:
+    """Why a stage has to run, in words; empty where its outputs are there, whole, and would come out the same."""
+    records = stages.records(folders)
+    if stage not in records:
+        return ["it has not come to its end yet"]
+    recorded = records[stage]
+    key = stage_keys.key_of(stage, values, folders, records)
+    outputs = {stage_keys.output_path(name, folders): found for name, found in recorded["outputs"].items()}
+    return stage_keys.differences(recorded["key"], key) or [
+        damage for path, found in outputs.items() if (damage := stage_keys.damage(path, found))
+    ]
+
+
+def take_over(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, donor: paths.RunFolders) -> bool:
+    """Take a stage's outputs over from another run that has done it with the same key; return whether that was so.
+
+    Pictures are hard links where the file system has them: nothing of ours writes into a file that is in place.
+    """
+    record = stages.records(donor).get(stage)
+    if not record or reasons_to_run(stage, values, donor):
+        return False
+    if stage_keys.differences(record["key"], stage_keys.key_of(stage, values, folders, stages.records(folders))):
+        return False
+    executed = donor.notebooks / STAGES[stage].replace(".py", ".ipynb")
+    names = [*record["outputs"], *([f"notebooks/{executed.name}"] if executed.is_file() else [])]
+    for name in names:
+        files.place_copy(stage_keys.output_path(name, donor), stage_keys.output_path(name, folders))
+    files.write_json(folders.stage_record(stage), record | {"parameters": dict(values), "taken_from": donor.run.name})
+    print(f"{stage} ({STAGES[stage]}): taken over from run {donor.run.name}")
+    return True
+
+
+def _say(stage: str, reasons: Sequence[str]) -> None:
+    shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    print(
+        f"{stage} ({STAGES[stage]}): {f'run: {shown}' if reasons else 'skip: done, and nothing it follows from changed'}"
+    )
+
+
+def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, verbose: bool = False) -> None:
+    """Execute a stage's notebook; the executed copy stays in the run's folder, written atomically cell by cell.
+
+    Raises StageFailed, naming the cell, the error and the way on.
+    """
+    import logging
+
+    import jupytext
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class WholeFiles(LocalHandler):
+        def write(self, buf: str, path: str) -> None:
+            with files.replacing(Path(path)) as temporary:
+                temporary.write_text(buf, encoding="utf-8")
+
+    # Its reader of parameters cells stumbles over `>=` in a comment; ours has checked every name by then.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    root = paths.project_root()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    executed = folders.notebooks / STAGES[stage].replace(".py", ".ipynb")
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    papermill_io.register(str(folders.notebooks), WholeFiles())
+    try:
+        papermill.execute_notebook(
+            jupytext.read(root / "notebooks" / STAGES[stage]),
+            str(executed),
+            parameters=values,
+            kernel_name="python3",
+            cwd=str(root),
+            progress_bar={"desc": f"{STAGES[stage]} cells", "leave": True},
+            stdout_file=sys.stdout if verbose else None,
+            stderr_file=sys.stderr,
+        )
+    except PapermillExecutionError as error:
+        raise StageFailed(
+            f"{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+            f"the executed notebook, up to there: {executed}"
+        ) from error
+    except DeadKernelError as error:
+        raise StageFailed(
+            f"{stage}: its kernel died, most often because memory ran out. Close other programs or lower batch_size, and "
+            f"run again: training goes on from its last finished epoch\nthe executed notebook, up to there: {executed}"
+        ) from error
+    if not folders.stage_record(stage).is_file():
+        raise StageFailed(f"{stage} ended without its record: {folders.stage_record(stage)}")

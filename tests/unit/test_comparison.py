@@ -1,0 +1,93 @@
+"""Runs listed and set side by side."""
+
+import pandas as pd
+import pytest
+
+from fer_utils import comparison, files, paths, runs
+
+
+def _read(*fakes) -> list[runs.Run]:
+    return [runs.read(fake.folders.run) for fake in fakes]
+
+
+@pytest.fixture
+def two(fake_run):
+    one = fake_run("one").do(content="a")
+    other = fake_run("other", fine_tune={"learning_rate": 0.5}, evaluate={"seed": 9}).do(content="a")
+    return one, other
+
+
+def test_what_differs_in_parameters_and_nothing_else(two):
+    table = comparison.differing_parameters(_read(*two))
+    assert list(table.index) == ["fine_tune.learning_rate", "evaluate.seed"]
+    assert table.loc["fine_tune.learning_rate"].tolist() == ["0.001", "0.5"]
+
+
+def test_a_version_that_differs_is_told_by_stage(two):
+    path = two[1].folders.stage_record("fine_tune")
+    record = files.read_json(path)
+    files.write_json(path, record | {"versions": record["versions"] | {"keras": "0.0"}})
+    assert comparison.differing_parameters(_read(*two)).loc["fine_tune: keras", "other"] == "0.0"
+
+
+def test_results_stand_side_by_side_with_intervals(two):
+    one, _ = _read(*two)
+    table = comparison.results(_read(*two))
+    assert table.loc["VAL accuracy", "one"] == runs.with_interval(one.metrics["val"], "accuracy")
+    assert {"TEST macro_f1", "TEST images with a copy in TRAIN", "fine_tune: epochs", "state"} <= set(table.index)
+
+
+def test_a_run_without_scores_has_dashes(two, fake_run):
+    table = comparison.results(_read(two[0], fake_run("half").do("merge_split")))
+    assert table.loc["TEST accuracy", "half"] == "–" and table.loc["state", "half"] == "stopped before balance"
+
+
+def test_mcnemar_counts_the_images_that_one_run_alone_gets_right(two):
+    for fake, right in zip(two, (7, 2), strict=True):
+        path = fake.folders.for_split("predictions", "TEST", ".csv")
+        table = pd.read_csv(path)
+        table["predicted"] = [label if row < right else "none" for row, label in enumerate(table["label"])]
+        files.write_csv(path, table)
+    tests = comparison.mcnemar_tests(_read(*two)).set_index("images of").loc["TEST"]
+    assert (tests["in both"], tests["only run 1 right"], tests["only run 2 right"]) == (7, 5, 0)
+    assert tests["p"] == pytest.approx(2 * 0.5**5)
+
+
+def test_pictures_of_one_name_with_other_pixels_are_not_the_same_images(fake_run):
+    runs_of = _read(fake_run("one").do(content="a"), fake_run("other").do(content="b"))
+    assert comparison.mcnemar_tests(runs_of) is None
+
+
+def test_the_page_stands_alone_and_the_sheet_holds_its_tables(two, tmp_path):
+    page, sheet = comparison.write(_read(*two), tmp_path)
+    html = page.read_text()
+    assert page.name == "compare_one_other.html" and sheet.name == "compare_one_other.csv"
+    assert html.count("data:image/png;base64,") == 3 and 'src="http' not in html
+    assert "fine_tune.learning_rate" in html and "McNemar" in html
+    table = pd.read_csv(sheet)
+    assert set(table["kind"]) == {"parameter", "result"} and {"one", "other"} <= set(table.columns)
+
+
+def test_names_in_a_page_are_escaped(fake_run, tmp_path):
+    fakes = [fake_run(name).do("merge_split") for name in ("<b>a", "b")]
+    html = comparison.write(_read(*fakes), tmp_path)[0].read_text()
+    assert "<b>a" not in html and "&lt;b&gt;a" in html
+
+
+def test_many_runs_get_a_short_file_name(fake_run, tmp_path):
+    fakes = [fake_run(f"a_run_with_a_rather_long_name_{number}").do("merge_split") for number in range(4)]
+    assert comparison.write(_read(*fakes), tmp_path)[0].name.endswith("_and_3_more.html")
+
+
+def test_the_list_has_a_row_a_run_with_scores_and_state(two, fake_run, tmp_path):
+    fake_run("third").do("merge_split")
+    rows = {row[0]: dict(zip(runs.COLUMNS, row, strict=True)) for row in runs.list_rows(tmp_path / "outputs")}
+    one = _read(two[0])[0]
+    assert rows["one"]["TEST macro F1"] == runs.with_interval(one.metrics["test"], "macro_f1")
+    assert rows["one"]["state"] == "done" and rows["one"]["leakage"] == "drop" and rows["one"]["profile"] == "demo"
+    assert rows["third"]["state"] == "stopped before balance" and rows["third"]["TEST accuracy"] == ""
+
+
+def test_an_unknown_run_is_an_error_that_lists_those_there(two, tmp_path):
+    with pytest.raises(paths.NotFoundHere, match="has no run nowhere; runs there: one, other"):
+        runs.find(tmp_path / "outputs", ["one", "nowhere"])

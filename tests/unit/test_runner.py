@@ -1,0 +1,230 @@
+"""Which stages run, which are skipped, and that two processes never work on one run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fer_utils import files, paths, run_lock, runner, stages
+from fer_utils.parameters import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """The stages that `runner.run` executes, by a stand-in that writes what a fake run writes."""
+    names = []
+
+    def execute(stage, values, folders, verbose=False):
+        names.append(stage)
+        executed.run.do(stage, content=executed.content)
+
+    monkeypatch.setattr(runner, "execute", execute)
+    executed.names, executed.content = names, ""
+    return executed
+
+
+def test_nothing_changed_nothing_runs(fake_run, executed, capsys):
+    executed.run = fake_run().do()
+    assert runner.run("demo", list(STAGES), executed.run.values) == 0
+    assert executed.names == []
+    assert capsys.readouterr().out.count(": skip: done, and nothing it follows from changed") == len(STAGES)
+
+
+def test_a_first_run_runs_all_and_says_why(fake_run, executed, capsys):
+    executed.run = fake_run()
+    assert runner.run("demo", list(STAGES), executed.run.values) == len(STAGES)
+    assert executed.names == list(STAGES)
+    assert "merge_split (01_merge_split.py): run: it has not come to its end yet" in capsys.readouterr().out
+
+
+def test_an_evaluate_parameter_reruns_05_alone(fake_run, executed, capsys):
+    fake_run().do()
+    executed.run = fake_run(evaluate={"leave_out": "blanks"})
+    runner.run("demo", list(STAGES), executed.run.values)
+    assert executed.names == ["evaluate"]
+    assert "evaluate (05_evaluate.py): run: leave_out was 'none', is 'blanks'" in capsys.readouterr().out
+
+
+def test_another_seed_of_balance_reruns_02_to_05(fake_run, executed):
+    fake_run().do()
+    executed.run, executed.content = fake_run(balance={"seed": 7}), "other pictures"
+    runner.run("demo", list(STAGES), executed.run.values)
+    assert executed.names == ["balance", "train_head", "fine_tune", "evaluate"]
+
+
+def test_a_stage_that_comes_out_as_before_reruns_nothing_after_it(fake_run, executed):
+    fake_run().do()
+    executed.run = fake_run(balance={"seed": 7})
+    runner.run("demo", list(STAGES), executed.run.values)
+    assert executed.names == ["balance"]
+
+
+def test_stages_asked_for_run_though_they_are_done(fake_run, executed):
+    executed.run = fake_run().do()
+    runner.run("demo", ["fine_tune", "evaluate"], executed.run.values, repeat=True)
+    assert executed.names == ["fine_tune", "evaluate"]
+
+
+def test_a_truncated_output_reruns_the_stage_that_wrote_it(fake_run, executed, capsys):
+    executed.run = fake_run().do()
+    executed.run.folders.model.write_text("[")
+    runner.run("demo", list(STAGES), executed.run.values)
+    assert executed.names == ["fine_tune"]
+    assert "run: model.keras has 1 bytes of" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_a_run_does_and_writes_nothing(fake_run, capsys):
+    fake_run().do()
+    run = fake_run(balance={"seed": 7})
+    before = sorted(run.folders.run.rglob("*"))
+    runner.print_plan(list(STAGES), run.values)
+    said = capsys.readouterr().out
+    assert "merge_split (01_merge_split.py): skip" in said
+    assert "balance (02_balance.py): run: seed was 42, is 7" in said
+    assert "train_head (03_train_head.py): run: balanced.csv, images/TRAIN_BALANCED will be written again" in said
+    assert "evaluate (05_evaluate.py): run: model.keras will be written again" in said
+    assert sorted(run.folders.run.rglob("*")) == before
+
+
+def test_a_run_with_nothing_to_do_imports_nothing_slow(fake_run):
+    run = fake_run().do()
+    code = (
+        "import sys, run_all\n"
+        f"status = run_all.main(['--params', 'demo', '--outputs-dir', {str(run.folders.run.parent)!r}])\n"
+        "slow = {'tensorflow', 'keras', 'pandas', 'matplotlib', 'papermill', 'jupytext', 'cv2'} & set(sys.modules)\n"
+        "sys.exit(f'imported {slow}' if slow else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": skip: ") == len(STAGES)
+
+
+def test_a_stage_without_an_end_has_no_record(fake_run):
+    run = fake_run().do()
+    stage = stages.begin("fine_tune", dict(run.values["fine_tune"]))
+    for lock in stage.locks:  # as when its process ends
+        lock.release()
+    assert list(run.due()) == ["fine_tune"]
+
+
+def test_what_a_killed_process_left_is_cleared_before_anything_runs(fake_run, executed):
+    executed.run = fake_run().do()
+    folders = executed.run.folders
+    for place in (folders.run, folders.run / "figures", folders.notebooks, folders.data):
+        place.mkdir(exist_ok=True)
+        (place / ".partial-12345678-thing").write_text("half")
+    folders.checkpoint("fine_tune").write_text("left between record and removal")
+    runner.run("demo", list(STAGES), executed.run.values)
+    assert executed.names == []
+    assert not list(folders.run.rglob(".partial-*")) and not folders.checkpoint("fine_tune").exists()
+
+
+def test_a_stage_leaves_alone_what_run_all_is_writing_beside_it(fake_run):
+    run = fake_run()
+    half = run.folders.notebooks / ".partial-12345678-01_merge_split.ipynb"
+    half.parent.mkdir()
+    half.write_text("half")
+    run.do("merge_split")
+    assert half.exists()
+
+
+def test_what_is_written_elsewhere_is_no_output_of_a_stage(fake_run, tmp_path):
+    run = fake_run()
+    stage = stages.begin("merge_split", dict(run.values["merge_split"]))
+    files.write_json(tmp_path / "elsewhere.json", 1)
+    stage.finish([], {})
+    assert stages.records(run.folders)["merge_split"]["outputs"] == {}
+
+
+def test_a_folder_that_was_giving_way_when_the_process_died_takes_its_place_again(tmp_path):
+    (tmp_path / ".partial-12345678-old-TRAIN").mkdir()
+    (tmp_path / ".partial-12345678-old-TRAIN" / "a.png").write_text("old")
+    (tmp_path / ".partial-87654321-TRAIN").mkdir()
+    files.remove_partials(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")] == ["TRAIN/a.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["TRAIN"]
+
+
+def test_afresh_forgets_where_training_stood(fake_run):
+    run = fake_run().do("merge_split", "balance")
+    run.folders.checkpoint("train_head").write_text("some epochs")
+    runner.start_afresh(["train_head"], run.values)
+    assert not run.folders.checkpoint("train_head").exists()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fer_utils import paths, run_lock
+folders = paths.RunFolders(Path(sys.argv[1]), Path(sys.argv[2]))
+if sys.argv[3] == "runner":
+    with run_lock.held_by_runner(folders):
+        print("held", flush=True)
+        time.sleep(600)
+locks = run_lock.hold_for_stage(folders)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(monkeypatch):
+    """Starts processes that hold a run's lock: holder(folders, kind) → process, ended with the test."""
+    monkeypatch.setattr(run_lock, "_PATIENCE", 0.3)
+    started = []
+
+    def start(folders: paths.RunFolders, kind: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", HOLDER, str(folders.run), str(folders.data), kind]
+        started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == "held\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("kind", ["runner", "stage"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, holder, kind, elsewhere):
+    folders = paths.RunFolders(tmp_path / "run", tmp_path / ("images" if elsewhere else "run/images"))
+    process = holder(folders, kind)
+    assert run_lock.is_held(folders)
+    shared = paths.RunFolders(tmp_path / "other", folders.data) if elsewhere else folders
+    with pytest.raises(run_lock.RunIsBusy, match="another process works on this run"), run_lock.held_by_runner(shared):
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not run_lock.is_held(folders)
+    with run_lock.held_by_runner(shared):
+        pass
+
+
+def test_a_second_run_all_stops_with_a_clear_message(fake_run, holder):
+    run = fake_run()
+    holder(run.folders, "runner")
+    command = [sys.executable, "run_all.py", "--params", "demo", "--outputs-dir", str(run.folders.run.parent)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "another process works on this run" in done.stderr and "another name with --run" in done.stderr
+
+
+def test_a_notebook_opened_twice_in_one_process_is_no_clash(fake_run):
+    run = fake_run().do("merge_split")
+    stages.begin("balance", dict(run.values["balance"]))
+    run.do("balance")
+    assert list(run.due()) == ["train_head", "fine_tune", "evaluate"]
+    assert not run_lock.is_held(run.folders)
+
+
+def test_a_record_names_all_that_the_stage_wrote(fake_run):
+    run = fake_run().do()
+    record = json.loads(run.folders.stage_record("evaluate").read_text())
+    assert set(record["outputs"]) == {"metrics.json", "predictions_val.csv", "predictions_test.csv"}

@@ -1,0 +1,184 @@
+"""What a stage's key holds, what it leaves out, and how damage to outputs is noticed."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fer_utils import parameters, paths, stage_keys
+from fer_utils.parameters import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A copy of notebooks and package whose text a test may change, as a function: edit(file, old, new)."""
+    for folder in ("notebooks", "fer_utils", "params"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage_keys, "_PACKAGE", tmp_path / "fer_utils")
+
+    def edit(file: str, old: str, new: str) -> None:
+        text = (tmp_path / file).read_text()
+        assert old in text
+        (tmp_path / file).write_text(text.replace(old, new, 1))
+        stage_keys._read_module.cache_clear()
+
+    return edit
+
+
+def _values() -> dict:
+    return parameters.resolve(
+        parameters.declared(), [("demo", parameters.load_profile(parameters.profile_path("demo")))]
+    )
+
+
+def _keys(values=None) -> dict:
+    values, folders = values or _values(), paths.RunFolders(Path("run"), Path("run/images"))
+    return {stage: stage_keys.key_of(stage, values[stage], folders, {}) for stage in STAGES}
+
+
+def _changed(before: dict, after: dict) -> dict[str, list[str]]:
+    found = {stage: stage_keys.differences(before[stage], after[stage]) for stage in STAGES}
+    return {stage: words for stage, words in found.items() if words}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("notebooks/04_fine_tune.py", "# ## Do\n", "# ## Do it\n# Another sentence.\n"),
+        ("notebooks/04_fine_tune.py", "callbacks = [\n", "# a reason\ncallbacks = [\n"),
+        (
+            "notebooks/04_fine_tune.py",
+            "factor=lr_factor, patience=lr_patience)",
+            "factor=lr_factor,\n patience=lr_patience,)",
+        ),
+        ("notebooks/04_fine_tune.py", "epochs: int = 20  # >= 1; specification", "epochs: int = 21  # >= 1; other"),
+        ("fer_utils/training.py", '"""The two training phases', '"""Both phases'),
+        ("fer_utils/training.py", '    """Train a compiled model', '    """Teach a compiled model'),
+        ("fer_utils/training.py", "    history = model.fit(", "    # a comment\n    history = model.fit("),
+        ("fer_utils/paths.py", 'return self.run / "notebooks"', 'return self.run / "books"'),
+    ],
+)
+def test_prose_comments_layout_and_places_are_no_reason(project, file, old, new):
+    values, before = _values(), _keys()
+    project(file, old, new)
+    assert _changed(before, _keys(values)) == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stages"),
+    [
+        ("notebooks/04_fine_tune.py", 'monitor="val_loss", factor', 'monitor="loss", factor', ["fine_tune"]),
+        ("fer_utils/training.py", "validation_data=val,", "validation_data=train,", ["train_head", "fine_tune"]),
+        (
+            "fer_utils/training.py",
+            "PREDICT_BATCH = 256",
+            "PREDICT_BATCH = 128",
+            ["train_head", "fine_tune", "evaluate"],
+        ),
+        ("fer_utils/model.py", "Dropout(0.4", "Dropout(0.5", ["train_head", "fine_tune"]),
+        ("fer_utils/balance.py", "rotate=(-15, 15)", "rotate=(-20, 20)", ["balance"]),
+        ("fer_utils/images.py", 'convert("L")', 'convert("1")', list(STAGES)),
+        ("fer_utils/leakage.py", "def _drop(", "def _drop(_, ", ["merge_split"]),
+        ("fer_utils/plots.py", "def confusion_matrix(counts", "def confusion_matrix(these", ["evaluate"]),
+        ("fer_utils/evaluation.py", "RESAMPLES = 2000", "RESAMPLES = 200", ["evaluate"]),
+        ("fer_utils/evaluation.py", "discordant else 1.0", "discordant else 0.0", []),  # no notebook uses mcnemar
+        ("fer_utils/__init__.py", '"TF_ENABLE_ONEDNN_OPTS", "1"', '"TF_ENABLE_ONEDNN_OPTS", "0"', list(STAGES)),
+    ],
+)
+def test_code_is_a_reason_for_the_stages_that_reach_it_and_for_no_other(project, file, old, new, stages):
+    values, before = _values(), _keys()
+    project(file, old, new)
+    assert list(_changed(before, _keys(values))) == stages
+
+
+def test_reasons_name_what_changed(project):
+    values, before = _values(), _keys()
+    project("fer_utils/balance.py", "rotate=(-15, 15)", "rotate=(-20, 20)")
+    project("notebooks/02_balance.py", "needed = 4096", "needed = 8192")
+    values["balance"]["seed"] = 7
+    assert _changed(before, _keys(values)) == {
+        "balance": ["the notebook's code changed", "seed was 42, is 7", "fer_utils.balance.augmentation changed"]
+    }
+
+
+def test_where_and_how_fast_are_no_parameters_of_the_key():
+    before, values = _keys(), _values()
+    for own in values.values():
+        own |= {"run": "other", "outputs_dir": "elsewhere", "profile": "cpu", "data_dir": "images"}
+    values["balance"]["workers"] = 3
+    assert _changed(before, _keys(values)) == {}
+
+
+def test_a_package_of_another_version_is_a_reason_where_it_computes(monkeypatch):
+    before = _keys()
+    installed = stage_keys._version
+    monkeypatch.setattr(stage_keys, "_version", lambda name: "0.0" if name == "keras" else installed(name))
+    found = _changed(before, _keys())
+    assert list(found) == ["train_head", "fine_tune", "evaluate"]
+    assert found["evaluate"] == [f"keras was {installed('keras')}, is 0.0"]
+
+
+def test_a_source_that_changed_is_a_reason_for_merge_split_alone(tmp_path):
+    values = _values()
+    (tmp_path / "fer.zip").write_bytes(b"one")
+    values["merge_split"]["fer2013"] = str(tmp_path / "fer.zip")
+    before = _keys(values)
+    (tmp_path / "fer.zip").write_bytes(b"other")
+    assert _changed(before, _keys(values)) == {"merge_split": ["fer2013 changed"]}
+
+
+def test_weights_count_by_their_content(tmp_path):
+    values = _values()
+    (tmp_path / "w.h5").write_bytes(b"one")
+    values["train_head"]["weights"] = str(tmp_path / "w.h5")
+    before = _keys(values)
+    (tmp_path / "w.h5").write_bytes(b"two")
+    assert _changed(before, _keys(values)) == {"train_head": ["weights changed"]}
+
+
+def test_equal_keys_have_one_digest_and_others_another():
+    one, two = _keys()["balance"], _keys()["balance"]
+    assert stage_keys.digest(one) == stage_keys.digest(two)
+    two["parameters"]["seed"] += 1
+    assert stage_keys.digest(one) != stage_keys.digest(two)
+
+
+def test_every_input_is_an_output_of_an_earlier_stage(fake_run):
+    run = fake_run().do()
+    names = list(STAGES)
+    for stage, inputs in stage_keys.INPUTS.items():
+        for name, writer in inputs.items():
+            assert names.index(writer) < names.index(stage)
+            assert stage_keys.output_path(name, run.folders).exists()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "words"),
+    [
+        ("manifest.csv", _cut, r"manifest\.csv has [\d,]+ bytes of [\d,]+"),
+        ("manifest.csv", _flip, r"manifest\.csv is not what was written to it"),
+        ("manifest.csv", Path.unlink, r"manifest\.csv is gone"),
+        ("images/TRAIN/angry/a.png", _cut, r"TRAIN holds 7 files of [\d,]+ bytes, not what"),
+        ("images/TRAIN/angry/a.png", Path.unlink, r"TRAIN holds 6 files of [\d,]+ bytes, not what"),
+        ("images/TRAIN", shutil.rmtree, r"TRAIN is gone"),
+    ],
+)
+def test_an_output_that_is_not_whole_is_a_reason_that_names_it(fake_run, name, harm, words):
+    run = fake_run().do()
+    assert run.due() == {}
+    harm(stage_keys.output_path(name, run.folders))
+    (reason,) = run.due()["merge_split"]
+    assert re.match(words, reason)
