@@ -1,5 +1,7 @@
 """Training that was killed goes on as if it had not been."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pandas as pd
@@ -55,11 +57,11 @@ def _callbacks(stop_patience: int) -> list[keras.callbacks.Callback]:
     ]
 
 
-def _train(path, stop_patience=4, kill_in=None, key="k") -> tuple[pd.DataFrame, list[np.ndarray]]:
+def _train(path, stop_patience=4, kill_in=None, key="k", extra=()) -> tuple[pd.DataFrame, list[np.ndarray]]:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 5)).astype("float32")
     y = (x @ rng.normal(size=(5, 7)) + rng.normal(size=(60, 7))).argmax(axis=1).astype("int32")
-    model, callbacks = _model(), _callbacks(stop_patience)
+    model, callbacks = _model(), [*_callbacks(stop_patience), *extra]
     if kill_in is not None:
         callbacks.append(_KillIn(kill_in))
     checkpoint = TrainingCheckpoint(path, key) if path else None
@@ -119,6 +121,30 @@ def test_only_the_last_finished_epoch_is_kept_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["c.npz"]
     with np.load(tmp_path / "c.npz", allow_pickle=False) as file:
         assert all(file[name].dtype != object for name in file.files)
+
+
+class _FillDiskIn(_KillIn):
+    """Takes all the room that is left on the disk during an epoch."""
+
+    def __init__(self, epoch: int, ballast):
+        super().__init__(epoch)
+        self.ballast = ballast
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._here == self.epoch and batch == 2:
+            with contextlib.suppress(OSError), self.ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(b"0" * 4096)
+
+
+def test_a_disk_that_fills_in_training_is_explained_and_training_goes_on_once_there_is_room(uninterrupted, tiny_disk):
+    path, ballast = tiny_disk / "c.npz", tiny_disk / "ballast"
+    with pytest.raises(files.OutputError, match=r"no space left on the disk while writing .*c\.npz: free some"):
+        _train(path, extra=[_FillDiskIn(6, ballast)])
+    assert sorted(file.name for file in tiny_disk.iterdir()) == ["ballast", "c.npz"]
+    ballast.unlink()
+    table, _ = _train(path)
+    pd.testing.assert_frame_equal(table, uninterrupted[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.98])

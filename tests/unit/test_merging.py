@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -219,18 +218,6 @@ def test_a_read_only_folder_is_explained(tmp_path, monkeypatch, number):
     with pytest.raises(files.OutputError, match=r"a\.json cannot be written .*choose another output folder"):
         files.write_json(tmp_path / "a.json", {"new": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_text() == "old"
-
-
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of 64 kB; skips where mounting is not allowed."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("mounting a tmpfs is not allowed here; the monkeypatched test above stands in")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_disk_that_is_full_indeed_is_explained_and_left_clean(drawn, tiny_disk):
