@@ -19,8 +19,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from fer_utils import files, kaggle_export, parameters, paths, runner, runs, stages, sweeps
-from fer_utils.kaggle_export import ExportError
+from fer_utils import files, parameters, paths, runner, runs, stages, sweeps
 from fer_utils.parameters import STAGES, ParameterError
 from fer_utils.run_lock import RunIsBusy
 
@@ -57,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     except runner.StageFailed as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    except (ParameterError, ExportError, paths.NotFoundHere, files.OutputError, files.TornFile, RunIsBusy) as error:
+    except (ParameterError, paths.NotFoundHere, files.OutputError, files.TornFile, RunIsBusy) as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
 
@@ -117,9 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     kaggle.add_argument(
         "--kaggle-weights",
         metavar="SOURCE",
-        default=kaggle_export.WEIGHTS,
         help="dataset (owner/slug) or model version (owner/model/framework/variation/version) with a ResNet50 notop "
-        f"file, attached to the notebooks; default: {kaggle_export.WEIGHTS}",
+        "file, attached to the notebooks; default: Keras' own dataset",
     )
     parser.add_argument("--verbose", action="store_true", help="show everything that the notebooks print")
     return parser
@@ -209,9 +207,12 @@ def _chosen_stages(options: argparse.Namespace) -> list[str]:
 
 
 def _export_kaggle(options: argparse.Namespace, values: dict[str, dict]) -> int:
+    from fer_utils import kaggle_export  # jupytext takes a while to import
+
     runner.check_phases_agree(values)
     folder = Path(options.export_kaggle)
-    for written in kaggle_export.export(folder, values, options.kaggle_user, options.kaggle_weights):
+    weights = options.kaggle_weights or kaggle_export.WEIGHTS
+    for written in kaggle_export.export(folder, values, options.kaggle_user, weights):
         size = sum(path.stat().st_size for path in written.iterdir())
         print(f"{written}  {size / 1000:,.0f} kB")
     print(f"\nto run it all on Kaggle: kaggle kernels push -p {folder / kaggle_export.slug(kaggle_export.TITLE)}")

@@ -50,7 +50,7 @@ for module in sorted(home.glob("fer_utils/*.py")):
     print(f"  {{module.name:20}} {{module.read_text().split(chr(10))[0].strip(chr(34))}}")'''
 
 
-class ExportError(ValueError):
+class ExportError(parameters.ParameterError):
     """What was asked for does not make notebooks that Kaggle takes."""
 
 

@@ -149,7 +149,9 @@ def test_nothing_was_run_and_one_source_gives_one_file(exported, tmp_path):
 def unpack(cell: str, folder: Path) -> subprocess.CompletedProcess:
     code = f"{cell}\nfrom fer_utils import paths\nprint(paths.__file__, paths.source_root())"
     environment = {"FER_KAGGLE_ROOT": str(folder), "PATH": "/usr/bin:/bin"}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-"], input=code, cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 def test_the_package_unpacks_to_files_and_says_its_hash(exported, tmp_path):
