@@ -1,17 +1,15 @@
-"""What TensorFlow computes on: CPU or GPUs, one process or several, which precision.
+"""What TensorFlow computes on: CPU or GPUs, one or several, and which precision.
 
 Knows devices; knows nothing of networks or data.
 """
 
 import contextlib
-import json
 import os
 
 import keras
 import tensorflow as tf
 
 TENSOR_CORES = (7, 0)  # compute capability from which a GPU multiplies float16 in tensor cores
-STRATEGIES = ("auto", "none", "mirrored", "multiworker")
 
 
 def has_gpu() -> bool:
@@ -53,25 +51,18 @@ def choose_precision(precision: str) -> str:
 
 
 def choose_strategy(strategy: str) -> tf.distribute.Strategy | None:
-    """The way to spread a batch over devices, None for one device; raises ValueError for an unknown word.
+    """The way to spread a batch over devices, None for one device.
 
-    `mirrored` takes every GPU of this machine (or every logical CPU device where there is no GPU), `multiworker` the
-    processes that the environment variable TF_CONFIG names, `auto` whichever of the two applies, else `none`. Batch
-    sizes stay global: each of n replicas gets its n-th part.
+    `mirrored` takes every GPU of this machine (or every logical CPU device where there is no GPU), `auto` does so where
+    there are several GPUs, `none` never. Batch sizes stay global: each of n devices gets its n-th part. Several machines
+    are not offered: `fit` of Keras 3 fails under MultiWorkerMirroredStrategy (github.com/keras-team/keras/issues/20585).
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
     if strategy == "auto":
-        if len(json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {}).get("worker", ())) > 1:
-            strategy = "multiworker"
-        else:
-            strategy = "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "none"
-    if strategy == "multiworker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if strategy == "mirrored":
-        kind = "GPU" if has_gpu() else "CPU"
-        return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
-    return None
+        strategy = "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "none"
+    if strategy == "none":
+        return None
+    kind = "GPU" if has_gpu() else "CPU"
+    return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
 
 
 def scope(strategy: tf.distribute.Strategy | None) -> contextlib.AbstractContextManager:

@@ -37,7 +37,7 @@ limit_per_class: int = 0  # >= 0; images of each class that train and validate, 
 cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
 cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
 cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
-strategy: str = "auto"  # auto | none | mirrored | multiworker; how batches spread over devices
+strategy: str = "auto"  # auto | none | mirrored; auto: mirrored where there are several GPUs
 precision: str = "auto"  # auto | float32 | mixed_float16; auto: mixed on GPUs with tensor cores
 epochs: int = 20  # >= 1; specification: further epochs, counted on from phase 1
 unfreeze_top: int = 50  # >= 0; specification: layers of the backbone that train
