@@ -12,8 +12,8 @@ from fer_utils import model as network
 def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     """(prefix, suffix), which share their layers with `model`: suffix(prefix(images)) is model(images).
 
-    The prefix takes raw images and gives what the suffix takes: a list of tensors, those that pass from layers which no
-    trainable weight reaches to the others. What is trainable decides, so it has to be set before. Training the suffix
+    The prefix takes raw images and gives what the suffix takes: the tensors that pass from layers which no trainable
+    weight reaches to the others, a list of them where there are several. What is trainable decides, so it has to be set before. Training the suffix
     trains `model`. Where no GPU is found the suffix holds WideConv in place of wide convolutions.
     """
     backbone, pooling = model.get_layer(network.BACKBONE), model.get_layer(network.FEATURES)
@@ -26,7 +26,9 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     else:
         outputs = [pooling(backbone(preprocessed, training=False))]
     inputs = [keras.Input(tensor.shape[1:], name=f"cut_{place}") for place, tensor in enumerate(outputs)]
-    x = pooling(trained(inputs)) if cut else inputs[0]
+    if len(inputs) == 1:
+        (outputs,), (inputs,) = outputs, inputs
+    x = pooling(trained(inputs)) if cut else inputs
     for name in network.HEAD_LAYERS:
         x = model.get_layer(name)(x)
     return keras.Model(model.input, outputs, name="prefix"), keras.Model(inputs, x, name="suffix")

@@ -146,14 +146,15 @@ class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
         self.factor, self.cap = factor, cap
 
     def on_train_begin(self, logs=None) -> None:
-        if not isinstance(self.model.optimizer.weight_decay, keras.Variable):
+        optimizer = innermost(self.model.optimizer)
+        if not isinstance(optimizer.weight_decay, keras.Variable):
             raise TypeError(
-                f"{type(self.model.optimizer).__name__} holds its weight decay as a constant: use fer_utils.training.AdamW"
+                f"{type(optimizer).__name__} holds its weight decay as a constant: use fer_utils.training.AdamW"
             )
-        self._rate = float(self.model.optimizer.learning_rate.numpy())
+        self._rate = float(optimizer.learning_rate.numpy())
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
-        optimizer = self.model.optimizer
+        optimizer = innermost(self.model.optimizer)
         rate = float(optimizer.learning_rate.numpy())
         if rate < self._rate:
             decay = float(optimizer.weight_decay.numpy())
@@ -177,7 +178,7 @@ class _RecordRates(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         self._began = time.monotonic()
-        optimizer = self.model.optimizer
+        optimizer = innermost(self.model.optimizer)
         decay = optimizer.weight_decay
         self._rates = {
             "learning_rate": float(optimizer.learning_rate.numpy()),
@@ -212,6 +213,11 @@ def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> kera
     if name == "adam":
         return Adam(learning_rate)
     return AdamW(learning_rate, weight_decay)
+
+
+def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimiser itself, where mixed precision has wrapped it to scale the loss."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def compile_for_training(

@@ -2,8 +2,8 @@
 
 Knows TensorFlow's convolutions; knows nothing of which network they stand in.
 
-With 512 channels over 2 × 2 to 7 × 7 positions, oneDNN's Conv2DBackpropFilter takes up to 6 times as long as the product
-of the same two matrices, and more than everything else in the step together (tests/benchmarks/filter_gradient.py).
+Over the 2 × 2 positions that 48 px leave, oneDNN's kernel takes several times as long as the product of the same two
+matrices, and more than everything else in the step together (tests/benchmarks/filter_gradient.py).
 """
 
 import keras

@@ -1,4 +1,4 @@
-"""A small training in a process of its own: `distributed_training.py STRATEGY N_DEVICES`, prints its history as JSON.
+"""A small training in a process of its own: `distributed_training.py STRATEGY N_DEVICES PRECISION`, prints its history as JSON.
 
 The model is the specification's head on fixed features; what is under test is how a batch spreads, not what learns.
 """
@@ -15,16 +15,20 @@ from fer_utils import devices, training
 SAMPLES, BATCH, EPOCHS = 70, 16, 3  # the last batch is not full
 
 
-def main(strategy: str, n_devices: int) -> dict:
+def main(strategy: str, n_devices: int, precision: str) -> dict:
     if n_devices > 1:
         (cpu,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n_devices)
     replicas = devices.choose_strategy(strategy)
+    devices.choose_precision(precision)
     keras.utils.set_random_seed(1)
     random = np.random.default_rng(2)
     features, labels = random.normal(size=(SAMPLES, 12)).astype(np.float32), random.integers(0, 7, SAMPLES)
     with devices.scope(replicas):
-        layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(7, activation="softmax")]
+        layers = [
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.Dense(7, activation="softmax", dtype="float32"),
+        ]
         model = keras.Sequential([keras.Input((12,)), *layers])
         training.compile_for_training(model, training.make_optimizer("adamw", 0.01, 0.1))
     labels = labels.astype(np.int32)
@@ -35,10 +39,11 @@ def main(strategy: str, n_devices: int) -> dict:
         "test",
         first_epoch=0,
         epochs=EPOCHS,
+        callbacks=[training.IncreaseWeightDecayOnLRDrop()],
     )
-    names = ["loss", "accuracy", "macro_f1", "val_loss", "val_accuracy", "val_macro_f1"]
+    names = ["loss", "accuracy", "macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "weight_decay"]
     return {"replicas": replicas.num_replicas_in_sync if replicas else 1} | {n: history[n].tolist() for n in names}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), sys.argv[3])))
