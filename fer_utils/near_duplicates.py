@@ -151,7 +151,7 @@ def nearest_strangers(images: np.ndarray, groups: np.ndarray, sample: int = 1000
     chosen = np.random.default_rng(seed).choice(len(pictures), min(sample, len(pictures)), replace=False)
     nearest = np.full(len(chosen), np.inf, np.float32)
     for flipped, pool in ((False, descriptors), (True, _mirror(descriptors))):
-        for block in _blocks(len(chosen), 256):
+        for block in _blocks(len(chosen), 64):
             rows = chosen[block]
             similarity = descriptors[rows] @ pool.T
             similarity[groups[pictures[rows], None] == groups[None, pictures]] = -2

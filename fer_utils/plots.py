@@ -173,7 +173,7 @@ def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> F
         edges,
         color=VAL_COLOUR,
         alpha=0.8,
-        label=f"nearest strangers (sample of {len(finite):,})",
+        label=f"nearest others (sample of {len(finite):,})",
     )
     axes.axvline(line, color="black", linestyle=":", label=f"line: {line}")
     axes.set(yscale="log", xlabel="distance: what one picture does not explain of the other", ylabel="pairs")

@@ -133,7 +133,7 @@ pd.Series(
 
 # %% [markdown]
 # How clear is the line between a copy and a stranger? The distances of the pairs found, beside the distance of each
-# picture of a sample to its nearest non-copy.
+# picture of a sample to the nearest that was not found to be a copy.
 
 # %%
 strangers = near_duplicates.nearest_strangers(merged.pixels, table["group"].to_numpy(), sample=500, seed=seed)
@@ -142,7 +142,9 @@ plots.save(figure, folders.figure("pair_distances"))
 plt.show()
 copies = pairs.loc[pairs["kind"] != "exact", "distance"]
 print(f"copies: median {copies.median():.3f}, 99th percentile {copies.quantile(0.99):.3f}")
-print(f"nearest strangers: 1st percentile {np.nanpercentile(strangers, 1):.3f}, median {np.nanmedian(strangers):.3f}")
+print(f"nearest others: 1st percentile {np.nanpercentile(strangers, 1):.3f}, median {np.nanmedian(strangers):.3f}")
+missed = (strangers <= near_duplicates.MAX_DISTANCE).sum()
+print(f"{missed} of the sample's {len(strangers)} pictures have a copy that was never proposed: a wider crop")
 
 # %% [markdown]
 # Pairs across splits: left the image of VAL or TEST, right its copy in TRAIN.
