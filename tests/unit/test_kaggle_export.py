@@ -149,7 +149,9 @@ def test_nothing_was_run_and_one_source_gives_one_file(exported, tmp_path):
 def unpack(cell: str, folder: Path) -> subprocess.CompletedProcess:
     code = f"{cell}\nfrom fer_utils import paths\nprint(paths.__file__, paths.source_root())"
     environment = {"FER_KAGGLE_ROOT": str(folder), "PATH": "/usr/bin:/bin"}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-"], input=code, cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 def test_the_package_unpacks_to_files_and_says_its_hash(exported, tmp_path):
@@ -161,6 +163,23 @@ def test_the_package_unpacks_to_files_and_says_its_hash(exported, tmp_path):
     for path in ROOT.glob("fer_utils/*.py"):
         assert (home / "fer_utils" / path.name).read_bytes() == path.read_bytes()
         assert f"  {path.name} " in done.stdout
+
+
+IMAGE_HAS = {  # the versions' file, and what its packages require
+    *("cv2", "albumentations", "keras", "tensorflow", "h5py", "numpy", "pandas", "scipy", "sklearn", "matplotlib"),
+    *("seaborn", "PIL", "yaml", "jinja2", "tqdm", "psutil", "IPython"),
+}
+
+
+def test_notebooks_import_nothing_at_once_that_kaggles_image_may_lack():
+    runners = {"kaggle_export", "runner"}  # imported by run_all.py alone
+    sources = [path for path in ROOT.glob("fer_utils/*.py") if path.stem not in runners]
+    for path in [*sources, *ROOT.glob("notebooks/*.py")]:
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.split(".")[0] for name in names} - {"fer_utils", "__future__"}:
+                assert name in IMAGE_HAS | sys.stdlib_module_names, f"{path.name} imports {name}"
 
 
 def test_a_damaged_package_is_refused(exported, tmp_path):
