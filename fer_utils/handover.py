@@ -93,7 +93,7 @@ def restore(stage: str, folders: paths.RunFolders) -> None:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("[!.]*") if path.is_file())  # no lock of this session
 
 
 def _add(packed: zipfile.ZipFile, path: Path, name: str) -> None:

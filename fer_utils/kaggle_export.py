@@ -118,10 +118,11 @@ def _package() -> NotebookNode:
     """The cell that holds this package, the notebooks' source and the profiles, and unpacks them."""
     root = paths.source_root()
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
+    with zipfile.ZipFile(buffer, "w") as packed:
         for pattern in ("fer_utils/*.py", "notebooks/*.py", "params/*.yaml"):
             for path in sorted(root.glob(pattern)):
-                packed.writestr(zipfile.ZipInfo(path.relative_to(root).as_posix(), _EPOCH), path.read_bytes(), 8, 9)
+                entry = zipfile.ZipInfo(path.relative_to(root).as_posix(), _EPOCH)
+                packed.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=9)
     data = buffer.getvalue()
     source = _UNPACK.format(
         encoded="\n".join(textwrap.wrap(base64.b64encode(data).decode(), 120)),

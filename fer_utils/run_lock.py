@@ -2,16 +2,19 @@
 
 Two locks a folder. `runner` is held by run_all.py from start to end, `stage` by the process that computes a stage,
 opened by hand in Jupyter or started by run_all.py. A kernel outlives a killed run_all.py by about a second; its lock
-keeps the next run from writing beside it.
+keeps the next run from writing beside it. On Kaggle a session has its folders to itself: no lock is taken there, and the
+package of locks, which its image may lack, is not imported.
 """
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from fer_utils import files, paths
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 RUNNER, STAGE = "runner", "stage"
 _PATIENCE = 15  # seconds: an orphaned kernel looks for its parent once a second
@@ -35,7 +38,7 @@ def held_by_runner(folders: paths.RunFolders) -> Iterator[None]:
         yield
 
 
-def hold_for_stage(folders: paths.RunFolders) -> list[FileLock]:
+def hold_for_stage(folders: paths.RunFolders) -> "list[FileLock]":
     """Hold the run for a stage that this process computes, until the locks returned are released or the process ends.
 
     Beginning again in one process, as a notebook run twice does, is no clash. Raises RunIsBusy.
@@ -43,12 +46,18 @@ def hold_for_stage(folders: paths.RunFolders) -> list[FileLock]:
     return [_acquired(lock, folders, _PATIENCE) for lock in _locks(folders, STAGE)]
 
 
-def _locks(folders: paths.RunFolders, kind: str) -> list[FileLock]:
+def _locks(folders: paths.RunFolders, kind: str) -> "list[FileLock]":
+    if paths.on_kaggle():
+        return []
+    from filelock import FileLock
+
     places = [folders.run] if folders.data.is_relative_to(folders.run) else [folders.run, folders.data]
     return [FileLock(place / f".{kind}.lock", is_singleton=True) for place in places]
 
 
-def _acquired(lock: FileLock, folders: paths.RunFolders, seconds: float) -> FileLock:
+def _acquired(lock: "FileLock", folders: paths.RunFolders, seconds: float) -> "FileLock":
+    from filelock import Timeout
+
     place = folders.run if lock.lock_file.startswith(str(folders.run)) else folders.data
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -65,6 +74,8 @@ def _acquired(lock: FileLock, folders: paths.RunFolders, seconds: float) -> File
 
 def is_held(folders: paths.RunFolders) -> bool:
     """Whether a process works on the run at this moment."""
+    from filelock import Timeout
+
     for kind in (RUNNER, STAGE):
         for lock in _locks(folders, kind):
             if not Path(lock.lock_file).exists():

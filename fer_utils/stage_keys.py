@@ -73,7 +73,7 @@ def key_of(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, rec
 
     values: the stage's resolved parameters. records: what the run's finished stages recorded, by stage.
     """
-    notebook, code, packages = _code_of(paths.project_root() / "notebooks" / parameters.STAGES[stage])
+    notebook, code, packages = _code_of(paths.source_root() / "notebooks" / parameters.STAGES[stage])
     return {
         "notebook": notebook,
         "code": code,

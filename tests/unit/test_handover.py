@@ -60,11 +60,12 @@ def test_what_was_packed_is_restored_from_either_layout(kaggle, place, unpacked)
     assert {str(path): path.read_bytes() for path in found} == content
 
 
-def test_image_folders_that_nobody_needs_stay_behind(kaggle):
+def test_image_folders_that_nobody_needs_and_locks_stay_behind(kaggle):
     a_run()
+    (folders().run / ".stage.lock").touch()
     with zipfile.ZipFile(handover.pack(folders(), ("VAL",))) as packed:
         names = packed.namelist()
-    assert "VAL/happy/b.png" in names and not [name for name in names if name.startswith("TRAIN")]
+    assert "VAL/happy/b.png" in names and not [name for name in names if name.startswith(("TRAIN", "run/."))]
 
 
 def test_a_run_that_is_here_is_left_alone(kaggle):

@@ -165,6 +165,23 @@ def test_the_package_unpacks_to_files_and_says_its_hash(exported, tmp_path):
         assert f"  {path.name} " in done.stdout
 
 
+IMAGE_HAS = {  # the versions' file, and what its packages require
+    *("cv2", "albumentations", "keras", "tensorflow", "h5py", "numpy", "pandas", "scipy", "sklearn", "matplotlib"),
+    *("seaborn", "PIL", "yaml", "jinja2", "tqdm", "psutil", "IPython"),
+}
+
+
+def test_notebooks_import_nothing_at_once_that_kaggles_image_may_lack():
+    runners = {"kaggle_export", "runner"}  # imported by run_all.py alone
+    sources = [path for path in ROOT.glob("fer_utils/*.py") if path.stem not in runners]
+    for path in [*sources, *ROOT.glob("notebooks/*.py")]:
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.split(".")[0] for name in names} - {"fer_utils", "__future__"}:
+                assert name in IMAGE_HAS | sys.stdlib_module_names, f"{path.name} imports {name}"
+
+
 def test_a_damaged_package_is_refused(exported, tmp_path):
     (cell,) = [cell for cell in notebook(exported, ALL).cells if "PACKAGE" in cell.source]
     text = re.search(r'"""\n(.*?)\n"""', cell.source, re.DOTALL)[1]
