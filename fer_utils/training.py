@@ -228,6 +228,8 @@ def compile_for_training(
     XLA only where a GPU is: on a CPU Keras' `jit_compile="auto"` switches it on too, and its convolutions are several
     times slower there than oneDNN's.
     """
+    # Slots that came into being while Keras traces the step would have it traced a second time.
+    optimizer.build(model.trainable_variables)
     model.compile(
         optimizer=optimizer,
         loss="sparse_categorical_crossentropy",

@@ -55,7 +55,7 @@ def test_the_top_50_are_cut_inside_block_5_of_stage_4():
 
 @pytest.mark.parametrize(
     ("n_layers", "dtype", "of_losses", "of_updates"),
-    [(0, "float32", 1e-4, 1e-3), (50, "float32", 1e-4, 1e-3), (50, "float16", 1e-2, 0.2)],
+    [(0, "float32", 1e-3, 1e-2), (50, "float32", 1e-3, 1e-2), (50, "float16", 0.05, 0.3)],
 )
 @pytest.mark.filterwarnings("ignore:weights is 'none'")
 def test_losses_and_weights_are_those_of_training_through_the_whole_network(
