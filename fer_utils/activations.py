@@ -9,18 +9,16 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 import psutil
-import tensorflow as tf
-from tqdm import tqdm
 
-from fer_utils import devices, files, frozen_prefix, time_budget
-from fer_utils.training import PREDICT_BATCH
+from fer_utils import devices, files, frozen_prefix, training
+from fer_utils.model import PREPROCESSING
 
 DESCRIPTION = "activations.json"
 SHARE = 0.5  # of the free disk or memory, at most: the rest is for training and for other programs
@@ -87,8 +85,7 @@ def plan(prefix: keras.Model, n_images: int, place: str, dtype: str, folder: Pat
     """
     if not prefix.weights:
         return Plan("none", "float32", 0, "training starts at the first layer: nothing is frozen before it")
-    numbers = sum(int(np.prod(tensor.shape[1:])) for tensor in prefix.outputs) * n_images
-    sizes = {name: numbers * np.dtype(name).itemsize for name in ("float32", "float16")}
+    sizes = {name: _bytes(prefix, n_images, name) for name in ("float32", "float16")}
     if place == "none":
         return Plan("none", "float32", 0, "as the parameter says")
     if place != "auto":
@@ -122,8 +119,10 @@ def prepare(
     """
     if chosen.place == "none":
         return frozen_prefix.joined(prefix, suffix), list(image_sets)
-    make = _on_disk if chosen.place == "disk" else _in_memory
-    kept = [make(prefix, images, chosen.dtype, folder) for images in image_sets]
+    if chosen.place == "disk":
+        kept = [_on_disk(prefix, images, chosen.dtype, folder) for images in image_sets]
+    else:
+        kept = [_in_memory(prefix, images, chosen.dtype) for images in image_sets]
     return suffix, [arrays[0] if len(arrays) == 1 else arrays for arrays in kept]
 
 
@@ -152,7 +151,7 @@ def _size(entry: Path) -> int:
     return sum(file.stat().st_size for file in entry.iterdir())
 
 
-def _in_memory(prefix: keras.Model, images: np.ndarray, dtype: str, folder: Path) -> tuple[np.ndarray, ...]:
+def _in_memory(prefix: keras.Model, images: np.ndarray, dtype: str) -> tuple[np.ndarray, ...]:
     arrays = tuple(np.empty((len(images), *tensor.shape[1:]), dtype) for tensor in prefix.outputs)
     done = 0
     for batch in _computed(prefix, images, dtype):
@@ -196,7 +195,7 @@ def _on_disk(prefix: keras.Model, images: np.ndarray, dtype: str, folder: Path) 
 
 
 def _open(entry: Path, key: str) -> tuple[Rows, ...]:
-    description = json.loads((entry / DESCRIPTION).read_text(encoding="utf-8"))
+    description = files.read_json(entry / DESCRIPTION)
     if description["key"] != key:
         raise ValueError(f"{entry / DESCRIPTION} is of other activations")
     for name, size in description["files"].items():
@@ -224,7 +223,7 @@ def _make_room(folder: Path, entry: Path, needed: int) -> None:
 def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
     """Names what the activations follow from: images and their order, weights, sizes, float, Keras' version."""
     digest = hashlib.blake2b(digest_size=12)
-    sizes = [prefix.get_layer("preprocessing").output.shape[1:], *(tensor.shape[1:] for tensor in prefix.outputs)]
+    sizes = [prefix.get_layer(PREPROCESSING).output.shape[1:], *(tensor.shape[1:] for tensor in prefix.outputs)]
     digest.update(json.dumps([sizes, dtype, list(images.shape), keras.__version__]).encode())
     digest.update(np.ascontiguousarray(images).data)
     for weight in prefix.weights:
@@ -232,12 +231,8 @@ def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
     return digest.hexdigest()
 
 
-def _computed(prefix: keras.Model, images: np.ndarray, dtype: str):
-    step = tf.function(lambda batch: keras.tree.flatten(prefix(batch, training=False)), reduce_retracing=True)
-    starts = range(0, len(images), PREDICT_BATCH)
-    announced = time_budget.announced(starts, "frozen layers")
-    for start in tqdm(announced, "frozen layers", total=len(starts), leave=False):
-        values = [value.numpy() for value in step(images[start : start + PREDICT_BATCH])]
+def _computed(prefix: keras.Model, images: np.ndarray, dtype: str) -> Iterator[list[np.ndarray]]:
+    for values in training.in_batches(prefix, images, "frozen layers"):
         if dtype == "float16":
             highest = max(float(np.abs(value).max()) for value in values)
             if not highest <= FLOAT16_LIMIT:

@@ -5,11 +5,10 @@ Knows nothing of folders, images or models.
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
-# Emotion Detection FER spells five of the seven differently.
-_SPELLINGS = {
-    "disgusted": "disgust",
-    "fearful": "fear",
-    "surprised": "surprise",
+# Emotion Detection FER spells three of the seven differently.
+EMOTION_DETECTION_SPELLINGS = {"disgust": "disgusted", "fear": "fearful", "surprise": "surprised"}
+
+_SPELLINGS = {spelling: name for name, spelling in EMOTION_DETECTION_SPELLINGS.items()} | {
     "anger": "angry",
     "happiness": "happy",
     "sadness": "sad",

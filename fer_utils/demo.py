@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fer_utils.classes import CLASSES
+from fer_utils.classes import CLASSES, EMOTION_DETECTION_SPELLINGS
 from fer_utils.images import SIZE
 
 _CANVAS = 4 * SIZE  # drawn large, then shrunk: smooth lines
@@ -25,7 +25,6 @@ _SHARES = {
     "surprise": 0.110,
     "neutral": 0.173,
 }
-_SECOND_SPELLING = {"disgust": "disgusted", "fear": "fearful", "surprise": "surprised"}
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ def _write_part(first: Path, second: Path, part: str, faces: list, rng: np.rando
         usage = "Training" if part == "train" else ("PublicTest", "PrivateTest")[place % 2]
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
         _write(first / part / label / f"{usage}_{numbers[place]}.jpg", jpeg)
-        spelled = _SECOND_SPELLING.get(label, label)
+        spelled = EMOTION_DETECTION_SPELLINGS.get(label, label)
         _write(second / part / spelled / f"im{place}.png", cv2.imencode(".png", image)[1].tobytes())
 
 

@@ -13,8 +13,9 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     """(prefix, suffix), which share their layers with `model`: suffix(prefix(images)) is model(images).
 
     The prefix takes raw images and gives what the suffix takes: the tensors that pass from layers which no trainable
-    weight reaches to the others, a list of them where there are several. What is trainable decides, so it has to be set before. Training the suffix
-    trains `model`. Where no GPU is found the suffix holds WideConv in place of wide convolutions.
+    weight reaches to the others, a list of them where there are several. What is trainable decides, so it has to be set
+    before. Training the suffix trains `model`. Where no GPU is found the suffix holds WideConv in place of wide
+    convolutions.
     """
     backbone, pooling = model.get_layer(network.BACKBONE), model.get_layer(network.FEATURES)
     preprocessed = model.get_layer(network.PREPROCESSING)(model.input)

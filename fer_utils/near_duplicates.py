@@ -73,7 +73,8 @@ def find_pairs(
 
     Exact copies are paired with the first of their kind alone, and only that first one appears in the other pairs:
     k copies give k - 1 rows instead of k(k - 1)/2. Of two groups of nearer copies that are crops of one another the
-    likeliest pair alone is compared and listed. Whole clusters come from `group`, given all pairs. Blank images are in no pair. Raises ValueError on any other shape or type.
+    likeliest pair alone is compared and listed. Whole clusters come from `group`, given all pairs. Blank images are in no
+    pair. Raises ValueError on any other shape or type.
     """
     _check(images)
     exact, pictures = _exact_copies(images, np.flatnonzero(~is_blank(images)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fer_utils import mounts
+from fer_utils.classes import CLASSES, EMOTION_DETECTION_SPELLINGS
 
 # What to download and where to put it, by the name of the notebook parameter.
 DATASETS = {
@@ -16,8 +17,8 @@ DATASETS = {
 }
 # The class folders that tell the datasets apart, wherever they are mounted.
 CLASS_FOLDERS = {
-    "fer2013": ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"),
-    "emotion_detection": ("angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised"),
+    "fer2013": CLASSES,
+    "emotion_detection": tuple(EMOTION_DETECTION_SPELLINGS.get(name, name) for name in CLASSES),
 }
 
 

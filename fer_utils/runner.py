@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fer_utils import files, paths, run_lock, stage_keys, stages
+from fer_utils import files, paths, progress, run_lock, stage_keys, stages
 from fer_utils.parameters import STAGES, ParameterError
 
 
@@ -163,6 +163,7 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
     logging.getLogger("papermill").setLevel(logging.ERROR)
     root = paths.project_root()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    os.environ[progress.HEADLESS] = "1"
     executed = folders.notebooks / STAGES[stage].replace(".py", ".ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
     papermill_io.register(str(folders.notebooks), WholeFiles())

@@ -49,7 +49,7 @@ INPUTS = {
 _NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "workers", "cache", "cache_dir", *paths.DATASETS}
 
 # Modules that find, check, put in place and record, and compute nothing that a stage writes.
-_PLUMBING = {"checkpoint", "files", "parameters", "paths", "run_lock", "stage_keys", "stages"}
+_PLUMBING = {"checkpoint", "files", "parameters", "paths", "progress", "run_lock", "stage_keys", "stages"}
 
 # Packages whose version can change a result: import name → distribution.
 _PACKAGES = {

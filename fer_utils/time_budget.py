@@ -23,8 +23,9 @@ class TimeBudget(keras.callbacks.Callback):
 
     minutes: what the session may take, counted from the kernel's start; 0 only prints. Training stops after an epoch
     where another whole one would not fit, and within an epoch where the time runs out there; both leave time to
-    validate, evaluate and save (PASSES_LEFT validation passes, and SAVING or SHARE_LEFT, whichever is more). Where the budget stopped training, the
-    model goes back to the weights of the lowest `val_loss` so far; `fit` needs validation data.
+    validate, evaluate and save (PASSES_LEFT validation passes, and SAVING or SHARE_LEFT, whichever is more). Where the
+    budget stopped training, the model goes back to the weights of the lowest `val_loss` so far; `fit` needs validation
+    data.
 
     began: the kernel's start on `clock`, in seconds.
     """

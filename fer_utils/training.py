@@ -4,16 +4,15 @@ Knows how to fit; knows nothing of folders, of the network's layers or of plots.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 from keras import ops
-from tqdm import tqdm
 
-from fer_utils import devices, time_budget
+from fer_utils import devices, progress, time_budget
 from fer_utils.checkpoint import TrainingCheckpoint
 from fer_utils.classes import CLASSES
 
@@ -197,7 +196,7 @@ class _EpochBar(keras.callbacks.Callback):
         self.initial_epoch = initial_epoch
 
     def on_train_begin(self, logs=None) -> None:
-        self._bar = tqdm(total=self.params["epochs"], initial=self.initial_epoch, desc="epochs", leave=False)
+        self._bar = progress.bar(description="epochs", total=self.params["epochs"], initial=self.initial_epoch)
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         shown = {name: f"{logs[name]:.3f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in logs}
@@ -285,8 +284,19 @@ def fit(
 
 def predict(model: keras.Model, inputs, batch_size: int = PREDICT_BATCH) -> np.ndarray:
     """The model's output for every input, in order, without training's dropout: float32 (n, …)."""
+    return np.concatenate([output for (output,) in in_batches(model, inputs, model.name, batch_size)])
+
+
+def in_batches(
+    model: keras.Model, inputs, description: str, batch_size: int = PREDICT_BATCH
+) -> Iterator[list[np.ndarray]]:
+    """The model's outputs batch by batch, in order, without training's dropout: a list with an array an output.
+
+    inputs as for Batches. `description` names the progress bar.
+    """
     n = len(inputs[0] if isinstance(inputs, tuple) else inputs)
     order = Batches(inputs, np.zeros(n, np.int32), batch_size)
-    step = tf.function(lambda batch: model(batch, training=False), reduce_retracing=True)
-    batches = time_budget.announced(range(len(order)), model.name)
-    return np.concatenate([step(order[i][0]).numpy() for i in tqdm(batches, model.name, total=len(order), leave=False)])
+    step = tf.function(lambda batch: keras.tree.flatten(model(batch, training=False)), reduce_retracing=True)
+    batches = time_budget.announced(range(len(order)), description)
+    for i in progress.bar(batches, description, len(order)):
+        yield [output.numpy() for output in step(order[i][0])]

@@ -10,7 +10,6 @@ share of this machine's matrix-multiply speed that phase 2's arithmetic reaches.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import naive
 import numpy as np
 
 from fer_utils import datasets, paths
@@ -32,7 +32,6 @@ def ours(job: dict) -> dict:
     """The two phases as notebooks 03 and 04 run them, and the evaluation's predictions."""
     import keras
     import pandas as pd
-    from sklearn.metrics import f1_score
 
     from fer_utils import activations, devices, frozen_prefix, images, training
     from fer_utils import model as network
@@ -73,16 +72,8 @@ def ours(job: dict) -> dict:
     adamw = training.make_optimizer("adamw", 8e-5, 0.01)
     fit("fine_tune", adamw, job["head_epochs"], job["fine_tune_epochs"], 1, [plateau])
     phase_2 = time.monotonic()
-    predicted = training.predict(model, faces["test"]).argmax(axis=1)
-    done = time.monotonic()
-    return {
-        "phase 1": phase_1 - began,
-        "phase 2": phase_2 - phase_1,
-        "evaluation": done - phase_2,
-        "accuracy": float((predicted == labels["test"]).mean()),
-        "macro F1": float(f1_score(labels["test"], predicted, average="macro")),
-        "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    probabilities = training.predict(model, faces["test"])
+    return naive.measured(began, phase_1, phase_2, time.monotonic(), probabilities, labels["test"])
 
 
 def arithmetic(job: dict, n_train: int, n_val: int) -> float:
