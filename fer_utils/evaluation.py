@@ -5,6 +5,7 @@ Knows metrics; knows nothing of models, files or plots.
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
@@ -14,6 +15,7 @@ PROBABILITIES = tuple(f"p_{label}" for label in CLASSES)
 KEPT_COLUMNS = ("path", "label", "usage", "in_train", "label_conflict", "flags")
 RESAMPLES = 2000  # bootstrap: enough that an interval's ends move in the third digit only
 CALIBRATION_BINS = 15  # as Guo et al. 2017, "On Calibration of Modern Neural Networks"
+TEMPERATURES = (0.05, 20.0)  # the range searched
 SMALLEST_PROBABILITY = 1e-7  # as keras.config.epsilon(): the loss of a probability of 0 stays finite
 
 
@@ -33,14 +35,12 @@ def scores(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
     n, loss (sparse categorical cross-entropy, nats), accuracy, macro precision, recall and F1 (zero_division 0);
     accuracy_interval and macro_f1_interval, 95 % bootstrap; calibration_error (see calibration_error).
     """
-    true = predictions["label"].map(CLASSES.index).to_numpy()
-    chosen = predictions[list(PROBABILITIES)].to_numpy()[np.arange(len(true)), true]
     precision, recall, f1, _ = precision_recall_fscore_support(
         predictions["label"], predictions["predicted"], labels=CLASSES, average="macro", zero_division=0
     )
     return {
         "n": len(predictions),
-        "loss": float(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1)).mean()),
+        "loss": _loss(predictions),
         "accuracy": float((predictions["label"] == predictions["predicted"]).mean()),
         "macro_precision": float(precision),
         "macro_recall": float(recall),
@@ -48,6 +48,12 @@ def scores(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
         **bootstrap_intervals(confusion(predictions)),
         "calibration_error": calibration_error(reliability(predictions)),
     }
+
+
+def _loss(predictions: pd.DataFrame) -> float:
+    true = predictions["label"].map(CLASSES.index).to_numpy()
+    chosen = predictions[list(PROBABILITIES)].to_numpy()[np.arange(len(true)), true]
+    return float(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1)).mean())
 
 
 def bootstrap_intervals(counts: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
@@ -77,6 +83,32 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
 def calibration_error(bins: pd.DataFrame) -> float:
     """Expected calibration error: |accuracy - confidence|, averaged over the bins of `reliability` by their n (Guo et al. 2017)."""
     return float(((bins["accuracy"] - bins["confidence"]).abs() * bins["n"]).sum() / bins["n"].sum())
+
+
+def fit_temperature(predictions: pd.DataFrame) -> float:
+    """The temperature by which scores are divided before softmax so that the loss of these predictions is lowest.
+
+    Temperature scaling (Guo et al. 2017, section 4.2): above 1 the model is too sure of itself, below 1 not sure enough;
+    what it predicts stays the same.
+    """
+
+    def loss(log_temperature: float) -> float:
+        return scores_at(predictions, float(np.exp(log_temperature)))["loss"]
+
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+
+
+def scores_at(predictions: pd.DataFrame, temperature: float) -> dict[str, float]:
+    """Loss and calibration_error, as `scores` defines them, of probabilities at a temperature."""
+    scaled = at_temperature(predictions, temperature)
+    return {"loss": _loss(scaled), "calibration_error": calibration_error(reliability(scaled))}
+
+
+def at_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
+    """The predictions with probabilities softmax(log(p) / temperature): their logarithms are the scores but for a constant."""
+    logits = np.log(np.clip(predictions[list(PROBABILITIES)].to_numpy(), SMALLEST_PROBABILITY, 1)) / temperature
+    scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return predictions.assign(**dict(zip(PROBABILITIES, (scaled / scaled.sum(axis=1, keepdims=True)).T, strict=True)))
 
 
 def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
@@ -129,11 +161,35 @@ def confusion(predictions: pd.DataFrame) -> np.ndarray:
     return confusion_matrix(predictions["label"], predictions["predicted"], labels=CLASSES)
 
 
+def surest(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The predictions with their `confidence`, the highest probability, surest first."""
+    confidence = predictions[list(PROBABILITIES)].max(axis=1)
+    return predictions.assign(confidence=confidence).sort_values(["confidence", "path"], ascending=[False, True])
+
+
 def worst_mistakes(predictions: pd.DataFrame, n: int) -> pd.DataFrame:
     """The `n` wrong predictions with the most confidence, surest first."""
-    wrong = predictions[predictions["label"] != predictions["predicted"]]
-    confidence = wrong[list(PROBABILITIES)].max(axis=1)
-    return wrong.assign(confidence=confidence).sort_values(["confidence", "path"], ascending=[False, True]).head(n)
+    return surest(predictions[predictions["label"] != predictions["predicted"]]).head(n)
+
+
+def surest_of_each_class(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Of each label the surest right prediction and the surest wrong one, as far as there are any."""
+    right = (predictions["label"] == predictions["predicted"]).rename("right")
+    return surest(predictions).groupby(["label", right], sort=False).head(1)
+
+
+def most_confused(predictions: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The `n` pairs of classes most often confused: label, predicted, n images, share of the label's images."""
+    counts = confusion(predictions)
+    np.fill_diagonal(counts, 0)
+    rows, columns = np.unravel_index(np.argsort(-counts, axis=None, kind="stable"), counts.shape)
+    totals = predictions["label"].value_counts()
+    pairs = [
+        (CLASSES[row], CLASSES[column], int(counts[row, column]), counts[row, column] / totals[CLASSES[row]])
+        for row, column in zip(rows[:n], columns[:n], strict=True)
+        if counts[row, column]
+    ]
+    return pd.DataFrame(pairs, columns=["label", "predicted", "n", "share"])
 
 
 def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:

@@ -3,9 +3,10 @@
 Knows how to show tables and pictures; computes nothing that a test would want to see, reads and writes no results.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -55,6 +56,43 @@ def faces(
             axes.set_title(titles[place], fontsize=7, color=colours[place] if colours else "black")
     if title:
         figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def heat_on_faces(images: np.ndarray, heat: np.ndarray, titles: list[str], cells: Sequence[int]) -> Figure:
+    """Grey faces, uint8 (n, 48, 48), under their titles, each above itself under its heat map; a column a class.
+
+    heat: (n, squares, squares), 0 to 1; the hotter, the less of the face shows through. cells: where each face goes,
+    counted along the rows.
+    """
+    columns = len(CLASSES)
+    rows = max(cells) // columns + 1
+    figure, grid = plt.subplots(2 * rows, columns, figsize=(1.3 * columns, 2.9 * rows), layout="constrained")
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for image, hot, title, cell in zip(images, heat, titles, cells, strict=True):
+        row, column = divmod(cell, columns)
+        for axes in grid[2 * row : 2 * row + 2, column]:
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        grid[2 * row, column].set_title(title, fontsize=7)
+        smooth = cv2.resize(hot.astype(np.float32), image.shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
+        grid[2 * row + 1, column].imshow(smooth, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.5 * smooth)
+    return figure
+
+
+def confused_pairs(pairs: pd.DataFrame, images: Sequence[np.ndarray]) -> Figure:
+    """A row of faces, uint8 (n, 48, 48), for each pair of classes that `evaluation.most_confused` gives."""
+    columns = max(map(len, images))
+    figure, grid = plt.subplots(
+        len(pairs), columns, figsize=(columns, 1.25 * len(pairs)), squeeze=False, layout="constrained"
+    )
+    for pair, of_pair, row in zip(pairs.itertuples(), images, grid, strict=True):
+        for axes in row:
+            axes.set_axis_off()
+        for axes, image in zip(row, of_pair, strict=False):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        title = f"{pair.label} taken for {pair.predicted}: {pair.n:,}, {pair.share:.0%}"
+        row[0].set_title(title, fontsize=9, loc="left").set_in_layout(False)
     return figure
 
 

@@ -30,6 +30,7 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 {{ "%.3f"|format(metrics.val.macro_f1) }} on {{ "{:,}".format(metrics.val.n) }}); a guess is right one time in seven.</p>
 <p class="honesty">{{ honesty }}</p>
 <h2>Scores</h2>{{ scores }}
+<h2>Confidence</h2>{{ calibration }}
 <h2>Figures</h2>
 {% for title, data in figures %}<figure><img alt="{{ title }}" src="data:image/png;base64,{{ data }}">
 <figcaption>{{ title }}</figcaption></figure>{% endfor %}
@@ -44,18 +45,34 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 
 
 def score_table(metrics: dict) -> pd.DataFrame:
-    """The scores of metrics.json as a table: a row for VAL, TEST and each part of them that is told apart."""
+    """The scores of metrics.json as a table: a row for VAL, TEST and each part of them that is told apart.
+
+    The same rows again for test-time augmentation, where there was any.
+    """
     rows = {}
-    for split in ("VAL", "TEST"):
-        of = metrics[split.lower()]
-        rows[split] = of
-        rows |= {f"{split}, {part}": of[part] for part in ("public", "private", "unseen") if part in of}
+    augmented = metrics.get("test_time_augmentation", {})
+    for found, views in ((metrics, ""), (augmented, f", {augmented.get('kind')}")):
+        for split in ("VAL", "TEST"):
+            of = found.get(split.lower(), {})
+            parts = {f"{split}, {part}": of[part] for part in ("public", "private", "unseen") if part in of}
+            rows |= {f"{name}{views}": row for name, row in ({split: of} | parts).items() if row}
     columns = ["n", "loss", "accuracy", "macro_precision", "macro_recall", "macro_f1", "calibration_error"]
     table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
     for name, place in (("accuracy", 3), ("macro_f1", 7)):
         ends = [row[f"{name}_interval"] for row in rows.values()]
         table.insert(place, f"{name} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
     return table.astype({"n": int})
+
+
+def calibration_table(metrics: dict) -> pd.DataFrame:
+    """Loss and calibration error of VAL and TEST as they are, and at the temperature fitted on VAL."""
+    scaled = metrics["temperature_scaling"]
+    rows = {
+        f"{split}{name}": {column: of[split.lower()][column] for column in ("loss", "calibration_error")}
+        for split in ("VAL", "TEST")
+        for name, of in (("", metrics), (f" at temperature {scaled['temperature']:.2f}", scaled))
+    }
+    return pd.DataFrame(rows).T
 
 
 def honesty_line(metrics: dict) -> str:
@@ -96,6 +113,7 @@ def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Pa
                 metrics=metrics,
                 honesty=honesty_line(metrics),
                 scores=html_table(score_table(metrics), index=True),
+                calibration=html_table(calibration_table(metrics), index=True),
                 figures=embedded,
                 per_class=html_table(pd.DataFrame(metrics["per_class"]["test"])),
                 seconds=html_table(

@@ -4,6 +4,7 @@ Knows papermill and Jupytext; knows nothing of what a stage computes. Both are i
 run with nothing to do ends at once.
 """
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -141,6 +142,25 @@ def _say(stage: str, reasons: Sequence[str]) -> None:
     )
 
 
+def without_bars(notebook: str) -> str:
+    """A notebook's JSON with its standard error as a terminal would show it: what was overwritten is gone.
+
+    Progress bars overwrite themselves; in JupyterLab each would leave a pink strip.
+    """
+    content = json.loads(notebook)
+    for cell in content["cells"]:
+        kept = []
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                lines = "".join(output["text"]).split("\n")
+                output["text"] = "\n".join(line.rpartition("\r")[2] for line in lines)
+            if output.get("name") != "stderr" or output["text"].strip():
+                kept.append(output)
+        if "outputs" in cell:
+            cell["outputs"] = kept
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
 def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, verbose: bool = False) -> None:
     """Execute a stage's notebook; the executed copy stays in the run's folder, written atomically cell by cell.
 
@@ -157,7 +177,7 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
     class WholeFiles(LocalHandler):
         def write(self, buf: str, path: str) -> None:
             with files.replacing(Path(path)) as temporary:
-                temporary.write_text(buf, encoding="utf-8")
+                temporary.write_text(without_bars(buf), encoding="utf-8")
 
     # Its reader of parameters cells stumbles over `>=` in a comment; ours has checked every name by then.
     logging.getLogger("papermill").setLevel(logging.ERROR)

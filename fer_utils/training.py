@@ -3,6 +3,7 @@
 Knows how to fit; knows nothing of folders, of the network's layers or of plots.
 """
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 
@@ -296,7 +297,7 @@ def in_batches(
     """
     n = len(inputs[0] if isinstance(inputs, tuple) else inputs)
     order = Batches(inputs, np.zeros(n, np.int32), batch_size)
-    step = tf.function(lambda batch: keras.tree.flatten(model(batch, training=False)), reduce_retracing=True)
+    step = tf.function(functools.partial(model, training=False), reduce_retracing=True)
     batches = time_budget.announced(range(len(order)), description)
     for i in progress.bar(batches, description, len(order)):
-        yield [output.numpy() for output in step(order[i][0])]
+        yield [output.numpy() for output in keras.tree.flatten(step(order[i][0]))]

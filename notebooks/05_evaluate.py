@@ -33,6 +33,8 @@ seed: int = 42  # >= 0; every random choice follows from it
 limit_per_class: int = 0  # >= 0; images of each class to evaluate, 0: all
 leave_out: str = "none"  # none | conflicts | blanks | both; images kept out of every score
 n_mistakes: int = 24  # >= 0; wrong predictions shown
+n_confused: int = 6  # >= 0; pairs of classes most often confused, shown with faces
+test_time_augmentation: str = "none"  # none | flip | ten_crop; views of an image whose predictions are averaged
 
 # %% [markdown]
 # ## Setup
@@ -40,11 +42,23 @@ n_mistakes: int = 24  # >= 0; wrong predictions shown
 # %%
 import keras
 import matplotlib.pyplot as plt
-import pandas as pd
 from IPython.display import Markdown, display
 
-from fer_utils import datasets, devices, evaluation, files, images, plots, report, stages, training
+from fer_utils import (
+    datasets,
+    devices,
+    evaluation,
+    explanation,
+    files,
+    images,
+    plots,
+    report,
+    stages,
+    training,
+    views,
+)
 from fer_utils import leakage as audit
+from fer_utils.classes import CLASSES
 
 stage = stages.begin("evaluate", globals())
 folders = stage.folders
@@ -78,6 +92,17 @@ predictions = {
 }
 
 # %% [markdown]
+# With test-time augmentation, the same from several views of each image: a score beside the plain one, never instead of it.
+
+# %%
+augmented = {}
+if test_time_augmentation != "none":
+    augmented = {
+        split: evaluation.prediction_table(of.table, views.predict(model, of.images, test_time_augmentation))
+        for split, of in faces.items()
+    }
+
+# %% [markdown]
 # ## Scores
 # Precision, recall and F1 are macro averages: every class counts the same, however rare. TEST also in its Public and
 # Private parts, where the source tells them apart: published scores are of Private. The intervals say how far accuracy and
@@ -86,9 +111,11 @@ predictions = {
 # %%
 leaks = {f"{split.lower()}_images_in_train": int(of.table["in_train"].sum()) for split, of in faces.items()}
 metrics = {split.lower(): evaluation.scores(of) | evaluation.scores_of_parts(of) for split, of in predictions.items()}
-metrics |= {
-    "leakage": {"policy": files.read_json(folders.leakage)["policy"], **leaks},
-}
+metrics |= {"leakage": {"policy": files.read_json(folders.leakage)["policy"], **leaks}}
+if augmented:
+    metrics["test_time_augmentation"] = {"kind": test_time_augmentation} | {
+        split.lower(): evaluation.scores(of) | evaluation.scores_of_parts(of) for split, of in augmented.items()
+    }
 display(Markdown(f"**{report.honesty_line(metrics)}**"))
 report.score_table(metrics).round(4)
 
@@ -117,14 +144,23 @@ for split, of in predictions.items():
     plots.save(figure, folders.for_split("confusion_matrix", split, ".png"))
     plt.show()
 
+# %% [markdown]
+# What is most often taken for what on TEST, and the faces that it was surest about: are the labels right?
+
 # %%
-counts = pd.DataFrame(evaluation.confusion(predictions["TEST"]), plots.CLASSES, plots.CLASSES)
-shares = counts.div(counts.sum(axis=1), axis=0).stack()
-wrong = shares[[one != two for one, two in shares.index]].nlargest(3)
-print(
-    "most often confused on TEST: "
-    + "; ".join(f"{one} taken for {two}, {share:.0%}" for (one, two), share in wrong.items())
-)
+confused = evaluation.most_confused(predictions["TEST"], n_confused)
+display(confused.round(3))
+surest = evaluation.surest(predictions["TEST"])
+examples = [
+    surest.loc[(surest["label"] == pair.label) & (surest["predicted"] == pair.predicted), "path"].head(10)
+    for pair in confused.itertuples()
+]
+if len(confused):
+    figure = plots.confused_pairs(confused, [images.load([folders.data / path for path in of]) for of in examples])
+    plots.save(figure, folders.figure("confused_pairs"))
+    plt.show()
+    n_wrong = (surest["label"] != surest["predicted"]).sum()
+    print(f"these {len(confused)} pairs are {confused['n'].sum() / n_wrong:.0%} of all mistakes")
 
 # %% [markdown]
 # ## Can its confidence be trusted?
@@ -137,6 +173,44 @@ plt.show()
 print(
     f"expected calibration error: VAL {metrics['val']['calibration_error']:.3f}, TEST {metrics['test']['calibration_error']:.3f}"
 )
+
+# %% [markdown]
+# A temperature that divides the scores before softmax can mend a confidence that is too high or too low throughout, and
+# changes no prediction. It is fitted on VAL; what it is worth, TEST says.
+
+# %%
+temperature = evaluation.fit_temperature(predictions["VAL"])
+metrics["temperature_scaling"] = {"temperature": temperature} | {
+    split.lower(): evaluation.scores_at(of, temperature) for split, of in predictions.items()
+}
+figure = plots.reliability(
+    {
+        "TEST as it is": evaluation.reliability(predictions["TEST"]),
+        f"TEST at temperature {temperature:.2f}": evaluation.reliability(
+            evaluation.at_temperature(predictions["TEST"], temperature)
+        ),
+    }
+)
+plots.save(figure, folders.figure("temperature"))
+plt.show()
+report.calibration_table(metrics).round(4)
+
+# %% [markdown]
+# ## Where does it look?
+# Grad-CAM: the parts of a face that speak for the class that the model chose. Of each class the TEST image that it is
+# surest about and right, and the surest and wrong. Heat on hair or background means that it learned something else than
+# expressions.
+
+# %%
+extremes = evaluation.surest_of_each_class(predictions["TEST"])
+pictures = images.load([folders.data / path for path in extremes["path"]])
+heat = explanation.grad_cam(model, pictures[..., None], extremes["predicted"].map(CLASSES.index).to_numpy())
+titles = [f"label: {row.label}\n{row.predicted} {row.confidence:.2f}" for row in extremes.itertuples()]
+cells = extremes["label"].map(CLASSES.index) + len(CLASSES) * (extremes["label"] != extremes["predicted"])
+figure = plots.heat_on_faces(pictures, heat, titles, list(cells))
+plots.save(figure, folders.figure("grad_cam"))
+plt.show()
+print(f"heat maps of {heat.shape[1]} × {heat.shape[2]} squares, drawn smoothly")
 
 # %% [markdown]
 # ## The worst mistakes
@@ -180,6 +254,9 @@ report.write_report(
         ("Confusion matrix of TEST", folders.for_split("confusion_matrix", "TEST", ".png")),
         ("Confusion matrix of VAL", folders.for_split("confusion_matrix", "VAL", ".png")),
         ("Reliability: confidence against accuracy", folders.figure("reliability")),
+        ("TEST's reliability before and after temperature scaling", folders.figure("temperature")),
+        ("Classes most often confused on TEST", folders.figure("confused_pairs")),
+        ("Grad-CAM: of each class the surest right and the surest wrong", folders.figure("grad_cam")),
         ("The surest mistakes on TEST", folders.figure("worst_mistakes")),
         ("Some faces of each class", folders.figure("faces")),
         ("Images of each class in each split", folders.figure("split_counts")),

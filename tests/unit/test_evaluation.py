@@ -160,3 +160,49 @@ def test_the_worst_mistakes_are_wrong_and_surest_first():
     assert worst["path"].tolist() == ["2.png", "4.png", "3.png"]  # equally sure: by path
     assert worst["confidence"].tolist() == pytest.approx([0.9, 0.9, 0.7])
     assert len(evaluation.worst_mistakes(table, 99)) == 4 and len(evaluation.worst_mistakes(table, 0)) == 0
+
+
+def test_of_each_class_the_surest_right_and_the_surest_wrong():
+    true, guessed = ["sad", "sad", "sad", "fear", "sad"], ["sad", "sad", "fear", "sad", "angry"]
+    found = evaluation.surest_of_each_class(_predictions(true, guessed, [0.6, 0.8, 0.5, 0.7, 0.9]))
+    assert sorted(found["path"]) == ["1.png", "3.png", "4.png"]
+
+
+def test_the_most_confused_pairs_with_their_share_of_the_class():
+    true = ["sad"] * 4 + ["fear"] * 2 + ["happy"] * 9
+    guessed = ["fear", "fear", "fear", "sad", "sad", "fear"] + ["happy"] * 9
+    pairs = evaluation.most_confused(_predictions(true, guessed), 5)
+    assert pairs.to_dict("records") == [
+        {"label": "sad", "predicted": "fear", "n": 3, "share": 0.75},
+        {"label": "fear", "predicted": "sad", "n": 1, "share": 0.5},
+    ]
+    assert len(evaluation.most_confused(_predictions(true, true), 5)) == 0
+
+
+def _drawn_predictions(temperature: float, n: int = 20_000) -> pd.DataFrame:
+    """Predictions of a model whose scores are `temperature` times those that the labels follow."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (n, 7))
+    true = (logits + rng.gumbel(size=(n, 7))).argmax(axis=1)
+    exps = np.exp(logits * temperature)
+    table = pd.DataFrame({"path": [str(i) for i in range(n)], "label": [CLASSES[i] for i in true]})
+    return evaluation.prediction_table(table, exps / exps.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_temperature_that_made_a_model_too_sure_is_found_and_undone(temperature):
+    predictions = _drawn_predictions(temperature)
+    found = evaluation.fit_temperature(predictions)
+    assert found == pytest.approx(temperature, rel=0.03)
+    assert evaluation.scores_at(predictions, found)["calibration_error"] < 0.01
+    scaled = evaluation.at_temperature(predictions, found)
+    highest = scaled[list(evaluation.PROBABILITIES)].to_numpy().argmax(axis=1)
+    assert [CLASSES[place] for place in highest] == predictions["predicted"].tolist()
+
+
+def test_a_temperature_of_one_changes_nothing():
+    predictions = _drawn_predictions(1.7, 50)
+    scores = evaluation.scores(predictions)
+    same = evaluation.scores_at(predictions, 1.0)
+    assert same["loss"] == pytest.approx(scores["loss"], abs=1e-5)
+    assert same["calibration_error"] == pytest.approx(scores["calibration_error"], abs=1e-5)

@@ -228,3 +228,22 @@ def test_a_record_names_all_that_the_stage_wrote(fake_run):
     run = fake_run().do()
     record = json.loads(run.folders.stage_record("evaluate").read_text())
     assert set(record["outputs"]) == {"metrics.json", "predictions_val.csv", "predictions_test.csv"}
+
+
+def test_an_executed_notebook_keeps_warnings_and_loses_bars():
+    def stream(name, *text):
+        return {"output_type": "stream", "name": name, "text": list(text)}
+
+    outputs = [
+        stream("stderr", "\rpictures:  50%|5/10\rpictures: 100%|10/10", "\r          \r"),
+        stream("stderr", "a warning\n", "\rpictures: 10%|1/10\r          \r", "another\n"),
+        stream("stdout", "1\r2"),
+    ]
+    cells = [{"cell_type": "code", "outputs": outputs}, {"cell_type": "markdown", "source": "é"}]
+    text = runner.without_bars(json.dumps({"cells": cells}))
+    kept = json.loads(text)["cells"][0]["outputs"]
+    assert [(output["name"], "".join(output["text"])) for output in kept] == [
+        ("stderr", "a warning\nanother\n"),
+        ("stdout", "1\r2"),
+    ]
+    assert "é" in text
