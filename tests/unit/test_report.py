@@ -1,0 +1,65 @@
+"""The tables and sentences that a report shows say what metrics.json holds."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fer_utils import evaluation, report
+from fer_utils.classes import CLASSES
+
+
+def _predictions(n: int, in_train: int) -> pd.DataFrame:
+    rng = np.random.default_rng(n)
+    labels = [CLASSES[place] for place in rng.integers(0, 7, n)]
+    usage = ["PublicTest", "PrivateTest"] * (n // 2)
+    table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "label": labels, "usage": usage})
+    table["in_train"] = np.arange(n) < in_train
+    return evaluation.prediction_table(table, rng.dirichlet(np.ones(7), n))
+
+
+@pytest.fixture
+def metrics() -> dict:
+    """Scores of 20 VAL and 40 TEST images, 3 of the latter with a copy in TRAIN."""
+    val, test = _predictions(20, 0), _predictions(40, 3)
+    found = {
+        name: evaluation.scores(of) | evaluation.scores_of_parts(of) for name, of in (("val", val), ("test", test))
+    }
+    temperature = evaluation.fit_temperature(val)
+    scaled = {name: evaluation.scores_at(of, temperature) for name, of in (("val", val), ("test", test))}
+    return found | {
+        "leakage": {"policy": "keep", "val_images_in_train": 0, "test_images_in_train": 3},
+        "temperature_scaling": {"temperature": temperature} | scaled,
+    }
+
+
+def test_a_row_for_each_part_that_is_told_apart(metrics):
+    table = report.score_table(metrics)
+    parts = ["VAL", "VAL, public", "VAL, private", "TEST", "TEST, public", "TEST, private", "TEST, unseen"]
+    assert list(table.index) == parts and table.loc["TEST, unseen", "n"] == 37
+    low, high = metrics["test"]["macro_f1_interval"]
+    assert table.loc["TEST", "macro_f1 95 %"] == f"{low:.3f}–{high:.3f}"
+
+
+def test_test_time_augmentation_stands_beside_the_plain_scores(metrics):
+    plain = report.score_table(metrics)
+    augmented = {"kind": "flip", "val": metrics["val"], "test": {**metrics["test"], "accuracy": 0.5}}
+    table = report.score_table(metrics | {"test_time_augmentation": augmented})
+    assert table.iloc[: len(plain)].equals(plain)
+    assert list(table.index[len(plain) :]) == [f"{name}, flip" for name in plain.index]
+    assert table.loc["TEST, flip", "accuracy"] == 0.5
+
+
+def test_calibration_before_and_after_scaling(metrics):
+    table = report.calibration_table(metrics)
+    temperature = metrics["temperature_scaling"]["temperature"]
+    assert table.loc[f"TEST at temperature {temperature:.2f}"].to_dict() == metrics["temperature_scaling"]["test"]
+    assert table.loc["VAL", "loss"] == metrics["val"]["loss"]
+    assert table.iloc[1]["loss"] <= table.iloc[0]["loss"]
+
+
+def test_the_honesty_line_counts_what_was_seen_and_names_the_way_out(metrics):
+    line = report.honesty_line(metrics)
+    assert "3 of 40 TEST images" in line and "0 of 20 VAL images" in line and "params/clean.yaml" in line
+    metrics["leakage"]["test_images_in_train"] = 0
+    assert "never saw" in report.honesty_line(metrics) and "WARNING" not in report.honesty_line(metrics)
+    assert report.leak_note(metrics, "TEST") == "no picture of it has a copy in TRAIN"
