@@ -33,6 +33,7 @@ seed: int = 42  # >= 0; every random choice follows from it
 limit_per_class: int = 0  # >= 0; images of each class to evaluate, 0: all
 leave_out: str = "none"  # none | conflicts | blanks | both; images kept out of every score
 n_mistakes: int = 24  # >= 0; wrong predictions shown
+picture: str = ""  # a photograph to try the model on, from the project's root; empty: none
 
 # %% [markdown]
 # ## Setup
@@ -151,6 +152,21 @@ if len(worst):
     plots.save(figure, folders.figure("worst_mistakes"))
     plt.show()
     print(f"the surest mistake has a confidence of {worst['confidence'].iloc[0]:.3f}")
+
+# %% [markdown]
+# ## On a picture of your choice
+# With `picture` set: each face found in it, and what the model reads there.
+
+# %%
+if picture:
+    from fer_utils import face_detection, paths, photographs, predict  # here: without a picture the face detector is not needed
+
+    photograph = photographs.Picture(picture, photographs.read_image(paths.place(picture)))
+    (reading,) = predict.Reader(folders.model, face_detection.Detector()).read([photograph])
+    plt.imshow(reading.drawn())
+    plt.axis("off")
+    plt.show()
+    print(f"{len(reading.faces)} faces: {', '.join(face.label for face in reading.faces) or 'none found'}")
 
 # %% [markdown]
 # ## Save
