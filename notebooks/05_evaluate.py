@@ -158,8 +158,8 @@ if len(worst):
 # With `picture` set: each face found in it, and what the model reads there.
 
 # %%
-if picture:
-    from fer_utils import face_detection, paths, photographs, predict  # here: without a picture the face detector is not needed
+if picture:  # imported here: who sets none needs no face detector
+    from fer_utils import face_detection, paths, photographs, predict
 
     photograph = photographs.Picture(picture, photographs.read_image(paths.place(picture)))
     (reading,) = predict.Reader(folders.model, face_detection.Detector()).read([photograph])
