@@ -12,7 +12,7 @@ import numpy as np
 from fer_utils.images import SIZE
 
 SMALLEST = 20  # pixels: what MTCNN's first network sees as one face; asking it for larger ones makes 1.0.0 fail (below)
-SUREST = 0.95  # found by eye and by test: photographs without a face stay below it
+SUREST = 0.95  # surer than of any of 20 photographs without a face; a motorcycle once came to 0.93
 MIN_SIDE = 48  # pixels; smaller pictures are framed in black, MTCNN's pyramid would be empty
 # Measured on 240 faces of FER2013's train folder: MTCNN's box has a mean side of 0.909 of the picture (10 %–90 %: 0.75–1.12)
 # and its centre lies in the middle, 0.49 across and 0.51 down. The inverse is the square that frames a face likewise.
@@ -37,7 +37,7 @@ class Box:
 class Detector:
     """Finds upright faces, frontal or turned within reason.
 
-    smallest: pixels of the smallest face to look for; each doubling makes a picture four times as fast.
+    smallest: pixels of the smallest face to look for; a larger one is faster, since the picture is shrunk first.
     """
 
     def __init__(self, smallest: int = SMALLEST):
