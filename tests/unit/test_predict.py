@@ -226,3 +226,26 @@ def test_pictures_are_turned_upright_by_their_exif(tmp_path):
     Image.fromarray(_gradient()).save(tmp_path / "a.png", exif=exif)
     read = photographs.read_image(tmp_path / "a.png")
     assert read.shape == (64, 32, 3) and read[0].mean() < 5 and read[-1].mean() > 245
+
+
+class OneBadFrame:
+    """A capture of four frames whose second cannot be decoded."""
+
+    def __init__(self):
+        self.number = -1
+
+    def get(self, what):
+        return {cv2.CAP_PROP_FRAME_COUNT: 4.0, cv2.CAP_PROP_FPS: 2.0}[what]
+
+    def grab(self):
+        self.number += 1
+        return self.number < 4
+
+    def retrieve(self):
+        return (False, None) if self.number == 1 else (True, np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_broken_frame_is_passed_over_and_the_next_are_read():
+    read = list(photographs._frames(OneBadFrame(), "v", 1))
+    assert read[1] == PassedOver("v", "frame 1 is broken", 1)
+    assert [(one.frame, one.seconds) for one in read if isinstance(one, Picture)] == [(0, 0.0), (2, 1.0), (3, 1.5)]
