@@ -35,6 +35,7 @@ leave_out: str = "none"  # none | conflicts | blanks | both; images kept out of 
 n_mistakes: int = 24  # >= 0; wrong predictions shown
 n_confused: int = 6  # >= 0; pairs of classes most often confused, shown with faces
 test_time_augmentation: str = "none"  # none | flip | ten_crop; views of an image whose predictions are averaged
+picture: str = ""  # a photograph to try the model on, from the project's root; empty: none
 
 # %% [markdown]
 # ## Setup
@@ -225,6 +226,21 @@ if len(worst):
     plots.save(figure, folders.figure("worst_mistakes"))
     plt.show()
     print(f"the surest mistake has a confidence of {worst['confidence'].iloc[0]:.3f}")
+
+# %% [markdown]
+# ## On a picture of your choice
+# With `picture` set: each face found in it, and what the model reads there.
+
+# %%
+if picture:  # imported here: who sets none needs no face detector
+    from fer_utils import face_detection, paths, photographs, predict
+
+    photograph = photographs.Picture(picture, photographs.read_image(paths.place(picture)))
+    (reading,) = predict.Reader(folders.model, face_detection.Detector()).read([photograph])
+    plt.imshow(reading.drawn())
+    plt.axis("off")
+    plt.show()
+    print(f"{len(reading.faces)} faces: {', '.join(face.label for face in reading.faces) or 'none found'}")
 
 # %% [markdown]
 # ## Save

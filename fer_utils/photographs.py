@@ -1,0 +1,170 @@
+"""Pictures of any kind as RGB: image files, folders of them, videos, webcams.
+
+Knows file formats, EXIF orientation and bit depths; knows nothing of faces or models, and writes nothing.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from fer_utils.images import UnreadableImage
+
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"})
+MISCOUNT = 0.02  # share of frames by which a container's own count may be wrong (Matroska's is duration times rate)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: RGB uint8 (height, width, 3). Of a video also the frame's number from 0, its time, and frames a second."""
+
+    source: str
+    rgb: np.ndarray
+    frame: int | None = None
+    seconds: float | None = None
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """What could not be read, and why."""
+
+    source: str
+    reason: str
+    frame: int | None = None
+
+
+def find(places: Sequence[Path]) -> tuple[list[Path], list[PassedOver]]:
+    """The files that `places` name, folders searched to their depth, each file once; and the folders without any."""
+    files, empty = [], []
+    for place in places:
+        if not place.is_dir():
+            files.append(place)
+            continue
+        inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGES | VIDEOS and path.is_file())
+        files += inside
+        if not inside:
+            empty.append(PassedOver(str(place), "the folder holds no picture and no video"))
+    return list(dict.fromkeys(files)), empty
+
+
+def is_video(path: Path) -> bool:
+    """Whether the file's name is a video's."""
+    return path.suffix.lower() in VIDEOS
+
+
+def read(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
+    """A file's picture, or every `every`-th frame of a video; in its place what could not be read."""
+    if is_video(path):
+        yield from read_video(path, every)
+        return
+    try:
+        yield Picture(str(path), read_image(path))
+    except UnreadableImage as error:
+        yield PassedOver(str(path), str(error))
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as RGB uint8 (height, width, 3), turned upright by its EXIF orientation.
+
+    Transparent parts lie on white; 16-bit and float pictures are scaled to 8 bits; of several frames the first is taken.
+    Raises UnreadableImage, naming the file, where it is missing, empty, cut off or no image.
+    """
+    try:
+        with Image.open(path) as picture:
+            return _as_rgb(ImageOps.exif_transpose(picture))
+    except Exception as error:  # Pillow's decoders raise some ten kinds at damaged bytes, TypeError among them
+        raise UnreadableImage(f"not a whole image file ({str(error) or type(error).__name__})") from error
+
+
+def _as_rgb(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return np.dstack([_to_8_bits(np.asarray(picture).astype(np.float64))] * 3)
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        coloured = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), coloured)
+    return np.array(picture.convert("RGB"))
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Grey of more than 8 bits: 0–65535 by its type's range, any other range by its own."""
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are no numbers")
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 65535:
+        low, high = 0, next(full for full in (1, 255, 65535) if high <= full)
+    return np.rint((values - low) * (255 / max(high - low, 1))).astype(np.uint8)
+
+
+def read_video(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
+    """Every `every`-th frame of a video; in their place the frames that are broken, at last an end that is missing."""
+    video = cv2.VideoCapture(str(path))
+    try:
+        if not video.isOpened():
+            yield PassedOver(str(path), "not a video that can be opened: not whole, or of an unknown codec")
+            return
+        yield from _frames(video, str(path), every)
+    finally:
+        video.release()
+
+
+def _frames(video: cv2.VideoCapture, source: str, every: int) -> Iterator[Picture | PassedOver]:
+    promised, rate = _promised_frames(video), video.get(cv2.CAP_PROP_FPS)
+    number = 0
+    while video.grab():
+        if number % every == 0:
+            yield _frame(video, source, number, rate)
+        number += 1
+    if number == 0:
+        yield PassedOver(source, "the video holds no frame")
+    elif promised - number > max(1, MISCOUNT * promised):
+        yield PassedOver(source, f"the video ends early: {number} of {promised} frames could be read", number)
+
+
+def _promised_frames(video: cv2.VideoCapture) -> int:
+    count = video.get(cv2.CAP_PROP_FRAME_COUNT)
+    return int(count) if math.isfinite(count) and count > 0 else 0
+
+
+def _frame(video: cv2.VideoCapture, source: str, number: int, rate: float) -> Picture | PassedOver:
+    is_whole, bgr = video.retrieve()
+    if not is_whole or bgr is None:
+        return PassedOver(source, f"frame {number} is broken", number)
+    seconds = round(number / rate, 3) if rate > 0 else None
+    return Picture(source, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), number, seconds, rate or None)
+
+
+def count(path: Path, every: int = 1) -> int:
+    """How many pictures `read` will about give: 1, or a video's frames as its header tells them."""
+    if not is_video(path):
+        return 1
+    video = cv2.VideoCapture(str(path))
+    try:
+        return max(1, math.ceil(_promised_frames(video) / every))
+    finally:
+        video.release()
+
+
+def watch(camera: int, every: int = 1) -> Iterator[Picture | PassedOver]:
+    """The pictures of a webcam, until it stops or the reader does."""
+    video = cv2.VideoCapture(camera)
+    source = f"webcam {camera}"
+    try:
+        if not video.isOpened():
+            yield PassedOver(source, "no such camera, or another program has it")
+            return
+        started, number = cv2.getTickCount(), 0
+        while video.grab():
+            if number % every == 0:
+                picture = _frame(video, source, number, 0)
+                elapsed = round((cv2.getTickCount() - started) / cv2.getTickFrequency(), 3)
+                yield picture if isinstance(picture, PassedOver) else Picture(source, picture.rgb, number, elapsed)
+            number += 1
+        yield PassedOver(source, "the camera gives no more pictures", number)
+    finally:
+        video.release()

@@ -1,0 +1,337 @@
+"""Expressions of the faces in photographs, videos and webcams: `python -m fer_utils.predict PATH…`.
+
+Knows how pictures, detector and model go together, and the command line; decoding, finding faces and drawing are
+`photographs`, `face_detection` and `annotate`. Exit status: 0 all was read, 1 something was passed over, 2 wrong usage.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fer_utils import annotate, face_detection, files, paths, photographs
+from fer_utils.classes import CLASSES
+from fer_utils.face_detection import Box
+from fer_utils.photographs import PassedOver, Picture
+
+BATCH = 64  # faces a step of the model
+HELD_BYTES = 200_000_000  # of pictures that wait for their batch to fill
+
+
+class NotOurModel(ValueError):
+    """A file that is no model of this project."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face and its seven probabilities, in the order of CLASSES."""
+
+    box: Box
+    probabilities: tuple[float, ...]
+
+    @property
+    def expression(self) -> str:
+        """The likeliest class."""
+        return CLASSES[int(np.argmax(self.probabilities))]
+
+    @property
+    def label(self) -> str:
+        return f"{self.expression} {max(self.probabilities):.2f}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A picture and its faces."""
+
+    picture: Picture
+    faces: tuple[Face, ...]
+
+    def drawn(self) -> np.ndarray:
+        """The picture with its faces framed, RGB."""
+        return annotate.drawn(self.picture.rgb, [face.box for face in self.faces], [face.label for face in self.faces])
+
+
+class Reader:
+    """Reads expressions: a model, and a detector or, for pictures that are crops of a face, none."""
+
+    def __init__(self, model_file: Path, detector: face_detection.Detector | None):
+        self._step = _compiled(load_model(model_file))
+        self._detector = detector
+
+    def read(self, pictures: Iterable[Picture | PassedOver], batch: int = BATCH) -> Iterator[Reading | PassedOver]:
+        """Each picture's faces, in order, faces of several pictures in one step; what was passed over goes through."""
+        held, crops = [], []
+        for picture in pictures:
+            boxes, faces = self._crops(picture)
+            held.append((picture, boxes))
+            crops += faces
+            waiting = sum(one.rgb.nbytes for one, _ in held if isinstance(one, Picture))
+            if len(crops) >= batch or len(held) >= 4 * batch or waiting >= HELD_BYTES:
+                yield from self._read_held(held, crops, batch)
+                held, crops = [], []
+        yield from self._read_held(held, crops, batch)
+
+    def _crops(self, picture: Picture | PassedOver) -> tuple[list[Box], list[np.ndarray]]:
+        if isinstance(picture, PassedOver):
+            return [], []
+        if self._detector is None:
+            height, width = picture.rgb.shape[:2]
+            return [Box(0, 0, width, height, 1.0)], [face_detection.as_model_input(picture.rgb)]
+        boxes = self._detector.find(picture.rgb)
+        return boxes, [face_detection.crop(picture.rgb, box) for box in boxes]
+
+    def _read_held(self, held: list, crops: list[np.ndarray], batch: int) -> Iterator[Reading | PassedOver]:
+        rows = iter(self.probabilities(np.array(crops), batch) if crops else ())
+        for picture, boxes in held:
+            if isinstance(picture, PassedOver):
+                yield picture
+            else:
+                yield Reading(picture, tuple(Face(box, tuple(map(float, next(rows)))) for box in boxes))
+
+    def probabilities(self, crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
+        """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7)."""
+        starts = range(0, len(crops), batch)
+        return np.concatenate([self._step(crops[i : i + batch, ..., None].astype(np.float32)).numpy() for i in starts])
+
+
+def load_model(path: Path):
+    """Load a model of this project, safely: raw grey in, seven probabilities out. Raises NotOurModel, naming the file."""
+    import keras
+
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras, zipfile and h5py raise a dozen kinds at a file that is no model
+        raise NotOurModel(f"{path}: not a whole Keras model ({str(error).splitlines()[0]})") from error
+    shapes = model.input_shape, model.output_shape
+    if shapes[0][-1:] != (1,) or shapes[1] != (None, len(CLASSES)):
+        raise NotOurModel(
+            f"{path}: takes {shapes[0]} and gives {shapes[1]}; expected grey pictures and {len(CLASSES)} classes, "
+            "as outputs/<run>/model.keras"
+        )
+    return model
+
+
+def _compiled(model):
+    """The model as one function for batches of any length: Keras' own `predict` is slow with small ones."""
+    import tensorflow as tf
+
+    shape = tf.TensorSpec(model.input_shape, tf.float32)
+    return tf.function(lambda batch: model(batch, training=False), input_signature=[shape])
+
+
+def find_model(given: str, outputs_dir: str = "outputs") -> Path:
+    """The model file that `given` names: a file, a run, or with nothing given the newest run's that has one."""
+    if given and Path(given).is_file():
+        return Path(given)
+    outputs = paths.place(outputs_dir)
+    known = sorted(outputs.glob("*/model.keras"), key=lambda path: path.stat().st_mtime)
+    by_name = {path.parent.name: path for path in known}
+    if given in by_name:
+        return by_name[given]
+    if given or not known:
+        raise paths.NotFoundHere(
+            f"--model: {f'no file and no run with a model is called {given}' if given else 'no run has a model yet'}; "
+            f"runs with a model in {outputs}: {', '.join(sorted(by_name)) or 'none, `python run_all.py` makes one'}"
+        )
+    return known[-1]
+
+
+def row(face: Face, picture: Picture, number: int) -> dict[str, Any]:
+    """A face as a row of the CSV."""
+    place = {"source": picture.source, "frame": picture.frame, "seconds": picture.seconds, "face": number}
+    of_classes = {f"probability_{name}": round(p, 6) for name, p in zip(CLASSES, face.probabilities, strict=True)}
+    return place | asdict(face.box) | {"expression": face.expression} | of_classes
+
+
+def as_json(reading: Reading) -> dict[str, Any]:
+    """A picture and its faces as the JSON holds them."""
+    picture = reading.picture
+    height, width = picture.rgb.shape[:2]
+    faces = [
+        {
+            "box": asdict(face.box),
+            "expression": face.expression,
+            "probabilities": dict(zip(CLASSES, (round(p, 6) for p in face.probabilities), strict=True)),
+        }
+        for face in reading.faces
+    ]
+    place = {"source": picture.source, "frame": picture.frame, "seconds": picture.seconds}
+    return place | {"width": width, "height": height, "faces": faces}
+
+
+class Table:
+    """Lines for the terminal, a face a line."""
+
+    def __init__(self, sources: Sequence[str]):
+        self._width = min(48, max((len(source) for source in sources), default=10))
+        self._n_faces = self._n_pictures = 0
+        self._say(f"{'picture':{self._width}}  {'seconds':>8}  {'box':>20}  expression  {'next':15}  detector")
+
+    def _say(self, line: str) -> None:
+        tqdm.write(line.rstrip(), file=sys.stdout)
+
+    def add(self, reading: Reading) -> None:
+        picture = reading.picture
+        seconds = "" if picture.seconds is None else f"{picture.seconds:.2f}"
+        start = f"{picture.source[-self._width :]:{self._width}}  {seconds:>8}"
+        self._n_pictures += 1
+        self._n_faces += len(reading.faces)
+        if not reading.faces:
+            self._say(f"{start}  no face found")
+        for face in reading.faces:
+            box = f"{face.box.width}×{face.box.height} at {face.box.x},{face.box.y}"
+            second = int(np.argsort(face.probabilities)[-2])
+            following = f"{CLASSES[second]} {face.probabilities[second]:.2f}"
+            self._say(f"{start}  {box:>20}  {face.label:13}  {following:13}  {face.box.confidence:.2f}")
+
+    def end(self, passed_over: Sequence[PassedOver]) -> None:
+        self._say(f"{self._n_faces} faces in {self._n_pictures} pictures; passed over: {len(passed_over)}")
+
+
+class Csv:
+    """Comma-separated lines, a face a line."""
+
+    def __init__(self, sources: Sequence[str]):
+        empty = row(Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)), Picture("", np.empty(0)), 0)
+        self._writer = csv.DictWriter(sys.stdout, list(empty), lineterminator="\n")
+        self._writer.writeheader()
+
+    def add(self, reading: Reading) -> None:
+        self._writer.writerows(row(face, reading.picture, n) for n, face in enumerate(reading.faces))
+
+    def end(self, passed_over: Sequence[PassedOver]) -> None:
+        """What was passed over stands on standard error."""
+
+
+class Json:
+    """One document, at the end."""
+
+    def __init__(self, sources: Sequence[str]):
+        self._pictures: list[dict] = []
+
+    def add(self, reading: Reading) -> None:
+        self._pictures.append(as_json(reading))
+
+    def end(self, passed_over: Sequence[PassedOver]) -> None:
+        document = {"pictures": self._pictures, "passed_over": [asdict(one) for one in passed_over]}
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m fer_utils.predict", description="Expressions of faces in pictures."
+    )
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="image files, videos, folders of both")
+    parser.add_argument("--webcam", type=int, metavar="N", help="watch this camera until Ctrl-C")
+    parser.add_argument("--model", default="", metavar="RUN|FILE", help="default: the newest run with a model")
+    parser.add_argument("--outputs", default="outputs", metavar="DIR", help="the folder of all runs")
+    parser.add_argument("--no-detect", action="store_true", help="each picture is the crop of one face")
+    parser.add_argument(
+        "--smallest", type=int, default=face_detection.SMALLEST, metavar="PX", help="smallest face (20)"
+    )
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="read each N-th frame of a video")
+    parser.add_argument(
+        "--annotate", type=Path, metavar="DIR", help="write copies with the faces framed to this folder"
+    )
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument(
+        "--json", dest="format", action="store_const", const=Json, help="all probabilities, one document"
+    )
+    formats.add_argument(
+        "--csv", dest="format", action="store_const", const=Csv, help="all probabilities, a face a line"
+    )
+    arguments = parser.parse_args(given)
+    _check(parser, arguments)
+    return arguments
+
+
+def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    if bool(given.paths) == (given.webcam is not None):
+        parser.error("give paths of pictures or --webcam N, one of the two")
+    for path in given.paths:
+        if not path.exists():
+            parser.error(f"{path}: no such file or folder")
+    if given.every < 1 or given.smallest < face_detection.SMALLEST:
+        parser.error(f"--every starts at 1 and --smallest at {face_detection.SMALLEST}")
+    if given.annotate and given.annotate.exists() and not given.annotate.is_dir():
+        parser.error(f"--annotate: {given.annotate} is no folder")
+    for path in given.paths if given.annotate else ():
+        if path.is_dir() and given.annotate.resolve().is_relative_to(path.resolve()):
+            parser.error(f"--annotate: {given.annotate} lies in {path}, whose pictures are read; choose another folder")
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    arguments = _arguments(given)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a machine without GPU is no news
+    try:
+        model = find_model(arguments.model, arguments.outputs)
+        detector = None if arguments.no_detect else face_detection.Detector(arguments.smallest)
+        reader = Reader(model, detector)
+    except (paths.NotFoundHere, NotOurModel, face_detection.DetectorMissing) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"model: {model}", file=sys.stderr)
+    try:
+        return 1 if _run(arguments, reader) else 0
+    except files.OutputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
+    """Read everything, writing rows and copies as they come; return what was passed over."""
+    sources, passed_over = photographs.find(arguments.paths)
+    for one in passed_over:
+        _complain(one)
+    is_live = arguments.webcam is not None
+    names = [f"webcam {arguments.webcam}"] if is_live else [str(path) for path in sources]
+    output = (arguments.format or Table)(names)
+    pictures = photographs.watch(arguments.webcam, arguments.every) if is_live else _all(sources, arguments.every)
+    total = None if is_live else sum(photographs.count(path, arguments.every) for path in sources)
+    # On standard error: standard output is for whoever reads the rows.
+    bar = tqdm(pictures, "pictures", total, leave=False, file=sys.stderr, disable=None)
+    with annotate.Copies(arguments.annotate or Path(), sources) as copies:
+        try:
+            for reading in reader.read(bar, 1 if is_live else BATCH):
+                if isinstance(reading, PassedOver):
+                    passed_over.append(reading)
+                    _complain(reading)
+                    continue
+                output.add(reading)
+                if arguments.annotate:
+                    _copy(copies, reading, arguments.every)
+        except KeyboardInterrupt:
+            if not is_live:
+                raise
+    output.end(passed_over)
+    return passed_over
+
+
+def _all(sources: Sequence[Path], every: int) -> Iterator[Picture | PassedOver]:
+    for path in sources:
+        yield from photographs.read(path, every)
+
+
+def _copy(copies: annotate.Copies, reading: Reading, every: int) -> None:
+    picture = reading.picture
+    if picture.frame is None:
+        copies.add_picture(picture.source, reading.drawn())
+    else:
+        copies.add_frame(picture.source, reading.drawn(), (picture.rate or annotate.RATE) / every)
+
+
+def _complain(one: PassedOver) -> None:
+    tqdm.write(f"passed over: {one.source}: {one.reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
