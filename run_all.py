@@ -11,6 +11,7 @@ python run_all.py --compare demo clean               one page and a table of wha
 python run_all.py --sweep train_head.learning_rate=0.001,0.0005 --sweep fine_tune.unfreeze_top=30,50
 python run_all.py --download                         fetch both datasets with kagglehub, then run
 python run_all.py --export-kaggle                    write folders for `kaggle kernels push`, run nothing
+python run_all.py --export-model clean DIR           the run's model as Keras, TFLite and ONNX, with a model card
 """
 
 import argparse
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.compare:
             return _compare(outputs, options.compare)
+        if options.export_model:
+            return _export_model(outputs, *options.export_model)
         if options.download:
             _download()
         profile, layers = _layers(options)
@@ -118,6 +121,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="dataset (owner/slug) or model version (owner/model/framework/variation/version) with a ResNet50 notop "
         "file, attached to the notebooks; default: Keras' own dataset",
+    )
+    parser.add_argument(
+        "--export-model",
+        metavar=("RUN", "DIR"),
+        nargs=2,
+        help="write a run's model to DIR as Keras, weights, TFLite and ONNX, compared with each other, and a model card",
     )
     parser.add_argument("--verbose", action="store_true", help="show everything that the notebooks print")
     return parser
@@ -218,6 +227,20 @@ def _export_kaggle(options: argparse.Namespace, values: dict[str, dict]) -> int:
     print(f"\nto run it all on Kaggle: kaggle kernels push -p {folder / kaggle_export.slug(kaggle_export.TITLE)}")
     if options.kaggle_user == "your-user-name":
         print("first put your user name in for `your-user-name`: export again with --kaggle-user NAME")
+    return 0
+
+
+def _export_model(outputs: Path, name: str, folder: str) -> int:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what the converters tell TensorFlow is of no use here
+    from fer_utils import model_export  # TensorFlow takes seconds to import
+
+    (run,) = runs.find(outputs, [name])
+    try:
+        measured = model_export.export(run.folders, Path(folder))
+    except model_export.ExportError as error:
+        print(f"run_all.py: {error}", file=sys.stderr)
+        return 1
+    print(f"{model_export.table(measured).to_string()}\n{folder}")
     return 0
 
 
