@@ -145,19 +145,18 @@ def _say(stage: str, reasons: Sequence[str]) -> None:
 def without_bars(notebook: str) -> str:
     """A notebook's JSON with its standard error as a terminal would show it: what was overwritten is gone.
 
-    Progress bars overwrite themselves; in JupyterLab each would leave a pink strip.
+    Progress bars overwrite themselves, piece by piece; in JupyterLab each piece would leave a pink strip. What a cell
+    wrote to standard error stands together, where the first of it stood.
     """
     content = json.loads(notebook)
     for cell in content["cells"]:
-        kept = []
-        for output in cell.get("outputs", []):
-            if output.get("name") == "stderr":
-                lines = "".join(output["text"]).split("\n")
-                output["text"] = "\n".join(line.rpartition("\r")[2] for line in lines)
-            if output.get("name") != "stderr" or output["text"].strip():
-                kept.append(output)
-        if "outputs" in cell:
-            cell["outputs"] = kept
+        outputs = cell.get("outputs", [])
+        errors = [output for output in outputs if output.get("name") == "stderr"]
+        if errors:
+            lines = "".join("".join(output["text"]) for output in errors).split("\n")
+            errors[0]["text"] = "\n".join(line.rpartition("\r")[2] for line in lines)
+            dropped = errors[1:] if errors[0]["text"].strip() else errors
+            cell["outputs"] = [output for output in outputs if not any(output is one for one in dropped)]
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 

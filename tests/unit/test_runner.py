@@ -234,16 +234,24 @@ def test_an_executed_notebook_keeps_warnings_and_loses_bars():
     def stream(name, *text):
         return {"output_type": "stream", "name": name, "text": list(text)}
 
-    outputs = [
-        stream("stderr", "\rpictures:  50%|5/10\rpictures: 100%|10/10", "\r          \r"),
-        stream("stderr", "a warning\n", "\rpictures: 10%|1/10\r          \r", "another\n"),
+    bar_alone = [
+        stream("stderr", "\rpictures:  50%|5/10"),
+        stream("stdout", "about 3 min"),
+        stream("stderr", "\rpictures: 100%|10/10", "\r          \r"),
+    ]
+    bar_and_warnings = [
+        stream("stderr", "a warning\n", "\rpictures: 10%|1/10\r          \r"),
+        stream("stderr", "another\n"),
         stream("stdout", "1\r2"),
     ]
-    cells = [{"cell_type": "code", "outputs": outputs}, {"cell_type": "markdown", "source": "é"}]
-    text = runner.without_bars(json.dumps({"cells": cells}))
-    kept = json.loads(text)["cells"][0]["outputs"]
-    assert [(output["name"], "".join(output["text"])) for output in kept] == [
-        ("stderr", "a warning\nanother\n"),
-        ("stdout", "1\r2"),
+    cells = [
+        {"cell_type": "code", "outputs": bar_alone},
+        {"cell_type": "code", "outputs": bar_and_warnings},
+        {"cell_type": "markdown", "source": "é"},
     ]
+    text = runner.without_bars(json.dumps({"cells": cells}))
+    first, second, last = json.loads(text)["cells"]
+    assert first["outputs"] == [stream("stdout", "about 3 min")]
+    assert [output["text"] for output in second["outputs"]] == ["a warning\nanother\n", ["1\r2"]]
+    assert last == cells[2]
     assert "é" in text
