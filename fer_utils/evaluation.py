@@ -93,7 +93,7 @@ def fit_temperature(predictions: pd.DataFrame) -> float:
     """
 
     def loss(log_temperature: float) -> float:
-        return scores_at(predictions, float(np.exp(log_temperature)))["loss"]
+        return _loss(at_temperature(predictions, float(np.exp(log_temperature))))
 
     return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
 
@@ -139,6 +139,11 @@ def scores_of_parts(predictions: pd.DataFrame) -> dict[str, dict]:
     if predictions["in_train"].any():
         found["unseen"] = predictions[~predictions["in_train"]]
     return {part: scores(rows) for part, rows in found.items() if len(rows)}
+
+
+def scores_with_parts(predictions: pd.DataFrame) -> dict:
+    """The scores of the whole, and under their names those of its parts, as metrics.json holds them."""
+    return scores(predictions) | scores_of_parts(predictions)
 
 
 def class_report(predictions: pd.DataFrame) -> pd.DataFrame:

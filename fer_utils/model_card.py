@@ -3,18 +3,12 @@
 Knows a run's metrics and how to tell them; computes nothing.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import pandas as pd
 from jinja2 import Environment
 
 from fer_utils import files, report
 from fer_utils.classes import CLASSES
 from fer_utils.paths import RunFolders
-
-if TYPE_CHECKING:
-    from fer_utils.model_export import Measured
 
 FILE = "MODEL_CARD.md"
 
@@ -84,10 +78,8 @@ _MEANING = {
 }
 
 
-def text(folders: RunFolders, measured: Sequence["Measured"]) -> str:
-    """The card of a finished run, in Markdown."""
-    from fer_utils.model_export import COMPARED, table
-
+def text(folders: RunFolders, formats: pd.DataFrame, n_compared: int) -> str:
+    """The card of a finished run, in Markdown. formats: a row an exported file, compared on `n_compared` images of VAL."""
     metrics = files.read_json(folders.metrics)
     trained = metrics["run"]["params"]["fine_tune"]
     policy = metrics["leakage"]["policy"]
@@ -104,8 +96,8 @@ def text(folders: RunFolders, measured: Sequence["Measured"]) -> str:
             policy=policy,
             meaning=_MEANING.get(policy, "the run stops where copies are found"),
             weights={"imagenet": "ImageNet", "none": "nowhere: random"}.get(trained["weights"], "a file given"),
-            files=_markdown(table(measured)),
-            compared=COMPARED,
+            files=_markdown(formats),
+            compared=n_compared,
         )
     )
 

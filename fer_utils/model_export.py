@@ -4,7 +4,6 @@ Knows converters and how to measure what they made; knows nothing of training. T
 `export` of this project.
 """
 
-import functools
 import importlib.util
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ import tensorflow as tf
 from keras import ops
 
 from fer_utils import datasets, files, model_card
+from fer_utils import model as network
 from fer_utils.datasets import Faces
 from fer_utils.paths import NotFoundHere, RunFolders
 
@@ -73,7 +73,7 @@ def export(folders: RunFolders, folder: Path) -> list[Measured]:
         _write_formats(model, temporary, representative)
         measured = measure(temporary, compared)
         _check(measured)
-        card = model_card.text(folders, measured)
+        card = model_card.text(folders, table(measured), len(compared))
         (temporary / model_card.FILE).write_text(card, encoding="utf-8")
     return measured
 
@@ -179,9 +179,7 @@ def _seconds(ready: dict[str, Predict], pixels: np.ndarray) -> dict[str, float]:
 
 
 def _keras(file: Path) -> Predict:
-    model = keras.saving.load_model(file, compile=False, safe_mode=True)
-    step = tf.function(functools.partial(model, training=False), reduce_retracing=True)
-    return lambda pixels: step(tf.constant(pixels)).numpy()
+    return network.compiled(keras.saving.load_model(file, compile=False, safe_mode=True))
 
 
 def _lite(file: Path) -> Predict:

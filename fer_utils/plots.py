@@ -3,7 +3,7 @@
 Knows how to show tables and pictures; computes nothing that a test would want to see, reads and writes no results.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -80,31 +80,19 @@ def heat_on_faces(images: np.ndarray, heat: np.ndarray, titles: list[str], cells
     return figure
 
 
-def confused_pairs(pairs: pd.DataFrame, images: Sequence[np.ndarray]) -> Figure:
-    """A row of faces, uint8 (n, 48, 48), for each pair of classes that `evaluation.most_confused` gives."""
-    columns = max(map(len, images))
+def rows_of_faces(rows: dict[str, np.ndarray]) -> Figure:
+    """Rows of faces, uint8 (n, 48, 48), each under its title."""
+    columns = max(map(len, rows.values()))
     figure, grid = plt.subplots(
-        len(pairs), columns, figsize=(columns, 1.25 * len(pairs)), squeeze=False, layout="constrained"
+        len(rows), columns, figsize=(columns, 1.2 * len(rows)), squeeze=False, layout="constrained"
     )
-    for pair, of_pair, row in zip(pairs.itertuples(), images, grid, strict=True):
+    for (title, images), row in zip(rows.items(), grid, strict=True):
         for axes in row:
             axes.set_axis_off()
-        for axes, image in zip(row, of_pair, strict=False):
+        for axes, image in zip(row, images, strict=False):
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        title = f"{pair.label} taken for {pair.predicted}: {pair.n:,}, {pair.share:.0%}"
-        row[0].set_title(title, fontsize=9, loc="left").set_in_layout(False)
-    return figure
-
-
-def faces_by_class(images_of: Callable[[str], np.ndarray], n: int) -> Figure:
-    """A row of `n` faces for each class; `images_of(label)` gives them, uint8 (≤ n, 48, 48)."""
-    figure, grid = plt.subplots(len(CLASSES), n, figsize=(n, len(CLASSES)), layout="constrained")
-    for label, row in zip(CLASSES, grid, strict=True):
-        for axes in row:
-            axes.set_axis_off()
-        for axes, image in zip(row, images_of(label), strict=False):
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        row[0].set_title(label, fontsize=9, loc="left")
+        # No title of the axes: the layout would keep its width free in the first column alone.
+        row[0].text(0, 1.05, title, fontsize=9, transform=row[0].transAxes).set_in_layout(False)
     return figure
 
 

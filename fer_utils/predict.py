@@ -63,7 +63,9 @@ class Reader:
     """Reads expressions: a model, and a detector or, for pictures that are crops of a face, none."""
 
     def __init__(self, model_file: Path, detector: face_detection.Detector | None):
-        self._step = _compiled(load_model(model_file))
+        from fer_utils.model import compiled  # TensorFlow takes seconds to import
+
+        self._step = compiled(load_model(model_file))
         self._detector = detector
 
     def read(self, pictures: Iterable[Picture | PassedOver], batch: int = BATCH) -> Iterator[Reading | PassedOver]:
@@ -99,7 +101,7 @@ class Reader:
     def probabilities(self, crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
         """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7)."""
         starts = range(0, len(crops), batch)
-        return np.concatenate([self._step(crops[i : i + batch, ..., None].astype(np.float32)).numpy() for i in starts])
+        return np.concatenate([self._step(crops[i : i + batch, ..., None].astype(np.float32)) for i in starts])
 
 
 def load_model(path: Path):
@@ -117,14 +119,6 @@ def load_model(path: Path):
             "as outputs/<run>/model.keras"
         )
     return model
-
-
-def _compiled(model):
-    """The model as one function for batches of any length: Keras' own `predict` is slow with small ones."""
-    import tensorflow as tf
-
-    shape = tf.TensorSpec(model.input_shape, tf.float32)
-    return tf.function(lambda batch: model(batch, training=False), input_signature=[shape])
 
 
 def find_model(given: str, outputs_dir: str = "outputs") -> Path:

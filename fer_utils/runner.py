@@ -154,9 +154,9 @@ def without_bars(notebook: str) -> str:
         errors = [output for output in outputs if output.get("name") == "stderr"]
         if errors:
             lines = "".join("".join(output["text"]) for output in errors).split("\n")
-            errors[0]["text"] = "\n".join(line.rpartition("\r")[2] for line in lines)
-            dropped = errors[1:] if errors[0]["text"].strip() else errors
-            cell["outputs"] = [output for output in outputs if not any(output is one for one in dropped)]
+            text = errors[0]["text"] = "\n".join(line.rpartition("\r")[2] for line in lines)
+            kept = errors[0] if text.strip() else None
+            cell["outputs"] = [output for output in outputs if output.get("name") != "stderr" or output is kept]
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 

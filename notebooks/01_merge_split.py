@@ -100,7 +100,7 @@ pd.crosstab(merged.table["label"], [merged.table["source"], merged.table["part"]
 # %%
 rng = np.random.default_rng(seed)
 rows_of = {label: rng.permutation(np.flatnonzero(merged.table["label"] == label))[:10] for label in CLASSES}
-figure = plots.faces_by_class(lambda label: merged.pixels[rows_of[label]], 10)
+figure = plots.rows_of_faces({label: merged.pixels[rows] for label, rows in rows_of.items()})
 plots.save(figure, folders.figure("faces"))
 plt.show()
 

@@ -111,11 +111,11 @@ if test_time_augmentation != "none":
 
 # %%
 leaks = {f"{split.lower()}_images_in_train": int(of.table["in_train"].sum()) for split, of in faces.items()}
-metrics = {split.lower(): evaluation.scores(of) | evaluation.scores_of_parts(of) for split, of in predictions.items()}
+metrics = {split.lower(): evaluation.scores_with_parts(of) for split, of in predictions.items()}
 metrics |= {"leakage": {"policy": files.read_json(folders.leakage)["policy"], **leaks}}
 if augmented:
     metrics["test_time_augmentation"] = {"kind": test_time_augmentation} | {
-        split.lower(): evaluation.scores(of) | evaluation.scores_of_parts(of) for split, of in augmented.items()
+        split.lower(): evaluation.scores_with_parts(of) for split, of in augmented.items()
     }
 display(Markdown(f"**{report.honesty_line(metrics)}**"))
 report.score_table(metrics).round(4)
@@ -152,12 +152,13 @@ for split, of in predictions.items():
 confused = evaluation.most_confused(predictions["TEST"], n_confused)
 display(confused.round(3))
 surest = evaluation.surest(predictions["TEST"])
-examples = [
-    surest.loc[(surest["label"] == pair.label) & (surest["predicted"] == pair.predicted), "path"].head(10)
-    for pair in confused.itertuples()
-]
-if len(confused):
-    figure = plots.confused_pairs(confused, [images.load([folders.data / path for path in of]) for of in examples])
+rows = {}
+for pair in confused.itertuples():
+    of_pair = surest[(surest["label"] == pair.label) & (surest["predicted"] == pair.predicted)].head(10)
+    title = f"{pair.label} taken for {pair.predicted}: {pair.n:,}, {pair.share:.0%}"
+    rows[title] = images.load([folders.data / path for path in of_pair["path"]])
+if rows:
+    figure = plots.rows_of_faces(rows)
     plots.save(figure, folders.figure("confused_pairs"))
     plt.show()
     n_wrong = (surest["label"] != surest["predicted"]).sum()

@@ -28,11 +28,11 @@ import cv2
 import h5py
 import keras
 import numpy as np
-import tensorflow as tf
 from sklearn.metrics import accuracy_score, f1_score
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
+from fer_utils.model import compiled
 from fer_utils.predict import load_model
 
 MEMBER = "fer/data/emotion_model.hdf5"
@@ -93,13 +93,6 @@ def _layer(kind: str, name: str, of: dict) -> keras.Layer:
         "GlobalAveragePooling2D": (),
     }
     return getattr(keras.layers, kind)(name=name, **{key: of[key] for key in kept[kind]})
-
-
-def compiled(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """The model as one function for batches of any length, the same for both."""
-    shape = tf.TensorSpec(model.input_shape, tf.float32)
-    step = tf.function(lambda batch: model(batch, training=False), input_signature=[shape])
-    return lambda batch: step(batch).numpy()
 
 
 def as_peer(network: keras.Model) -> Predict:

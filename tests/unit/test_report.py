@@ -21,9 +21,7 @@ def _predictions(n: int, in_train: int) -> pd.DataFrame:
 def metrics() -> dict:
     """Scores of 20 VAL and 40 TEST images, 3 of the latter with a copy in TRAIN."""
     val, test = _predictions(20, 0), _predictions(40, 3)
-    found = {
-        name: evaluation.scores(of) | evaluation.scores_of_parts(of) for name, of in (("val", val), ("test", test))
-    }
+    found = {name: evaluation.scores_with_parts(of) for name, of in (("val", val), ("test", test))}
     temperature = evaluation.fit_temperature(val)
     scaled = {name: evaluation.scores_at(of, temperature) for name, of in (("val", val), ("test", test))}
     return found | {
