@@ -83,16 +83,20 @@ def heat_on_faces(images: np.ndarray, heat: np.ndarray, titles: list[str], cells
 def rows_of_faces(rows: dict[str, np.ndarray]) -> Figure:
     """Rows of faces, uint8 (n, 48, 48), each under its title."""
     columns = max(map(len, rows.values()))
+    # No constrained layout: it would keep a title's width free in the first column alone.
     figure, grid = plt.subplots(
-        len(rows), columns, figsize=(columns, 1.2 * len(rows)), squeeze=False, layout="constrained"
+        len(rows),
+        columns,
+        figsize=(columns, 1.2 * len(rows)),
+        squeeze=False,
+        gridspec_kw={"wspace": 0.05, "hspace": 0.3},
     )
     for (title, images), row in zip(rows.items(), grid, strict=True):
         for axes in row:
             axes.set_axis_off()
         for axes, image in zip(row, images, strict=False):
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        # No title of the axes: the layout would keep its width free in the first column alone.
-        row[0].text(0, 1.05, title, fontsize=9, transform=row[0].transAxes).set_in_layout(False)
+        row[0].set_title(title, fontsize=9, loc="left")
     return figure
 
 
