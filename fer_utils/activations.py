@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from fer_utils import devices, files, frozen_prefix, training
-from fer_utils.model import PREPROCESSING
+from fer_utils.model import PREPROCESSING, compiled
 
 DESCRIPTION = "activations.json"
 SHARE = 0.5  # of the free disk or memory, at most: the rest is for training and for other programs
@@ -119,10 +119,11 @@ def prepare(
     """
     if chosen.place == "none":
         return frozen_prefix.joined(prefix, suffix), list(image_sets)
+    step = compiled(prefix)
     if chosen.place == "disk":
-        kept = [_on_disk(prefix, images, chosen.dtype, folder) for images in image_sets]
+        kept = [_on_disk(prefix, step, images, chosen.dtype, folder) for images in image_sets]
     else:
-        kept = [_in_memory(prefix, images, chosen.dtype) for images in image_sets]
+        kept = [_in_memory(prefix, step, images, chosen.dtype) for images in image_sets]
     return suffix, [arrays[0] if len(arrays) == 1 else arrays for arrays in kept]
 
 
@@ -151,17 +152,17 @@ def _size(entry: Path) -> int:
     return sum(file.stat().st_size for file in entry.iterdir())
 
 
-def _in_memory(prefix: keras.Model, images: np.ndarray, dtype: str) -> tuple[np.ndarray, ...]:
+def _in_memory(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str) -> tuple[np.ndarray, ...]:
     arrays = tuple(np.empty((len(images), *tensor.shape[1:]), dtype) for tensor in prefix.outputs)
     done = 0
-    for batch in _computed(prefix, images, dtype):
+    for batch in _computed(step, images, dtype):
         for array, values in zip(arrays, batch, strict=True):
             array[done : done + len(values)] = values
         done += len(batch[0])
     return arrays
 
 
-def _on_disk(prefix: keras.Model, images: np.ndarray, dtype: str, folder: Path) -> tuple[Rows, ...]:
+def _on_disk(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, folder: Path) -> tuple[Rows, ...]:
     key = _key(prefix, images, dtype)
     entry = folder / key
     try:
@@ -183,7 +184,7 @@ def _on_disk(prefix: keras.Model, images: np.ndarray, dtype: str, folder: Path) 
             for output, shape in zip(outputs, shapes, strict=True):
                 header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(output, header)
-            for batch in _computed(prefix, images, dtype):
+            for batch in _computed(step, images, dtype):
                 for output, values in zip(outputs, batch, strict=True):
                     output.write(np.ascontiguousarray(values).data)
             for output in outputs:
@@ -231,8 +232,9 @@ def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
     return digest.hexdigest()
 
 
-def _computed(prefix: keras.Model, images: np.ndarray, dtype: str) -> Iterator[list[np.ndarray]]:
-    for values in training.in_batches(prefix, images, "frozen layers"):
+def _computed(step: Callable, images: np.ndarray, dtype: str) -> Iterator[list[np.ndarray]]:
+    for given in training.in_batches(step, images, "frozen layers"):
+        values = keras.tree.flatten(given)
         if dtype == "float16":
             highest = max(float(np.abs(value).max()) for value in values)
             if not highest <= FLOAT16_LIMIT:

@@ -3,9 +3,8 @@
 Knows how to fit; knows nothing of folders, of the network's layers or of plots.
 """
 
-import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -16,6 +15,7 @@ from keras import ops
 from fer_utils import devices, progress, time_budget
 from fer_utils.checkpoint import TrainingCheckpoint
 from fer_utils.classes import CLASSES
+from fer_utils.model import compiled
 
 PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reuse each weight read more often
 HEAD_STEPS = 32  # the head alone takes 1 ms a step: run by run of 32, Keras asks for no more time than they do
@@ -285,19 +285,16 @@ def fit(
 
 def predict(model: keras.Model, inputs, batch_size: int = PREDICT_BATCH) -> np.ndarray:
     """The model's output for every input, in order, without training's dropout: float32 (n, …)."""
-    return np.concatenate([output for (output,) in in_batches(model, inputs, model.name, batch_size)])
+    return np.concatenate([*in_batches(compiled(model), inputs, model.name, batch_size)])
 
 
-def in_batches(
-    model: keras.Model, inputs, description: str, batch_size: int = PREDICT_BATCH
-) -> Iterator[list[np.ndarray]]:
-    """The model's outputs batch by batch, in order, without training's dropout: a list with an array an output.
+def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDICT_BATCH) -> Iterator:
+    """What `step` gives for each batch, in order.
 
-    inputs as for Batches. `description` names the progress bar.
+    step: such as fer_utils.model.compiled makes. inputs as for Batches. `description` names the progress bar.
     """
     n = len(inputs[0] if isinstance(inputs, tuple) else inputs)
     order = Batches(inputs, np.zeros(n, np.int32), batch_size)
-    step = tf.function(functools.partial(model, training=False), reduce_retracing=True)
     batches = time_budget.announced(range(len(order)), description)
     for i in progress.bar(batches, description, len(order)):
-        yield [output.numpy() for output in keras.tree.flatten(step(order[i][0]))]
+        yield step(order[i][0])
