@@ -76,15 +76,21 @@ class Plan:
         return f"activations of the frozen layers: {where[self.place]} ({self.reason})"
 
 
-def plan(prefix: keras.Model, n_images: int, place: str, dtype: str, folder: Path) -> Plan:
+def plan(
+    prefix: keras.Model, n_images: int, place: str, dtype: str, folder: Path, pictures_change: bool = False
+) -> Plan:
     """Decide where the activations of `n_images` go.
 
     place: `auto`, `disk`, `memory` or `none`; dtype: `auto`, `float32` or `float16`; a word other than `auto` is obeyed.
     `auto` prefers the exact float32 and the disk, where the next run finds them, as long as they take at most SHARE of
     what is free; on a GPU, whose prefix is faster than a disk, only what memory can hold beside it is worth keeping.
+    pictures_change: they differ from epoch to epoch, and nothing computed for them can be kept, whatever `place` says.
     """
     if not prefix.weights:
         return Plan("none", "float32", 0, "training starts at the first layer: nothing is frozen before it")
+    if pictures_change:
+        refused = "" if place in ("auto", "none") else f", so `cache` cannot be {place}"
+        return Plan("none", "float32", 0, f"augmentation or mixup gives other pictures each epoch{refused}")
     sizes = {name: _bytes(prefix, n_images, name) for name in ("float32", "float16")}
     if place == "none":
         return Plan("none", "float32", 0, "as the parameter says")

@@ -19,6 +19,7 @@ from fer_utils.model import compiled
 
 PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reuse each weight read more often
 HEAD_STEPS = 32  # the head alone takes 1 ms a step: run by run of 32, Keras asks for no more time than they do
+WARM_UP_START = 0.01  # of the learning rate: a step of nothing would be a step lost
 HISTORY_FIRST = ("epoch", "phase", "learning_rate", "weight_decay", "seconds")
 
 
@@ -28,11 +29,26 @@ class Batches(keras.utils.PyDataset):
     inputs: an array (n, …) or, for a model of several inputs, a tuple of them; whatever an array of row numbers indexes
     will do. labels: (n,) int. `seed` None keeps the order. `epoch` is the number of the epoch that is shown; `fit` sets
     it: Keras' own `on_epoch_end` also comes once before the first epoch, when it traces a model.
+
+    changes: what is done to each batch, such as fer_utils.augmentation.Changes: changes(inputs, labels, generator) gives
+    the inputs and labels shown. The generator follows from (seed, epoch, number of the batch) alone, so a resumed epoch
+    shows the pictures that it would have shown. Needs a seed.
     """
 
-    def __init__(self, inputs, labels: np.ndarray, batch_size: int, seed: int | None = None, epoch: int = 0):
+    def __init__(
+        self,
+        inputs,
+        labels: np.ndarray,
+        batch_size: int,
+        seed: int | None = None,
+        epoch: int = 0,
+        changes: Callable[..., tuple] | None = None,
+    ):
         super().__init__()
+        if changes is not None and seed is None:
+            raise ValueError("changes need a seed")
         self.inputs, self.labels, self.batch_size, self.seed, self.epoch = inputs, labels, batch_size, seed, epoch
+        self.changes = changes
         self._order()
 
     def _order(self) -> None:
@@ -48,7 +64,9 @@ class Batches(keras.utils.PyDataset):
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         several = isinstance(self.inputs, tuple)
         inputs = tuple(array[chosen] for array in self.inputs) if several else self.inputs[chosen]
-        return inputs, self.labels[chosen]
+        if self.changes is None:
+            return inputs, self.labels[chosen]
+        return self.changes(inputs, self.labels[chosen], np.random.default_rng([self.seed, self.epoch, index]))
 
     def begin_epoch(self, epoch: int) -> None:
         """Take the order of that epoch."""
@@ -56,12 +74,37 @@ class Batches(keras.utils.PyDataset):
         self._order()
 
 
+def is_soft(labels) -> bool:
+    """Whether labels are probabilities (n, 7), as mixup and label smoothing make them, and not places in CLASSES."""
+    return len(labels.shape) == 2 and labels.shape[-1] == len(CLASSES)
+
+
+def likeliest(labels):
+    """Labels as places in CLASSES; of soft ones the class with the largest share."""
+    return ops.argmax(labels, axis=-1) if is_soft(labels) else labels
+
+
+def cross_entropy(y_true, y_pred):
+    """The specification's loss, and for soft labels its generalisation: what smoothing adds is seen in TRAIN alone."""
+    if is_soft(y_true):
+        return keras.losses.categorical_crossentropy(y_true, y_pred)
+    return keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+
+
+@keras.saving.register_keras_serializable("fer_utils")
+class Accuracy(keras.metrics.SparseCategoricalAccuracy):
+    """How often the likeliest class is the label, or the largest share of a soft one."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(likeliest(y_true), y_pred, sample_weight)
+
+
 @keras.saving.register_keras_serializable("fer_utils")
 class MacroScores(keras.metrics.Metric):
     """Macro precision, recall and F1 over all batches of an epoch, from one confusion matrix.
 
     As scikit-learn's `average="macro", zero_division=0`: the plain mean over the seven classes, a class without
-    predictions (or without images) counting 0.
+    predictions (or without images) counting 0. Of a soft label the largest share counts.
     """
 
     def __init__(self, name: str = "macro", **kwargs):
@@ -71,7 +114,7 @@ class MacroScores(keras.metrics.Metric):
         )
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        true = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), len(CLASSES), dtype="float32")
+        true = ops.one_hot(ops.cast(ops.reshape(likeliest(y_true), (-1,)), "int32"), len(CLASSES), dtype="float32")
         predicted = ops.one_hot(ops.argmax(y_pred, axis=-1), len(CLASSES), dtype="float32")
         self.counts.assign_add(ops.matmul(ops.transpose(true), predicted))
 
@@ -208,7 +251,31 @@ class _EpochBar(keras.callbacks.Callback):
         self._bar.close()
 
 
-def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> keras.optimizers.Optimizer:
+def make_rate(
+    schedule: str, learning_rate: float, steps_per_epoch: int, epochs: int, warmup_epochs: float
+) -> float | keras.optimizers.schedules.CosineDecay:
+    """What the optimiser takes as its learning rate.
+
+    `plateau`: the rate itself, for callbacks to lower. `cosine`: from WARM_UP_START of the rate straight up to it over
+    `warmup_epochs` (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then along a cosine down to nothing at the end of
+    `epochs` (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts). It follows from the optimiser's count of
+    steps, so a checkpoint brings it back. Raises ValueError where nothing is left after warming up.
+    """
+    if schedule == "plateau":
+        return learning_rate
+    warmup, total = round(warmup_epochs * steps_per_epoch), epochs * steps_per_epoch
+    if warmup >= total:
+        raise ValueError(f"warmup_epochs is {warmup_epochs}, expected less than the {epochs} epochs of training")
+    if not warmup:
+        return keras.optimizers.schedules.CosineDecay(learning_rate, total)
+    return keras.optimizers.schedules.CosineDecay(
+        WARM_UP_START * learning_rate, total - warmup, warmup_target=learning_rate, warmup_steps=warmup
+    )
+
+
+def make_optimizer(
+    name: str, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, weight_decay: float
+) -> keras.optimizers.Optimizer:
     """`adamw` with decoupled weight decay, or `adam` without any."""
     if name == "adam":
         return Adam(learning_rate)
@@ -232,8 +299,8 @@ def compile_for_training(
     optimizer.build(model.trainable_variables)
     model.compile(
         optimizer=optimizer,
-        loss="sparse_categorical_crossentropy",
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroScores()],
+        loss=cross_entropy,
+        metrics=[Accuracy(name="accuracy"), MacroScores()],
         jit_compile="auto" if devices.has_gpu() else False,
         steps_per_execution=steps_per_execution,
     )

@@ -50,6 +50,12 @@ weight_decay_cap: float = 0.1  # > 0; the decay rises no higher
 lr_factor: float = 0.5  # > 0, < 1; specification: the rate falls to this share on a plateau
 lr_patience: int = 2  # >= 1; epochs without a lower VAL loss before the rate falls
 stop_patience: int = 6  # >= 1; specification: epochs without a lower VAL loss before training stops
+schedule: str = "plateau"  # plateau | cosine; specification is plateau; cosine follows the steps down to nothing
+warmup_epochs: float = 0.0  # >= 0; cosine only: epochs in which the rate rises to learning_rate
+augmentation: str = "none"  # none | light | heavy; on the fly, on top of the copies that 02 made
+mixup: float = 0.0  # >= 0; alpha of the Beta distribution that pictures are mixed by, 0: off; 0.2 is common
+label_smoothing: float = 0.0  # >= 0, < 1; share of each TRAIN label spread over all classes
+weight_averaging: float = 0.0  # >= 0, < 1; decay a step of the average that VAL scores and that is kept, 0: off
 time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
 
 # %% [markdown]
@@ -58,11 +64,15 @@ time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session o
 # %%
 import keras
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, time_budget, training
 from fer_utils import model as network
+from fer_utils.augmentation import Changes
+from fer_utils.averaging import WeightAveraging
 from fer_utils.checkpoint import TrainingCheckpoint
+from fer_utils.classes import CLASSES
 
 stage = stages.begin("fine_tune", globals())
 folders = stage.folders
@@ -103,37 +113,64 @@ print(f"{n_training} layers of the backbone's top {unfreeze_top} train weights")
 pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %% [markdown]
+# ## Look at what training sees
+# The first batch as it reaches the network. As specified it is what 02 wrote; with `augmentation` every epoch shows other
+# pictures, with `mixup` two in one.
+
+# %%
+changes = Changes(augmentation, mixup, label_smoothing)
+begins = len(head_history)
+shown, targets = training.Batches(train.images, train.labels, batch_size, seed, begins, changes)[0]
+titles = [CLASSES[code] for code in np.asarray(training.likeliest(targets))[:12]]
+plots.save(plots.faces(shown[:12, ..., 0], titles, 6, "What training sees"), folders.figure("batch"))
+plt.show()
+print(f"grey levels {shown.min():.0f} to {shown.max():.0f} of 255, the mean {shown.mean():.0f}")
+
+# %% [markdown]
 # ## Do
 # What the frozen layers compute for an image never changes: it is computed once, and training begins where they end.
+# Unless the images themselves change.
 
 # %%
 cache_folder = paths.cache_folder(cache_dir, outputs_dir)
-plan = activations.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder)
+plan = activations.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder, changes.of_pictures)
 print(plan)
 with devices.scope(replicas):
     trained, (train_inputs, val_inputs) = activations.prepare(
         prefix, suffix, (train.images, val.images), plan, cache_folder
     )
-    training.compile_for_training(trained, training.make_optimizer(optimizer, learning_rate, weight_decay))
+    batches = training.Batches(train_inputs, train.labels, batch_size, seed, begins, changes)
+    rate = training.make_rate(schedule, learning_rate, len(batches), epochs, warmup_epochs)
+    training.compile_for_training(trained, training.make_optimizer(optimizer, rate, weight_decay))
 
 # %% [markdown]
-# The rate halves when VAL's loss stands still; then `IncreaseWeightDecayOnLRDrop` raises the weight decay.
+# On the schedule `plateau` the rate halves when VAL's loss stands still; then `IncreaseWeightDecayOnLRDrop` raises the
+# weight decay. With `weight_averaging` VAL scores the average of the weights, and the best average is what is kept.
 
 # %%
 callbacks = [
-    keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=lr_factor, patience=lr_patience),
     keras.callbacks.EarlyStopping(monitor="val_loss", patience=stop_patience, restore_best_weights=True),
     time_budget.TimeBudget("fine_tune", time_budget_minutes),
 ]
-if optimizer == "adamw":
-    callbacks.insert(1, training.IncreaseWeightDecayOnLRDrop(weight_decay_factor, weight_decay_cap))
+if schedule == "plateau" and optimizer == "adamw":
+    callbacks.insert(0, training.IncreaseWeightDecayOnLRDrop(weight_decay_factor, weight_decay_cap))
+if schedule == "plateau":
+    plateau = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=lr_factor, patience=lr_patience)
+    callbacks.insert(0, plateau)
+if weight_averaging:
+    callbacks.insert(0, WeightAveraging(weight_averaging))
 
+# %% [markdown]
+# VAL's loss is the plain cross-entropy whatever TRAIN's is, so that runs compare. TRAIN's scores are of the pictures as
+# training sees them; under `mixup` the larger share of a label counts as the right answer.
+
+# %%
 history = training.fit(
     trained,
-    training.Batches(train_inputs, train.labels, batch_size, seed, epoch=len(head_history)),
+    batches,
     training.Batches(val_inputs, val.labels, training.PREDICT_BATCH),
     "fine_tune",
-    first_epoch=len(head_history),
+    first_epoch=begins,
     epochs=epochs,
     callbacks=callbacks,
     checkpoint=TrainingCheckpoint(folders.checkpoint("fine_tune"), stage.key_digest),
