@@ -1,6 +1,7 @@
 """A small training in a process of its own: `distributed_training.py STRATEGY N_DEVICES PRECISION`, prints its history as JSON.
 
 The model is the specification's head on fixed features; what is under test is how a batch spreads, not what learns.
+TRAIN's labels are soft and the weights are averaged, so that what those need spreads too.
 """
 
 import json
@@ -11,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from fer_utils import devices, training
+from fer_utils.augmentation import Changes
+from fer_utils.averaging import WeightAveraging
 
 SAMPLES, BATCH, EPOCHS = 70, 16, 3  # the last batch is not full
 
@@ -34,12 +37,12 @@ def main(strategy: str, n_devices: int, precision: str) -> dict:
     labels = labels.astype(np.int32)
     history = training.fit(
         model,
-        training.Batches(features, labels, BATCH, seed=3),
+        training.Batches(features, labels, BATCH, seed=3, changes=Changes(label_smoothing=0.1)),
         training.Batches(features, labels, BATCH),
         "test",
         first_epoch=0,
         epochs=EPOCHS,
-        callbacks=[training.IncreaseWeightDecayOnLRDrop()],
+        callbacks=[WeightAveraging(0.9), training.IncreaseWeightDecayOnLRDrop()],
     )
     names = ["loss", "accuracy", "macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "weight_decay"]
     return {"replicas": replicas.num_replicas_in_sync if replicas else 1} | {n: history[n].tolist() for n in names}

@@ -160,3 +160,10 @@ def test_where_everything_trains_there_is_nothing_to_keep(tmp_path):
     assert plan.place == "none"
     subject, (inputs,) = activations.prepare(prefix, suffix, [np.zeros((2, 48, 48, 1), np.uint8)], plan, tmp_path)
     assert np.array(subject(inputs)) == pytest.approx(np.array(model(inputs)), abs=1e-6)
+
+
+@pytest.mark.parametrize("place", ["auto", "disk", "memory", "none"])
+def test_nothing_is_kept_for_pictures_that_change_and_the_plan_says_why(prefix, images, tmp_path, place):
+    plan = activations.plan(prefix, len(images), place, "auto", tmp_path, pictures_change=True)
+    assert plan.place == "none" and "augmentation or mixup gives other pictures each epoch" in str(plan)
+    assert (f"`cache` cannot be {place}" in str(plan)) == (place in ("disk", "memory"))

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score, precision_score, recall_score
+from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
 
 from fer_utils import training
+from fer_utils.augmentation import Changes, soften
 from fer_utils.training import AdamW, Batches, IncreaseWeightDecayOnLRDrop, MacroScores
 
 RATE, DECAY = 0.1, 0.2
@@ -277,3 +278,79 @@ def test_prediction_keeps_the_order_whatever_the_batch():
     assert whole.shape == (23, 7)
     assert training.predict(model, x, batch_size=5) == pytest.approx(whole, abs=1e-6)
     assert whole == pytest.approx(model.predict(x, verbose=0), abs=1e-6)
+
+
+def test_as_specified_losses_scores_and_weights_are_those_of_keras_own_sparse_loss_to_the_bit():
+    x, y = _data()
+    ends = []
+    for keras_own in (False, True):
+        model = _classifier()
+        if keras_own:
+            metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroScores()]
+            own = "sparse_categorical_crossentropy"
+            model.compile(AdamW(0.01, DECAY), own, metrics=metrics, jit_compile=False)
+        table = training.fit(model, Batches(x, y, 8, 3), Batches(x, y, 16), "head", 0, 2)
+        ends.append((table.drop(columns="seconds"), model.get_weights()))
+    assert ends[0][0].equals(ends[1][0])
+    assert all(np.array_equal(one, two) for one, two in zip(ends[0][1], ends[1][1], strict=True))
+
+
+def test_a_sure_soft_label_costs_what_the_label_itself_costs_and_a_smoothed_one_more():
+    _, labels = _data()
+    given = np.random.default_rng(1).dirichlet(np.ones(7) / 3, len(labels)).astype(np.float32)
+    hard = np.array(training.cross_entropy(labels, given))
+    assert np.array(training.cross_entropy(soften(labels, 0.0), given)) == pytest.approx(hard, rel=1e-4, abs=1e-5)
+    smoothed = np.array(training.cross_entropy(soften(labels, 0.1), given)).mean()
+    everywhere = -np.log(np.clip(given, 1e-7, 1)).mean(axis=1)
+    assert smoothed == pytest.approx((0.9 * hard + 0.1 * everywhere).mean(), rel=1e-4)
+
+
+def test_scores_of_soft_labels_take_the_largest_share_for_the_answer():
+    true, guessed = np.array([0, 1, 2, 3]), np.eye(7)[[0, 1, 2, 6]]
+    soft = 0.6 * np.eye(7)[true] + 0.4 * np.eye(7)[[6, 6, 6, 6]]
+    found = []
+    for labels in (true, soft.astype(np.float32)):
+        accuracy, macro = training.Accuracy(), MacroScores()
+        accuracy.update_state(labels, guessed)
+        macro.update_state(labels, guessed)
+        found.append([float(accuracy.result()), *(float(score) for score in macro.result().values())])
+    assert found[0] == found[1] and found[0][0] == 0.75
+
+
+def test_smoothing_and_val_in_one_training_leave_vals_loss_plain():
+    x, y = _data()
+    model = _classifier()
+    smoothed = Batches(x, y, 8, 3, changes=Changes(label_smoothing=0.3))
+    table = training.fit(model, smoothed, Batches(x, y, 16), "fine_tune", 0, 1)
+    given = training.predict(model, x)
+    assert table["val_loss"].iloc[0] == pytest.approx(log_loss(y, given, labels=range(7)), rel=1e-4)
+    smoothed_loss = np.array(training.cross_entropy(soften(y, 0.3), given)).mean()
+    assert abs(smoothed_loss - table["val_loss"].iloc[0]) > 1e-3
+
+
+def test_cosine_rises_to_the_rate_in_warming_up_and_ends_at_nothing():
+    rate = training.make_rate("cosine", 0.4, steps_per_epoch=10, epochs=6, warmup_epochs=1.5)
+    assert [float(rate(step)) for step in (0, 15)] == pytest.approx([0.004, 0.4])
+    assert float(rate(15 + 15)) == pytest.approx(0.4 * (1 + np.cos(np.pi / 3)) / 2)
+    assert float(rate(60)) == pytest.approx(0, abs=1e-8)
+    values = [float(rate(step)) for step in range(61)]
+    assert np.diff(values[:16]) == pytest.approx(np.full(15, 0.396 / 15), abs=1e-6)
+    assert max(np.diff(values[15:])) < 0
+
+
+def test_without_warming_up_a_cosine_begins_at_the_rate_and_a_plateau_is_the_rate_itself():
+    assert float(training.make_rate("cosine", 0.4, 10, 6, 0)(0)) == pytest.approx(0.4)
+    assert training.make_rate("plateau", 0.4, 10, 6, 3) == 0.4
+
+
+def test_a_warm_up_as_long_as_training_is_refused():
+    with pytest.raises(ValueError, match="warmup_epochs is 6, expected less than the 6 epochs"):
+        training.make_rate("cosine", 0.4, 10, 6, 6)
+
+
+def test_the_compiled_step_follows_the_cosine():
+    model = _still_model(AdamW(training.make_rate("cosine", RATE, 2, 4, 0), DECAY))
+    kept = _KeepWeights()
+    model.fit(np.ones((16, 3)), np.zeros((16, 4)), batch_size=8, epochs=4, callbacks=[kept], verbose=0)
+    rates = [RATE * (1 + np.cos(np.pi * step / 8)) / 2 for step in range(8)]
+    assert _shrinkage(kept) == pytest.approx(np.array(rates) * DECAY, abs=1e-6)
