@@ -12,9 +12,9 @@ VAL is divided, the same way for every seed: CHOOSE pictures choose the epoch wh
 scored with `--tune`, for trying settings out, the rest only without it. Nothing is chosen by the rest, nor by TEST. What
 differs from the profile at this scale stands in SMALL and in `-p`.
 
-Printed are accuracy and macro F1 for each seed, their differences, and two 95 % intervals of the mean difference:
-Student's t over the seeds, and a bootstrap that draws seeds and pictures, the pictures alike for both recipes and all
-seeds. A training that `--results` holds is not repeated; `--only strong 2` does a single one.
+Pictures are scored as `evaluate.test_time_augmentation` of the recipe says, the strong one's in one view besides. Printed
+are accuracy and macro F1 for each seed, their differences, and two 95 % intervals of the mean difference: Student's t over
+the seeds, and a bootstrap that draws seeds and pictures, the pictures alike for both recipes and all seeds. A training that `--results` holds is not repeated; `--only strong 2` does a single one.
 """
 
 import argparse
@@ -34,17 +34,18 @@ RECIPES = ("strong", "specification")
 SMALL = {"augmentation": "light", "mixup": 0.0, "weight_averaging": 0.98, "warmup_epochs": 1.0}
 CHOOSE, TUNE = 1_000, 1_500  # pictures of VAL
 SPLITS = ("val", "test")
+ONE_VIEW = "in_one_view"
 RESAMPLES = 2_000
 ENDLESS = 10_000  # epochs: the budget ends training
 
 
-def settings(recipe: str, options: argparse.Namespace) -> dict:
-    """What 04's parameters are in a recipe: the defaults, or the profile with what differs at this scale."""
+def settings(recipe: str, options: argparse.Namespace) -> dict[str, dict]:
+    """What each stage's parameters are in a recipe: the defaults, or the profile with what differs at this scale."""
     layers = []
     if recipe == "strong":
         own = {"fine_tune": {**SMALL, **dict(given.split("=", 1) for given in options.p), "epochs": options.epochs}}
         layers = [("strong", parameters.load_profile(parameters.profile_path("strong"))), ("small", own)]
-    return parameters.resolve(parameters.declared(), layers)["fine_tune"]
+    return parameters.resolve(parameters.declared(), layers)
 
 
 def load(options: argparse.Namespace, seed: int) -> dict[str, datasets.Faces]:
@@ -67,12 +68,13 @@ def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: floa
     """Both phases as 03 and 04 run them, then the scores. `cpu_seconds` is the least that phase 2 takes."""
     import keras
 
-    from fer_utils import activations, devices, frozen_prefix, training
+    from fer_utils import activations, devices, frozen_prefix, training, views
     from fer_utils import model as network
     from fer_utils.augmentation import Changes
     from fer_utils.averaging import WeightAveraging
 
-    own = settings(recipe, options)
+    stages = settings(recipe, options)
+    own, shown_as = stages["fine_tune"], stages["evaluate"]["test_time_augmentation"]
     is_strong = recipe == "strong"
     devices.make_reproducible(seed)
     faces = load(options, seed)
@@ -129,7 +131,10 @@ def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: floa
     arrays = {}
     for split in SPLITS:
         if len(faces[split]):
-            arrays[split] = training.predict(model, faces[split].images).astype(np.float32)
+            arrays[f"{split}_{ONE_VIEW}"] = training.predict(model, faces[split].images)
+            arrays[split] = arrays[f"{split}_{ONE_VIEW}"]
+            if shown_as != "none":
+                arrays[split] = views.predict(model, faces[split].images, shown_as)
             arrays[f"{split}_labels"] = faces[split].labels
     return {"result": result, "arrays": arrays}
 
@@ -196,18 +201,19 @@ def report(options: argparse.Namespace) -> None:
         if split not in files[RECIPES[0], options.seeds[0]]:
             continue
         labels = files[RECIPES[0], options.seeds[0]][f"{split}_labels"]
-        predicted = {
-            recipe: np.stack([files[recipe, seed][split].argmax(axis=1) for seed in options.seeds])
-            for recipe in RECIPES
-        }
-        print_split(split, labels, predicted, options.seeds)
+        for name in (split, f"{split}_{ONE_VIEW}"):
+            predicted = {
+                recipe: np.stack([files[recipe, seed][name].argmax(axis=1) for seed in options.seeds])
+                for recipe in RECIPES
+            }
+            print_split(name, labels, predicted, options.seeds)
 
 
 def print_split(split: str, labels: np.ndarray, predicted: dict[str, np.ndarray], seeds: list[int]) -> None:
     """A row a seed, then the mean difference with both intervals."""
     each = {recipe: np.array([scores(labels, row) for row in rows]) for recipe, rows in predicted.items()}
     differences = each["strong"] - each["specification"]
-    print(f"{split.upper()}, {len(labels):,} pictures: accuracy and macro F1, strong, specification, difference")
+    print(f"{split}, {len(labels):,} pictures: accuracy and macro F1, strong, specification, difference")
     for place_, seed in enumerate(seeds):
         rows = [each["strong"][place_], each["specification"][place_], differences[place_]]
         print(f"  seed {seed}: " + "   ".join(f"{accuracy:+.4f} {macro:+.4f}" for accuracy, macro in rows))
@@ -242,7 +248,7 @@ def main() -> None:
     for seed in options.seeds:
         for recipe in RECIPES:
             do(recipe, seed, options)
-    here = settings("strong", options)
+    here = settings("strong", options)["fine_tune"]
     shown = ", ".join(f"{name}={here[name]}" for name in ("epochs", "learning_rate", *SMALL))
     print(f"{options.image_size} px, {options.per_class} pictures a class; strong at this scale: {shown}")
     report(options)
