@@ -51,6 +51,19 @@ def test_the_second_time_nothing_is_computed(prefix, images, tmp_path, monkeypat
     assert "are there already" in capsys.readouterr().out
 
 
+def test_the_network_is_traced_once_for_all_images(images, tmp_path):
+    traces = []
+    raw = keras.Input((8, 8, 1))
+    x = keras.Sequential([keras.layers.Rescaling(0.1)], name="preprocessing")(raw)
+    x = keras.layers.Conv2D(4, 3, trainable=False)(x)
+    counted = keras.Model(raw, keras.layers.Lambda(lambda y: traces.append(y) or y)(x))
+    traces.clear()
+    plan = activations.plan(counted, 450, "memory", "float32", tmp_path)
+    _, kept = activations.prepare(counted, counted, [images, images[:150]], plan, tmp_path)
+    assert [len(arrays) for arrays in kept] == [300, 150] and len(traces) == 1
+    assert kept[1] == pytest.approx(kept[0][:150])
+
+
 def test_other_images_weights_or_floats_are_other_activations(prefix, images, tmp_path):
     _kept(prefix, images, tmp_path)
     _kept(prefix, images[::-1], tmp_path)

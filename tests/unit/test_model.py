@@ -107,6 +107,16 @@ def test_faces_of_any_size_go_in(model):
         assert model(_faces(1, side)).shape == (1, 7)
 
 
+def test_as_one_function_a_model_takes_batches_of_any_length_and_several_inputs():
+    one, two = keras.Input((3,)), keras.Input((2,))
+    model = keras.Model([one, two], [keras.layers.Concatenate()([one, two]), keras.layers.Dropout(0.5)(one)])
+    step = network.compiled(model)
+    for n in (4, 1):
+        batch = np.full((n, 3), 2, np.float16), np.ones((n, 2), np.uint8)
+        both, undropped = step(batch)
+        assert np.array_equal(both, np.hstack(batch)) and np.array_equal(undropped, batch[0])
+
+
 def test_an_image_size_below_resnets_is_refused():
     with pytest.raises(ValueError, match="image_size is 31, ResNet50 needs at least 32"):
         network.build(31, "none")
