@@ -62,7 +62,7 @@ def _ran_with(run: Run, stage: str) -> dict:
 
 
 def results(compared: Sequence[Run]) -> pd.DataFrame:
-    """Scores with intervals, leakage, epochs and seconds: a row each, a column a run; "–" where a run has none."""
+    """Scores with intervals, leakage, epochs, what ended them, and seconds: a row each, a column a run; "–" where a run has none."""
     columns = {}
     for run in compared:
         column = {"state": run.state}
@@ -76,8 +76,8 @@ def results(compared: Sequence[Run]) -> pd.DataFrame:
                 f"{run.metrics['leakage'][f'{split.lower()}_images_in_train']:,}"
             )
         for stage, record in run.records.items():
-            if "epochs" in record["figures"]:
-                column[f"{stage}: epochs"] = str(record["figures"]["epochs"])
+            figures = record["figures"]
+            column |= {f"{stage}: {name}": str(figures[name]) for name in ("epochs", "ended by") if name in figures}
         column |= {f"{stage}: seconds": f"{record['seconds']:,.0f}" for stage, record in run.records.items()}
         columns[run.name] = column
     rows = dict.fromkeys(row for column in columns.values() for row in column)

@@ -30,7 +30,7 @@ class TimeBudget(keras.callbacks.Callback):
     began: the kernel's start on `clock`, in seconds.
     """
 
-    STATE = ("_best_loss", "_best_weights")  # what a checkpoint brings back
+    STATE = ("_best_loss", "_best_weights", "stopped")  # what a checkpoint brings back
 
     def __init__(
         self, phase: str, minutes: float, began: float = KERNEL_BEGAN, clock: Callable[[], float] = time.monotonic
@@ -40,6 +40,12 @@ class TimeBudget(keras.callbacks.Callback):
         self.deadline = began + 60 * minutes if minutes else float("inf")
         self.margin = max(SAVING, SHARE_LEFT * 60 * minutes)
         self.stopped = False
+
+    def ended_by(self, epochs_trained: int, epochs: int) -> str:
+        """What ended a training of up to `epochs` epochs, in words."""
+        if self.stopped:
+            return "time budget"
+        return "early stopping" if epochs_trained < epochs else "last epoch"
 
     def on_train_begin(self, logs=None) -> None:
         self._best_loss, self._best_weights = float("inf"), None

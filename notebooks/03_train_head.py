@@ -101,6 +101,7 @@ with devices.scope(replicas):
     )
 
 # %%
+budget = time_budget.TimeBudget("head", time_budget_minutes)
 history = training.fit(
     trained,
     training.Batches(train_inputs, train.labels, batch_size, seed),
@@ -108,7 +109,7 @@ history = training.fit(
     "head",
     first_epoch=0,
     epochs=epochs,
-    callbacks=[time_budget.TimeBudget("head", time_budget_minutes)],
+    callbacks=[budget],
     checkpoint=TrainingCheckpoint(folders.checkpoint("train_head"), stage.key_digest),
 )
 history.round(4)
@@ -147,6 +148,7 @@ stage.finish(
     outputs=[folders.head_weights, folders.history_head],
     figures={
         "epochs": len(history),
+        "ended by": budget.ended_by(len(history), epochs),
         "VAL accuracy": round(last["val_accuracy"], 4),
         "VAL macro F1": round(last["val_macro_f1"], 4),
     },

@@ -148,9 +148,10 @@ with devices.scope(replicas):
 # weight decay. With `weight_averaging` VAL scores the average of the weights, and the best average is what is kept.
 
 # %%
+budget = time_budget.TimeBudget("fine_tune", time_budget_minutes)
 callbacks = [
     keras.callbacks.EarlyStopping(monitor="val_loss", patience=stop_patience, restore_best_weights=True),
-    time_budget.TimeBudget("fine_tune", time_budget_minutes),
+    budget,
 ]
 if schedule == "plateau" and optimizer == "adamw":
     callbacks.insert(0, training.IncreaseWeightDecayOnLRDrop(weight_decay_factor, weight_decay_cap))
@@ -228,6 +229,7 @@ stage.finish(
     outputs=[folders.model, folders.model_weights, folders.history_fine_tune],
     figures={
         "epochs": len(history),
+        "ended by": budget.ended_by(len(history), epochs),
         "VAL accuracy": round(best["val_accuracy"], 4),
         "VAL macro F1": round(best["val_macro_f1"], 4),
     },

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fer_utils import time_budget
+from fer_utils.checkpoint import TrainingCheckpoint
 from fer_utils.time_budget import TimeBudget
 
 STEPS = 20
@@ -100,6 +101,38 @@ def test_the_best_weights_so_far_come_back():
     assert budget.stopped and len(work.weights) > 2
     assert np.array_equal(model.get_weights()[0], work.weights[1])
     assert not np.array_equal(work.weights[1], work.weights[-1])
+
+
+def test_a_kill_after_the_stop_keeps_the_best_weights_and_what_ended_training(tmp_path):
+    ends = []
+    for _ in range(2):
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+        model.compile(keras.optimizers.SGD(3.0), "mse")  # overshoots: the first epoch is the best
+        x, clock = np.ones((4, 1)), Clock()
+        budget = TimeBudget("phase", 10, clock.now, clock)
+        turn = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs, clock=clock: setattr(clock, "now", clock.now + 250)
+        )
+        checkpoint = TrainingCheckpoint(tmp_path / "checkpoint.npz", "key")
+        done = checkpoint.resume([budget])
+        model.fit(
+            x,
+            2 * x,
+            validation_data=(x, 2 * x),
+            initial_epoch=done,
+            epochs=done if checkpoint.is_stopped else 9,
+            callbacks=[turn, budget, checkpoint],
+            verbose=0,
+        )
+        ends.append((model.get_weights()[0].item(), budget.ended_by(len(checkpoint.rows), 9), len(checkpoint.rows)))
+    losses = [row["val_loss"] for row in checkpoint.rows]
+    assert ends[0] == ends[1] and ends[0][1] == "time budget" and ends[0][2] < 9
+    assert min(losses) < losses[-1]
+
+
+def test_what_ended_training_is_named():
+    _, budget, _ = train(0)
+    assert [budget.ended_by(n, 5) for n in (3, 5)] == ["early stopping", "last epoch"]
 
 
 def test_the_last_epoch_is_not_called_a_stop():
