@@ -9,7 +9,7 @@ and system, with compiling, the caching of activations and validation. So it nev
 what else the machine does.
 
 VAL is divided, the same way for every seed: CHOOSE pictures choose the epoch whose weights are kept, TUNE pictures are
-scored with `--tune`, for trying settings out, the rest only without it. Nothing is chosen by the rest, nor by TEST. What
+scored with `--tune`, for trying settings out, the rest only without it. Nothing is chosen by the rest. What
 differs from the profile at this scale stands in SMALL and in `-p`.
 
 Pictures are scored as `evaluate.test_time_augmentation` of the recipe says, the strong one's in one view besides. Printed
@@ -33,8 +33,7 @@ RECIPES = ("strong", "specification")
 # A few hundred steps instead of forty thousand: gentler augmentation, a shorter average, a shorter warm-up.
 SMALL = {"augmentation": "light", "mixup": 0.0, "weight_averaging": 0.98, "warmup_epochs": 1.0}
 CHOOSE, TUNE = 1_000, 1_500  # pictures of VAL
-SPLITS = ("val", "test")
-ONE_VIEW = "in_one_view"
+VIEWS = ("as the recipe says", "in one view")
 RESAMPLES = 2_000
 ENDLESS = 10_000  # epochs: the budget ends training
 
@@ -49,18 +48,17 @@ def settings(recipe: str, options: argparse.Namespace) -> dict[str, dict]:
 
 
 def load(options: argparse.Namespace, seed: int) -> dict[str, datasets.Faces]:
-    """The pictures to `train` on, to `choose` the epoch by, and the ones to score, by split."""
+    """The pictures to `train` on, to `choose` the epoch by, and the ones to `score`."""
     folders = paths.RunFolders(options.run, options.run / "images")
     manifest = datasets.read_table(folders.manifest, ("split", "label", "path"))
     balanced = datasets.read_table(folders.balanced, ("label", "path"))
-    val, test = (manifest[manifest["split"] == split] for split in ("VAL", "TEST"))
+    val = manifest[manifest["split"] == "VAL"]
     order = np.random.default_rng(0).permutation(len(val))
     scored = order[CHOOSE : CHOOSE + TUNE] if options.tune else order[CHOOSE + TUNE :]
     return {
         "train": datasets.load_faces(balanced, folders.data, options.per_class, seed),
         "choose": datasets.load_faces(val.iloc[order[:CHOOSE]], folders.data),
-        "val": datasets.load_faces(val.iloc[scored], folders.data),
-        "test": datasets.load_faces(test.iloc[:0] if options.tune else test, folders.data),
+        "score": datasets.load_faces(val.iloc[scored], folders.data),
     }
 
 
@@ -128,14 +126,10 @@ def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: floa
     used = {"cpu_seconds": time.process_time() - began, "seconds": time.monotonic() - wall}
     best = int(history["val_loss"].idxmin())
     result = used | {"epochs": len(history), "best_epoch": best + 1, "history": history.to_dict("list")}
-    arrays = {}
-    for split in SPLITS:
-        if len(faces[split]):
-            arrays[f"{split}_{ONE_VIEW}"] = training.predict(model, faces[split].images)
-            arrays[split] = arrays[f"{split}_{ONE_VIEW}"]
-            if shown_as != "none":
-                arrays[split] = views.predict(model, faces[split].images, shown_as)
-            arrays[f"{split}_labels"] = faces[split].labels
+    images = faces["score"].images
+    plain = training.predict(model, images)
+    shown = plain if shown_as == "none" else views.predict(model, images, shown_as)
+    arrays = dict(zip(VIEWS, (shown, plain), strict=True), labels=faces["score"].labels)
     return {"result": result, "arrays": arrays}
 
 
@@ -196,32 +190,28 @@ def report(options: argparse.Namespace) -> None:
         print(
             f"  {recipe:14} {seed:3}  {result['cpu_seconds']:5.0f}  {result['seconds']:5.0f}  {result['epochs']:3}  {result['best_epoch']:3}"
         )
-    for split in SPLITS:
-        files = {key: np.load(place(*key, options).with_suffix(".npz")) for key in results}
-        if split not in files[RECIPES[0], options.seeds[0]]:
-            continue
-        labels = files[RECIPES[0], options.seeds[0]][f"{split}_labels"]
-        for name in (split, f"{split}_{ONE_VIEW}"):
-            predicted = {
-                recipe: np.stack([files[recipe, seed][name].argmax(axis=1) for seed in options.seeds])
-                for recipe in RECIPES
-            }
-            print_split(name, labels, predicted, options.seeds)
+    files = {key: np.load(place(*key, options).with_suffix(".npz")) for key in results}
+    labels = files[RECIPES[0], options.seeds[0]]["labels"]
+    for name in VIEWS:
+        predicted = {
+            recipe: np.stack([files[recipe, seed][name].argmax(axis=1) for seed in options.seeds]) for recipe in RECIPES
+        }
+        print_scores(name, labels, predicted, options.seeds)
 
 
-def print_split(split: str, labels: np.ndarray, predicted: dict[str, np.ndarray], seeds: list[int]) -> None:
+def print_scores(name: str, labels: np.ndarray, predicted: dict[str, np.ndarray], seeds: list[int]) -> None:
     """A row a seed, then the mean difference with both intervals."""
     each = {recipe: np.array([scores(labels, row) for row in rows]) for recipe, rows in predicted.items()}
     differences = each["strong"] - each["specification"]
-    print(f"{split}, {len(labels):,} pictures: accuracy and macro F1, strong, specification, difference")
+    print(f"VAL, {len(labels):,} pictures, {name}: accuracy and macro F1, strong, specification, difference")
     for place_, seed in enumerate(seeds):
         rows = [each["strong"][place_], each["specification"][place_], differences[place_]]
         print(f"  seed {seed}: " + "   ".join(f"{accuracy:+.4f} {macro:+.4f}" for accuracy, macro in rows))
     draws = bootstrap(labels, predicted, np.random.default_rng(0))
-    for column, name in enumerate(("accuracy", "macro F1")):
+    for column, score in enumerate(("accuracy", "macro F1")):
         mean = differences[:, column].mean()
         low, high = np.percentile(draws[:, column], [2.5, 97.5])
-        text = f"  {name}: {mean:+.4f}, bootstrap over seeds and pictures {low:+.4f} to {high:+.4f}"
+        text = f"  {score}: {mean:+.4f}, bootstrap over seeds and pictures {low:+.4f} to {high:+.4f}"
         if len(seeds) > 1:
             half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(differences[:, column])
             text += f", t over seeds {mean - half:+.4f} to {mean + half:+.4f}"
@@ -234,9 +224,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="a ResNet50 notop file")
     parser.add_argument("--results", type=Path, required=True, help="folder for what each training gave")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--image-size", type=int, default=36)
+    parser.add_argument("--image-size", type=int, default=48)
     parser.add_argument("--per-class", type=int, default=300, help="pictures of each class that train")
-    parser.add_argument("--epochs", type=int, default=8, help="of the strong recipe's phase 2")
+    parser.add_argument("--epochs", type=int, default=5, help="of the strong recipe's phase 2")
     parser.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="of 04, in the strong recipe")
     parser.add_argument("--tune", action="store_true", help="score the pictures set aside for trying settings out")
     parser.add_argument("--only", nargs=2, metavar=("RECIPE", "SEED"), help="one training, no report")
