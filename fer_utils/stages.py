@@ -101,10 +101,14 @@ class Stage:
         checkpoint.unlink(missing_ok=True)
         for lock in self.locks:
             lock.release(force=True)  # however often this process began the stage
-        shown = ", ".join(
-            f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in figures.items()
-        )
-        print(f"{self.name} done in {seconds} s: {shown}")
+        print(f"{self.name} done in {seconds} s: {in_words(figures)}")
+
+
+def in_words(figures: dict[str, Any]) -> str:
+    """Key figures in one line, thousands apart: `epochs 10, ended by last epoch`."""
+    return ", ".join(
+        f"{name} {value}" if isinstance(value, str) else f"{name} {value:,}" for name, value in figures.items()
+    )
 
 
 def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
