@@ -255,3 +255,9 @@ def test_an_executed_notebook_keeps_warnings_and_loses_bars():
     assert [output["text"] for output in second["outputs"]] == ["a warning\nanother\n", ["1\r2"]]
     assert last == cells[2]
     assert "é" in text
+
+
+def test_key_figures_are_numbers_or_words():
+    assert stages.in_words({"epochs": 1200, "ended by": "last epoch", "F1": 0.5}) == (
+        "epochs 1,200, ended by last epoch, F1 0.5"
+    )
