@@ -149,17 +149,15 @@ with devices.scope(replicas):
 
 # %%
 budget = time_budget.TimeBudget("fine_tune", time_budget_minutes)
-callbacks = [
-    keras.callbacks.EarlyStopping(monitor="val_loss", patience=stop_patience, restore_best_weights=True),
-    budget,
-]
-if schedule == "plateau" and optimizer == "adamw":
-    callbacks.insert(0, training.IncreaseWeightDecayOnLRDrop(weight_decay_factor, weight_decay_cap))
-if schedule == "plateau":
-    plateau = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=lr_factor, patience=lr_patience)
-    callbacks.insert(0, plateau)
+callbacks = []
 if weight_averaging:
-    callbacks.insert(0, WeightAveraging(weight_averaging))
+    callbacks.append(WeightAveraging(weight_averaging))
+if schedule == "plateau":
+    callbacks.append(keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=lr_factor, patience=lr_patience))
+    if optimizer == "adamw":
+        callbacks.append(training.IncreaseWeightDecayOnLRDrop(weight_decay_factor, weight_decay_cap))
+callbacks.append(keras.callbacks.EarlyStopping(monitor="val_loss", patience=stop_patience, restore_best_weights=True))
+callbacks.append(budget)
 
 # %% [markdown]
 # VAL's loss is the plain cross-entropy whatever TRAIN's is, so that runs compare. TRAIN's scores are of the pictures as

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import naive
@@ -26,6 +27,16 @@ from fer_utils.classes import CLASSES
 PARTS = ("phase 1", "phase 2", "evaluation", "whole")
 HERE = Path(__file__).resolve().parent
 HEAD_EPOCHS, FINE_TUNE_EPOCHS, UNFREEZE_TOP, BATCH, SEED = 10, 20, 50, 64, 42
+
+
+def begin_alike(model, start: Mapping[str, np.ndarray]) -> None:
+    """Give the head the first weights and the dropout seed that prepare_job drew."""
+    from fer_utils import model as network
+
+    for place, name in enumerate(network.HEAD_LAYERS):
+        layer = model.get_layer(name)
+        layer.set_weights([start[f"{place}_{i}"] for i in range(len(layer.weights))])
+    model.get_layer("head_dropout").seed_generator.state.assign(start["dropout"])
 
 
 def ours(job: dict) -> dict:
@@ -42,11 +53,7 @@ def ours(job: dict) -> dict:
     faces = {name: images.load(table["file"])[..., None] for name, table in tables.items()}
     labels = {name: table["code"].to_numpy(np.int32) for name, table in tables.items()}
     model = network.build(job["image_size"], job["weights"])
-    start = np.load(job["start"], allow_pickle=False)
-    for place, name in enumerate(network.HEAD_LAYERS):
-        layer = model.get_layer(name)
-        layer.set_weights([start[f"{place}_{i}"] for i in range(len(layer.weights))])
-    model.get_layer("head_dropout").seed_generator.state.assign(start["dropout"])
+    begin_alike(model, np.load(job["start"], allow_pickle=False))
     cache = Path(job["cache"])
 
     def fit(phase, optimizer, first, epochs, steps, callbacks=()):

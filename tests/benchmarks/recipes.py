@@ -111,9 +111,8 @@ def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: floa
         keras.callbacks.EarlyStopping(monitor="val_loss", patience=ENDLESS, restore_best_weights=True),
     ]
     if own["schedule"] == "plateau":
+        callbacks.append(keras.callbacks.ReduceLROnPlateau(factor=own["lr_factor"], patience=own["lr_patience"]))
         callbacks.append(training.IncreaseWeightDecayOnLRDrop(own["weight_decay_factor"], own["weight_decay_cap"]))
-        plateau = keras.callbacks.ReduceLROnPlateau(factor=own["lr_factor"], patience=own["lr_patience"])
-        callbacks.insert(len(callbacks) - 1, plateau)
     if own["weight_averaging"]:
         callbacks.insert(0, WeightAveraging(own["weight_averaging"]))
 

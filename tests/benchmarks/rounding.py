@@ -61,10 +61,7 @@ def main() -> None:
 
 def _trained(model: keras.Model, head: keras.Model, inputs: dict, labels: dict, start: dict, job: dict) -> np.ndarray:
     """Probabilities of TEST, (n, 7), after phase 1 from the first weights in `start`."""
-    for place, name in enumerate(network.HEAD_LAYERS):
-        layer = model.get_layer(name)
-        layer.set_weights([start[f"{place}_{i}"] for i in range(len(layer.weights))])
-    model.get_layer("head_dropout").seed_generator.state.assign(start["dropout"])
+    compare.begin_alike(model, start)
     training.compile_for_training(head, training.make_optimizer("adam", 5e-4, 0), training.HEAD_STEPS)
     shown = training.Batches(inputs["train"], labels["train"], job["batch_size"], job["seed"])
     validated = training.Batches(inputs["val"], labels["val"], training.PREDICT_BATCH)
