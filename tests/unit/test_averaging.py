@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from killing import Killed, KillIn
 
 from fer_utils import training
 from fer_utils.augmentation import Changes
@@ -13,25 +14,6 @@ from fer_utils.training import Batches
 
 EPOCHS, N, BATCH = 5, 40, 8
 DECAY = 0.5
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class _KillIn(keras.callbacks.Callback):
-    STATE = ()
-
-    def __init__(self, epoch: int):
-        super().__init__()
-        self.epoch, self._here = epoch, -1
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._here = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self._here == self.epoch and batch == 2:
-            raise Killed
 
 
 class _Watch(keras.callbacks.Callback):
@@ -161,7 +143,7 @@ def test_after_kills_history_and_weights_are_those_of_an_uninterrupted_training(
     table, model = _fit(_best())
     for epoch in kills:
         with pytest.raises(Killed):
-            _fit(_best(), _KillIn(epoch), path=tmp_path / "c.npz")
+            _fit(_best(), KillIn(epoch), path=tmp_path / "c.npz")
     resumed, again = _fit(_best(), path=tmp_path / "c.npz")
     pd.testing.assert_frame_equal(resumed, table, rtol=1e-5)
     assert _close(again.get_weights(), model.get_weights())

@@ -6,33 +6,13 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from killing import Killed, KillIn
 
 from fer_utils import files, training
 from fer_utils.checkpoint import TrainingCheckpoint
 from fer_utils.training import Batches
 
 EPOCHS = 12
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class _KillIn(keras.callbacks.Callback):
-    """Raises in the middle of an epoch."""
-
-    STATE = ()
-
-    def __init__(self, epoch: int):
-        super().__init__()
-        self.epoch, self._here = epoch, -1
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._here = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self._here == self.epoch and batch == 2:
-            raise Killed
 
 
 def _model() -> keras.Model:
@@ -63,7 +43,7 @@ def _train(path, stop_patience=4, kill_in=None, key="k", extra=()) -> tuple[pd.D
     y = (x @ rng.normal(size=(5, 7)) + rng.normal(size=(60, 7))).argmax(axis=1).astype("int32")
     model, callbacks = _model(), [*_callbacks(stop_patience), *extra]
     if kill_in is not None:
-        callbacks.append(_KillIn(kill_in))
+        callbacks.append(KillIn(kill_in))
     checkpoint = TrainingCheckpoint(path, key) if path else None
     train, val = Batches(x[:40], y[:40], 8, 1, 3), Batches(x[40:], y[40:], 20)
     table = training.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, checkpoint)
@@ -123,7 +103,7 @@ def test_only_the_last_finished_epoch_is_kept_whole(tmp_path):
         assert all(file[name].dtype != object for name in file.files)
 
 
-class _FillDiskIn(_KillIn):
+class _FillDiskIn(KillIn):
     """Takes all the room that is left on the disk during an epoch."""
 
     def __init__(self, epoch: int, ballast):
