@@ -49,7 +49,7 @@ def _changed(before: dict, after: dict) -> dict[str, list[str]]:
     ("file", "old", "new"),
     [
         ("notebooks/04_fine_tune.py", "# ## Do\n", "# ## Do it\n# Another sentence.\n"),
-        ("notebooks/04_fine_tune.py", "callbacks = [\n", "# a reason\ncallbacks = [\n"),
+        ("notebooks/04_fine_tune.py", "callbacks = []\n", "# a reason\ncallbacks = []\n"),
         (
             "notebooks/04_fine_tune.py",
             "factor=lr_factor, patience=lr_patience)",
