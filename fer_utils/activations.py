@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fer_utils import devices, files, frozen_prefix, training
+from fer_utils.model import PREPROCESSING, compiled
+
 import keras
 import numpy as np
 import psutil
-
-from fer_utils import devices, files, frozen_prefix, training
-from fer_utils.model import PREPROCESSING, compiled
 
 DESCRIPTION = "activations.json"
 SHARE = 0.5  # of the free disk or memory, at most: the rest is for training and for other programs

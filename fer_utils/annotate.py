@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from fer_utils import files
 from fer_utils.face_detection import Box
+
+import cv2
+import numpy as np
 
 COLOUR = (0, 230, 118)  # RGB
 MARK = "_faces"  # between a copy's name and its suffix

@@ -6,10 +6,10 @@ All of it follows from the generator handed in, so that a batch does not depend 
 
 from dataclasses import dataclass
 
+from fer_utils.classes import CLASSES
+
 import cv2
 import numpy as np
-
-from fer_utils.classes import CLASSES
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
+from fer_utils import images
+from fer_utils.classes import CLASSES
+
 import cv2
 import numpy as np
 import pandas as pd
-
-from fer_utils import images
-from fer_utils.classes import CLASSES
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look at PyPI on import
 

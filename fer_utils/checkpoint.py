@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fer_utils import files
+
 import keras
 import numpy as np
-
-from fer_utils import files
 
 # What a callback of Keras remembers from one epoch to the next; our own say so in `STATE`.
 _STATES = {

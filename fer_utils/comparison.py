@@ -9,14 +9,14 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from fer_utils import datasets, evaluation, files, plots, report, runs
+from fer_utils.parameters import STAGES
+from fer_utils.runs import Run
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
-
-from fer_utils import datasets, evaluation, files, plots, report, runs
-from fer_utils.parameters import STAGES
-from fer_utils.runs import Run
 
 _SPLITS = ("VAL", "TEST")
 _SCORES = ("accuracy", "macro_f1", "loss", "calibration_error")

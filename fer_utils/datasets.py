@@ -6,11 +6,11 @@ Knows image tables and labels; knows nothing of how they came about or of models
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
+
+import numpy as np
+import pandas as pd
 
 _LEADS_OUT = r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"  # an absolute path, or one with a step up
 

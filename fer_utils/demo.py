@@ -7,11 +7,11 @@ The two folders hold the same pictures, as the two real datasets do: one as JPEG
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from fer_utils.classes import CLASSES, EMOTION_DETECTION_SPELLINGS
 from fer_utils.images import SIZE
+
+import cv2
+import numpy as np
 
 _CANVAS = 4 * SIZE  # drawn large, then shrunk: smooth lines
 

@@ -3,13 +3,13 @@
 Knows metrics; knows nothing of models, files or plots.
 """
 
+from fer_utils.classes import CLASSES
+
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
-
-from fer_utils.classes import CLASSES
 
 PROBABILITIES = tuple(f"p_{label}" for label in CLASSES)
 KEPT_COLUMNS = ("path", "label", "usage", "in_train", "label_conflict", "flags")

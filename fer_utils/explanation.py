@@ -3,11 +3,11 @@
 Knows the network's layers; knows nothing of files, scores or plots.
 """
 
+from fer_utils import model as network
+
 import keras
 import numpy as np
 import tensorflow as tf
-
-from fer_utils import model as network
 
 SMALLEST_MAP = 5  # squares a side: with fewer, a heat map cannot tell mouth from eyes
 BATCH = 32

@@ -6,10 +6,10 @@ files, of expressions or of the model. The package is imported with the first de
 
 from dataclasses import dataclass
 
+from fer_utils.images import SIZE
+
 import cv2
 import numpy as np
-
-from fer_utils.images import SIZE
 
 SMALLEST = 20  # pixels: what MTCNN's first network sees as one face; asking it for larger ones makes 1.0.0 fail (below)
 SUREST = 0.95  # surer than of any of 20 photographs without a face; a motorcycle once came to 0.93

@@ -3,10 +3,10 @@
 Knows the graph of layers; knows nothing of images, caches or optimisers.
 """
 
-import keras
-
 from fer_utils import devices, wide_convolutions
 from fer_utils import model as network
+
+import keras
 
 
 def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fer_utils import files, handover, parameters, paths
+
 import jupytext
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-from fer_utils import files, handover, parameters, paths
 
 TITLE = "FER ResNet50"
 MAX_BYTES = 900_000  # Kaggle takes 1,000,000 of a notebook's source

@@ -6,11 +6,11 @@ Knows splits, labels and groups of copies; leaves finding copies to `near_duplic
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from fer_utils import near_duplicates
 from fer_utils.splits import SPLITS
+
+import numpy as np
+import pandas as pd
 
 POLICIES = ("keep", "drop", "fail")
 _STRENGTH = {kind: strength for strength, kind in enumerate(near_duplicates.KINDS)}

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
 from fer_utils.sources import DatasetError, Source
 from fer_utils.splits import SPLITS
+
+import numpy as np
+import pandas as pd
 
 MANIFEST_COLUMNS = (
     "split", "label", "source", "usage", "source_path", "path", "fingerprint", "flags", "group", "relation", "label_conflict"

@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from fer_utils import paths
+from fer_utils.classes import CLASSES
+
 import h5py
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-
-from fer_utils import paths
-from fer_utils.classes import CLASSES
 
 PREPROCESSING = "preprocessing"
 BACKBONE = "resnet50"

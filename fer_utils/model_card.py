@@ -3,12 +3,12 @@
 Knows a run's metrics and how to tell them; computes nothing.
 """
 
-import pandas as pd
-from jinja2 import Environment
-
 from fer_utils import files, report
 from fer_utils.classes import CLASSES
 from fer_utils.paths import RunFolders
+
+import pandas as pd
+from jinja2 import Environment
 
 FILE = "MODEL_CARD.md"
 

@@ -15,16 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fer_utils import datasets, files, model_card
+from fer_utils import model as network
+from fer_utils.datasets import Faces
+from fer_utils.paths import NotFoundHere, RunFolders
+
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 from keras import ops
-
-from fer_utils import datasets, files, model_card
-from fer_utils import model as network
-from fer_utils.datasets import Faces
-from fer_utils.paths import NotFoundHere, RunFolders
 
 PACKAGES = ("tf2onnx", "onnxruntime")
 PARITY = 1e-3  # of a probability: what a float32 format may differ from Keras

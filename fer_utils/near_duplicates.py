@@ -19,13 +19,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from fer_utils.images import BLANK_STD, SIZE
+
 import cv2
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-
-from fer_utils.images import BLANK_STD, SIZE
 
 KINDS = ("exact", "re-encoded", "cropped", "flipped")
 

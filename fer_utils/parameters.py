@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fer_utils import paths
+
+import yaml
 
 # Stage names in order, and the notebook of each.
 STAGES = {

@@ -6,15 +6,15 @@ Knows how to show tables and pictures; computes nothing that a test would want t
 from collections.abc import Sequence
 from pathlib import Path
 
+from fer_utils import files
+from fer_utils.classes import CLASSES
+
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-
-from fer_utils import files
-from fer_utils.classes import CLASSES
 
 TRAIN_COLOUR, VAL_COLOUR, NEUTRAL_COLOUR = (
     "#4477aa",

@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
 from fer_utils import annotate, face_detection, files, paths, photographs
 from fer_utils.classes import CLASSES
 from fer_utils.face_detection import Box
 from fer_utils.photographs import PassedOver, Picture
+
+import numpy as np
+from tqdm import tqdm
 
 BATCH = 64  # faces a step of the model
 HELD_BYTES = 200_000_000  # of pictures that wait for their batch to fill

@@ -6,11 +6,11 @@ Knows a run's results and how to lay them out; computes no score.
 import base64
 from pathlib import Path
 
-import pandas as pd
-from jinja2 import Environment
-
 from fer_utils import files
 from fer_utils.paths import RunFolders
+
+import pandas as pd
+from jinja2 import Environment
 
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }

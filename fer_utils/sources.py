@@ -26,11 +26,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-import pandas as pd
-
 from fer_utils import images
 from fer_utils.classes import CLASSES, CSV_CODES, class_of
+
+import numpy as np
+import pandas as pd
 
 COLUMNS = ("source", "part", "label", "usage", "source_path")
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")

@@ -3,10 +3,10 @@
 Knows nothing of pixels, files or models.
 """
 
+from fer_utils.classes import CLASSES
+
 import numpy as np
 import pandas as pd
-
-from fer_utils.classes import CLASSES
 
 SPLITS = ("TRAIN", "VAL", "TEST")
 FER2013 = "fer2013"

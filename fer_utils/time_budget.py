@@ -6,9 +6,9 @@ Knows clocks and Keras callbacks; knows nothing of what is trained.
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import keras
-
 from fer_utils.stages import KERNEL_BEGAN
+
+import keras
 
 WARM_UP = 2  # steps that compile and choose kernels, left out of the estimate
 MEASURED = 10  # steps that the estimate is made from

@@ -6,16 +6,16 @@ Knows how to fit; knows nothing of folders, of the network's layers or of plots.
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from fer_utils import devices, progress, time_budget
+from fer_utils.checkpoint import TrainingCheckpoint
+from fer_utils.classes import CLASSES
+from fer_utils.model import compiled
+
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 from keras import ops
-
-from fer_utils import devices, progress, time_budget
-from fer_utils.checkpoint import TrainingCheckpoint
-from fer_utils.classes import CLASSES
-from fer_utils.model import compiled
 
 PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reuse each weight read more often
 HEAD_STEPS = 32  # the head alone takes 1 ms a step: run by run of 32, Keras asks for no more time than they do

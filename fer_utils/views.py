@@ -5,10 +5,10 @@ Knows views of an image; knows nothing of where images or models come from.
 
 from collections.abc import Callable
 
+from fer_utils import training
+
 import keras
 import numpy as np
-
-from fer_utils import training
 
 CROP_SHARE = 0.9  # of a side, for each of ten crops
 

@@ -47,15 +47,15 @@ unreadable: str = "error"  # error | exclude; what to do with image files that c
 # %%
 from contextlib import ExitStack
 
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-from IPython.display import display
-
 from fer_utils import demo, files, merging, near_duplicates, paths, plots, progress, splits, stages
 from fer_utils import leakage as audit
 from fer_utils.classes import CLASSES
 from fer_utils.sources import open_source
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import display
 
 stage = stages.begin("merge_split", globals())
 folders = stage.folders

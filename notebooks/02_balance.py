@@ -39,12 +39,12 @@ workers: int = 0  # >= 0; processes that augment, 0: one a core
 # ## Setup
 
 # %%
+from fer_utils import balance, datasets, files, images, plots, progress, stages
+from fer_utils.classes import CLASSES
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-
-from fer_utils import balance, datasets, files, images, plots, progress, stages
-from fer_utils.classes import CLASSES
 
 stage = stages.begin("balance", globals())
 folders = stage.folders

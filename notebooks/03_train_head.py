@@ -46,13 +46,13 @@ time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session o
 # ## Setup
 
 # %%
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-
 from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, time_budget, training
 from fer_utils import model as network
 from fer_utils.checkpoint import TrainingCheckpoint
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 
 stage = stages.begin("train_head", globals())
 folders = stage.folders

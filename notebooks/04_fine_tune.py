@@ -62,17 +62,17 @@ time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session o
 # ## Setup
 
 # %%
-import keras
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-
 from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, time_budget, training
 from fer_utils import model as network
 from fer_utils.augmentation import Changes
 from fer_utils.averaging import WeightAveraging
 from fer_utils.checkpoint import TrainingCheckpoint
 from fer_utils.classes import CLASSES
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 
 stage = stages.begin("fine_tune", globals())
 folders = stage.folders

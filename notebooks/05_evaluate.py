@@ -41,10 +41,6 @@ picture: str = ""  # a photograph to try the model on, from the project's root; 
 # ## Setup
 
 # %%
-import keras
-import matplotlib.pyplot as plt
-from IPython.display import Markdown, display
-
 from fer_utils import (
     datasets,
     devices,
@@ -60,6 +56,10 @@ from fer_utils import (
 )
 from fer_utils import leakage as audit
 from fer_utils.classes import CLASSES
+
+import keras
+import matplotlib.pyplot as plt
+from IPython.display import Markdown, display
 
 stage = stages.begin("evaluate", globals())
 folders = stage.folders

@@ -4,11 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-from hypothesis import settings
-
 from fer_utils import demo
 from fer_utils.splits import EMOTION_DETECTION, FER2013
+
+import pytest
+from hypothesis import settings
 
 # The same examples on every machine: what lands must not depend on a draw.
 settings.register_profile("fixed", derandomize=True)

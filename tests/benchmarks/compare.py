@@ -18,11 +18,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import naive
-import numpy as np
-
 from fer_utils import datasets, paths
 from fer_utils.classes import CLASSES
+
+import naive
+import numpy as np
 
 PARTS = ("phase 1", "phase 2", "evaluation", "whole")
 HERE = Path(__file__).resolve().parent
@@ -41,11 +41,11 @@ def begin_alike(model, start: Mapping[str, np.ndarray]) -> None:
 
 def ours(job: dict) -> dict:
     """The two phases as notebooks 03 and 04 run them, and the evaluation's predictions."""
-    import keras
-    import pandas as pd
-
     from fer_utils import activations, devices, frozen_prefix, images, training
     from fer_utils import model as network
+
+    import keras
+    import pandas as pd
 
     devices.make_reproducible(job["seed"])
     tables = {name: pd.read_csv(job[name]) for name in ("train", "val", "test")}
@@ -89,10 +89,10 @@ def arithmetic(job: dict, n_train: int, n_val: int) -> float:
     A convolution takes 2 operations a weight and output position; its two gradients as many each, the first trained one
     needs no gradient of its input.
     """
-    import keras
-
     from fer_utils import frozen_prefix
     from fer_utils import model as network
+
+    import keras
 
     model = network.build(job["image_size"], "none")
     network.unfreeze_top(model, job["unfreeze_top"], "frozen")
@@ -124,9 +124,9 @@ def matmul_peak() -> float:
 
 def prepare_job(options: argparse.Namespace, folder: Path) -> dict:
     """Tables of the pictures, first weights of the head, and what both sides are to do."""
-    import keras
-
     from fer_utils import model as network
+
+    import keras
 
     folders = paths.run_folders(options.run.name, str(options.run.absolute().parent), "")
     manifest = datasets.read_table(folders.manifest, ("split", "label", "path"))

@@ -13,9 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kills import ROOT, command, faults, results, run_to_its_end
-
 from fer_utils import files, paths
+
+from kills import ROOT, command, faults, results, run_to_its_end
 
 DISK = 1_500  # MB, more than a small run writes
 LEFT = {"merge_split": 300, "balance": 60, "train_head": 100, "fine_tune": 30_000}  # kB left under each stage

@@ -18,12 +18,12 @@ import sys
 import time
 from pathlib import Path
 
+from fer_utils import files, paths, stage_keys, stages
+from fer_utils.parameters import STAGES
+
 import numpy as np
 import pandas as pd
 import psutil
-
-from fer_utils import files, paths, stage_keys, stages
-from fer_utils.parameters import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {

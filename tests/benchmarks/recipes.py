@@ -23,11 +23,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
-
 from fer_utils import datasets, parameters, paths
 from fer_utils.classes import CLASSES
+
+import numpy as np
+from scipy import stats
 
 RECIPES = ("strong", "specification")
 # A few hundred steps instead of forty thousand: gentler augmentation, a shorter average, a shorter warm-up.
@@ -64,12 +64,12 @@ def load(options: argparse.Namespace, seed: int) -> dict[str, datasets.Faces]:
 
 def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: float) -> dict:
     """Both phases as 03 and 04 run them, then the scores. `cpu_seconds` is the least that phase 2 takes."""
-    import keras
-
     from fer_utils import activations, devices, frozen_prefix, training, views
     from fer_utils import model as network
     from fer_utils.augmentation import Changes
     from fer_utils.averaging import WeightAveraging
+
+    import keras
 
     stages = settings(recipe, options)
     own, shown_as = stages["fine_tune"], stages["evaluate"]["test_time_augmentation"]

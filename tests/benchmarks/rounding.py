@@ -10,14 +10,14 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from fer_utils import frozen_prefix, images, training
+from fer_utils import model as network
+
 import compare
 import keras
 import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score
-
-from fer_utils import frozen_prefix, images, training
-from fer_utils import model as network
 
 NOISE = (0.0, 0.0, 1e-7, 1e-6)  # of a feature; float32 carries 6e-8
 

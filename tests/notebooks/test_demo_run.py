@@ -10,15 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fer_utils import images, paths, stages
+from fer_utils.classes import CLASSES
+from fer_utils.parameters import STAGES
+
 import keras
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-
-from fer_utils import images, paths, stages
-from fer_utils.classes import CLASSES
-from fer_utils.parameters import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 

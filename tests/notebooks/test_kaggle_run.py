@@ -15,13 +15,13 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from fer_utils.classes import CLASSES
+from fer_utils.parameters import STAGES
+
 import keras
 import nbformat
 import numpy as np
 import pytest
-
-from fer_utils.classes import CLASSES
-from fer_utils.parameters import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA, WEIGHTS = ROOT.parent / "shared/data", ROOT.parent / "shared/weights/resnet50_fer2013_notop.h5"

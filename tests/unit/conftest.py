@@ -2,12 +2,12 @@
 
 import subprocess
 
+from fer_utils import evaluation, files, parameters, paths, runner, stages
+from fer_utils.classes import CLASSES
+
 import numpy as np
 import pandas as pd
 import pytest
-
-from fer_utils import evaluation, files, parameters, paths, runner, stages
-from fer_utils.classes import CLASSES
 
 
 class FakeRun:

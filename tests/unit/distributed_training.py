@@ -7,13 +7,13 @@ TRAIN's labels are soft and the weights are averaged, so that what those need sp
 import json
 import sys
 
-import keras
-import numpy as np
-import tensorflow as tf
-
 from fer_utils import devices, training
 from fer_utils.augmentation import Changes
 from fer_utils.averaging import WeightAveraging
+
+import keras
+import numpy as np
+import tensorflow as tf
 
 SAMPLES, BATCH, EPOCHS = 70, 16, 3  # the last batch is not full
 

@@ -2,12 +2,12 @@
 
 import json
 
+from fer_utils import activations, frozen_prefix
+from fer_utils import model as network
+
 import keras
 import numpy as np
 import pytest
-
-from fer_utils import activations, frozen_prefix
-from fer_utils import model as network
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,14 @@
 
 import dataclasses
 
+from fer_utils import augmentation
+from fer_utils.augmentation import STRENGTHS, Changes, Strength
+from fer_utils.training import Batches
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from fer_utils import augmentation
-from fer_utils.augmentation import STRENGTHS, Changes, Strength
-from fer_utils.training import Batches
 
 STILL = Strength(shift=0.0, degrees=0, zoom=0.0, light=0.0, erased=0.0)
 

@@ -1,16 +1,16 @@
 """Averages are what the formula says, VAL scores them, the best ones are kept, and a killed run ends as any other."""
 
-import keras
-import numpy as np
-import pandas as pd
-import pytest
-from killing import Killed, KillIn
-
 from fer_utils import training
 from fer_utils.augmentation import Changes
 from fer_utils.averaging import WeightAveraging
 from fer_utils.checkpoint import TrainingCheckpoint
 from fer_utils.training import Batches
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from killing import Killed, KillIn
 
 EPOCHS, N, BATCH = 5, 40, 8
 DECAY = 0.5

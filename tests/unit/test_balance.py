@@ -4,15 +4,15 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
+from fer_utils import balance, images
+from fer_utils.classes import CLASSES
+from fer_utils.demo import draw_face
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from fer_utils import balance, images
-from fer_utils.classes import CLASSES
-from fer_utils.demo import draw_face
 
 # TRAIN as specified on the real datasets: 2 × FER2013's train + its test − VAL's quarter.
 REAL_TRAIN = dict(zip(CLASSES, (7949, 874, 8194, 14400, 9699, 6380, 9922), strict=True))

@@ -2,15 +2,15 @@
 
 import contextlib
 
+from fer_utils import files, training
+from fer_utils.checkpoint import TrainingCheckpoint
+from fer_utils.training import Batches
+
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 from killing import Killed, KillIn
-
-from fer_utils import files, training
-from fer_utils.checkpoint import TrainingCheckpoint
-from fer_utils.training import Batches
 
 EPOCHS = 12
 

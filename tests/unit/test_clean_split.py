@@ -3,16 +3,16 @@
 from contextlib import ExitStack
 from dataclasses import replace
 
+from fer_utils import leakage, merging, near_duplicates, parameters, splits
+from fer_utils.classes import CLASSES
+from fer_utils.demo import draw_face
+from fer_utils.sources import open_source
+
 import cv2
 import gradients
 import numpy as np
 import pandas as pd
 import pytest
-
-from fer_utils import leakage, merging, near_duplicates, parameters, splits
-from fer_utils.classes import CLASSES
-from fer_utils.demo import draw_face
-from fer_utils.sources import open_source
 
 SAMPLE = {splits.FER2013: 12_000, splits.EMOTION_DETECTION: 3_000}  # images of each source
 QUERIES = 1_000  # images of VAL and of TEST that are compared with everything

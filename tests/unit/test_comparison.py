@@ -1,9 +1,9 @@
 """Runs listed and set side by side."""
 
+from fer_utils import comparison, files, paths, runs
+
 import pandas as pd
 import pytest
-
-from fer_utils import comparison, files, paths, runs
 
 
 def _read(*fakes) -> list[runs.Run]:

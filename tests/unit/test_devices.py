@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fer_utils import devices
+
 import pytest
 import tensorflow as tf
-
-from fer_utils import devices
 
 SCRIPT = Path(__file__).with_name("distributed_training.py")
 

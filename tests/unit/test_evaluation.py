@@ -1,14 +1,14 @@
 """Scores are those worked out by hand, and scikit-learn's."""
 
+from fer_utils import evaluation
+from fer_utils.classes import CLASSES
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
-
-from fer_utils import evaluation
-from fer_utils.classes import CLASSES
 
 labels = st.lists(st.sampled_from(CLASSES), min_size=1, max_size=60)
 

@@ -1,12 +1,12 @@
 """Grad-CAM finds what speaks for a class, where it is known."""
 
+from fer_utils import explanation, model
+from fer_utils.classes import CLASSES
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
-
-from fer_utils import explanation, model
-from fer_utils.classes import CLASSES
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 import sys
 
+from fer_utils import face_detection
+from fer_utils.face_detection import Box
+
 import cv2
 import numpy as np
 import pytest
-
-from fer_utils import face_detection
-from fer_utils.face_detection import Box
 
 pytest.importorskip("mtcnn", reason="the face detector is not installed")
 
@@ -35,10 +35,10 @@ def test_nothing_is_found_on_20_photographs_without_a_face(detector):
 def test_real_faces_on_a_photograph_are_found(detector, real_data):
     import zipfile
 
-    import photograph_sets as sets
-
     from fer_utils import images
     from fer_utils.splits import FER2013
+
+    import photograph_sets as sets
 
     with zipfile.ZipFile(real_data[FER2013]) as archive:
         names = sorted(name for name in archive.namelist() if name.startswith("train/happy/"))[:40:4]

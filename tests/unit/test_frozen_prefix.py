@@ -1,11 +1,11 @@
 """Training the suffix on what the prefix gave is training the whole network, whatever is frozen."""
 
+from fer_utils import activations, frozen_prefix, training
+from fer_utils import model as network
+
 import keras
 import numpy as np
 import pytest
-
-from fer_utils import activations, frozen_prefix, training
-from fer_utils import model as network
 
 SIZE = 32
 STEPS, BATCH = 2, 16

@@ -2,10 +2,10 @@
 
 import zipfile
 
-import pytest
-
 from fer_utils import files, handover, paths
 from fer_utils.paths import NotFoundHere
+
+import pytest
 
 
 @pytest.fixture

@@ -2,15 +2,15 @@
 
 import io
 
+from fer_utils import images
+from fer_utils.demo import draw_face
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
-from fer_utils import images
-from fer_utils.demo import draw_face
 
 FACE = draw_face("happy", np.random.default_rng(3))
 

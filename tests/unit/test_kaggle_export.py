@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
-import pytest
-import yaml
-
 from fer_utils import kaggle_export, parameters
 from fer_utils.kaggle_export import ExportError
 from fer_utils.parameters import STAGES
+
+import nbformat
+import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = "fer-resnet50"

@@ -1,9 +1,9 @@
 """Datasets, weights and folders are found where Kaggle mounts them, within bounds, and what is missing is named."""
 
-import pytest
-
 from fer_utils import mounts, paths
 from fer_utils.paths import NotFoundHere
+
+import pytest
 
 
 @pytest.fixture

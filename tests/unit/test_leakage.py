@@ -1,13 +1,13 @@
 """The audit tells what the pairs of copies mean, and the policies do what they say."""
 
+from fer_utils import leakage, near_duplicates
+from fer_utils.leakage import LeakageError, apply_policy, audit
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from fer_utils import leakage, near_duplicates
-from fer_utils.leakage import LeakageError, apply_policy, audit
 
 # Seven images: 0, 1, 2 are one picture, 3 and 4 another, 5 and 6 have no copy.
 TABLE = pd.DataFrame(

@@ -10,10 +10,10 @@ import stat
 import zipfile
 from pathlib import Path
 
-import pytest
-
 from fer_utils import datasets, files, parameters, paths, runs, stages
 from fer_utils.sources import DatasetError, open_source
+
+import pytest
 
 PIXEL = bytes.fromhex("89504e470d0a1a0a")  # a PNG's first bytes: zips are refused by their entries, not by pictures
 

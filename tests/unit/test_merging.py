@@ -6,15 +6,15 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-import cv2
-import numpy as np
-import pandas as pd
-import pytest
-
 from fer_utils import balance, files, images, leakage, merging, near_duplicates
 from fer_utils.classes import CLASSES
 from fer_utils.sources import DatasetError, open_source
 from fer_utils.splits import EMOTION_DETECTION, FER2013, SPLITS, assign_splits
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
 
 NO_PAIRS = pd.DataFrame({"first": [], "second": [], "kind": [], "distance": []}).astype({"first": int, "second": int})
 

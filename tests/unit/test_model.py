@@ -4,16 +4,16 @@ import shutil
 import zipfile
 from pathlib import Path
 
+from fer_utils import frozen_prefix, training
+from fer_utils import model as network
+from fer_utils.model import WeightsError
+
 import h5py
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
-
-from fer_utils import frozen_prefix, training
-from fer_utils import model as network
-from fer_utils.model import WeightsError
 
 SIZE = 32
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # what ResNet50's weights were trained with: He et al. 2016

@@ -2,14 +2,14 @@
 
 import dataclasses
 
+from fer_utils import evaluation, files, images, model_card, model_export, paths
+from fer_utils.classes import CLASSES
+
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 from keras import layers
-
-from fer_utils import evaluation, files, images, model_card, model_export, paths
-from fer_utils.classes import CLASSES
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,14 @@
 
 import hashlib
 
+from fer_utils import model as network
+from fer_utils.model import WeightsError
+
 import h5py
 import keras
 import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
-
-from fer_utils import model as network
-from fer_utils.model import WeightsError
 
 SIZE = 32
 

@@ -2,15 +2,15 @@
 
 import io
 
+from fer_utils import near_duplicates
+from fer_utils.classes import CLASSES
+from fer_utils.demo import draw_face
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-
-from fer_utils import near_duplicates
-from fer_utils.classes import CLASSES
-from fer_utils.demo import draw_face
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import ast
 import re
 from pathlib import Path
 
-import jupytext
-import pytest
-
 from fer_utils import parameters
 from fer_utils.parameters import ParameterError, load_profile, parse_override, read_cell, resolve
+
+import jupytext
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = [ROOT / "notebooks" / file for file in parameters.STAGES.values()]

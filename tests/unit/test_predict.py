@@ -5,15 +5,15 @@ import io
 import json
 import os
 
+from fer_utils import photographs, predict
+from fer_utils.classes import CLASSES
+from fer_utils.photographs import PassedOver, Picture
+
 import cv2
 import keras
 import numpy as np
 import pytest
 from PIL import Image
-
-from fer_utils import photographs, predict
-from fer_utils.classes import CLASSES
-from fer_utils.photographs import PassedOver, Picture
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """The tables and sentences that a report shows say what metrics.json holds."""
 
+from fer_utils import evaluation, report
+from fer_utils.classes import CLASSES
+
 import numpy as np
 import pandas as pd
 import pytest
-
-from fer_utils import evaluation, report
-from fer_utils.classes import CLASSES
 
 
 def _predictions(n: int, in_train: int) -> pd.DataFrame:

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from fer_utils import files, paths, run_lock, runner, stages
 from fer_utils.parameters import STAGES
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 

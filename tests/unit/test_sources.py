@@ -5,13 +5,13 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import cv2
-import numpy as np
-import pytest
-
 from fer_utils import images, sources
 from fer_utils.classes import CLASSES, CSV_CODES
 from fer_utils.sources import DatasetError, open_source
+
+import cv2
+import numpy as np
+import pytest
 
 N_TRAIN, N_TEST = 280, 70  # four fifths and one fifth of the 350 drawn faces
 

@@ -1,12 +1,12 @@
 """The splits are the specification's: exact counts, nothing lost, nothing twice, the same for the same seed."""
 
+from fer_utils.classes import CLASSES
+from fer_utils.splits import EMOTION_DETECTION, FER2013, SPLITS, assign_splits, count_table
+
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from fer_utils.classes import CLASSES
-from fer_utils.splits import EMOTION_DETECTION, FER2013, SPLITS, assign_splits, count_table
 
 # FER2013's images of each class, in the order of CLASSES.
 REAL_TRAIN = dict(zip(CLASSES, (3995, 436, 4097, 7215, 4830, 3171, 4965), strict=True))

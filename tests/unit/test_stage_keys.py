@@ -4,10 +4,10 @@ import re
 import shutil
 from pathlib import Path
 
-import pytest
-
 from fer_utils import parameters, paths, stage_keys
 from fer_utils.parameters import STAGES
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 

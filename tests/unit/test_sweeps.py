@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from fer_utils import files, runner, runs, stage_keys, sweeps
 from fer_utils.parameters import STAGES, ParameterError
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 

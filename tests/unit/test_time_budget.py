@@ -1,12 +1,12 @@
 """Training says early how long it takes, stops in time, and keeps the best weights."""
 
-import keras
-import numpy as np
-import pytest
-
 from fer_utils import time_budget
 from fer_utils.checkpoint import TrainingCheckpoint
 from fer_utils.time_budget import TimeBudget
+
+import keras
+import numpy as np
+import pytest
 
 STEPS = 20
 

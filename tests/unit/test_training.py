@@ -1,15 +1,15 @@
 """Batches, metrics, weight decay and the history do what their docstrings say, in real compiled training steps."""
 
+from fer_utils import training
+from fer_utils.augmentation import Changes, soften
+from fer_utils.training import AdamW, Batches, IncreaseWeightDecayOnLRDrop, MacroScores
+
 import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
-
-from fer_utils import training
-from fer_utils.augmentation import Changes, soften
-from fer_utils.training import AdamW, Batches, IncreaseWeightDecayOnLRDrop, MacroScores
 
 RATE, DECAY = 0.1, 0.2
 

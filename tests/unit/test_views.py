@@ -1,11 +1,11 @@
 """Views of an image are the ones named, and their predictions are averaged."""
 
+from fer_utils import views
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
-
-from fer_utils import views
 
 
 @pytest.fixture
