@@ -251,7 +251,7 @@ def _print_summary(folders: paths.RunFolders) -> None:
     width = max(map(len, STAGES))
     print(f"\n{'stage':{width}}  {'seconds':>8}  key figures")
     for stage, record in records.items():
-        print(f"{stage:{width}}  {record['seconds']:8.1f}  {stages.in_words(record['figures'])}")
+        print(f"{stage:{width}}  {record['seconds']:8.1f}  {stages.one_line(record['figures'])}")
     if folders.metrics.is_file() and "evaluate" in records:
         metrics = files.read_json(folders.metrics)
         print(f"\n{report.score_table(metrics).round(4).to_string()}\n\n{report.honesty_line(metrics)}")

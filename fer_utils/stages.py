@@ -101,10 +101,10 @@ class Stage:
         checkpoint.unlink(missing_ok=True)
         for lock in self.locks:
             lock.release(force=True)  # however often this process began the stage
-        print(f"{self.name} done in {seconds} s: {in_words(figures)}")
+        print(f"{self.name} done in {seconds} s: {one_line(figures)}")
 
 
-def in_words(figures: dict[str, Any]) -> str:
+def one_line(figures: dict[str, Any]) -> str:
     """Key figures in one line, thousands apart: `epochs 10, ended by last epoch`."""
     return ", ".join(
         f"{name} {value}" if isinstance(value, str) else f"{name} {value:,}" for name, value in figures.items()

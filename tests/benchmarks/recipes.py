@@ -14,7 +14,8 @@ differs from the profile at this scale stands in SMALL and in `-p`.
 
 Pictures are scored as `evaluate.test_time_augmentation` of the recipe says, the strong one's in one view besides. Printed
 are accuracy and macro F1 for each seed, their differences, and two 95 % intervals of the mean difference: Student's t over
-the seeds, and a bootstrap that draws seeds and pictures, the pictures alike for both recipes and all seeds. A training that `--results` holds is not repeated; `--only strong 2` does a single one.
+the seeds, and a bootstrap that draws seeds and pictures, the pictures alike for both recipes and all seeds. A training
+that `--results` holds is not repeated; `--only strong 2` does a single one.
 """
 
 import argparse

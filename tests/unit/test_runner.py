@@ -258,6 +258,6 @@ def test_an_executed_notebook_keeps_warnings_and_loses_bars():
 
 
 def test_key_figures_are_numbers_or_words():
-    assert stages.in_words({"epochs": 1200, "ended by": "last epoch", "F1": 0.5}) == (
+    assert stages.one_line({"epochs": 1200, "ended by": "last epoch", "F1": 0.5}) == (
         "epochs 1,200, ended by last epoch, F1 0.5"
     )
