@@ -172,7 +172,8 @@ def test_where_everything_trains_there_is_nothing_to_keep(tmp_path):
     plan = activations.plan(prefix, 10, "auto", "auto", tmp_path)
     assert plan.place == "none"
     subject, (inputs,) = activations.prepare(prefix, suffix, [np.zeros((2, 48, 48, 1), np.uint8)], plan, tmp_path)
-    assert np.array(subject(inputs)) == pytest.approx(np.array(model(inputs)), abs=1e-6)
+    # Wide convolutions add up in another order.
+    assert np.array(subject(inputs)) == pytest.approx(np.array(model(inputs)), abs=2e-5)
 
 
 @pytest.mark.parametrize("place", ["auto", "disk", "memory", "none"])
