@@ -48,7 +48,7 @@ def test_it_learns_faces_that_training_never_saw(folders):
     metrics = json.loads(folders.metrics.read_text())
     assert metrics["leakage"]["test_images_in_train"] == 0
     # Its six epochs from random weights amplify rounding: 0.57 to 0.81 was seen. The commonest class has 0.25.
-    assert metrics["test"]["accuracy"] >= 0.45
+    assert metrics["test"]["accuracy"] >= 0.40
 
 
 def test_every_stage_leaves_its_record_and_its_notebook(folders):
