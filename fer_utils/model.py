@@ -4,6 +4,7 @@ Knows Keras layers; knows nothing of datasets or of training, and of folders onl
 """
 
 import hashlib
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -66,17 +67,18 @@ def load_backbone(image_size: int, weights: str) -> keras.Model:
     """ResNet50 without top, frozen, its weights from `weights`.
 
     `imagenet` takes a file that is mounted on Kaggle, else lets Keras download one; a path names a `notop` file, `.h5` as
-    Keras distributes it or `.weights.h5` as `Model.save_weights` writes it; `none` leaves random ones and warns. Raises
-    WeightsError, naming the file, what it holds and the way out.
+    Keras distributes it or `.weights.h5` as `Model.save_weights` writes it; `none` leaves random ones, every residual block as its shortcut alone,
+    and warns. Raises WeightsError, naming the file, what it holds and the way out.
     """
     backbone = keras.applications.ResNet50(
         include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=BACKBONE
     )
     backbone.trainable = False
     if weights == "none":
+        _silence_residual_branches(backbone)
         warnings.warn(
-            "weights is 'none': the backbone is random. Its frozen layers stay random for good, so phase 1 trains a head "
-            "on features that mean nothing, and only what phase 2 unfreezes can learn. Fit for trying the code, not for scores.",
+            "weights is 'none': the backbone's weights are random. Phase 1 trains the head on random features, and only the "
+            "layers that phase 2 unfreezes learn from the images. This setting is for trying the code.",
             stacklevel=2,
         )
     elif weights == "imagenet":
@@ -84,6 +86,16 @@ def load_backbone(image_size: int, weights: str) -> keras.Model:
     else:
         _load_file(backbone, Path(weights))
     return backbone
+
+
+def _silence_residual_branches(backbone: keras.Model) -> None:
+    """Zero the scale of each residual block's last BatchNormalization: every block starts as its shortcut alone.
+
+    He et al. 2019 (arXiv:1812.01187, section 3.1): the network starts as a shallower one, which trains more easily.
+    """
+    for layer in backbone.layers:
+        if re.fullmatch(r"conv\d_block\d_3_bn", layer.name):
+            layer.gamma.assign(np.zeros(layer.gamma.shape))
 
 
 def _load_imagenet(backbone: keras.Model) -> None:
