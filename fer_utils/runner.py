@@ -73,8 +73,8 @@ def _check_inputs(
 
 
 def check_phases_agree(values: Mapping[str, Mapping]) -> None:
-    """Raise ParameterError where 04 would go on from another network than 03's."""
-    for name in ("weights", "image_size"):
+    """Raise ParameterError where 04 would go on from another network than 03's, or with other kernels."""
+    for name in ("weights", "image_size", "deterministic"):
         if values["train_head"][name] != values["fine_tune"][name]:
             raise ParameterError(f"{name} differs between train_head and fine_tune: set common.{name}")
 

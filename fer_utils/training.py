@@ -292,11 +292,12 @@ def compile_for_training(
 ) -> None:
     """Compile with the specification's loss and metrics; `steps_per_execution` helps where a step takes milliseconds.
 
-    XLA only where a GPU is: on a CPU Keras' `jit_compile="auto"` switches it on too, and its convolutions are several
-    times slower there than oneDNN's.
+    It is 1 where several devices share a batch: `fit` of Keras 3 (3.13, 3.15) fails there with more ("You must feed a value
+    for placeholder tensor"). XLA only where a GPU is: on a CPU Keras' `jit_compile="auto"` switches it on too, and its
+    convolutions are several times slower there than oneDNN's.
     """
-    # Slots that came into being while Keras traces the step would have it traced a second time.
-    optimizer.build(model.trainable_variables)
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        steps_per_execution = 1
     model.compile(
         optimizer=optimizer,
         loss=cross_entropy,
@@ -304,6 +305,9 @@ def compile_for_training(
         jit_compile="auto" if devices.has_gpu() else False,
         steps_per_execution=steps_per_execution,
     )
+    # Now, since slots that came into being while Keras traces the step would have it traced a second time. Of the compiled
+    # optimiser: under mixed precision that is a wrapper around the one given, with variables of its own.
+    model.optimizer.build(model.trainable_variables)
 
 
 def fit(
