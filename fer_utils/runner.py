@@ -192,6 +192,7 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
             str(executed),
             parameters=values,
             kernel_name="python3",
+            start_timeout=300,  # seconds; a busy machine needs more than the default of 60
             cwd=str(root),
             progress_bar={"desc": f"{STAGES[stage]} cells", "leave": True},
             stdout_file=sys.stdout if verbose else None,

@@ -216,6 +216,22 @@ class _TakeOrder(keras.callbacks.Callback):
         self.batches.begin_epoch(epoch)
 
 
+class _OneStatistic(keras.callbacks.Callback):
+    """Where several devices share a batch, averages what BatchNormalization has seen over them before VAL is scored.
+
+    Keras 3 creates its moving statistics without an aggregation, so that each device keeps its own, of its own part of
+    the batches. VAL would be scored with all of them, and a saved model would hold the first device's alone.
+    """
+
+    def on_test_begin(self, logs=None) -> None:
+        strategy = self.model.distribute_strategy
+        if strategy.num_replicas_in_sync == 1:
+            return
+        for variable in self.model.non_trainable_variables:
+            if keras.backend.is_float_dtype(variable.dtype):
+                variable.assign(strategy.reduce(tf.distribute.ReduceOp.MEAN, variable.value, axis=None))
+
+
 class _RecordRates(keras.callbacks.Callback):
     """Puts into the history what the epoch was trained with, and how long it took."""
 
@@ -324,8 +340,9 @@ def fit(
 
     Epochs count on from `first_epoch` (0 for phase 1); the history's `epoch` is the number of epochs finished, 1 the
     first. With a checkpoint, training goes on from the last epoch that an earlier process finished, to the same history.
-    Raises FloatingPointError where the loss is no number any more.
+    Raises FloatingPointError where the loss is no number any more, ValueError for a batch that devices cannot share evenly.
     """
+    _share_evenly(train, val, model.distribute_strategy.num_replicas_in_sync)
     done = first_epoch + (checkpoint.resume(callbacks) if checkpoint else 0)
     rows = list(checkpoint.rows) if checkpoint else []
     history = model.fit(
@@ -336,6 +353,7 @@ def fit(
         shuffle=False,  # else Keras shuffles the batches once more, by a stream of its own
         callbacks=[
             _TakeOrder(train),
+            _OneStatistic(),
             _RecordRates(),
             *callbacks,
             keras.callbacks.TerminateOnNaN(),
@@ -352,6 +370,22 @@ def fit(
             f"{phase}: the loss is no number in epoch {table['epoch'].iloc[-1]}: lower learning_rate"
         )
     return table[[*HISTORY_FIRST, *(name for name in table if name not in HISTORY_FIRST)]]
+
+
+def _share_evenly(train: Batches, val: Batches, devices_in_sync: int) -> None:
+    """Have the first batch of TRAIN and of VAL fall into parts of one size, a part a device.
+
+    `fit` of Keras 3 (3.13, 3.15) builds a model on the mean of the parts of its first batch, which ends in "Inputs to operation
+    AddN must have the same size" where they differ. VAL's batches may have any size; TRAIN's are the user's.
+    """
+    first = min(train.batch_size, len(train.labels))
+    if first % devices_in_sync:
+        raise ValueError(
+            f"the first batch has {first} images, which {devices_in_sync} devices cannot share evenly: set batch_size to a "
+            f"multiple of {devices_in_sync} that is at most {len(train.labels)}, or strategy to 'none'"
+        )
+    val_first = min(val.batch_size, len(val.labels))
+    val.batch_size = max(val_first - val_first % devices_in_sync, 1)
 
 
 def predict(model: keras.Model, inputs, batch_size: int = PREDICT_BATCH) -> np.ndarray:
