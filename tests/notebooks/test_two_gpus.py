@@ -70,8 +70,7 @@ def test_both_phases_take_what_two_t4_would_take(runs):
 
 
 def test_after_a_kill_in_mid_training_it_goes_on_to_the_same_scores_and_weights(runs):
-    whole, killed = runs
-    assert "going on after 1 finished epochs" in (killed.notebooks / "04_fine_tune.ipynb").read_text()
+    assert "going on after 1 finished epochs" in (runs[1].notebooks / "04_fine_tune.ipynb").read_text()
     histories = [pd.read_csv(folders.history_fine_tune).drop(columns="seconds") for folders in runs]
     pd.testing.assert_frame_equal(*histories, rtol=1e-5)
     models = [keras.saving.load_model(folders.model, compile=False).get_weights() for folders in runs]
