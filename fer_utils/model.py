@@ -1,5 +1,6 @@
 """The network: ResNet50, its head, and which of its layers train."""
 
+import re
 import warnings
 from collections.abc import Callable
 
@@ -55,14 +56,15 @@ def _head(features):
 def load_backbone(image_size: int, weights: str) -> keras.Model:
     """ResNet50 without top, frozen, its weights from `weights`.
 
-    `imagenet` and paths are what fer_utils.weights.load takes, which also says what it raises; `none` leaves random ones
-    and warns.
+    `imagenet` and paths are what fer_utils.weights.load takes, which also says what it raises; `none` leaves random ones,
+    every residual block as its shortcut alone, and warns.
     """
     backbone = keras.applications.ResNet50(
         include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=BACKBONE
     )
     backbone.trainable = False
     if weights == "none":
+        _silence_residual_branches(backbone)
         warnings.warn(
             "weights is 'none': the backbone is random. Its frozen layers stay random for good, so phase 1 trains a head "
             "on features that mean nothing, and only what phase 2 unfreezes can learn. Fit for trying the code, not for scores.",
@@ -71,6 +73,17 @@ def load_backbone(image_size: int, weights: str) -> keras.Model:
     else:
         weights_files.load(backbone, weights)
     return backbone
+
+
+def _silence_residual_branches(backbone: keras.Model) -> None:
+    """Zero the scale of each residual block's last BatchNormalization: every block starts as its shortcut alone.
+
+    He et al. 2019 (arXiv:1812.01187, section 3.1): the network starts as a shallower one, which trains more easily. It
+    also keeps what a random backbone computes within float16.
+    """
+    for layer in backbone.layers:
+        if re.fullmatch(r"conv\d_block\d_3_bn", layer.name):
+            layer.gamma.assign(np.zeros(layer.gamma.shape))
 
 
 def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
