@@ -171,6 +171,23 @@ class AdamW(_OneKernel, keras.optimizers.AdamW):
         return {**super().get_config(), "weight_decay": float(self.weight_decay.numpy())}
 
 
+@keras.saving.register_keras_serializable("fer_utils")
+class LossScale(keras.optimizers.LossScaleOptimizer):
+    """Keras' loss scaling for mixed_float16, which skips a step where the gradients of any device overflow.
+
+    Keras (3.13, 3.15) asks the first device alone, before gradients are summed over devices, so that another device's
+    infinite gradients reach the weights.
+    """
+
+    def check_finite(self, grads):
+        finite = super().check_finite(grads)
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            return finite
+        n_finite = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(finite, tf.float32))
+        return tf.equal(n_finite, replica.num_replicas_in_sync)
+
+
 class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
     """When the learning rate has dropped, multiply the weight decay by `factor`, up to `cap`.
 
@@ -309,17 +326,17 @@ def compile_for_training(
     """Compile with the specification's loss and metrics; `steps_per_execution` helps where a step takes milliseconds.
 
     It is 1 where several devices share a batch: `fit` of Keras 3 (3.13, 3.15) fails there with more ("You must feed a value
-    for placeholder tensor"). XLA only where a GPU is: on a CPU Keras' `jit_compile="auto"` switches it on too, and its
-    convolutions are several times slower there than oneDNN's.
+    for placeholder tensor"). XLA only on a single GPU: on a CPU Keras' `jit_compile="auto"` switches it on too, and its
+    convolutions are several times slower there than oneDNN's; over several GPUs it fails in mixed precision
+    (github.com/keras-team/keras/issues/21366).
     """
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        steps_per_execution = 1
+    is_shared = tf.distribute.get_strategy().num_replicas_in_sync > 1
     model.compile(
-        optimizer=optimizer,
+        optimizer=LossScale(optimizer) if model.dtype_policy.name == "mixed_float16" else optimizer,
         loss=cross_entropy,
         metrics=[Accuracy(name="accuracy"), MacroScores()],
-        jit_compile="auto" if devices.has_gpu() else False,
-        steps_per_execution=steps_per_execution,
+        jit_compile="auto" if devices.has_gpu() and not is_shared else False,
+        steps_per_execution=1 if is_shared else steps_per_execution,
     )
     # Now, since slots that came into being while Keras traces the step would have it traced a second time. Of the compiled
     # optimiser: under mixed precision that is a wrapper around the one given, with variables of its own.

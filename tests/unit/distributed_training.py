@@ -4,7 +4,8 @@ The model is the specification's head on fixed features; what is under test is h
 TRAIN's labels are soft and the weights are averaged, so that what those need spreads too.
 
 `distributed_training.py --stopped FOLDER` trains on two devices in mixed precision, BatchNormalization included, once in one
-go and once with a stop in the middle, and prints both histories and the last VAL loss as the model itself gives it.
+go and once with a stop in the middle, and prints both histories and the last VAL loss as the model itself gives it. Then it
+trains on pictures whose gradients overflow float16 on the second device alone.
 """
 
 import json
@@ -36,7 +37,7 @@ def stopped(folder: Path) -> dict:
     features, labels = random.normal(size=(SAMPLES, 12)).astype(np.float32), random.integers(0, 7, SAMPLES)
     val = features[:49], labels[:49].astype(np.int32)  # an odd number: the last of its batches is of one picture
 
-    def train(file: str, epochs: int) -> tuple[keras.Model, list]:
+    def train(file: str, epochs: int, features=features, seed=3) -> tuple[keras.Model, list]:
         keras.utils.set_random_seed(1)
         with devices.scope(devices.choose_strategy("mirrored")):
             layers = [
@@ -47,7 +48,7 @@ def stopped(folder: Path) -> dict:
             ]
             model = keras.Sequential([keras.Input((12,)), *layers])
             training.compile_for_training(model, training.make_optimizer("adamw", 0.01, 0.1), training.HEAD_STEPS)
-        train = training.Batches(features, labels.astype(np.int32), BATCH, seed=3)
+        train = training.Batches(features, labels.astype(np.int32), BATCH, seed)
         checkpoint = TrainingCheckpoint(folder / file, "key")
         history = training.fit(model, train, training.Batches(*val, 256), "test", 0, epochs, (), checkpoint)
         return model, history[["loss", "val_loss", "val_accuracy"]].to_numpy().tolist()
@@ -56,7 +57,10 @@ def stopped(folder: Path) -> dict:
     model, resumed = train("stopped.npz", EPOCHS)
     answers = training.predict(model, val[0])
     itself = -np.log(answers[np.arange(len(answers)), val[1]]).mean()
-    return {"whole": train("whole.npz", EPOCHS)[1], "resumed": resumed, "itself": float(itself)}
+    second = np.arange(SAMPLES) % BATCH >= BATCH // 2  # in order, these rows of a batch go to the second device
+    _, overflowing = train("large.npz", 1, np.where(second[:, None], 300 * features, features), seed=None)
+    whole = train("whole.npz", EPOCHS)[1]
+    return {"whole": whole, "resumed": resumed, "itself": float(itself), "overflowing": overflowing}
 
 
 def main(strategy: str, n_devices: int, precision: str) -> dict:
