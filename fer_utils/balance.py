@@ -102,7 +102,8 @@ def write_balanced(
 ) -> None:
     """Write every planned image below `folder`; `plan["path"]` is relative to `read_from`.
 
-    Originals are copied byte for byte, augmented copies written as PNG by `workers` processes (0: one a core).
+    Originals are copied byte for byte, augmented copies written as PNG by `workers` processes. 0 workers: one a core, or
+    this process alone where there is little to do.
     """
     for label in CLASSES:
         (folder / label).mkdir(parents=True, exist_ok=True)
@@ -112,8 +113,8 @@ def write_balanced(
     jobs = [
         (path, int(copy), read_from, folder, seed) for path, copy in zip(copies["path"], copies["copy"], strict=True)
     ]
-    workers = workers or os.cpu_count() or 1
-    if workers == 1 or len(jobs) < _POOL_PAYS_FROM:
+    workers = workers or (os.cpu_count() or 1 if len(jobs) >= _POOL_PAYS_FROM else 1)
+    if workers == 1:
         for job in progress(jobs):
             _write_augmented(job)
         return

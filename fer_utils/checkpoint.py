@@ -66,7 +66,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs=None) -> None:
         if not self._found:
             return
-        self.model.optimizer.build(self.model.trainable_variables)
+        if not self.model.optimizer.built:  # building twice would give mixed precision's wrapper its variables twice
+            self.model.optimizer.build(self.model.trainable_variables)
         _assign(self.model.variables, self._found, "model", self.path)
         _assign(self.model.optimizer.variables, self._found, "optimizer", self.path)
         remembered = json.loads(str(self._found["state"]))["callbacks"]

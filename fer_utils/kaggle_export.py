@@ -28,6 +28,9 @@ MAX_BYTES = 900_000  # Kaggle takes 1,000,000 of a notebook's source
 MACHINE = "NvidiaTeslaT4"  # as Kaggle's client spells the machine with T4 GPUs
 WEIGHTS = "keras/resnet50"  # the dataset in which Keras publishes ResNet50's ImageNet weights on Kaggle
 NEEDS_WEIGHTS = ("train_head", "fine_tune")
+# Takes the variables of the stage before away. `%reset` would take `__main__.__spec__` too, and without it no pool of
+# spawned processes starts.
+_FORGET = "%reset_selective -f ."
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date: one source gives one hash
 
 _UNPACK = '''\
@@ -145,7 +148,7 @@ def _all_stages(values: Mapping[str, Mapping[str, Any]], package: NotebookNode) 
         own[0].source = f'<a id="{stage}"></a>\n\n{own[0].source}'
         _parameters_cell(own).metadata["tags"] = [f"parameters-{stage}"]  # papermill knows one `parameters` cell only
         if joined[-1] is not package:
-            joined.append(new_code_cell("%reset -f"))
+            joined.append(new_code_cell(_FORGET))
         joined += own
     end = '<a id="results"></a>\n\n# Results\n\nFew files in the output: what is looked at first, and one zip of the rest.'
     return [*joined, new_markdown_cell(end), new_code_cell(_code("handover.deliver(folders)", "handover"))]

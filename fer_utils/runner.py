@@ -71,8 +71,8 @@ def _check_inputs(
 
 
 def check_phases_agree(values: Mapping[str, Mapping]) -> None:
-    """Raise ParameterError where 04 would go on from another network than 03's."""
-    for name in ("weights", "image_size"):
+    """Raise ParameterError where 04 would go on from another network than 03's, or with other kernels."""
+    for name in ("weights", "image_size", "deterministic"):
         if values["train_head"][name] != values["fine_tune"][name]:
             raise ParameterError(f"{name} differs between train_head and fine_tune: set common.{name}")
 
@@ -172,6 +172,7 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
                 str(executed),
                 parameters=values,
                 kernel_name="python3",
+                start_timeout=300,  # seconds; a busy machine needs more than the default of 60
                 cwd=str(root),
                 progress_bar=False,
                 stdout_file=status.output if verbose else None,

@@ -178,6 +178,23 @@ class AdamW(_OneKernel, keras.optimizers.AdamW):
         return {**super().get_config(), "weight_decay": float(self.weight_decay.numpy())}
 
 
+@keras.saving.register_keras_serializable("fer_utils")
+class LossScale(keras.optimizers.LossScaleOptimizer):
+    """Keras' loss scaling for mixed_float16, which skips a step where the gradients of any device overflow.
+
+    Keras (3.13, 3.15) asks the first device alone, before gradients are summed over devices, so that another device's
+    infinite gradients reach the weights.
+    """
+
+    def check_finite(self, grads):
+        finite = super().check_finite(grads)
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            return finite
+        n_finite = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(finite, tf.float32))
+        return tf.equal(n_finite, replica.num_replicas_in_sync)
+
+
 class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
     """When the learning rate has dropped, multiply the weight decay by `factor`, up to `cap`.
 
@@ -221,6 +238,22 @@ class _TakeOrder(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         self.batches.begin_epoch(epoch)
+
+
+class _OneStatistic(keras.callbacks.Callback):
+    """Where several devices share a batch, averages what BatchNormalization has seen over them before VAL is scored.
+
+    Keras 3 creates its moving statistics without an aggregation, so that each device keeps its own, of its own part of
+    the batches. VAL would be scored with all of them, and a saved model would hold the first device's alone.
+    """
+
+    def on_test_begin(self, logs=None) -> None:
+        strategy = self.model.distribute_strategy
+        if strategy.num_replicas_in_sync == 1:
+            return
+        for variable in self.model.non_trainable_variables:
+            if keras.backend.is_float_dtype(variable.dtype):
+                variable.assign(strategy.reduce(tf.distribute.ReduceOp.MEAN, variable.value, axis=None))
 
 
 class _RecordRates(keras.callbacks.Callback):
@@ -316,18 +349,22 @@ def compile_for_training(
 ) -> None:
     """Compile with the specification's loss and metrics; `steps_per_execution` helps where a step takes milliseconds.
 
-    XLA only where a GPU is: on a CPU Keras' `jit_compile="auto"` switches it on too, and its convolutions are several
-    times slower there than oneDNN's.
+    It is 1 where several devices share a batch: `fit` of Keras 3 (3.13, 3.15) fails there with more ("You must feed a value
+    for placeholder tensor"). XLA only on a single GPU: on a CPU Keras' `jit_compile="auto"` switches it on too, and its
+    convolutions are several times slower there than oneDNN's; over several GPUs it fails in mixed precision
+    (github.com/keras-team/keras/issues/21366).
     """
-    # Slots that came into being while Keras traces the step would have it traced a second time.
-    optimizer.build(model.trainable_variables)
+    is_shared = tf.distribute.get_strategy().num_replicas_in_sync > 1
     model.compile(
-        optimizer=optimizer,
+        optimizer=LossScale(optimizer) if model.dtype_policy.name == "mixed_float16" else optimizer,
         loss=cross_entropy,
         metrics=[Accuracy(name="accuracy"), MacroScores()],
-        jit_compile="auto" if devices.has_gpu() else False,
-        steps_per_execution=steps_per_execution,
+        jit_compile="auto" if devices.has_gpu() and not is_shared else False,
+        steps_per_execution=1 if is_shared else steps_per_execution,
     )
+    # Now, since slots that came into being while Keras traces the step would have it traced a second time. Of the compiled
+    # optimiser: under mixed precision that is a wrapper around the one given, with variables of its own.
+    model.optimizer.build(model.trainable_variables)
 
 
 def fit(
@@ -344,8 +381,9 @@ def fit(
 
     Epochs count on from `first_epoch` (0 for phase 1); the history's `epoch` is the number of epochs finished, 1 the
     first. With a checkpoint, training goes on from the last epoch that an earlier process finished, to the same history.
-    Raises FloatingPointError where the loss is no number any more.
+    Raises FloatingPointError where the loss is no number any more, ValueError for a batch that devices cannot share evenly.
     """
+    _share_evenly(train, val, model.distribute_strategy.num_replicas_in_sync)
     done = first_epoch + (checkpoint.resume(callbacks) if checkpoint else 0)
     rows = list(checkpoint.rows) if checkpoint else []
     history = model.fit(
@@ -356,6 +394,7 @@ def fit(
         shuffle=False,  # else Keras shuffles the batches once more, by a stream of its own
         callbacks=[
             _TakeOrder(train),
+            _OneStatistic(),
             _RecordRates(),
             *callbacks,
             keras.callbacks.TerminateOnNaN(),
@@ -372,6 +411,22 @@ def fit(
             f"{phase}: the loss is no number in epoch {table['epoch'].iloc[-1]}: lower learning_rate"
         )
     return table[[*HISTORY_FIRST, *(name for name in table if name not in HISTORY_FIRST)]]
+
+
+def _share_evenly(train: Batches, val: Batches, devices_in_sync: int) -> None:
+    """Have the first batch of TRAIN and of VAL fall into parts of one size, a part a device.
+
+    `fit` of Keras 3 (3.13, 3.15) builds a model on the mean of the parts of its first batch, which ends in "Inputs to operation
+    AddN must have the same size" where they differ. VAL's batches may have any size; TRAIN's are the user's.
+    """
+    first = min(train.batch_size, len(train.labels))
+    if first % devices_in_sync:
+        raise ValueError(
+            f"the first batch has {first} images, which {devices_in_sync} devices cannot share evenly: set batch_size to a "
+            f"multiple of {devices_in_sync} that is at most {len(train.labels)}, or strategy to 'none'"
+        )
+    val_first = min(val.batch_size, len(val.labels))
+    val.batch_size = max(val_first - val_first % devices_in_sync, 1)
 
 
 def predict(model: keras.Model, inputs, batch_size: int = PREDICT_BATCH) -> np.ndarray:

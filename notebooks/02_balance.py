@@ -33,7 +33,7 @@ seed: int = 42  # >= 0; every random choice follows from it
 target: int = 7000  # >= 0; specification: images that a smaller class is filled up to
 target_disgust: int = 1200  # >= 0; specification: the same for disgust
 max_per_class: int = 9000  # >= 1; specification: larger classes are thinned to it
-workers: int = 0  # >= 0; processes that augment, 0: one a core
+workers: int = 0  # >= 0; processes that augment, 0: one a core where there is enough to do
 
 # %% [markdown]
 # ## Setup

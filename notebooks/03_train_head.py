@@ -36,8 +36,9 @@ limit_per_class: int = 0  # >= 0; images of each class that train and validate, 
 cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
 cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
 cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
-strategy: str = "auto"  # auto | none | mirrored; auto: mirrored where there are several GPUs
+strategy: str = "auto"  # auto | none | mirrored; auto: mirrored over several GPUs where a step has work for them
 precision: str = "auto"  # auto | float32 | mixed_float16; auto: mixed on GPUs with tensor cores
+deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
 epochs: int = 10  # >= 1; specification
 learning_rate: float = 5e-4  # > 0; specification, Adam
 time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
@@ -57,8 +58,8 @@ import pandas as pd
 stage = stages.begin("train_head", globals())
 folders = stage.folders
 stage.require(folders.balanced, folders.manifest, folders.split("TRAIN_BALANCED"), folders.split("VAL"))
-devices.make_reproducible(seed)
-print(f"computing on {devices.describe()} in {devices.choose_precision(precision)}")
+kernels = "deterministic" if devices.make_reproducible(seed, deterministic) else "default"
+print(f"computing on {devices.describe()} in {devices.choose_precision(precision)} with {kernels} kernels")
 
 # %% [markdown]
 # ## Load
@@ -90,6 +91,7 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %%
 cache_folder = paths.cache_folder(cache_dir, outputs_dir)
+print(f"{replicas.num_replicas_in_sync if replicas else 1} devices share each batch")
 plan = activations.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder)
 print(plan)
 with devices.scope(replicas):

@@ -37,8 +37,9 @@ limit_per_class: int = 0  # >= 0; images of each class that train and validate, 
 cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
 cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
 cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
-strategy: str = "auto"  # auto | none | mirrored; auto: mirrored where there are several GPUs
+strategy: str = "auto"  # auto | none | mirrored; auto: mirrored over several GPUs where a step has work for them
 precision: str = "auto"  # auto | float32 | mixed_float16; auto: mixed on GPUs with tensor cores
+deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
 epochs: int = 20  # >= 1; specification: further epochs, counted on from phase 1
 unfreeze_top: int = 50  # >= 0; specification: layers of the backbone that train
 batch_norm: str = "frozen"  # frozen | trained; specification is frozen; trained suits random weights
@@ -77,8 +78,8 @@ import pandas as pd
 stage = stages.begin("fine_tune", globals())
 folders = stage.folders
 stage.require(folders.balanced, folders.manifest, folders.split("VAL"), folders.head_weights, folders.history_head)
-devices.make_reproducible(seed)
-print(f"computing on {devices.describe()} in {devices.choose_precision(precision)}")
+kernels = "deterministic" if devices.make_reproducible(seed, deterministic) else "default"
+print(f"computing on {devices.describe()} in {devices.choose_precision(precision)} with {kernels} kernels")
 
 # %% [markdown]
 # ## Load
@@ -99,7 +100,7 @@ print(f"{len(train):,} images to train on, {len(val):,} to validate on")
 # rely on.
 
 # %%
-replicas = devices.choose_strategy(strategy)
+replicas = devices.choose_strategy(strategy, batch_size * image_size**2)
 with devices.scope(replicas):
     model = network.build(image_size, weights)
     _, head = frozen_prefix.split(model)
@@ -133,6 +134,7 @@ print(f"grey levels {shown.min():.0f} to {shown.max():.0f} of 255, the mean {sho
 
 # %%
 cache_folder = paths.cache_folder(cache_dir, outputs_dir)
+print(f"{replicas.num_replicas_in_sync if replicas else 1} devices share each batch")
 plan = activations.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder, changes.of_pictures)
 print(plan)
 with devices.scope(replicas):

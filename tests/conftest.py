@@ -1,12 +1,16 @@
-"""Small sources that several test files read."""
+"""Small sources and files that several test files read."""
 
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from fer_utils import demo
 from fer_utils.splits import EMOTION_DETECTION, FER2013
 
+import h5py
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -36,3 +40,39 @@ def real_data() -> dict[str, Path]:
     if missing:
         pytest.skip(f"no real data: {' and '.join(missing)} not found (FER_REAL_DATA names the folder with both)")
     return archives
+
+
+def _older_name(layer: str) -> str:
+    """The name that Keras before 2019 gave a layer of ResNet50."""
+    match = re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", layer)
+    if not match:
+        return {"conv1_conv": "conv1", "conv1_bn": "bn_conv1"}[layer]
+    stage, block, branch, part = match.groups()
+    where = f"{stage}{'abcdef'[int(block) - 1]}_branch{('1', '2a', '2b', '2c')[int(branch)]}"
+    return f"{'res' if part == 'conv' else 'bn'}{where}"
+
+
+@pytest.fixture(scope="session")
+def write_older_weights() -> Callable:
+    """Writes a ResNet50 without top as Keras did before 2019: write(model, path).
+
+    Other names, and another order: in a block the shortcut (branch1) came last. `keras-applications` 1.0.7 wrote them so.
+    """
+    words = {"kernel": "W", "bias": "b", "moving_mean": "running_mean", "moving_variance": "running_std"}
+
+    def write(model, path: Path) -> None:
+        layers = {_older_name(layer.name): layer for layer in model.layers if layer.weights}
+        order = sorted(layers, key=lambda name: (name[-6:] != "_conv1" and name != "conv1", name.endswith("branch1")))
+        with h5py.File(path, "w") as file:
+            file.attrs["layer_names"] = np.array([b"input_1", *(name.encode() for name in order)])
+            file.create_group("input_1").attrs["weight_names"] = np.array([], "S1")
+            for name in order:
+                group = file.create_group(name)
+                values = {
+                    f"{name}_{words.get(weight.name, weight.name)}:0": weight.numpy() for weight in layers[name].weights
+                }
+                group.attrs["weight_names"] = np.array([key.encode() for key in values])
+                for key, value in values.items():
+                    group.create_dataset(key, data=value)
+
+    return write

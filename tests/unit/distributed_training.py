@@ -2,14 +2,20 @@
 
 The model is the specification's head on fixed features; what is under test is how a batch spreads, not what learns.
 TRAIN's labels are soft and the weights are averaged, so that what those need spreads too.
+
+`distributed_training.py --stopped FOLDER` trains on two devices in mixed precision, BatchNormalization included, once in one
+go and once with a stop in the middle, and prints both histories and the last VAL loss as the model itself gives it. Then it
+trains on pictures whose gradients overflow float16 on the second device alone.
 """
 
 import json
 import sys
+from pathlib import Path
 
 from fer_utils import devices, training
 from fer_utils.augmentation import Changes
 from fer_utils.averaging import WeightAveraging
+from fer_utils.checkpoint import TrainingCheckpoint
 
 import keras
 import numpy as np
@@ -18,10 +24,48 @@ import tensorflow as tf
 SAMPLES, BATCH, EPOCHS = 70, 16, 3  # the last batch is not full
 
 
+def make_devices(n_devices: int) -> None:
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n_devices)
+
+
+def stopped(folder: Path) -> dict:
+    make_devices(2)
+    devices.choose_precision("mixed_float16")
+    devices.make_reproducible(1, "yes")
+    random = np.random.default_rng(2)
+    features, labels = random.normal(size=(SAMPLES, 12)).astype(np.float32), random.integers(0, 7, SAMPLES)
+    val = features[:49], labels[:49].astype(np.int32)  # an odd number: the last of its batches is of one picture
+
+    def train(file: str, epochs: int, features=features, seed=3) -> tuple[keras.Model, list]:
+        keras.utils.set_random_seed(1)
+        with devices.scope(devices.choose_strategy("mirrored")):
+            layers = [
+                keras.layers.Dense(16, activation="relu"),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dropout(0.4),
+                keras.layers.Dense(7, activation="softmax", dtype="float32"),
+            ]
+            model = keras.Sequential([keras.Input((12,)), *layers])
+            training.compile_for_training(model, training.make_optimizer("adamw", 0.01, 0.1), training.HEAD_STEPS)
+        train = training.Batches(features, labels.astype(np.int32), BATCH, seed)
+        checkpoint = TrainingCheckpoint(folder / file, "key")
+        history = training.fit(model, train, training.Batches(*val, 256), "test", 0, epochs, (), checkpoint)
+        return model, history[["loss", "val_loss", "val_accuracy"]].to_numpy().tolist()
+
+    train("stopped.npz", EPOCHS - 1)
+    model, resumed = train("stopped.npz", EPOCHS)
+    answers = training.predict(model, val[0])
+    itself = -np.log(answers[np.arange(len(answers)), val[1]]).mean()
+    second = np.arange(SAMPLES) % BATCH >= BATCH // 2  # in order, these rows of a batch go to the second device
+    _, overflowing = train("large.npz", 1, np.where(second[:, None], 300 * features, features), seed=None)
+    whole = train("whole.npz", EPOCHS)[1]
+    return {"whole": whole, "resumed": resumed, "itself": float(itself), "overflowing": overflowing}
+
+
 def main(strategy: str, n_devices: int, precision: str) -> dict:
     if n_devices > 1:
-        (cpu,) = tf.config.list_physical_devices("CPU")
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n_devices)
+        make_devices(n_devices)
     replicas = devices.choose_strategy(strategy)
     devices.choose_precision(precision)
     keras.utils.set_random_seed(1)
@@ -49,4 +93,7 @@ def main(strategy: str, n_devices: int, precision: str) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), sys.argv[3])))
+    if sys.argv[1] == "--stopped":
+        print(json.dumps(stopped(Path(sys.argv[2]))))
+    else:
+        print(json.dumps(main(sys.argv[1], int(sys.argv[2]), sys.argv[3])))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fer_utils import frozen_prefix, training
 from fer_utils import model as network
-from fer_utils.model import WeightsError
+from fer_utils.weights import WeightsError
 
 import h5py
 import keras
@@ -262,7 +262,7 @@ def test_a_file_that_ends_early_is_refused_by_name(files, tmp_path, layout, shar
 def test_a_file_with_the_top_is_refused_with_the_advice_to_take_notop(files, tmp_path):
     path = _altered(files["older"], tmp_path)
     with h5py.File(path, "r+") as file:
-        names = [network._text(name).encode() for name in file.attrs["layer_names"]]
+        names = [str(name).encode() for name in file.attrs["layer_names"]]
         file.attrs["layer_names"] = [*names, b"predictions"]
         file.create_group("predictions").attrs["weight_names"] = [b"kernel"]
     with pytest.raises(WeightsError, match=r"1 unknown \(such as \['predictions'\]\): take the `notop` file"):

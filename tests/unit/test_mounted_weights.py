@@ -3,7 +3,8 @@
 import hashlib
 
 from fer_utils import model as network
-from fer_utils.model import WeightsError
+from fer_utils import weights as weights_files
+from fer_utils.weights import WeightsError
 
 import h5py
 import keras
@@ -54,9 +55,55 @@ def test_keras_own_file_is_known_by_its_checksum(backbone, inputs, capsys, monke
     path = inputs / "any_name.h5"
     save(backbone, path)
     checksum = hashlib.md5(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(network, "_published_weights", lambda: ("https://host/x_notop.h5", checksum))
+    monkeypatch.setattr(weights_files, "_published", lambda: ("https://host/x_notop.h5", checksum))
     network.load_backbone(SIZE, "imagenet")
     assert f"weights from {path} (ImageNet's, as Keras publishes them)" in capsys.readouterr().out
+
+
+def _features(model: keras.Model) -> np.ndarray:
+    """Pooled features of two random pictures."""
+    pictures = np.random.default_rng(4).uniform(-120, 120, (2, SIZE, SIZE, 3)).astype(np.float32)
+    return np.array(model(pictures, training=False)).mean(axis=(1, 2))
+
+
+def test_one_set_of_weights_in_both_layouts_computes_the_same_features(
+    backbone, inputs, capsys, write_older_weights, monkeypatch
+):
+    # Two kernels of one shape, which loading by position would swap without an error.
+    swapped = [backbone.get_layer(f"conv2_block1_{branch}_conv").kernel.numpy() for branch in (0, 3)]
+    assert swapped[0].shape == swapped[1].shape and not np.array_equal(*swapped)
+    path = inputs / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    write_older_weights(backbone, path)
+    loaded = network.load_backbone(SIZE, "imagenet")
+    assert _features(loaded) == pytest.approx(_features(backbone), abs=1e-6)
+    said = capsys.readouterr().out
+    assert f"weights from {path} (NOT Keras' ImageNet file" in said and "layout of Keras before 2019" in said
+    monkeypatch.setattr(weights_files, "OLDER_MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    network.load_backbone(SIZE, str(path))
+    assert f"weights from {path}: the layout of Keras before 2019" in capsys.readouterr().out
+    network.load_backbone(SIZE, "imagenet")
+    assert f"weights from {path} (ImageNet's, as Keras published them before 2019" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda file: file["res2a_branch1"].move("res2a_branch1_W:0", "lost"),
+            "nothing for kernel of conv2_block1_0_conv",
+        ),
+        (lambda file: file.attrs.__setitem__("layer_names", file.attrs["layer_names"][:-1]), "1 missing"),
+    ],
+)
+def test_a_file_of_the_older_layout_is_never_loaded_in_part(backbone, inputs, write_older_weights, change, says):
+    path = inputs / "damaged_notop.h5"
+    write_older_weights(backbone, path)
+    with h5py.File(path, "r+") as file:
+        change(file)
+        if "lost" in file["res2a_branch1"]:
+            file["res2a_branch1"].attrs["weight_names"] = [b"res2a_branch1_b:0"]
+    with pytest.raises(WeightsError, match=says):
+        network.load_backbone(SIZE, str(path))
 
 
 def test_files_that_do_not_fit_are_named_when_nothing_else_is_left(backbone, inputs):

@@ -1,0 +1,78 @@
+"""03 and 04 as two T4 would run them, rehearsed on two logical CPU devices, and once more after a kill in mid-training."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from fer_utils import paths
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "merge_split.demo_images=350",
+    "balance.target=30",
+    "balance.target_disgust=20",
+    "balance.max_per_class=40",
+    "common.image_size=32",
+    "common.batch_size=8",
+    "common.limit_per_class=4",
+    "train_head.epochs=1",
+    "fine_tune.epochs=2",
+)
+# As the profile `strong` has them: every layer with its BatchNormalization, pictures that change, averaged weights.
+STRONG = (
+    "fine_tune.unfreeze_top=175",
+    "fine_tune.batch_norm=trained",
+    "fine_tune.augmentation=heavy",
+    "fine_tune.mixup=0.2",
+    "fine_tune.label_smoothing=0.1",
+    "fine_tune.schedule=cosine",
+    "fine_tune.warmup_epochs=0.5",
+    "fine_tune.weight_averaging=0.9",
+    "common.strategy=mirrored",  # so few pixels a step are too few for `auto`
+)
+
+
+def run(outputs: Path, stage: str, ipython: Path, **environment: str) -> None:
+    overrides = [part for text in (*SMALL, *STRONG) for part in ("-p", text)]
+    environment |= {"IPYTHONDIR": str(ipython), "TF_ENABLE_ONEDNN_OPTS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "run_all.py", "--params", "demo", "--outputs-dir", str(outputs), "--only", stage]
+    done = subprocess.run(
+        [*command, *overrides], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, two_gpus) -> tuple[paths.RunFolders, paths.RunFolders]:
+    """A run up to 04, and one that goes on from what a kill in mid-training would have left of it."""
+    folder = tmp_path_factory.mktemp("two_gpus")
+    whole, killed = folder / "whole", folder / "killed"
+    for stage in ("merge_split", "balance", "train_head"):
+        run(whole, stage, two_gpus)
+    shutil.copytree(whole, killed)
+    folders = tuple(paths.run_folders("demo", str(outputs), "") for outputs in (whole, killed))
+    run(whole, "fine_tune", two_gpus, FER_TEST_CHECKPOINT=str(folders[1].checkpoint("fine_tune")))
+    run(killed, "fine_tune", two_gpus)
+    return folders
+
+
+def test_both_phases_take_what_two_t4_would_take(runs):
+    for stage in ("03_train_head", "04_fine_tune"):
+        text = (runs[0].notebooks / f"{stage}.ipynb").read_text()
+        assert "computing on Tesla T4, Tesla T4 in mixed_float16 with deterministic kernels" in text
+        assert "2 devices share each batch" in text
+
+
+def test_after_a_kill_in_mid_training_it_goes_on_to_the_same_scores_and_weights(runs):
+    assert "going on after 1 finished epochs" in (runs[1].notebooks / "04_fine_tune.ipynb").read_text()
+    histories = [pd.read_csv(folders.history_fine_tune).drop(columns="seconds") for folders in runs]
+    pd.testing.assert_frame_equal(*histories, rtol=1e-5)
+    models = [keras.saving.load_model(folders.model, compile=False).get_weights() for folders in runs]
+    assert all(np.allclose(one, other, rtol=0, atol=1e-5) for one, other in zip(*models, strict=True))
