@@ -102,7 +102,7 @@ class TimeBudget(keras.callbacks.Callback):
         left = "" if self.deadline == float("inf") else f"; the budget leaves {in_words(max(0, self.deadline - now))}"
         shown = f"{1000 * step:,.0f}" if step >= 0.01 else f"{1000 * step:.2g}"
         announce(
-            f"{self.phase}: {shown} ms a step; without validation about {in_words(steps * step)} an epoch of {steps:,} "
+            f"{self.phase}: {shown} ms a step; without validation {in_words(steps * step)} an epoch of {steps:,} "
             f"steps, at most {in_words(epochs * steps * step)} for {epochs} epochs{left}",
             epochs * steps * step,
         )

@@ -10,6 +10,7 @@ import struct
 import termios
 import threading
 import time
+from pathlib import Path
 
 from fer_utils import progress, terminal
 from fer_utils.terminal import Status
@@ -141,13 +142,12 @@ def test_what_the_notebook_writes_comes_out_in_whole_lines(capsys):
 def test_it_follows_reports_while_they_are_written(capsys, monkeypatch):
     monkeypatch.setattr(terminal, "REFRESH", 0.01)
     monkeypatch.setattr(terminal, "LOG_EVERY", 0)
-    with Status("merge_split"):
-        with open(os.environ[progress.REPORTS], "a") as file:
-            text = json.dumps(report(7)) + "\n"
-            for part in (text[:9], text[9:]):  # half a line is no report yet
-                file.write(part)
-                file.flush()
-                time.sleep(0.1)
+    with Status("merge_split"), Path(os.environ[progress.REPORTS]).open("a") as file:
+        text = json.dumps(report(7)) + "\n"
+        for part in (text[:9], text[9:]):  # half a line is no report yet
+            file.write(part)
+            file.flush()
+            time.sleep(0.1)
     assert "reading images, 7 of 100 images\n" in capsys.readouterr().out
     assert progress.REPORTS not in os.environ
 
@@ -166,9 +166,12 @@ def screen(columns: int):
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    with io.TextIOWrapper(io.FileIO(slave, "w"), encoding="utf-8", write_through=True) as stream:
-        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-            yield text
+    with (
+        io.TextIOWrapper(io.FileIO(slave, "w"), encoding="utf-8", write_through=True) as stream,
+        contextlib.redirect_stdout(stream),
+        contextlib.redirect_stderr(stream),
+    ):
+        yield text
     reader.join()
     os.close(master)
     text.append(b"".join(seen).decode().replace("\r\n", "\n"))
@@ -196,7 +199,9 @@ def test_on_a_terminal_one_line_is_rewritten_and_gone_in_the_end(monkeypatch):
 
 def test_on_a_terminal_a_long_line_is_folded_between_words():
     with screen(80) as written:
-        terminal.say("evaluate (05_evaluate.py): run: " + "; ".join(f"parameter_{n} was {n}, is {n + 1}" for n in range(8)))
+        terminal.say(
+            "evaluate (05_evaluate.py): run: " + "; ".join(f"parameter_{n} was {n}, is {n + 1}" for n in range(8))
+        )
     lines = written[0].splitlines()
     assert len(lines) == 3 and max(map(len, lines)) <= 80
     assert all(line.startswith("  ") for line in lines[1:])
