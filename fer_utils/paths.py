@@ -99,6 +99,16 @@ class RunFolders:
         return self.run / "balanced.csv"
 
     @property
+    def trained_head(self) -> Path:
+        """The images of TRAIN that phase 1 trained on."""
+        return self.run / "trained_head.csv"
+
+    @property
+    def trained(self) -> Path:
+        """The images of TRAIN that the model was trained on, in either phase."""
+        return self.run / "trained.csv"
+
+    @property
     def head_weights(self) -> Path:
         return self.run / "head.weights.h5"
 

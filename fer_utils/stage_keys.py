@@ -35,6 +35,7 @@ INPUTS = {
         "images/TRAIN_BALANCED": "balance",
         "head.weights.h5": "train_head",
         "history_head.csv": "train_head",
+        "trained_head.csv": "train_head",
     },
     "evaluate": {
         "manifest.csv": "merge_split",
@@ -42,6 +43,7 @@ INPUTS = {
         "images/VAL": "merge_split",
         "images/TEST": "merge_split",
         "model.keras": "fine_tune",
+        "trained.csv": "fine_tune",
     },
 }
 

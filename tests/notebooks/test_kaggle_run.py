@@ -21,16 +21,18 @@ from fer_utils.parameters import STAGES
 import keras
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA, WEIGHTS = ROOT.parent / "shared/data", ROOT.parent / "shared/weights/resnet50_fer2013_notop.h5"
 KAGGLE_PYTHON = os.environ.get("FER_KAGGLE_PYTHON", "")
 USER, SLUG = "jane", "fer-resnet50"
+LIMIT = 8  # images of each class that train and are scored
 SMALL = (
     "common.image_size=32",
     "common.batch_size=16",
-    "common.limit_per_class=8",
+    f"common.limit_per_class={LIMIT}",
     "common.epochs=1",
     "fine_tune.unfreeze_top=10",
     "balance.target=30",
@@ -128,6 +130,24 @@ def check_results(machine: Machine, notebook: nbformat.NotebookNode) -> None:
     assert not any(name.startswith("TRAIN") for name in names)
 
 
+def check_leak_counts(machine: Machine) -> None:
+    """Under `keep` what is said of TEST counts the images that trained: some of each class, of all that TRAIN holds."""
+    leakage = json.loads((machine.root / "working/metrics.json").read_text())["leakage"]
+    with zipfile.ZipFile(machine.root / "working/kaggle.zip") as packed:
+        split = json.loads(packed.read("run/leakage.json"))
+        tables = {
+            name: pd.read_csv(packed.open(f"run/{name}.csv"), keep_default_na=False)
+            for name in ("manifest", "balanced", "trained", "predictions_test")
+        }
+    manifest, trained = tables["manifest"].set_index("path"), set(tables["trained"]["train_path"])
+    assert leakage["policy"] == "keep"
+    assert split["test_images_in_train"] > leakage["test_images_seen_in_training"]
+    assert len(trained) <= LIMIT * len(CLASSES) < tables["balanced"]["train_path"].nunique()
+    seen = manifest["group"][tables["predictions_test"]["path"]].isin(set(manifest["group"][list(trained)]))
+    assert leakage["test_images_seen_in_training"] == seen.sum() < len(seen)
+    assert (tables["predictions_test"]["seen_in_training"].to_numpy() == seen.to_numpy()).all()
+
+
 @pytest.fixture(scope="module")
 def notop(tmp_path_factory) -> Path:
     """ResNet50 without top, random, as a file under another name than Keras'."""
@@ -157,6 +177,7 @@ def drawn_run(request, drawn, notop, tmp_path_factory) -> tuple[Machine, nbforma
 
 def test_all_stages_run_in_one_notebook_on_drawn_faces(drawn_run):
     check_results(*drawn_run)
+    check_leak_counts(drawn_run[0])
 
 
 def test_it_runs_the_embedded_package_and_says_which(drawn_run):
@@ -266,8 +287,7 @@ def test_all_stages_run_in_one_notebook_with_kaggles_versions(real_machine, real
     machine, _ = real_machine
     executed = machine.run(real_export / SLUG / f"{SLUG}.ipynb")
     check_results(machine, executed)
-    leakage = json.loads((machine.root / "working/metrics.json").read_text())["leakage"]
-    assert leakage["policy"] == "keep" and leakage["test_images_in_train"] > 0
+    check_leak_counts(machine)
 
 
 @real

@@ -34,7 +34,7 @@ def test_results_stand_side_by_side_with_intervals(two):
     one, _ = _read(*two)
     table = comparison.results(_read(*two))
     assert table.loc["VAL accuracy", "one"] == runs.with_interval(one.metrics["val"], "accuracy")
-    assert {"TEST macro_f1", "TEST images with a copy in TRAIN", "fine_tune: epochs", "state"} <= set(table.index)
+    assert {"TEST macro_f1", "TEST images seen in training", "fine_tune: epochs", "state"} <= set(table.index)
 
 
 def test_a_run_without_scores_has_dashes(two, fake_run):
@@ -86,6 +86,18 @@ def test_the_list_has_a_row_a_run_with_scores_and_state(two, fake_run, tmp_path)
     assert rows["one"]["TEST macro F1"] == runs.with_interval(one.metrics["test"], "macro_f1")
     assert rows["one"]["state"] == "done" and rows["one"]["leakage"] == "drop" and rows["one"]["profile"] == "demo"
     assert rows["third"]["state"] == "stopped before balance" and rows["third"]["TEST accuracy"] == ""
+
+
+def test_runs_of_an_earlier_version_are_listed_and_compared(two, tmp_path):
+    for fake in two:
+        metrics = files.read_json(fake.folders.metrics)
+        metrics["leakage"] = {"policy": "keep", "val_images_in_train": 7, "test_images_in_train": 7}
+        files.write_json(fake.folders.metrics, metrics)
+        for name in ("trained", "trained_head"):
+            getattr(fake.folders, name).unlink()
+    assert [row[0] for row in runs.list_rows(tmp_path / "outputs")] == ["one", "other"]
+    assert comparison.results(_read(*two)).loc["TEST images seen in training"].tolist() == ["–", "–"]
+    assert "is not on record" in comparison.write(_read(*two), tmp_path)[0].read_text()
 
 
 def test_an_unknown_run_is_an_error_that_lists_those_there(two, tmp_path):

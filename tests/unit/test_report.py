@@ -8,24 +8,24 @@ import pandas as pd
 import pytest
 
 
-def _predictions(n: int, in_train: int) -> pd.DataFrame:
+def _predictions(n: int, n_seen: int) -> pd.DataFrame:
     rng = np.random.default_rng(n)
     labels = [CLASSES[place] for place in rng.integers(0, 7, n)]
     usage = ["PublicTest", "PrivateTest"] * (n // 2)
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "label": labels, "usage": usage})
-    table["in_train"] = np.arange(n) < in_train
+    table["seen_in_training"] = np.arange(n) < n_seen
     return evaluation.prediction_table(table, rng.dirichlet(np.ones(7), n))
 
 
 @pytest.fixture
 def metrics() -> dict:
-    """Scores of 20 VAL and 40 TEST images, 3 of the latter with a copy in TRAIN."""
+    """Scores of 20 VAL and 40 TEST images, 3 of the latter seen in training."""
     val, test = _predictions(20, 0), _predictions(40, 3)
     found = {name: evaluation.scores_with_parts(of) for name, of in (("val", val), ("test", test))}
     temperature = evaluation.fit_temperature(val)
     scaled = {name: evaluation.scores_at(of, temperature) for name, of in (("val", val), ("test", test))}
     return found | {
-        "leakage": {"policy": "keep", "val_images_in_train": 0, "test_images_in_train": 3},
+        "leakage": {"policy": "keep", "val_images_seen_in_training": 0, "test_images_seen_in_training": 3},
         "temperature_scaling": {"temperature": temperature} | scaled,
     }
 
@@ -58,6 +58,16 @@ def test_calibration_before_and_after_scaling(metrics):
 def test_the_honesty_line_counts_what_was_seen_and_names_the_way_out(metrics):
     line = report.honesty_line(metrics)
     assert "3 of 40 TEST images" in line and "0 of 20 VAL images" in line and "params/clean.yaml" in line
-    metrics["leakage"]["test_images_in_train"] = 0
+    assert report.leak_note(metrics, "TEST").startswith("WARNING: the model was trained on copies of 3 of 40 pictures")
+    metrics["leakage"]["test_images_seen_in_training"] = 0
     assert "never saw" in report.honesty_line(metrics) and "WARNING" not in report.honesty_line(metrics)
-    assert report.leak_note(metrics, "TEST") == "no picture of it has a copy in TRAIN"
+    assert report.leak_note(metrics, "TEST") == "the model was trained on no copy of these pictures"
+
+
+def test_scores_of_an_earlier_version_say_that_they_counted_something_else(metrics):
+    metrics["leakage"] = {"policy": "keep", "val_images_in_train": 20, "test_images_in_train": 40}
+    assert report.seen_in_training(metrics, "TEST") is None
+    line = report.honesty_line(metrics)
+    assert line.startswith("WARNING") and "not on record" in line and "40" not in line
+    metrics["leakage"] = {"policy": "drop", "val_images_in_train": 0, "test_images_in_train": 0}
+    assert report.seen_in_training(metrics, "TEST") == 0 and "never saw" in report.honesty_line(metrics)

@@ -88,7 +88,7 @@ def test_a_dry_run_says_what_a_run_does_and_writes_nothing(fake_run, capsys):
     assert "merge_split (01_merge_split.py): skip" in said
     assert "balance (02_balance.py): run: seed was 42, is 7" in said
     assert "train_head (03_train_head.py): run: balanced.csv, images/TRAIN_BALANCED will be written again" in said
-    assert "evaluate (05_evaluate.py): run: model.keras will be written again" in said
+    assert "evaluate (05_evaluate.py): run: model.keras, trained.csv will be written again" in said
     assert sorted(run.folders.run.rglob("*")) == before
 
 
