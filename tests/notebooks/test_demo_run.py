@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fer_utils import images, paths, stages
+from fer_utils import images, paths, stage_keys, stages
 from fer_utils.classes import CLASSES
 from fer_utils.parameters import STAGES
 
@@ -58,6 +58,16 @@ def test_every_stage_leaves_its_record_and_its_notebook(folders):
         code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
         assert all(cell.execution_count for cell in code)
         assert any("injected-parameters" in cell.metadata.get("tags", []) for cell in code)
+
+
+def test_every_input_is_an_output_of_an_earlier_stage(folders):
+    records, names = stages.records(folders), list(STAGES)
+    for stage, inputs in stage_keys.INPUTS.items():
+        read = records[stage]["key"]["inputs"]
+        assert set(read) == set(inputs or paths.DATASETS)
+        for name, writer in inputs.items():
+            assert names.index(writer) < names.index(stage)
+            assert read[name] == records[writer]["outputs"][name]["digest"]
 
 
 def test_nothing_half_written_is_left(folders):
