@@ -135,7 +135,7 @@ def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Pa
                     pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"])
                 ),
                 parameters=[
-                    (stage, html_table(pd.DataFrame(values.items(), columns=["name", "value"])))
+                    (stage, html_table(pd.DataFrame(values.items(), columns=["name", "value"], dtype=str)))
                     for stage, values in metrics["run"]["params"].items()
                 ],
                 versions=html_table(pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"])),
@@ -151,5 +151,12 @@ class _Safe(str):
 
 
 def html_table(table: pd.DataFrame, index: bool = False) -> _Safe:
-    """A table as HTML, its text escaped, for a page of Jinja's."""
-    return _Safe(table.to_html(index=index, border=0, float_format="{:.4f}".format, escape=True))
+    """A table as HTML, its text escaped and its numbers `significant`, for a page of Jinja's."""
+    return _Safe(table.to_html(index=index, border=0, float_format=significant, escape=True))
+
+
+def significant(value: float) -> str:
+    """A number with four significant digits, one over 1,000 as a whole number: 0, 0.4670, 312.5, 12,346, 2.100e-38."""
+    if value == 0:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")

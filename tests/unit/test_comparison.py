@@ -58,6 +58,19 @@ def test_pictures_of_one_name_with_other_pixels_are_not_the_same_images(fake_run
     assert comparison.mcnemar_tests(runs_of) is None
 
 
+def test_a_p_of_nearly_nothing_is_not_shown_as_nothing(two, tmp_path, monkeypatch):
+    same = {"n": 7178, "only_first": 815, "only_second": 373, "p_value": 2.0996e-38}
+    monkeypatch.setattr(comparison.evaluation, "mcnemar", lambda one, two: same)
+    html = comparison.write(_read(*two), tmp_path)[0].read_text()
+    assert "<td>2.100e-38</td>" in html and "<td>0.0000</td>" not in html
+
+
+def test_a_loss_of_nearly_nothing_is_not_shown_as_nothing(two):
+    runs_of = _read(*two)
+    runs_of[0].metrics["test"]["loss"] = 0.00004321
+    assert comparison.results(runs_of).loc["TEST loss", "one"] == "4.321e-05"
+
+
 def test_the_page_stands_alone_and_the_sheet_holds_its_tables(two, tmp_path):
     page, sheet = comparison.write(_read(*two), tmp_path)
     html = page.read_text()

@@ -1,6 +1,6 @@
 """The tables and sentences that a report shows say what metrics.json holds."""
 
-from fer_utils import evaluation, report
+from fer_utils import evaluation, paths, report
 from fer_utils.classes import CLASSES
 
 import numpy as np
@@ -53,6 +53,36 @@ def test_calibration_before_and_after_scaling(metrics):
     assert table.loc[f"TEST at temperature {temperature:.2f}"].to_dict() == metrics["temperature_scaling"]["test"]
     assert table.loc["VAL", "loss"] == metrics["val"]["loss"]
     assert table.iloc[1]["loss"] <= table.iloc[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (8e-5, "8.000e-05"),
+        (2.0996e-38, "2.100e-38"),
+        (0.467, "0.4670"),
+        (0.00123456, "0.001235"),
+        (-1.23456, "-1.235"),
+        (312.5, "312.5"),
+        (999.99, "1000"),
+        (12345.6, "12,346"),
+        (0.0, "0"),
+    ],
+)
+def test_numbers_have_significant_digits(value, text):
+    assert report.significant(value) == text
+    assert f"<td>{text}</td>" in report.html_table(pd.DataFrame({"value": [value]}))
+
+
+def test_the_report_shows_parameters_as_they_are_written(metrics, tmp_path):
+    folders = paths.RunFolders(tmp_path, tmp_path / "images")
+    parameters = {"learning_rate": 8e-5, "epochs": 20, "seed": 123456, "optimizer": "adamw", "picture": ""}
+    metrics["per_class"] = {"test": [{"class": "sad", "f1": 0.00001234}]}
+    metrics["run"] = {"params": {"fine_tune": parameters}, "versions": {}, "seconds_per_stage": {"fine_tune": 4321.9}}
+    report.write_report(folders, metrics, [])
+    page = folders.report.read_text()
+    for value in ("8e-05", "20", "123456", "adamw", "1.234e-05", "4,322"):
+        assert f"<td>{value}</td>" in page
 
 
 def test_the_honesty_line_counts_what_was_seen_and_names_the_way_out(metrics):
