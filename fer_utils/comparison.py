@@ -71,10 +71,11 @@ def results(compared: Sequence[Run]) -> pd.DataFrame:
             column[f"{split} images"] = f"{of['n']:,}"
             for name in _SCORES:
                 has_interval = f"{name}_interval" in of
-                column[f"{split} {name}"] = runs.with_interval(of, name) if has_interval else f"{of[name]:.4f}"
-            column[f"{split} images with a copy in TRAIN"] = (
-                f"{run.metrics['leakage'][f'{split.lower()}_images_in_train']:,}"
-            )
+                column[f"{split} {name}"] = (
+                    runs.with_interval(of, name) if has_interval else report.significant(of[name])
+                )
+            seen = report.seen_in_training(run.metrics, split)
+            column[f"{split} images seen in training"] = "–" if seen is None else f"{seen:,}"
         for stage, record in run.records.items():
             figures = record["figures"]
             column |= {f"{stage}: {name}": str(figures[name]) for name in ("epochs", "ended by") if name in figures}

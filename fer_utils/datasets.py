@@ -49,6 +49,14 @@ def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
     return table.iloc[np.sort(np.concatenate(kept))].reset_index(drop=True)
 
 
+def originals(*tables: pd.DataFrame) -> pd.DataFrame:
+    """The images of TRAIN behind rows of balanced.csv: column train_path, each once, in order.
+
+    An augmented copy stands for the image that it was made from: who trains on it has seen that picture.
+    """
+    return pd.DataFrame({"train_path": sorted(set().union(*(table["train_path"] for table in tables)))})
+
+
 def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """Read a CSV that a stage wrote, empty cells as empty text; raise TornFile, naming it, where it is not whole."""
     try:

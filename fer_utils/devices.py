@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from functools import lru_cache
 
 import keras
 import tensorflow as tf
@@ -71,7 +72,13 @@ def choose_strategy(strategy: str, step_pixels: int = 0) -> tf.distribute.Strate
     if strategy == "none":
         return None
     kind = "GPU" if has_gpu() else "CPU"
-    return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
+    return _mirrored(tuple(device.name for device in tf.config.list_logical_devices(kind)))
+
+
+@lru_cache
+def _mirrored(names: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One strategy a process: 03 and 04 may share a kernel, and the exchanges of two strategies get mixed up there."""
+    return tf.distribute.MirroredStrategy(names)
 
 
 def scope(strategy: tf.distribute.Strategy | None) -> contextlib.AbstractContextManager:

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
 PROBABILITIES = tuple(f"p_{label}" for label in CLASSES)
-KEPT_COLUMNS = ("path", "label", "usage", "in_train", "label_conflict", "flags")
+KEPT_COLUMNS = ("path", "label", "usage", "seen_in_training", "label_conflict", "flags")
 RESAMPLES = 2000  # bootstrap: enough that an interval's ends move in the third digit only
 CALIBRATION_BINS = 15  # as Guo et al. 2017, "On Calibration of Modern Neural Networks"
 TEMPERATURES = (0.05, 20.0)  # the range searched
@@ -128,7 +128,8 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
 
 
 def scores_of_parts(predictions: pd.DataFrame) -> dict[str, dict]:
-    """The scores of the parts that can be told apart: public, private, and unseen, the images without a copy in TRAIN.
+    """The scores of the parts that can be told apart: public, private, and unseen, the images that training saw
+    no copy of.
 
     `unseen` is there only where it is a part: neither all images nor none.
     """
@@ -136,8 +137,8 @@ def scores_of_parts(predictions: pd.DataFrame) -> dict[str, dict]:
         "public": predictions[predictions["usage"] == "PublicTest"],
         "private": predictions[predictions["usage"] == "PrivateTest"],
     }
-    if predictions["in_train"].any():
-        found["unseen"] = predictions[~predictions["in_train"]]
+    if predictions["seen_in_training"].any():
+        found["unseen"] = predictions[~predictions["seen_in_training"]]
     return {part: scores(rows) for part, rows in found.items() if len(rows)}
 
 

@@ -41,9 +41,11 @@ def _explainer(model: keras.Model):
             tape.watch(maps)
             for layer in head:
                 x = layer(x, training=False)
+            x = tf.cast(x, last.kernel.dtype)  # float16 in a model trained in mixed precision
             score = tf.gather(tf.matmul(x, last.kernel) + last.bias, classes, batch_dims=1)
-        weights = tf.reduce_mean(tape.gradient(score, maps), axis=(1, 2), keepdims=True)
-        heat = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1))
+        gradient = tf.cast(tape.gradient(score, maps), tf.float32)
+        weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
+        heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1))
         return tf.math.divide_no_nan(heat, tf.reduce_max(heat, axis=(1, 2), keepdims=True))
 
     return explain

@@ -43,7 +43,28 @@ def audit(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 def shares_group_with(table: pd.DataFrame, *splits: str) -> pd.Series:
     """Whether an image's group also stands in one of `splits`: bool, on the table's index."""
-    return table["group"].isin(set(table.loc[table["split"].isin(splits), "group"]))
+    return _in_groups_of(table, table["split"].isin(splits))
+
+
+def seen_in_training(manifest: pd.DataFrame, trained: pd.Series) -> pd.Series:
+    """Whether the model has seen an image's picture: whether it trained on a copy of it. Bool, on the manifest's index.
+
+    trained: paths of the images of TRAIN that the model was trained on, as `datasets.originals` gives them. These are
+    fewer than TRAIN holds: 02 thins out large classes, and `limit_per_class` draws from what is left. Raises ValueError
+    for a path that is not an image of the manifest's TRAIN.
+    """
+    train = manifest.loc[manifest["split"] == "TRAIN", "path"]
+    unknown = trained[~trained.isin(train)]
+    if len(unknown):
+        raise ValueError(
+            f"the model was trained on {unknown.iloc[0]}, which manifest.csv does not list in TRAIN: run 02_balance and "
+            "the notebooks after it again"
+        )
+    return _in_groups_of(manifest, manifest["path"].isin(trained))
+
+
+def _in_groups_of(table: pd.DataFrame, rows: pd.Series) -> pd.Series:
+    return table["group"].isin(set(table.loc[rows, "group"]))
 
 
 def apply_policy(table: pd.DataFrame, policy: str, train_copies: str) -> pd.DataFrame:

@@ -255,14 +255,28 @@ def _nearest(name: Any, known: Sequence[str]) -> str:
 
 
 def choose_profile() -> tuple[str, str]:
-    """The profile that suits this machine, and why: (name, reason)."""
+    """The profile that suits this machine, and why: (name, reason).
+
+    Raises NotFoundHere where data/ holds something, but not both datasets: faces are drawn only where nobody brought any.
+    """
     if paths.on_kaggle():
         return "kaggle", "this is a Kaggle machine"
     if paths.has_datasets():
         if paths.has_gpu():
             return "gpu", "both datasets are in data/ and a GPU is here"
         return "cpu", "both datasets are in data/ and no GPU is here"
-    return "demo", "the two datasets are not in data/: drawn faces stand in for them"
+    if held := paths.held_data():
+        expected = "\n".join(
+            f"  {local}/ or {local}.zip: {'there' if {f'{local}/', f'{local}.zip'} & set(held) else 'not there'}; "
+            f"https://www.kaggle.com/datasets/{slug}"
+            for slug, local in paths.DATASETS.values()
+        )
+        raise paths.NotFoundHere(
+            f"{paths.project_root() / 'data'} holds {', '.join(held)}, but not both datasets. Expected there:\n{expected}\n"
+            "Rename what is there, or download what is not (`python run_all.py --download`). Or choose a profile: with "
+            "`--params demo` (in a notebook `profile = 'demo'`) drawn faces stand in"
+        )
+    return "demo", "data/ is empty: drawn faces stand in for the two datasets"
 
 
 def profile_path(name: str) -> Path:

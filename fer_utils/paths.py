@@ -99,6 +99,16 @@ class RunFolders:
         return self.run / "balanced.csv"
 
     @property
+    def trained_head(self) -> Path:
+        """The images of TRAIN that phase 1 trained on."""
+        return self.run / "trained_head.csv"
+
+    @property
+    def trained(self) -> Path:
+        """The images of TRAIN that the model was trained on, in either phase."""
+        return self.run / "trained.csv"
+
+    @property
     def head_weights(self) -> Path:
         return self.run / "head.weights.h5"
 
@@ -194,13 +204,21 @@ def find_dataset(name: str, given: str) -> Path:
     for found in (*mounted, data / local, data / f"{local}.zip"):
         if found.exists():
             return found
-    looked = mounts.describe(inputs) if on_kaggle() else f"looked for {data / local} and {data / local}.zip"
+    looked = f"looked for {data / local} and {data / local}.zip; data/ holds {', '.join(held_data()) or 'nothing'}"
+    looked = mounts.describe(inputs) if on_kaggle() else looked
     raise NotFoundHere(f"{name}: the dataset is not here; {looked}\n{_how_to_get(owner_slug, local)}")
 
 
 def mounted_weights() -> list[Path]:
     """The `.h5` files mounted on Kaggle, those called `notop` first."""
     return sorted(mounts.find_files(kaggle_root() / "input", ".h5"), key=lambda path: "notop" not in path.name.lower())
+
+
+def held_data() -> list[str]:
+    """What lies in the project's `data/`, by name, folders with a slash; without hidden files."""
+    data = project_root() / "data"
+    found = sorted(data.iterdir()) if data.is_dir() else []
+    return [f"{path.name}/" if path.is_dir() else path.name for path in found if not path.name.startswith(".")]
 
 
 def has_datasets() -> bool:

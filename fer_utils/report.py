@@ -75,25 +75,40 @@ def calibration_table(metrics: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def honesty_line(metrics: dict) -> str:
-    """One sentence that says how much of VAL and TEST was in TRAIN."""
+def seen_in_training(metrics: dict, split: str) -> int | None:
+    """How many scored images of VAL or TEST have a copy among the images that the model was trained on.
+
+    None for a run that was scored by an earlier version of this project: it counted the copies in TRAIN, of which a part
+    trains. Where it counted none, there is none.
+    """
     leakage = metrics["leakage"]
-    val, test = leakage["val_images_in_train"], leakage["test_images_in_train"]
+    counted = leakage.get(f"{split.lower()}_images_seen_in_training")
+    return 0 if counted is None and leakage.get(f"{split.lower()}_images_in_train") == 0 else counted
+
+
+def honesty_line(metrics: dict) -> str:
+    """One sentence that says how much of VAL and TEST the model has seen in training."""
+    val, test = (seen_in_training(metrics, split) for split in ("VAL", "TEST"))
+    if val is None or test is None:
+        return (
+            "WARNING: copies of VAL and TEST images are in TRAIN. How many of them the model was trained on is not on "
+            "record, since an earlier version of this project scored it: these scores measure memory as well as skill."
+        )
     if not val and not test:
-        return "No picture of VAL or TEST has a copy in TRAIN: these scores are of pictures that training never saw."
+        return "The model was trained on no copy of a VAL or TEST picture: these scores are of pictures it never saw."
     return (
-        f"WARNING: {val:,} of {metrics['val']['n']:,} VAL images and {test:,} of {metrics['test']['n']:,} TEST images have a "
-        "copy of the same picture in TRAIN. These scores measure memory as well as skill; run params/clean.yaml for "
+        f"WARNING: the model was trained on copies of {val:,} of {metrics['val']['n']:,} VAL images and {test:,} of "
+        f"{metrics['test']['n']:,} TEST images. These scores measure memory as well as skill; run params/clean.yaml for "
         "scores of unseen pictures."
     )
 
 
 def leak_note(metrics: dict, split: str) -> str:
-    """A few words on how much of a split was in TRAIN, for a figure's title."""
-    leaked, n = metrics["leakage"][f"{split.lower()}_images_in_train"], metrics[split.lower()]["n"]
-    if not leaked:
-        return "no picture of it has a copy in TRAIN"
-    return f"WARNING: {leaked:,} of {n:,} pictures have a copy in TRAIN (params/clean.yaml avoids it)"
+    """A few words on how much of a split the model has seen in training, for a figure's title."""
+    seen, n = seen_in_training(metrics, split), metrics[split.lower()]["n"]
+    if not seen:
+        return "the model was trained on no copy of these pictures"
+    return f"WARNING: the model was trained on copies of {seen:,} of {n:,} pictures (params/clean.yaml avoids it)"
 
 
 def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Path]]) -> None:
@@ -120,7 +135,7 @@ def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Pa
                     pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"])
                 ),
                 parameters=[
-                    (stage, html_table(pd.DataFrame(values.items(), columns=["name", "value"])))
+                    (stage, html_table(pd.DataFrame(values.items(), columns=["name", "value"], dtype=str)))
                     for stage, values in metrics["run"]["params"].items()
                 ],
                 versions=html_table(pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"])),
@@ -136,5 +151,12 @@ class _Safe(str):
 
 
 def html_table(table: pd.DataFrame, index: bool = False) -> _Safe:
-    """A table as HTML, its text escaped, for a page of Jinja's."""
-    return _Safe(table.to_html(index=index, border=0, float_format="{:.4f}".format, escape=True))
+    """A table as HTML, its text escaped and its numbers `significant`, for a page of Jinja's."""
+    return _Safe(table.to_html(index=index, border=0, float_format=significant, escape=True))
+
+
+def significant(value: float) -> str:
+    """A number with four significant digits, one over 1,000 as a whole number: 0, 0.4670, 312.5, 12,346, 2.100e-38."""
+    if value == 0:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")

@@ -32,9 +32,9 @@ def held_by_runner(folders: paths.RunFolders) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for lock in _locks(folders, RUNNER):
-            stack.callback(_acquired(lock, folders, 0).release)
+            stack.callback(_acquired(lock, 0).release)
         for lock in _locks(folders, STAGE):
-            _acquired(lock, folders, _PATIENCE).release()
+            _acquired(lock, _PATIENCE).release()
         yield
 
 
@@ -43,7 +43,7 @@ def hold_for_stage(folders: paths.RunFolders) -> "list[FileLock]":
 
     Beginning again in one process, as a notebook run twice does, is no clash. Raises RunIsBusy.
     """
-    return [_acquired(lock, folders, _PATIENCE) for lock in _locks(folders, STAGE)]
+    return [_acquired(lock, _PATIENCE) for lock in _locks(folders, STAGE)]
 
 
 def _locks(folders: paths.RunFolders, kind: str) -> "list[FileLock]":
@@ -55,10 +55,10 @@ def _locks(folders: paths.RunFolders, kind: str) -> "list[FileLock]":
     return [FileLock(place / f".{kind}.lock", is_singleton=True) for place in places]
 
 
-def _acquired(lock: "FileLock", folders: paths.RunFolders, seconds: float) -> "FileLock":
+def _acquired(lock: "FileLock", seconds: float) -> "FileLock":
     from filelock import Timeout
 
-    place = folders.run if lock.lock_file.startswith(str(folders.run)) else folders.data
+    place = Path(lock.lock_file).parent
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=seconds)

@@ -38,6 +38,7 @@ def run(
     """
     folders = folders_of(values)
     _check_inputs(chosen, values, folders, repeat)
+    _check_earlier_outputs(chosen, folders)
     ran = 0
     with run_lock.held_by_runner(folders):
         stages.clear_leftovers(folders)
@@ -70,6 +71,27 @@ def _check_inputs(
     check_phases_agree(values)
 
 
+def _check_earlier_outputs(chosen: Sequence[str], folders: paths.RunFolders) -> None:
+    """Raise NotFoundHere where a chosen stage reads what a stage that is not chosen has not left, or not whole."""
+    records = stages.records(folders)
+    faults = []
+    for stage in chosen:
+        for name, writer in stage_keys.INPUTS[stage].items():
+            path = stage_keys.output_path(name, folders)
+            recorded = records.get(writer, {}).get("outputs", {}).get(name)
+            fault = (
+                stage_keys.damage(path, recorded) if recorded else None if path.exists() else f"{path.name} is missing"
+            )
+            if fault and writer not in chosen:
+                faults.append(f"{stage} reads {path}, which {writer} writes: {fault}")
+    if faults:
+        raise paths.NotFoundHere(
+            "\n".join(
+                [*faults, "Leave --only and --from out: every stage then runs that has not been done, and no other"]
+            )
+        )
+
+
 def check_phases_agree(values: Mapping[str, Mapping]) -> None:
     """Raise ParameterError where 04 would go on from another network than 03's, or with other kernels."""
     for name in ("weights", "image_size", "deterministic"):
@@ -86,8 +108,12 @@ def start_afresh(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
 
 
 def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: bool = False) -> None:
-    """Say what `run` would do, and with which parameters; nothing is run or written."""
+    """Say what `run` would do, and with which parameters; nothing is run or written.
+
+    Raises NotFoundHere where a chosen stage would find no input.
+    """
     folders = folders_of(values)
+    _check_earlier_outputs(chosen, folders)
     due: list[str] = []
     for stage in chosen:
         reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders)

@@ -1,8 +1,8 @@
-"""What a stage's result follows from, and whether its outputs are still there as they were written.
+"""What a stage's result depends on, and whether its outputs are still there as they were written.
 
-A key names the notebook's code, the definitions of `fer_utils` that it reaches, its parameters, its inputs and the
-versions of the packages that compute. Comments, docstrings, prose and layout are no part of it, nor is code that only
-says where things lie. Knows nothing of how a stage is run.
+A key names the notebook's code, the modules of `fer_utils` that it imports, directly or by way of others, its parameters,
+its inputs and the versions of the packages that compute. Comments, docstrings, prose and layout are no part of it, nor is
+code that only prints, draws, times or says where things lie. Knows nothing of how a stage is run.
 """
 
 import ast
@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ INPUTS = {
         "images/TRAIN_BALANCED": "balance",
         "head.weights.h5": "train_head",
         "history_head.csv": "train_head",
+        "trained_head.csv": "train_head",
     },
     "evaluate": {
         "manifest.csv": "merge_split",
@@ -42,14 +42,23 @@ INPUTS = {
         "images/VAL": "merge_split",
         "images/TEST": "merge_split",
         "model.keras": "fine_tune",
+        "trained.csv": "fine_tune",
     },
 }
 
 # Parameters that say where or how fast, not what. What the sources hold is an input.
 _NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "workers", "cache", "cache_dir", *paths.DATASETS}
 
-# Modules that find, check, put in place and record, and compute nothing that a stage writes.
-_PLUMBING = {"checkpoint", "files", "parameters", "paths", "progress", "run_lock", "stage_keys", "stages"}
+# Modules on which no number that a stage writes depends: they find, check, put in place, record, time and show.
+NOT_COMPUTING = {
+    *("checkpoint", "files", "mounts", "parameters", "paths", "run_lock", "stage_keys", "stages"),
+    *("plots", "progress", "report", "time_budget"),
+    *("annotate", "face_detection", "photographs", "predict"),  # 05 tries the model on a photograph
+}
+
+# What only shows: the functions by these names, and the functions of the modules by these names.
+_SHOWING = {"print", "display", "pyplot", "plots", "report"}
+_SHOWN_AS = {"round", "to_frame"}  # methods that prepare a table which a cell shows
 
 # Packages whose version can change a result: import name → distribution.
 _PACKAGES = {
@@ -219,123 +228,124 @@ def _version(package: str) -> str:
 
 # --- code --------------------------------------------------------------------------------------------------------------
 
-_ALL = "*"  # stands for every definition of a module
-_BODY = ""  # stands for what a module does at import, outside its definitions
 
+def notebook_digest(source: str, name: str) -> str:
+    """The digest of a notebook's code without its parameters cell and without what only shows.
 
-@dataclass
-class _Module:
-    """A module's code: its definitions by name, what stands outside them, and what its imported names mean."""
-
-    name: str
-    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
-    body: list[ast.stmt] = field(default_factory=list)
-    modules: dict[str, str] = field(default_factory=dict)  # local name → module of fer_utils
-    members: dict[str, tuple[str, str]] = field(default_factory=dict)  # local name → (module of fer_utils, its name)
-    packages: dict[str, str] = field(default_factory=dict)  # local name → top-level package
+    source: the notebook in percent format; `name` stands in errors.
+    """
+    declared = set(parameters.read_cell(source, name))
+    tree = ast.parse(source, name)
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.AnnAssign) and node.target.id in declared)]
+    return _digest(tree)
 
 
 def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
-    """Digest of a notebook's code, digests of the definitions of `fer_utils` that it reaches, packages that they use."""
+    """Digest of a notebook's code, digests of the modules of `fer_utils` that it imports, packages that they all import."""
     if not notebook.is_file():
         return "not at hand", {}, []
     source = notebook.read_text(encoding="utf-8")
-    declared = set(parameters.read_cell(source, notebook.name))
-    tree = _without_docstrings(ast.parse(source, str(notebook)))
-    statements = [node for node in tree.body if not (isinstance(node, ast.AnnAssign) and _defined(node) <= declared)]
-    uses, packages = _uses(statements, _module("", statements))
-    uses.add(("__init__", _BODY))
-    code: dict[str, str] = {}
-    while uses:
-        home, name = uses.pop()
-        if home in _PLUMBING or f"{home}.{name}" in code:
-            continue
-        module = _read_module(_PACKAGE / f"{home}.py")
-        if name in module.members:
-            uses.add(module.members[name])
-            continue
-        found = {_ALL: [], _BODY: module.body}.get(name) or module.definitions.get(name, [])
-        code[f"{home}.{name}"] = _digest(found)
-        more, used_packages = _uses(found, module)
-        packages |= used_packages
-        uses |= more | {(home, _BODY)} | ({(home, each) for each in module.definitions} if name == _ALL else set())
-    named = {name.rstrip("."): value for name, value in sorted(code.items()) if not name.endswith(_ALL)}
-    return _digest(statements), named, sorted({_PACKAGES[name] for name in packages & set(_PACKAGES)})
+    code, packages, waiting = {}, set(), [dotted for _, dotted in _imports(ast.parse(source, str(notebook)))]
+    while waiting:
+        imported = waiting.pop()
+        packages.add(imported.split(".")[0])
+        for path in _modules(imported):
+            name = ".".join(path.relative_to(_PACKAGE).with_suffix("").parts)
+            if path.stem not in NOT_COMPUTING and name not in code:
+                code[name], more = _read_module(path)
+                waiting += more
+    versioned = {_PACKAGES[name] for name in packages & set(_PACKAGES)}
+    return notebook_digest(source, notebook.name), dict(sorted(code.items())), sorted(versioned)
+
+
+def _imports(tree: ast.AST) -> list[tuple[str, str]]:
+    """What a tree imports, also inside functions: (local name, dotted name)."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            origin = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            found += [(alias.asname or alias.name, origin + alias.name) for alias in node.names]
+    return found
+
+
+def _modules(dotted: str) -> list[Path]:
+    """The files of `fer_utils` that importing a dotted name runs; none for another package's."""
+    package, *parts = dotted.split(".")
+    if package != _PACKAGE.name:
+        return []
+    places = [_PACKAGE.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+    files = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py"))]
+    return [file for file in files if file.is_file()]
+
+
+@lru_cache  # a kernel goes on with the code that it has imported, whatever becomes of the file
+def _read_module(path: Path) -> tuple[str, list[str]]:
+    """The digest of a module's code, and the dotted names that it imports."""
+    return _parsed(path.read_text(encoding="utf-8"))
 
 
 @lru_cache
-def _read_module(path: Path) -> _Module:
-    return _module(path.stem, _without_docstrings(ast.parse(path.read_text(encoding="utf-8"), str(path))).body)
+def _parsed(source: str) -> tuple[str, list[str]]:
+    tree = ast.parse(source)
+    imported = [dotted for _, dotted in _imports(tree)]
+    return _digest(tree), imported
 
 
-def _module(name: str, statements: list[ast.stmt]) -> _Module:
-    module = _Module(name)
-    for statement in statements:
-        for node in ast.walk(statement):  # also imports inside functions
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                _note_import(node, module)
-        for defined in _defined(statement):
-            module.definitions.setdefault(defined, []).append(statement)
-        if not _defined(statement) and not isinstance(statement, (ast.Import, ast.ImportFrom)):
-            module.body.append(statement)
-    return module
-
-
-def _note_import(node: ast.Import | ast.ImportFrom, module: _Module) -> None:
-    origin = getattr(node, "module", None) or ""
-    for alias in node.names:
-        local = alias.asname or alias.name.split(".")[0]
-        if origin == _PACKAGE.name:
-            module.modules[local] = alias.name
-        elif origin.startswith(f"{_PACKAGE.name}."):
-            module.members[local] = (origin.split(".", 1)[1], alias.name)
-        else:
-            module.packages[local] = (origin or alias.name).split(".")[0]
-
-
-def _defined(statement: ast.stmt) -> set[str]:
-    """The names that a top-level statement defines."""
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {statement.name}
-    if isinstance(statement, ast.Assign):
-        targets = statement.targets
-    else:
-        targets = [statement.target] if isinstance(statement, ast.AnnAssign) else []
-    return {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
-
-
-def _uses(statements: list[ast.stmt], module: _Module) -> tuple[set[tuple[str, str]], set[str]]:
-    """What the statements, standing in `module`, use: (module of fer_utils, name) of definitions, and packages."""
-    uses, packages = set(), set()
-    waiting: list[ast.AST] = list(statements)
-    while waiting:
-        node = waiting.pop()
-        is_attribute = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        if is_attribute and node.value.id in module.modules:
-            uses.add((module.modules[node.value.id], node.attr))
-            continue
-        if isinstance(node, ast.Name):
-            if node.id in module.modules:
-                uses.add((module.modules[node.id], _ALL))
-            if node.id in module.members:
-                uses.add(module.members[node.id])
-            if node.id in module.packages:
-                packages.add(module.packages[node.id])
-            if node.id in module.definitions and module.name:
-                uses.add((module.name, node.id))
-        waiting += ast.iter_child_nodes(node)
-    return uses, packages
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
-            node
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
-    return tree
-
-
-def _digest(statements: list[ast.stmt]) -> str:
-    text = "\n".join(ast.unparse(statement) for statement in statements)
+def _digest(tree: ast.Module) -> str:
+    """The digest of code as it computes. Changes the tree."""
+    text = ast.unparse(_WithoutShowing(tree).visit(tree))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class _WithoutShowing(ast.NodeTransformer):
+    """Takes out of a tree what only shows: calls that print or draw, values that a cell shows, docstrings.
+
+    What may have an effect stays: of a call that shows the calls in its arguments, and the names that its value goes to.
+    A name that the tree also gives to something else counts as computing.
+    """
+
+    def __init__(self, tree: ast.Module):
+        imports = _imports(tree)
+        shows = {name for name, dotted in imports if dotted.split(".")[-1] in _SHOWING}
+        computes = {name for name, dotted in imports if dotted.split(".")[-1] not in _SHOWING}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                computes.add(node.id)
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.arg)):
+                computes.add(node.arg if isinstance(node, ast.arg) else node.name)
+        self._showing = ({"print"} | shows) - computes
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        function = node.func
+        while isinstance(function, ast.Attribute):
+            function = function.value
+        shows = isinstance(function, ast.Name) and function.id in self._showing
+        if not shows or any(keyword.arg == "file" for keyword in node.keywords):
+            return node
+        return _effects(*node.args, *(keyword.value for keyword in node.keywords))
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        self.generic_visit(node)
+        value = node.value
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in _SHOWN_AS:
+            node.value = _effects(value.func.value, *value.args)
+        else:
+            node.value = _effects(value)
+        return node if node.value.elts else None
+
+
+def _effects(*nodes: ast.AST) -> ast.Tuple:
+    """What in these expressions may have an effect, as a tuple: the outermost calls, with loops and conditions around them."""
+    found, waiting = [], list(nodes)
+    while waiting:
+        node = waiting.pop(0)
+        if isinstance(node, _MAY_ACT):
+            found.append(node)
+        else:
+            waiting[:0] = ast.iter_child_nodes(node)
+    return ast.Tuple(found, ast.Load())
+
+
+_LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_MAY_ACT = (ast.Call, ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom, ast.BoolOp, ast.IfExp, *_LOOPS)

@@ -16,7 +16,7 @@
 #
 # **Question.** How far do the features take us that ResNet50 brings along?
 #
-# **In:** `TRAIN_BALANCED/`, `VAL/`. **Out:** `head.weights.h5`, `history_head.csv`, learning curves.
+# **In:** `TRAIN_BALANCED/`, `VAL/`. **Out:** `head.weights.h5`, `history_head.csv`, `trained_head.csv`, learning curves.
 #
 # **Takes** one pass of all images through ResNet50, then seconds: the backbone is frozen and the augmentation already on
 # disk, so what it computes for an image never changes, and is computed once instead of once an epoch.
@@ -68,7 +68,7 @@ print(f"computing on {devices.describe()} in {devices.choose_precision(precision
 
 # %%
 manifest = datasets.read_table(folders.manifest, ("split", "label", "path"))
-balanced = datasets.read_table(folders.balanced, ("label", "path"))
+balanced = datasets.read_table(folders.balanced, ("label", "path", "train_path"))
 train = datasets.load_faces(balanced, folders.data, limit_per_class, seed)
 val = datasets.load_faces(manifest[manifest["split"] == "VAL"], folders.data, limit_per_class, seed)
 print(f"{len(train):,} images to train on, {len(val):,} to validate on")
@@ -132,7 +132,7 @@ print(
 
 # %% [markdown]
 # ## Check and save
-# What the whole model says of VAL images is what training said of them.
+# What the whole model says of VAL images is what training said of them. Which images trained is saved with the weights.
 
 # %%
 some = np.arange(min(64, len(val)))
@@ -142,6 +142,7 @@ assert difference < activations.TOLERANCE[plan.dtype], difference
 with files.replacing(folders.head_weights) as temporary:
     network.plain_copy(head).save_weights(temporary)
 files.write_csv(folders.history_head, history)
+files.write_csv(folders.trained_head, datasets.originals(train.table))
 
 # %% [markdown]
 # ## Summary
@@ -149,7 +150,7 @@ files.write_csv(folders.history_head, history)
 # %%
 last = history.iloc[-1]
 stage.finish(
-    outputs=[folders.head_weights, folders.history_head],
+    outputs=[folders.head_weights, folders.history_head, folders.trained_head],
     figures={
         "epochs": len(history),
         "ended by": budget.ended_by(len(history), epochs),

@@ -17,7 +17,7 @@
 # **Question.** How much does ResNet50 gain when its top layers train on faces too?
 #
 # **In:** `TRAIN_BALANCED/`, `VAL/`, `head.weights.h5`. **Out:** `model.keras`, `model.weights.h5`,
-# `history_fine_tune.csv`, learning curves over both phases.
+# `history_fine_tune.csv`, `trained.csv`, learning curves over both phases.
 #
 # **Takes** most of the run's time: hours on a CPU with the full datasets, tens of minutes on a GPU.
 #
@@ -79,7 +79,8 @@ import pandas as pd
 
 stage = stages.begin("fine_tune", globals())
 folders = stage.folders
-stage.require(folders.balanced, folders.manifest, folders.split("VAL"), folders.head_weights, folders.history_head)
+stage.require(folders.balanced, folders.manifest, folders.split("VAL"))
+stage.require(folders.head_weights, folders.history_head, folders.trained_head)
 kernels = "deterministic" if devices.make_reproducible(seed, deterministic) else "default"
 print(f"computing on {devices.describe()} in {devices.choose_precision(precision)} with {kernels} kernels")
 
@@ -89,8 +90,9 @@ print(f"computing on {devices.describe()} in {devices.choose_precision(precision
 
 # %%
 manifest = datasets.read_table(folders.manifest, ("split", "label", "path"))
-balanced = datasets.read_table(folders.balanced, ("label", "path"))
+balanced = datasets.read_table(folders.balanced, ("label", "path", "train_path"))
 head_history = datasets.read_table(folders.history_head, ("epoch", "phase", "val_loss"))
+head_trained = datasets.read_table(folders.trained_head, ("train_path",))
 train = datasets.load_faces(balanced, folders.data, limit_per_class, seed)
 val = datasets.load_faces(manifest[manifest["split"] == "VAL"], folders.data, limit_per_class, seed)
 print(f"{len(train):,} images to train on, {len(val):,} to validate on")
@@ -209,7 +211,8 @@ print(
 # %% [markdown]
 # ## Save and check
 # The best weights are back in place, and the layers that trained are the whole network's own. The saved file holds layers
-# of Keras alone, so it loads without this project.
+# of Keras alone, so it loads without this project. `trained.csv` lists the images that the model has seen in either
+# phase: 05 says of every score how many of its pictures are among them.
 
 # %%
 plain = network.plain_copy(model)
@@ -218,6 +221,7 @@ with files.replacing(folders.model) as temporary:
 with files.replacing(folders.model_weights) as temporary:
     plain.save_weights(temporary)
 files.write_csv(folders.history_fine_tune, history)
+files.write_csv(folders.trained, datasets.originals(train.table, head_trained))
 
 # %%
 reloaded = keras.saving.load_model(folders.model, compile=False, safe_mode=True)
@@ -229,7 +233,7 @@ assert abs(reloaded(some, training=False) - model(some, training=False)).numpy()
 
 # %%
 stage.finish(
-    outputs=[folders.model, folders.model_weights, folders.history_fine_tune],
+    outputs=[folders.model, folders.model_weights, folders.history_fine_tune, folders.trained],
     figures={
         "epochs": len(history),
         "ended by": budget.ended_by(len(history), epochs),

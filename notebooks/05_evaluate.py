@@ -16,8 +16,8 @@
 #
 # **Question.** How good is the model, on which faces does it fail, and can the score be believed?
 #
-# **In:** `model.keras`, `VAL/`, `TEST/`, `manifest.csv`. **Out:** `metrics.json`, predictions, classification reports and
-# confusion matrices of VAL and TEST, `report.html`.
+# **In:** `model.keras`, `trained.csv`, `VAL/`, `TEST/`, `manifest.csv`. **Out:** `metrics.json`, predictions,
+# classification reports and confusion matrices of VAL and TEST, `report.html`.
 #
 # **Takes** one pass of VAL and TEST through the model: minutes on a CPU at 96 px, seconds on a GPU.
 #
@@ -63,18 +63,21 @@ from IPython.display import Markdown, display
 
 stage = stages.begin("evaluate", globals())
 folders = stage.folders
-stage.require(folders.model, folders.manifest, folders.leakage, folders.split("VAL"), folders.split("TEST"))
+stage.require(folders.model, folders.trained, folders.manifest, folders.leakage)
+stage.require(folders.split("VAL"), folders.split("TEST"))
 devices.make_reproducible(seed)
 
 # %% [markdown]
 # ## Load
-# The model takes raw images; TEST is read here for the first time.
+# The model takes raw images; TEST is read here for the first time. A picture counts as seen in training where the model
+# was trained on a copy of it.
 
 # %%
 manifest = datasets.read_table(
     folders.manifest, ("split", "label", "path", "usage", "group", "label_conflict", "flags")
 )
-manifest["in_train"] = audit.shares_group_with(manifest, "TRAIN")
+trained = datasets.read_table(folders.trained, ("train_path",))
+manifest["seen_in_training"] = audit.seen_in_training(manifest, trained["train_path"])
 scored = evaluation.leave_out(manifest, leave_out)
 faces = {
     split: datasets.load_faces(scored[scored["split"] == split], folders.data, limit_per_class, seed)
@@ -110,7 +113,9 @@ if test_time_augmentation != "none":
 # macro F1 would move with other images of the same kind (95 % bootstrap).
 
 # %%
-leaks = {f"{split.lower()}_images_in_train": int(of.table["in_train"].sum()) for split, of in faces.items()}
+leaks = {
+    f"{split.lower()}_images_seen_in_training": int(of.table["seen_in_training"].sum()) for split, of in faces.items()
+}
 metrics = {split.lower(): evaluation.scores_with_parts(of) for split, of in predictions.items()}
 metrics |= {"leakage": {"policy": files.read_json(folders.leakage)["policy"], **leaks}}
 if augmented:

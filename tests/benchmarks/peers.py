@@ -9,7 +9,7 @@ given what `fer` gives it: 64×64 grey, scaled to [-1, 1]. Its classes stand in 
 
 Both models start from the same 48×48 uint8 crops, and what turns those into their input counts as their time. Rounds
 alternate between the models, and the medians are told. A model of ours that was trained with `leakage: keep` has seen
-nearly all of these pictures: its row says nothing about unseen faces.
+most of these pictures: its row says nothing about unseen faces.
 """
 
 import argparse

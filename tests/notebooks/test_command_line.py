@@ -52,7 +52,9 @@ def test_a_dry_run_shows_resolved_values_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stage_without_what_it_reads_fails_and_names_the_stage_to_run(tmp_path):
-    done = run("--params", "params/demo.yaml", "--only", "balance", "--outputs-dir", str(tmp_path))
-    assert done.returncode == 1
-    assert "run the notebooks before it first (01_merge_split.py)" in done.stderr
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_stage_without_what_it_reads_is_refused_with_the_stage_that_writes_it(more, tmp_path):
+    done = run("--params", "params/demo.yaml", "--only", "balance", "--outputs-dir", str(tmp_path), *more)
+    assert done.returncode == 2
+    assert "manifest.csv, which merge_split writes: manifest.csv is missing" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fer_utils import images, paths, stages
+from fer_utils import images, paths, stage_keys, stages
 from fer_utils.classes import CLASSES
 from fer_utils.parameters import STAGES
 
@@ -46,7 +46,7 @@ def snapshot(folders: paths.RunFolders) -> dict:
 
 def test_it_learns_faces_that_training_never_saw(folders):
     metrics = json.loads(folders.metrics.read_text())
-    assert metrics["leakage"]["test_images_in_train"] == 0
+    assert metrics["leakage"]["test_images_seen_in_training"] == 0
     # Its six epochs from random weights amplify rounding: 0.57 to 0.81 was seen. The commonest class has 0.25.
     assert metrics["test"]["accuracy"] >= 0.40
 
@@ -58,6 +58,16 @@ def test_every_stage_leaves_its_record_and_its_notebook(folders):
         code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
         assert all(cell.execution_count for cell in code)
         assert any("injected-parameters" in cell.metadata.get("tags", []) for cell in code)
+
+
+def test_every_input_is_an_output_of_an_earlier_stage(folders):
+    records, names = stages.records(folders), list(STAGES)
+    for stage, inputs in stage_keys.INPUTS.items():
+        read = records[stage]["key"]["inputs"]
+        assert set(read) == set(inputs or paths.DATASETS)
+        for name, writer in inputs.items():
+            assert names.index(writer) < names.index(stage)
+            assert read[name] == records[writer]["outputs"][name]["digest"]
 
 
 def test_nothing_half_written_is_left(folders):
@@ -79,9 +89,17 @@ def test_metrics_hold_what_the_design_names(folders):
     six = {"n", "loss", "accuracy", "macro_precision", "macro_recall", "macro_f1"}
     assert six <= set(metrics["val"])
     assert six | {"public", "private"} <= set(metrics["test"])
-    assert {"policy", "val_images_in_train", "test_images_in_train"} <= set(metrics["leakage"])
+    assert {"policy", "val_images_seen_in_training", "test_images_seen_in_training"} <= set(metrics["leakage"])
     assert {"params", "versions", "seed", "seconds_per_stage"} <= set(metrics["run"])
     assert metrics["test"]["n"] == metrics["test"]["public"]["n"] + metrics["test"]["private"]["n"]
+
+
+def test_what_trained_is_on_record(folders):
+    balanced = set(pd.read_csv(folders.balanced)["train_path"])
+    manifest = pd.read_csv(folders.manifest, keep_default_na=False)
+    assert balanced < set(manifest.loc[manifest["split"] == "TRAIN", "path"])  # thinned
+    assert set(pd.read_csv(folders.trained_head)["train_path"]) == balanced
+    assert set(pd.read_csv(folders.trained)["train_path"]) == balanced
 
 
 def test_epochs_count_on_from_phase_one(folders):

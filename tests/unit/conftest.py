@@ -63,19 +63,22 @@ class FakeRun:
     def _train_head(self, content):
         self._history(self.folders.history_head, "head", 1, content)
         files.write_json(self.folders.head_weights, ["weights", content])
-        return [self.folders.head_weights, self.folders.history_head], {"epochs": 1}
+        files.write_json(self.folders.trained_head, [content])
+        return [self.folders.head_weights, self.folders.history_head, self.folders.trained_head], {"epochs": 1}
 
     def _fine_tune(self, content):
         self._history(self.folders.history_fine_tune, "fine_tune", 2, content)
         files.write_json(self.folders.model, ["model", content])
-        return [self.folders.model, self.folders.history_fine_tune], {"epochs": 1}
+        files.write_json(self.folders.trained, [content])
+        return [self.folders.model, self.folders.history_fine_tune, self.folders.trained], {"epochs": 1}
 
     def _evaluate(self, content):
         rng = np.random.default_rng(len(content))
-        metrics = {"leakage": {"policy": "drop", "val_images_in_train": 0, "test_images_in_train": 0}, "run": {}}
+        seen = {f"{split}_images_seen_in_training": 0 for split in ("val", "test")}
+        metrics = {"leakage": {"policy": "drop", **seen}, "run": {}}
         for split in ("VAL", "TEST"):
             rows = [(f"{split}/{label}/a.png", label, "PublicTest", False) for label in CLASSES]
-            table = pd.DataFrame(rows, columns=["path", "label", "usage", "in_train"])
+            table = pd.DataFrame(rows, columns=["path", "label", "usage", "seen_in_training"])
             predictions = evaluation.prediction_table(table, rng.dirichlet(np.ones(7), 7))
             files.write_csv(self.folders.for_split("predictions", split, ".csv"), predictions)
             metrics[split.lower()] = evaluation.scores(predictions)

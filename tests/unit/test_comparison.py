@@ -34,7 +34,7 @@ def test_results_stand_side_by_side_with_intervals(two):
     one, _ = _read(*two)
     table = comparison.results(_read(*two))
     assert table.loc["VAL accuracy", "one"] == runs.with_interval(one.metrics["val"], "accuracy")
-    assert {"TEST macro_f1", "TEST images with a copy in TRAIN", "fine_tune: epochs", "state"} <= set(table.index)
+    assert {"TEST macro_f1", "TEST images seen in training", "fine_tune: epochs", "state"} <= set(table.index)
 
 
 def test_a_run_without_scores_has_dashes(two, fake_run):
@@ -56,6 +56,19 @@ def test_mcnemar_counts_the_images_that_one_run_alone_gets_right(two):
 def test_pictures_of_one_name_with_other_pixels_are_not_the_same_images(fake_run):
     runs_of = _read(fake_run("one").do(content="a"), fake_run("other").do(content="b"))
     assert comparison.mcnemar_tests(runs_of) is None
+
+
+def test_a_p_of_nearly_nothing_is_not_shown_as_nothing(two, tmp_path, monkeypatch):
+    same = {"n": 7178, "only_first": 815, "only_second": 373, "p_value": 2.0996e-38}
+    monkeypatch.setattr(comparison.evaluation, "mcnemar", lambda one, two: same)
+    html = comparison.write(_read(*two), tmp_path)[0].read_text()
+    assert "<td>2.100e-38</td>" in html and "<td>0.0000</td>" not in html
+
+
+def test_a_loss_of_nearly_nothing_is_not_shown_as_nothing(two):
+    runs_of = _read(*two)
+    runs_of[0].metrics["test"]["loss"] = 0.00004321
+    assert comparison.results(runs_of).loc["TEST loss", "one"] == "4.321e-05"
 
 
 def test_the_page_stands_alone_and_the_sheet_holds_its_tables(two, tmp_path):
@@ -86,6 +99,18 @@ def test_the_list_has_a_row_a_run_with_scores_and_state(two, fake_run, tmp_path)
     assert rows["one"]["TEST macro F1"] == runs.with_interval(one.metrics["test"], "macro_f1")
     assert rows["one"]["state"] == "done" and rows["one"]["leakage"] == "drop" and rows["one"]["profile"] == "demo"
     assert rows["third"]["state"] == "stopped before balance" and rows["third"]["TEST accuracy"] == ""
+
+
+def test_runs_of_an_earlier_version_are_listed_and_compared(two, tmp_path):
+    for fake in two:
+        metrics = files.read_json(fake.folders.metrics)
+        metrics["leakage"] = {"policy": "keep", "val_images_in_train": 7, "test_images_in_train": 7}
+        files.write_json(fake.folders.metrics, metrics)
+        for name in ("trained", "trained_head"):
+            getattr(fake.folders, name).unlink()
+    assert [row[0] for row in runs.list_rows(tmp_path / "outputs")] == ["one", "other"]
+    assert comparison.results(_read(*two)).loc["TEST images seen in training"].tolist() == ["–", "–"]
+    assert "is not on record" in comparison.write(_read(*two), tmp_path)[0].read_text()
 
 
 def test_an_unknown_run_is_an_error_that_lists_those_there(two, tmp_path):

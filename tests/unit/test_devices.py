@@ -65,7 +65,7 @@ def test_auto_spreads_a_batch_where_there_are_gpus_and_enough_to_compute(gpus, p
     monkeypatch.setattr(
         tf.config, "list_logical_devices", lambda kind: [tf.config.LogicalDevice("/GPU:0", kind)] * gpus
     )
-    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda names: taken.append(len(names)))
+    monkeypatch.setattr(devices, "_mirrored", lambda names: taken.append(len(names)))
     assert devices.choose_strategy("auto", pixels) is None  # what the stand-in gives back, too
     assert taken == ([gpus] if spread else [])
 

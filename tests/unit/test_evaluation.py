@@ -76,17 +76,17 @@ def test_scores_agree_with_scikit_learn(true, random):
 def test_public_private_and_unseen_are_scored_apart_where_they_can_be_told():
     usage = ["PublicTest", "PublicTest", "PrivateTest", "PrivateTest"]
     table = _predictions(["sad", "sad", "sad", "fear"], ["sad", "sad", "sad", "sad"], usage=usage).assign(
-        in_train=False
+        seen_in_training=False
     )
     parts = evaluation.scores_of_parts(table)
     assert parts["public"]["accuracy"] == 1 and parts["private"]["accuracy"] == 0.5
     assert parts["public"]["n"] == parts["private"]["n"] == 2 and len(parts) == 2
     assert list(evaluation.scores_of_parts(table[2:])) == ["private"]
     assert evaluation.scores_of_parts(table.assign(usage="")) == {}
-    seen = table.assign(in_train=[True, False, True, False])
+    seen = table.assign(seen_in_training=[True, False, True, False])
     unseen = evaluation.scores_of_parts(seen)["unseen"]
     assert (unseen["n"], unseen["accuracy"]) == (2, 0.5)
-    assert "unseen" not in evaluation.scores_of_parts(table.assign(in_train=True))
+    assert "unseen" not in evaluation.scores_of_parts(table.assign(seen_in_training=True))
 
 
 def test_intervals_hold_the_score_narrow_with_more_images_and_follow_the_seed():

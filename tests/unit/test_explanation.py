@@ -9,9 +9,15 @@ import pytest
 from keras import layers
 
 
-@pytest.fixture(scope="module")
-def bright_is_happy() -> keras.Model:
+@pytest.fixture(scope="module", params=["float32", "mixed_float16"])
+def bright_is_happy(request) -> keras.Model:
     """A model in the layout of ours: brightness speaks for happy and against sad; all else counts nothing."""
+    keras.mixed_precision.set_global_policy(request.param)
+    yield _bright_is_happy()
+    keras.mixed_precision.set_global_policy("float32")
+
+
+def _bright_is_happy() -> keras.Model:
     raw = keras.Input((6, 6, 1))
     preprocessing = keras.Model(raw, layers.Rescaling(1 / 255)(raw), name=model.PREPROCESSING)
     pixels = keras.Input((6, 6, 1))
@@ -21,7 +27,7 @@ def bright_is_happy() -> keras.Model:
     x = layers.Dense(1, kernel_initializer="ones", name=model.HEAD_LAYERS[0])(x)
     x = layers.BatchNormalization(name=model.HEAD_LAYERS[1])(x)
     x = layers.Dropout(0.4, name=model.HEAD_LAYERS[2])(x)
-    last = layers.Dense(len(CLASSES), activation="softmax", name=model.HEAD_LAYERS[3])
+    last = layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=model.HEAD_LAYERS[3])
     whole = keras.Model(raw, last(x))
     votes = np.zeros((1, len(CLASSES)), np.float32)
     votes[0, CLASSES.index("happy")], votes[0, CLASSES.index("sad")] = 1, -1

@@ -37,13 +37,15 @@ def run(tmp_path_factory) -> paths.RunFolders:
 
 def _metrics() -> dict:
     labels = list(CLASSES) * 4
-    table = pd.DataFrame({"path": [f"{i}.png" for i in range(28)], "label": labels, "usage": "", "in_train": False})
+    table = pd.DataFrame(
+        {"path": [f"{i}.png" for i in range(28)], "label": labels, "usage": "", "seen_in_training": False}
+    )
     predictions = evaluation.prediction_table(table, np.random.default_rng(1).dirichlet(np.ones(7), 28))
     scores = evaluation.scores(predictions)
     return {
         "val": scores,
         "test": scores,
-        "leakage": {"policy": "drop", "val_images_in_train": 0, "test_images_in_train": 0},
+        "leakage": {"policy": "drop", "val_images_seen_in_training": 0, "test_images_seen_in_training": 0},
         "per_class": {"test": evaluation.class_report(predictions).to_dict("records")},
         "run": {"params": {"fine_tune": {"image_size": 16, "weights": "none"}}},
     }

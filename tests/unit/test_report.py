@@ -1,6 +1,6 @@
 """The tables and sentences that a report shows say what metrics.json holds."""
 
-from fer_utils import evaluation, report
+from fer_utils import evaluation, paths, report
 from fer_utils.classes import CLASSES
 
 import numpy as np
@@ -8,24 +8,24 @@ import pandas as pd
 import pytest
 
 
-def _predictions(n: int, in_train: int) -> pd.DataFrame:
+def _predictions(n: int, n_seen: int) -> pd.DataFrame:
     rng = np.random.default_rng(n)
     labels = [CLASSES[place] for place in rng.integers(0, 7, n)]
     usage = ["PublicTest", "PrivateTest"] * (n // 2)
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "label": labels, "usage": usage})
-    table["in_train"] = np.arange(n) < in_train
+    table["seen_in_training"] = np.arange(n) < n_seen
     return evaluation.prediction_table(table, rng.dirichlet(np.ones(7), n))
 
 
 @pytest.fixture
 def metrics() -> dict:
-    """Scores of 20 VAL and 40 TEST images, 3 of the latter with a copy in TRAIN."""
+    """Scores of 20 VAL and 40 TEST images, 3 of the latter seen in training."""
     val, test = _predictions(20, 0), _predictions(40, 3)
     found = {name: evaluation.scores_with_parts(of) for name, of in (("val", val), ("test", test))}
     temperature = evaluation.fit_temperature(val)
     scaled = {name: evaluation.scores_at(of, temperature) for name, of in (("val", val), ("test", test))}
     return found | {
-        "leakage": {"policy": "keep", "val_images_in_train": 0, "test_images_in_train": 3},
+        "leakage": {"policy": "keep", "val_images_seen_in_training": 0, "test_images_seen_in_training": 3},
         "temperature_scaling": {"temperature": temperature} | scaled,
     }
 
@@ -55,9 +55,49 @@ def test_calibration_before_and_after_scaling(metrics):
     assert table.iloc[1]["loss"] <= table.iloc[0]["loss"]
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (8e-5, "8.000e-05"),
+        (2.0996e-38, "2.100e-38"),
+        (0.467, "0.4670"),
+        (0.00123456, "0.001235"),
+        (-1.23456, "-1.235"),
+        (312.5, "312.5"),
+        (999.99, "1000"),
+        (12345.6, "12,346"),
+        (0.0, "0"),
+    ],
+)
+def test_numbers_have_significant_digits(value, text):
+    assert report.significant(value) == text
+    assert f"<td>{text}</td>" in report.html_table(pd.DataFrame({"value": [value]}))
+
+
+def test_the_report_shows_parameters_as_they_are_written(metrics, tmp_path):
+    folders = paths.RunFolders(tmp_path, tmp_path / "images")
+    parameters = {"learning_rate": 8e-5, "epochs": 20, "seed": 123456, "optimizer": "adamw", "picture": ""}
+    metrics["per_class"] = {"test": [{"class": "sad", "f1": 0.00001234}]}
+    metrics["run"] = {"params": {"fine_tune": parameters}, "versions": {}, "seconds_per_stage": {"fine_tune": 4321.9}}
+    report.write_report(folders, metrics, [])
+    page = folders.report.read_text()
+    for value in ("8e-05", "20", "123456", "adamw", "1.234e-05", "4,322"):
+        assert f"<td>{value}</td>" in page
+
+
 def test_the_honesty_line_counts_what_was_seen_and_names_the_way_out(metrics):
     line = report.honesty_line(metrics)
     assert "3 of 40 TEST images" in line and "0 of 20 VAL images" in line and "params/clean.yaml" in line
-    metrics["leakage"]["test_images_in_train"] = 0
+    assert report.leak_note(metrics, "TEST").startswith("WARNING: the model was trained on copies of 3 of 40 pictures")
+    metrics["leakage"]["test_images_seen_in_training"] = 0
     assert "never saw" in report.honesty_line(metrics) and "WARNING" not in report.honesty_line(metrics)
-    assert report.leak_note(metrics, "TEST") == "no picture of it has a copy in TRAIN"
+    assert report.leak_note(metrics, "TEST") == "the model was trained on no copy of these pictures"
+
+
+def test_scores_of_an_earlier_version_say_that_they_counted_something_else(metrics):
+    metrics["leakage"] = {"policy": "keep", "val_images_in_train": 20, "test_images_in_train": 40}
+    assert report.seen_in_training(metrics, "TEST") is None
+    line = report.honesty_line(metrics)
+    assert line.startswith("WARNING") and "not on record" in line and "40" not in line
+    metrics["leakage"] = {"policy": "drop", "val_images_in_train": 0, "test_images_in_train": 0}
+    assert report.seen_in_training(metrics, "TEST") == 0 and "never saw" in report.honesty_line(metrics)

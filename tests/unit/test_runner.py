@@ -71,6 +71,26 @@ def test_stages_asked_for_run_though_they_are_done(fake_run, executed):
     assert executed.names == ["fine_tune", "evaluate"]
 
 
+@pytest.mark.parametrize("start", [runner.run, lambda profile, *arguments: runner.print_plan(*arguments)])
+def test_a_stage_without_its_inputs_is_refused_before_anything_is_written(fake_run, executed, tmp_path, start):
+    executed.run = run = fake_run(name="bare")
+    files.remove(run.folders.run)
+    with pytest.raises(paths.NotFoundHere) as caught:
+        start("demo", ["fine_tune"], run.values, True)
+    head = run.folders.head_weights
+    assert f"fine_tune reads {head}, which train_head writes: {head.name} is missing" in str(caught.value)
+    assert executed.names == [] and not run.folders.run.exists()
+
+
+def test_a_stage_whose_input_is_damaged_is_refused_unless_its_writer_runs_too(fake_run, executed):
+    executed.run = run = fake_run().do()
+    run.folders.trained.write_text("[")
+    with pytest.raises(paths.NotFoundHere, match=r"trained\.csv, which fine_tune writes: trained\.csv has 1 bytes of"):
+        runner.run("demo", ["evaluate"], run.values, repeat=True)
+    runner.run("demo", ["fine_tune", "evaluate"], run.values, repeat=True)
+    assert executed.names == ["fine_tune", "evaluate"]
+
+
 def test_a_truncated_output_reruns_the_stage_that_wrote_it(fake_run, executed, capsys):
     executed.run = fake_run().do()
     executed.run.folders.model.write_text("[")
@@ -88,7 +108,7 @@ def test_a_dry_run_says_what_a_run_does_and_writes_nothing(fake_run, capsys):
     assert "merge_split (01_merge_split.py): skip" in said
     assert "balance (02_balance.py): run: seed was 42, is 7" in said
     assert "train_head (03_train_head.py): run: balanced.csv, images/TRAIN_BALANCED will be written again" in said
-    assert "evaluate (05_evaluate.py): run: model.keras will be written again" in said
+    assert "evaluate (05_evaluate.py): run: model.keras, trained.csv will be written again" in said
     assert sorted(run.folders.run.rglob("*")) == before
 
 
@@ -205,6 +225,14 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, holder, k
     assert not run_lock.is_held(folders)
     with run_lock.held_by_runner(shared):
         pass
+
+
+def test_the_folder_that_is_busy_is_named_though_another_begins_with_its_name(tmp_path, holder):
+    run, data = tmp_path / "demo", tmp_path / "demo_images"
+    holder(paths.RunFolders(tmp_path / "other", data), "stage")
+    with pytest.raises(run_lock.RunIsBusy) as caught:
+        run_lock.hold_for_stage(paths.RunFolders(run, data))
+    assert str(caught.value).startswith(f"{data}: another process")
 
 
 def test_a_second_run_all_stops_with_a_clear_message(fake_run, holder):
