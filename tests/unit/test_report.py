@@ -101,3 +101,10 @@ def test_scores_of_an_earlier_version_say_that_they_counted_something_else(metri
     assert line.startswith("WARNING") and "not on record" in line and "40" not in line
     metrics["leakage"] = {"policy": "drop", "val_images_in_train": 0, "test_images_in_train": 0}
     assert report.seen_in_training(metrics, "TEST") == 0 and "never saw" in report.honesty_line(metrics)
+
+
+@pytest.mark.parametrize(("sources", "is_drawn"), [(("demo", "demo"), True), (("auto", "data/x.zip"), False)])
+def test_of_drawn_faces_the_first_lines_say_so(metrics, sources, is_drawn):
+    names = dict(zip(("fer2013", "emotion_detection"), sources, strict=True))
+    line = report.drawn_line(metrics | {"run": {"params": {"merge_split": names}}})
+    assert line.startswith("The faces are drawn") if is_drawn else line == ""
