@@ -59,10 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nstopped; the same command goes on after the last finished stage or epoch", file=sys.stderr)
         return 130
     except runner.StageFailed as error:
-        print(f"\n{error}", file=sys.stderr)
+        terminal.say(f"\n{error}", sys.stderr)
         return 1
     except (ParameterError, paths.NotFoundHere, files.OutputError, files.TornFile, RunIsBusy) as error:
-        print(f"run_all.py: {error}", file=sys.stderr)
+        terminal.say(f"run_all.py: {error}", sys.stderr)
         return 2
 
 
@@ -252,7 +252,7 @@ def _export_model(outputs: Path, name: str, folder: str) -> int:
     try:
         measured = model_export.export(run.folders, Path(folder))
     except model_export.ExportError as error:
-        print(f"run_all.py: {error}", file=sys.stderr)
+        terminal.say(f"run_all.py: {error}", sys.stderr)
         return 1
     table = model_export.table(measured).reset_index().astype(str)
     print("\n".join(runs.as_lines([list(table), *table.to_numpy().tolist()], terminal.columns())) + f"\n{folder}")

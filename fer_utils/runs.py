@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fer_utils import files, parameters, paths, progress, run_lock, stages
+from fer_utils import files, parameters, paths, progress, run_lock, stages, terminal
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,10 @@ def as_lines(rows: Sequence[Sequence[str]], width: int | None = None, apart: int
     lines = _aligned(rows)
     if width and max(map(len, lines), default=0) > width:
         rest = _aligned([row[apart:] for row in rows])
-        lines = [line for row, cells in zip(rows, rest, strict=True) for line in ("  ".join(row[:apart]), f"  {cells}")]
+        lines = []
+        for row, cells in zip(rows, rest, strict=True):
+            lines.append(terminal.folded("  ".join(row[:apart]).rstrip(), width))
+            lines += [f"  {cells}"] if cells else []
     return lines
 
 

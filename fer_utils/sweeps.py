@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fer_utils import files, parameters, paths, runner, runs
+from fer_utils import files, parameters, paths, runner, runs, terminal
 from fer_utils.parameters import ParameterError
 from fer_utils.run_lock import RunIsBusy
 
@@ -62,7 +62,7 @@ def run(
             files.TornFile,
             RunIsBusy,
         ) as error:
-            print(f"\n{name}: {error}", file=sys.stderr)
+            terminal.say(f"\n{name}: {error}", sys.stderr)
             failed.append(name)
         done.append(folders)
     return failed

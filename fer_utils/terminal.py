@@ -34,12 +34,17 @@ def columns(stream: TextIO | None = None) -> int | None:
         return None
 
 
-def say(text: str) -> None:
-    """Print a line, folded between words where the terminal is narrower; a log gets it whole."""
-    width = columns()
-    if width:
-        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    print(text, flush=True)
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print to a stream (standard output), folded between words where the terminal is narrower; a log gets it as it is."""
+    stream = stream or sys.stdout
+    print("\n".join(folded(line, columns(stream)) for line in text.split("\n")), file=stream, flush=True)
+
+
+def folded(line: str, width: int | None) -> str:
+    """A line as lines of at most `width` columns (None: as it is), but for longer words, such as paths."""
+    if not width:
+        return line
+    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 class Status:

@@ -207,6 +207,13 @@ def test_on_a_terminal_a_long_line_is_folded_between_words():
     assert all(line.startswith("  ") for line in lines[1:])
 
 
+def test_each_line_is_folded_for_itself_and_long_words_stay_whole():
+    text = "run_all.py: no weights\n" + "/a/path" * 20 + " is missing"
+    with screen(80) as written:
+        terminal.say(text)
+    assert written[0] == "run_all.py: no weights\n" + "/a/path" * 20 + "\n  is missing\n"
+
+
 def test_in_a_log_a_long_line_stays_whole(capsys):
     terminal.say("word " * 50 + "end")
     assert capsys.readouterr().out.count("\n") == 1
