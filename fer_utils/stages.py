@@ -284,7 +284,7 @@ def _profile(name: str) -> tuple[str, dict[str, dict[str, Any]]]:
 def _print_setup(stage: str, resolved: _Resolved, folders: paths.RunFolders) -> None:
     values, origins = resolved.values[stage], resolved.origins
     names, shown = max(map(len, values)), {name: repr(value) for name, value in values.items()}
-    column = max((len(shown[name]) for name in origins), default=0)
+    column = min(20, max((len(shown[name]) for name in origins), default=0))
     print(f"\n{stage}, with")
     for name, text in shown.items():
         print(f"  {name:{names}} = {text:{column}}  {origins.get(name, '')}".rstrip())
