@@ -7,7 +7,7 @@ things make none either: a cell counts as foreign where it changes a name that t
 import ast
 import dis
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -46,7 +46,7 @@ def changes(file: Sequence[str], ran: Sequence[str]) -> dict[str, set[str]]:
     needed = set().union(*map(_needs, file))
     imported = {item for code in file for item in _imports(_parse(code))}
     foreign = [code for code in ran if _normal(code) not in own]
-    found = {code: needed if _runs_a_file(code) else _sets(code, imported) & needed for code in foreign}
+    found = {code: needed if _runs_a_file(code) else sets(code, imported) & needed for code in foreign}
     return {code: names for code, names in found.items() if names}
 
 
@@ -64,7 +64,7 @@ def differences(file: Sequence[str], ran: Sequence[str]) -> list[str]:
     there = [code for code in file if _normal(code) in last]
     for place, code in enumerate(there):
         for later in there[place + 1 :]:
-            names = _sets(code, set()) & _needs(later)
+            names = sets(code) & _needs(later)
             if names and last[_normal(code)] > last[_normal(later)]:
                 says.append(f"the cell {_begins(later)} did not run again after {', '.join(sorted(names))} changed")
     return says
@@ -142,8 +142,8 @@ def _runs_a_file(code: str) -> bool:
     return any(_magic(statement) for statement in _parse(code).body)
 
 
-def _sets(code: str, imported: set[tuple[str, str]]) -> set[str]:
-    """The names that a cell sets, or whose objects it changes in place; not those that it imports as the file does."""
+def sets(code: str, imported: Collection[tuple[str, str]] = ()) -> set[str]:
+    """The names that a cell sets, or whose objects it changes in place; not what it imports as in `imported`."""
     tree = _parse(code)
     found = {name for name, origin in _imports(tree) if (name, origin) not in imported}
     names = {name for name, _ in _imports(tree)}

@@ -94,7 +94,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 variable.assign(value)
             return "no epoch of it is finished. Run this cell again to train from the start"
         return (
-            f"the {len(self.rows)} finished epochs are in {self.path.name}. Run this cell again to go on after them; after a "
+            f"finished epochs kept in {self.path.name}: {len(self.rows)}. Run this cell again to go on after them; after a "
             "restart of the kernel, run the notebook from its top"
         )
 

@@ -232,8 +232,10 @@ def _given(stage: str, namespace: Mapping[str, Any], own: Mapping[str, parameter
     if missing:
         raise parameters.ParameterError(f"{', '.join(missing)} not set: run the parameters cell first")
     earlier = namespace.get("stage")
-    by_setup = earlier.from_profile if isinstance(earlier, Stage) and earlier.name == stage else {}
-    unset = {name for name, value in by_setup.items() if namespace[name] == value}
+    is_again = isinstance(earlier, Stage) and earlier.name == stage
+    by_setup = earlier.from_profile if is_again else {}
+    set_since = set().union(*map(cells.sets, earlier.history.cells() or [])) if is_again else set()
+    unset = {name for name, value in by_setup.items() if namespace[name] == value and name not in set_since}
     return {
         name: defaults.DEFAULTS[stage].get(name, own[name].default) if name in unset else namespace[name]
         for name in own
