@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class Project:
         self.file.write_text(text)
 
     def run(self, *cells: str) -> str:
-        """Run cells; return what they print. An error in a cell fails the test."""
+        """Run cells; return what they print, a single space for several. An error in a cell fails the test."""
         printed: list[str] = []
         for cell in cells:
             reply = self.client.execute_interactive(
@@ -80,7 +81,7 @@ class Project:
             )
             content = reply["content"]
             assert content["status"] == "ok", "\n".join(content.get("traceback", []))
-        return "".join(printed)
+        return re.sub(" +", " ", "".join(printed))
 
     def record(self) -> dict:
         return json.loads(self.folders.stage_record("balance").read_text())
@@ -112,7 +113,7 @@ PROFILE_HAS, TYPED = "max_per_class: int = 9000", "max_per_class: int = 7"
 
 def test_nothing_edited_follows_the_profile_and_leaves_a_run(project):
     printed = project.run(*project.cells())
-    assert "max_per_class  = 8       from params/demo.yaml" in printed
+    assert "max_per_class = 8 from params/demo.yaml" in printed
     assert project.record()["by_hand"] == [] and project.due() == []
     (row,) = runs.list_rows(project.folders.run.parent)
     assert row[0] == "demo" and row[2] == "demo" and row[-1] == "stopped before merge_split"
@@ -123,8 +124,8 @@ def test_nothing_edited_follows_the_profile_and_leaves_a_run(project):
 
 def test_a_value_typed_and_not_saved_wins_and_run_all_says_what_differs(project):
     printed = project.run(*project.cells((PROFILE_HAS, TYPED)))
-    assert "max_per_class  = 7       typed in the parameters cell; params/demo.yaml has 8\n" in printed
-    assert "target         = 6       from params/demo.yaml\n" in printed
+    assert "max_per_class = 7 typed in the parameters cell; params/demo.yaml has 8\n" in printed
+    assert "target = 6 from params/demo.yaml\n" in printed
     assert project.record()["parameters"]["max_per_class"] == 7 and project.record()["by_hand"] == []
     assert json.loads(project.folders.description.read_text())["parameters"]["balance"]["max_per_class"] == 7
     assert project.due() == ["max_per_class was 7, is 8"]
@@ -145,7 +146,7 @@ def test_what_is_advised_for_a_default_against_the_profile_works(project):
     assert "unless it is the default" in printed and advice in printed
     (project.folder / "params/mine.yaml").write_text(PROFILE.replace(", max_per_class: 8", ""))
     printed = project.run(parameters, "profile, run = 'mine', 'demo'", setup)
-    assert "max_per_class  = 9000\n" in printed and "target         = 6       from params/mine.yaml\n" in printed
+    assert "max_per_class = 9000\n" in printed and "target = 6 from params/mine.yaml\n" in printed
     assert f"results in {project.folders.run}\n" in printed
 
 
@@ -155,8 +156,8 @@ def test_setup_alone_again_still_knows_what_was_typed(project):
     assert project.run(setup) == first
     (project.folder / "params/other.yaml").write_text("balance: {target: 9}")
     printed = project.run("profile = 'other'; run = 'demo'", setup)
-    assert "target         = 9       from params/other.yaml" in printed
-    assert "target_disgust = 1200\n" in printed and "max_per_class  = 7       typed" in printed
+    assert "target = 9 from params/other.yaml" in printed
+    assert "target_disgust = 1200\n" in printed and "max_per_class = 7 typed" in printed
 
 
 def test_setup_without_the_parameters_cell_says_so(project):
