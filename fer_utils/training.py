@@ -126,6 +126,13 @@ class MacroScores(keras.metrics.Metric):
         return {"macro_precision": ops.mean(precision), "macro_recall": ops.mean(recall), "macro_f1": ops.mean(f1)}
 
 
+class Interrupted(KeyboardInterrupt):
+    """Someone stopped a computation; the message says what is saved and how to go on. A notebook shows it alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Interrupted: {self}"]  # IPython asks for it instead of a dozen frames of Keras
+
+
 class _OneKernel:
     """Adam's update of a variable in TensorFlow's own kernel: one pass over memory instead of Keras' dozen.
 
@@ -270,7 +277,7 @@ class _EpochBar(keras.callbacks.Callback):
 
     def __init__(self, initial_epoch: int):
         super().__init__()
-        self.initial_epoch = initial_epoch
+        self.initial_epoch, self._bar = initial_epoch, None
 
     def on_train_begin(self, logs=None) -> None:
         self._bar = progress.bar(description="epochs", total=self.params["epochs"], initial=self.initial_epoch)
@@ -281,7 +288,8 @@ class _EpochBar(keras.callbacks.Callback):
         self._bar.update()
 
     def on_train_end(self, logs=None) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def make_rate(
@@ -357,28 +365,37 @@ def fit(
 
     Epochs count on from `first_epoch` (0 for phase 1); the history's `epoch` is the number of epochs finished, 1 the
     first. With a checkpoint, training goes on from the last epoch that an earlier process finished, to the same history.
-    Raises FloatingPointError where the loss is no number any more, ValueError for a batch that devices cannot share evenly.
+    Raises FloatingPointError where the loss is no number any more, ValueError for a batch that devices cannot share evenly,
+    Interrupted where someone stops it: called again with the same model, callbacks and a checkpoint at the same path, it
+    goes on after the last finished epoch.
     """
     _share_evenly(train, val, model.distribute_strategy.num_replicas_in_sync)
     done = first_epoch + (checkpoint.resume(callbacks) if checkpoint else 0)
     rows = list(checkpoint.rows) if checkpoint else []
-    history = model.fit(
-        train,
-        validation_data=val,
-        initial_epoch=done,
-        epochs=done if checkpoint and checkpoint.is_stopped else first_epoch + epochs,
-        shuffle=False,  # else Keras shuffles the batches once more, by a stream of its own
-        callbacks=[
-            _TakeOrder(train),
-            _OneStatistic(),
-            _RecordRates(),
-            *callbacks,
-            keras.callbacks.TerminateOnNaN(),
-            *([checkpoint] if checkpoint else []),
-            _EpochBar(done),
-        ],
-        verbose=0,
-    )
+    bar = _EpochBar(done)
+    try:
+        history = model.fit(
+            train,
+            validation_data=val,
+            initial_epoch=done,
+            epochs=done if checkpoint and checkpoint.is_stopped else first_epoch + epochs,
+            shuffle=False,  # else Keras shuffles the batches once more, by a stream of its own
+            callbacks=[
+                _TakeOrder(train),
+                _OneStatistic(),
+                _RecordRates(),
+                *callbacks,
+                keras.callbacks.TerminateOnNaN(),
+                *([checkpoint] if checkpoint else []),
+                bar,
+            ],
+            verbose=0,
+        )
+    except KeyboardInterrupt:
+        kept = checkpoint.after_interrupt() if checkpoint else "nothing of it is kept"
+        raise Interrupted(f"{phase} stopped in epoch {train.epoch + 1}; {kept}") from None
+    finally:
+        bar.on_train_end()  # Keras leaves it out where an error ends training
     table = pd.concat([pd.DataFrame(rows), pd.DataFrame(history.history)], ignore_index=True)
     table.insert(0, "epoch", first_epoch + 1 + np.arange(len(table)))
     table.insert(1, "phase", phase)
@@ -417,6 +434,9 @@ def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDI
     """
     n = len(inputs[0] if isinstance(inputs, tuple) else inputs)
     order = Batches(inputs, np.zeros(n, np.int32), batch_size)
-    batches = time_budget.announced(range(len(order)), description)
-    for i in progress.bar(batches, description, len(order)):
-        yield step(order[i][0])
+    try:
+        with progress.bar(time_budget.announced(range(len(order)), description), description, len(order)) as bar:
+            for i in bar:
+                yield step(order[i][0])
+    except KeyboardInterrupt:
+        raise Interrupted(f"{description} stopped; nothing of this pass is kept. Run this cell again") from None

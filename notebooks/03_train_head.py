@@ -81,7 +81,7 @@ print(f"{len(train):,} images to train on, {len(val):,} to validate on")
 # NBVAL_CHECK_OUTPUT
 replicas = devices.choose_strategy(strategy)
 with devices.scope(replicas):
-    model = network.build(image_size, weights)
+    model = network.build(image_size, paths.weights_source(weights))
     prefix, head = frozen_prefix.split(model)
 pd.Series(network.parameter_counts(model), name="weights").to_frame()
 

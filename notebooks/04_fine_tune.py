@@ -104,7 +104,7 @@ print(f"{len(train):,} images to train on, {len(val):,} to validate on")
 # %%
 replicas = devices.choose_strategy(strategy, batch_size * image_size**2)
 with devices.scope(replicas):
-    model = network.build(image_size, weights)
+    model = network.build(image_size, paths.weights_source(weights))
     _, head = frozen_prefix.split(model)
     head.load_weights(folders.head_weights)
     n_training = network.unfreeze_top(model, unfreeze_top, batch_norm)

@@ -48,6 +48,8 @@ from fer_utils import (
     explanation,
     files,
     images,
+    paths,
+    photographs,
     plots,
     report,
     stages,
@@ -65,6 +67,7 @@ stage = stages.begin("evaluate", globals())
 folders = stage.folders
 stage.require(folders.model, folders.trained, folders.manifest, folders.leakage)
 stage.require(folders.split("VAL"), folders.split("TEST"))
+photograph = photographs.load(paths.place(picture)) if picture else None
 devices.make_reproducible(seed)
 
 # %% [markdown]
@@ -239,9 +242,8 @@ if len(worst):
 
 # %%
 if picture:  # imported here: who sets none needs no face detector
-    from fer_utils import face_detection, paths, photographs, predict
+    from fer_utils import face_detection, predict
 
-    photograph = photographs.Picture(picture, photographs.read_image(paths.place(picture)))
     (reading,) = predict.Reader(folders.model, face_detection.Detector()).read([photograph])
     plt.imshow(reading.drawn())
     plt.axis("off")

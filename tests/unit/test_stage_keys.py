@@ -59,7 +59,7 @@ def _changed(before: dict, after: dict) -> dict[str, list[str]]:
         ("notebooks/04_fine_tune.py", "epochs: int = 20  # >= 1; specification", "epochs: int = 21  # >= 1; other"),
         ("fer_utils/training.py", '"""The two training phases', '"""Both phases'),
         ("fer_utils/training.py", '    """Train a compiled model', '    """Teach a compiled model'),
-        ("fer_utils/training.py", "    history = model.fit(", "    # a comment\n    history = model.fit("),
+        ("fer_utils/training.py", "        history = model.fit(", "        # a comment\n        history = model.fit("),
         ("fer_utils/paths.py", 'return self.run / "notebooks"', 'return self.run / "books"'),
         ("fer_utils/plots.py", '"#4477aa"', '"#123456"'),
         ("fer_utils/plots.py", "def confusion_matrix(counts", "def confusion_matrix(these"),
