@@ -112,7 +112,7 @@ history = training.fit(
     callbacks=[budget],
     checkpoint=TrainingCheckpoint(folders.checkpoint("train_head"), stage.key_digest),
 )
-history.round(4)
+history[["epoch", "seconds", "learning_rate", *training.SCORES]].round(dict.fromkeys(training.SCORES, 4))
 
 # %% [markdown]
 # ## Look

@@ -174,7 +174,7 @@ history = training.fit(
     callbacks=callbacks,
     checkpoint=TrainingCheckpoint(folders.checkpoint("fine_tune"), stage.key_digest),
 )
-history.round(4)
+history[["epoch", "seconds", "learning_rate", *training.SCORES]].round(dict.fromkeys(training.SCORES, 4))
 
 # %% [markdown]
 # ## Look
