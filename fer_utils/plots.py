@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 COLOURS = {"TRAIN": "#4477aa", "VAL": "#cc6677", "TEST": "#228833"}
 RUN_COLOURS = ("#ee7733", "#aa3377", "#33bbee", "#222222", "#999933", "#882255")  # runs: none of the splits' colours
 _HATCH = "////"  # marks a changed version of a split: balanced, or at another temperature
-FACES_IN_A_ROW = 8  # of figures with groups of faces
+FACES_IN_A_ROW = 9  # of figures with groups of faces
 _CURVES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
@@ -68,22 +68,23 @@ def groups_of_faces(groups: Sequence[tuple[np.ndarray, Sequence[str]]], title: s
 
     groups: grey faces, uint8 (n, 48, 48), and a title for each; at least one group.
     """
-    gap, head, frame = 0.3, 0.36, 0.06  # in faces: between groups, above a face for its titles, around a group
+    step, gap, frame = 1.05, 0.25, 0.06  # in faces: from face to face, between groups, around a group
+    head = 0.06 + 0.115 * max(text.count("\n") + 1 for _, titles in groups for text in titles)  # room for titles
     row_of, place_of, row, place = [], [], 0, 0.0
     for faces_of_group, _ in groups:
-        if place and place + len(faces_of_group) > FACES_IN_A_ROW:
+        if place and place + step * len(faces_of_group) > FACES_IN_A_ROW:
             row, place = row + 1, 0.0
         row_of.append(row)
         place_of.append(place)
-        place += len(faces_of_group) + gap
-    width = max(place + len(faces) for place, (faces, _) in zip(place_of, groups, strict=True))
+        place += step * len(faces_of_group) + gap
+    width = max(place + step * len(shown) for place, (shown, _) in zip(place_of, groups, strict=True))
     height = (row + 1) * (1 + head + gap) - gap
     figure, axes = plt.subplots(figsize=(max(1.2 * width, 3), 1.2 * height + 0.35), layout="constrained")
     for (faces_of_group, titles), row, place in zip(groups, row_of, place_of, strict=True):
         top = row * (1 + head + gap) + head
-        size = len(faces_of_group) + 2 * frame, 1 + head + 2 * frame
-        axes.add_patch(plt.Rectangle((place - frame, top - head - frame), *size, facecolor="#eeeeee", edgecolor="none"))
-        for left, image, text in zip(itertools.count(place), faces_of_group, titles, strict=False):
+        size = step * len(faces_of_group) - (step - 1) + 2 * frame, 1 + head + 2 * frame
+        axes.add_patch(plt.Rectangle((place - frame, top - head - frame), *size, color="#e4e4e4", zorder=-1))
+        for left, image, text in zip(itertools.count(place, step), faces_of_group, titles, strict=False):
             axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(left, left + 1, top + 1, top))
             axes.text(left + 0.5, top - 0.04, text, fontsize=7, ha="center", va="bottom")
     axes.set(xlim=(-2 * frame, width + 2 * frame), ylim=(height + 2 * frame, -2 * frame), aspect="equal")
@@ -217,7 +218,7 @@ def rates(history: pd.DataFrame) -> Figure:
     for axes, (title, values) in zip(row, columns.items(), strict=True):
         axes.plot(history["epoch"], values, drawstyle="steps-mid", color="#555555", marker=".")
         axes.set(title=title, xlabel="epoch", ylim=(0, max(values.max() * 1.1, 1e-12)))
-        axes.yaxis.set_major_formatter("{x:.3g}")
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
         axes.xaxis.get_major_locator().set_params(integer=True)
     sns.despine(figure)
     return figure
@@ -226,8 +227,15 @@ def rates(history: pd.DataFrame) -> Figure:
 def confusion_matrix(counts: np.ndarray, title: str) -> Figure:
     """Two heatmaps of (7, 7) counts: the counts, and each row as shares of its true class."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), layout="constrained")
-    common = {"cmap": "Blues", "xticklabels": CLASSES, "yticklabels": CLASSES, "square": True, "linewidths": 0.5}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
+    common = {
+        "cmap": "Blues",
+        "xticklabels": CLASSES,
+        "yticklabels": CLASSES,
+        "square": True,
+        "linewidths": 0.5,
+        "cbar": False,
+    }
     sns.heatmap(counts, annot=True, fmt=",d", ax=left, **common)
     sns.heatmap(shares, annot=True, fmt=".2f", vmin=0, vmax=1, ax=right, **common)
     left.set(title="images", xlabel="predicted", ylabel="true")

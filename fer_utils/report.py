@@ -16,14 +16,15 @@ STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; } td, tbody th { white-space: nowrap; }
 .wide, figure { overflow-x: auto; }
 img { max-width: 100%; } figure { margin: 1.5rem 0; } figcaption { color: #555; font-size: .9rem; }
 .honesty, .warning { border-left: .4rem solid #228833; background: #f0f7f1; padding: .7rem 1rem; }
 .warning { border-color: #cc3311; background: #fdf0ed; }
 .parameters { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); column-gap: 2rem; }
-.parameters td { overflow-wrap: anywhere; }
-@media (max-width: 40rem) { body { margin-top: 1rem; } h1 { font-size: 1.3rem; } th, td { padding: .25rem .4rem; }
+.parameters td { white-space: normal; overflow-wrap: anywhere; } .parameters td:first-child { white-space: nowrap; }
+@media (max-width: 40rem) { body { margin-top: 1rem; } h1 { font-size: 1.3rem; } table { font-size: .8rem; }
+  th, td { padding: .25rem .3rem; }
   figcaption { position: sticky; left: 0; } img { max-width: none; width: 44rem; } }
 @media print { @page { size: A4; margin: 14mm; } body { font-size: 10pt; margin: 0; padding: 0; max-width: none; }
   h2, h3, tr, figure, .honesty, .warning { break-inside: avoid; } h2, h3 { break-after: avoid; }
@@ -98,9 +99,9 @@ def score_table(metrics: dict) -> pd.DataFrame:
             of = found.get(split.lower(), {})
             parts = {f"{split}, {part}": of[part] for part in ("public", "private", "unseen") if part in of}
             rows |= {f"{name}{views}": row for name, row in ({split: of} | parts).items() if row}
-    columns = ["n", "loss", "accuracy", "macro_precision", "macro_recall", "macro_f1", "calibration_error"]
+    columns = ["n", "accuracy", "macro_f1", "macro_precision", "macro_recall", "loss", "calibration_error"]
     table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
-    for name, place in (("accuracy", 3), ("macro_f1", 7)):
+    for name, place in (("accuracy", 2), ("macro_f1", 4)):
         ends = [row[f"{name}_interval"] for row in rows.values()]
         table.insert(place, f"{name} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
     return table.astype({"n": int})

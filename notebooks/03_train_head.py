@@ -86,7 +86,8 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %% [markdown]
 # ## Do
-# One pass through the frozen backbone, unless an earlier run left its features; then the head trains on them.
+# One pass through the frozen backbone, unless an earlier run left its features; then the head trains on them. The table
+# leaves out precision and recall; they are in `history_head.csv`.
 
 # %%
 cache_folder = paths.cache_folder(cache_dir, outputs_dir)

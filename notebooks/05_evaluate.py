@@ -155,7 +155,7 @@ surest = evaluation.surest(predictions["TEST"])
 rows = {}
 for pair in confused.itertuples():
     of_pair = surest[(surest["label"] == pair.label) & (surest["predicted"] == pair.predicted)].head(10)
-    title = f"{pair.label} taken for {pair.predicted}: {pair.n:,}, {pair.share:.0%}"
+    title = f"{pair.label} taken for {pair.predicted}: {pair.n:,} images, {pair.share:.0%} of {pair.label}"
     rows[title] = images.load([folders.data / path for path in of_pair["path"]])
 if rows:
     figure = plots.rows_of_faces(rows)
