@@ -189,8 +189,9 @@ class Table:
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
         shown = [name for name in WIDTHS if name != "seconds" or is_timed]
         longest_name = max((len(Path(source).name) for source in sources), default=0) + len("…/")
-        if columns - self._taken(shown) < longest_name:
-            shown.remove("next")
+        for name in ("next", "detector"):  # dropped first where a file's name needs the room
+            if columns - self._taken(shown) < longest_name:
+                shown.remove(name)
         longest = max((len(source) for source in sources), default=0)
         self._columns = shown
         self._width = max(len("picture"), min(longest, columns - self._taken(shown)))

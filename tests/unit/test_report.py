@@ -1,6 +1,6 @@
 """The tables and sentences that a report shows say what metrics.json holds."""
 
-from fer_utils import evaluation, report
+from fer_utils import evaluation, paths, report
 from fer_utils.classes import CLASSES
 
 import numpy as np
@@ -61,3 +61,51 @@ def test_the_honesty_line_counts_what_was_seen_and_names_the_way_out(metrics):
     metrics["leakage"]["test_images_in_train"] = 0
     assert "never saw" in report.honesty_line(metrics) and "WARNING" not in report.honesty_line(metrics)
     assert report.leak_note(metrics, "TEST") == "no picture of it has a copy in TRAIN"
+
+
+@pytest.fixture
+def page(metrics, tmp_path):
+    """Writes the report of a run whose only figures are TEST's confusion matrix and the learning curves: its HTML."""
+    metrics |= {"per_class": {"test": [{"class": "angry", "f1": 0.5}]}}
+    metrics["run"] = {
+        "params": {"evaluate": {"n_mistakes": 24}},
+        "versions": {"keras": "3"},
+        "seconds_per_stage": {"evaluate": 1.0},
+    }
+    folders = paths.run_folders("r", str(tmp_path), "")
+    for path in (folders.for_split("confusion_matrix", "TEST", ".png"), folders.figure("learning_curves")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.stem.encode())
+
+    def write() -> str:
+        report.write_report(folders, metrics)
+        return folders.report.read_text()
+
+    return write
+
+
+def test_the_report_opens_with_scores_honesty_and_confusion_and_ends_with_parameters(page):
+    html = page()
+    order = ["TEST accuracy", 'class="warning"', "Confusion matrix of TEST", ">Scores<", ">TEST, class by class<"]
+    order += [">Mistakes<", ">Confidence<", "Learning curves", ">Data<", ">Stages<", ">Parameters<", ">Versions<"]
+    places = [html.index(text) for text in order]
+    assert places == sorted(places)
+
+
+def test_a_figure_that_is_not_there_is_named_and_leaves_no_broken_image(page):
+    html = page()
+    assert (
+        html.count("<img") == 2 and "(missing: confusion_matrix_val.png)" in html and "(missing: grad_cam.png)" in html
+    )
+
+
+def test_only_a_leak_is_shown_as_a_warning(page, metrics):
+    assert '<p class="warning">WARNING' in page()
+    metrics["leakage"]["test_images_in_train"] = 0
+    assert '<p class="honesty">No picture' in page() and '<p class="warning">' not in page()
+
+
+def test_the_report_is_made_for_phones_and_for_paper(page):
+    html = page()
+    assert 'name="viewport"' in html and "@media print" in html and "@media (max-width" in html
+    assert html.count("<table") == html.count('<div class="wide"><table')
