@@ -25,7 +25,7 @@ img { max-width: 100%; } figure { margin: 1.5rem 0; } figcaption { color: #555; 
 .parameters td { white-space: normal; overflow-wrap: anywhere; } .parameters td:first-child { white-space: nowrap; }
 @media (max-width: 40rem) { body { margin-top: 1rem; } h1 { font-size: 1.3rem; } table { font-size: .8rem; }
   th, td { padding: .25rem .3rem; }
-  figcaption { position: sticky; left: 0; } img { max-width: none; width: 44rem; } }
+  figcaption { position: sticky; left: 0; } img { max-width: 44rem; } }
 @media print { @page { size: A4; margin: 14mm; } body { font-size: 10pt; margin: 0; padding: 0; max-width: none; }
   h2, h3, tr, figure, .honesty, .warning { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .wide, figure { overflow: visible; } table { font-size: 8pt; } th, td { padding: .15rem .35rem; }
