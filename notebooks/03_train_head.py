@@ -87,7 +87,8 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %% [markdown]
 # ## Do
-# One pass through the frozen backbone, unless an earlier run left its features; then the head trains on them.
+# One pass through the frozen backbone, unless an earlier run left its features; then the head trains on them. The table
+# leaves out precision and recall; they are in `history_head.csv`.
 
 # %%
 cache_folder = paths.cache_folder(cache_dir, outputs_dir)
@@ -114,7 +115,7 @@ history = training.fit(
     callbacks=[budget],
     checkpoint=TrainingCheckpoint(folders.checkpoint("train_head"), stage.key_digest),
 )
-history.round(4)
+history[["epoch", "seconds", "learning_rate", *training.SCORES]].round(dict.fromkeys(training.SCORES, 4))
 
 # %% [markdown]
 # ## Look
