@@ -2,8 +2,8 @@
 
 python run_all.py                                    the profile that suits this machine; what is done is skipped
 python run_all.py --params params/clean.yaml --run clean -p fine_tune.epochs=8
-python run_all.py --from fine_tune                   04 and 05 again, on what the run already has
-python run_all.py --only evaluate
+python run_all.py --from 04                          04 and 05 again, on what the run already has
+python run_all.py --only evaluate                    one stage, by its name or its number
 python run_all.py --force                            every stage again, training from its first epoch
 python run_all.py --dry-run                          what would run, why, and every resolved parameter
 python run_all.py --list                             the runs so far
@@ -23,7 +23,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from fer_utils import defaults, files, parameters, paths, runner, runs, stages, sweeps
+from fer_utils import defaults, files, parameters, paths, runner, runs, sweeps, terminal
 from fer_utils.parameters import STAGES, ParameterError
 from fer_utils.run_lock import RunIsBusy
 
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         outputs = paths.project_root() / (options.outputs_dir or "outputs")
         if options.list:
-            print("\n".join(runs.as_lines([runs.COLUMNS, *runs.list_rows(outputs)])))
+            _list(outputs)
             return 0
         if options.compare:
             return _compare(outputs, options.compare)
@@ -59,9 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.force:
             runner.start_afresh(chosen, values)
-        if runner.run(profile, chosen, values, repeat, options.verbose):
-            _print_summary(runner.folders_of(values))
+        _print_summary(runner.folders_of(values), runner.run(profile, chosen, values, repeat, options.verbose))
         return 0
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on after the last finished stage or epoch", file=sys.stderr)
+        return 130
     except runner.StageFailed as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
@@ -113,10 +115,10 @@ def _parser() -> argparse.ArgumentParser:
         "--from",
         dest="first",
         metavar="STAGE",
-        choices=STAGES,
-        help=f"run this stage and all after it: {', '.join(STAGES)}",
+        type=_stage,
+        help=f"run this stage and all after it; a number or a name: {_numbered()}",
     )
-    span.add_argument("--only", metavar="STAGE", choices=STAGES, help="run this stage alone")
+    span.add_argument("--only", metavar="STAGE", type=_stage, help="run this stage alone")
     parser.add_argument("--force", action="store_true", help="run stages that are done again, from their start")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, why, and with what; run nothing")
     parser.add_argument("--list", action="store_true", help="list the runs so far")
@@ -160,6 +162,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", action="store_true", help="show everything that the notebooks print")
     return parser
+
+
+def _numbered() -> str:
+    return ", ".join(f"{file[:2]} {name}" for name, file in STAGES.items())
+
+
+def _stage(text: str) -> str:
+    """The stage that a command line names: `4`, `04`, `fine_tune`, `04_fine_tune`, with or without `.py`."""
+    for name, file in STAGES.items():
+        if text in (name, file, Path(file).stem, file[:2], file[:2].lstrip("0")):
+            return name
+    raise argparse.ArgumentTypeError(f"no stage {text!r}; stages: {_numbered()}")
 
 
 def _layers(options: argparse.Namespace) -> tuple[str, list[tuple[str, dict]]]:
@@ -227,8 +241,8 @@ def _sweep(profile: str, layers: list[tuple[str, dict]], chosen: list[str], opti
     found = runs.find(outputs, [name for name in sweep if (outputs / name / "run.json").is_file()])
     rows, ranked = sweeps.ranking(found), outputs / f"sweep_{base['run']}.csv"
     sweeps.write_ranking(rows, ranked)
-    print("\n" + "\n".join(runs.as_lines([sweeps.RANKED, *rows])))
-    print(f"{len(sweep) - len(failed)} of {len(sweep)} runs came to their end; ranked by VAL: {ranked}")
+    print("\n" + "\n".join(runs.as_lines([sweeps.RANKED, *rows], terminal.columns())))
+    terminal.say(f"{len(sweep) - len(failed)} of {len(sweep)} runs finished; ranked by VAL: {ranked}")
     return 1 if failed else 0
 
 
@@ -281,22 +295,30 @@ def _export_model(outputs: Path, name: str, folder: str) -> int:
     except model_export.ExportError as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 1
-    print(f"{model_export.table(measured).to_string()}\n{folder}")
+    table = model_export.table(measured).reset_index().astype(str)
+    print("\n".join(runs.as_lines([list(table), *table.to_numpy().tolist()], terminal.columns())) + f"\n{folder}")
     return 0
 
 
-def _print_summary(folders: paths.RunFolders) -> None:
-    from fer_utils import report  # pandas takes a while to import
+def _list(outputs: Path) -> None:
+    rows, faults = runs.list_rows(outputs)
+    print("\n".join(runs.as_lines([runs.COLUMNS, *rows], terminal.columns())) if rows else f"no runs in {outputs}")
+    for fault in faults:
+        terminal.say(fault)
 
-    records = stages.records(folders)
-    width = max(map(len, STAGES))
-    print(f"\n{'stage':{width}}  {'seconds':>8}  key figures")
-    for stage, record in records.items():
-        print(f"{stage:{width}}  {record['seconds']:8.1f}  {stages.one_line(record['figures'])}")
-    if folders.metrics.is_file() and "evaluate" in records:
-        metrics = files.read_json(folders.metrics)
-        print(f"\n{report.score_table(metrics).round(4).to_string()}\n\n{report.honesty_line(metrics)}")
-        print(f"report: {folders.report}")
+
+def _print_summary(folders: paths.RunFolders, n_ran: int) -> None:
+    """The scores, in one line where no stage ran, and where the report is."""
+    if not folders.metrics.is_file() or not folders.stage_record("evaluate").is_file():
+        return
+    metrics = files.read_json(folders.metrics)
+    if n_ran:
+        from fer_utils import report  # pandas takes a while to import
+
+        print("\n" + "\n".join(runs.as_lines([runs.SCORES, *runs.score_rows(metrics)], terminal.columns())) + "\n")
+        terminal.say(report.honesty_line(metrics))
+    scores = [f"TEST {name} {runs.with_interval(metrics['test'], key)}" for key, name in runs.INTERVALS.items()]
+    terminal.say(f"{', '.join(scores)}; report: {folders.report}")
 
 
 def _download() -> None:

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 
 from fer_utils import weights as weights_files
 from fer_utils.classes import CLASSES
@@ -95,6 +96,12 @@ def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
     backbone = model.get_layer(BACKBONE)
     if not 0 <= n_layers <= len(backbone.layers):
         raise ValueError(f"unfreeze_top is {n_layers}, ResNet50 without top has {len(backbone.layers)} layers")
+    if batch_norm == "frozen" and not backbone.get_layer("conv5_block3_3_bn").gamma.numpy().any():
+        warnings.warn(
+            "the backbone is random and batch_norm is 'frozen': its residual branches stay at zero and learn nothing. Set "
+            "batch_norm to 'trained'.",
+            stacklevel=2,
+        )
     backbone.trainable = True
     first = len(backbone.layers) - n_layers
     for place, layer in enumerate(backbone.layers):
@@ -115,11 +122,12 @@ def parameter_counts(model: keras.Model) -> dict[str, int]:
     return {"total": total, "trainable": trainable, "frozen": total - trainable}
 
 
+@lru_cache(maxsize=1)
 def compiled(model: keras.Model) -> Callable:
     """The model as one function of batches of any length, without training's dropout: arrays in, arrays out.
 
     Takes an array, or a tuple of them for a model of several inputs; gives an array, or a list of them. It is traced once,
-    which for ResNet50 takes as long as some hundred images of 48 px: keep it. Keras' `predict` is slow with small batches.
+    which for ResNet50 takes as long as some hundred images of 48 px: the last model's is kept. Keras' `predict` is slow with small batches.
     """
     several = len(model.inputs) > 1
 

@@ -1,19 +1,65 @@
-"""The progress bar of notebooks and terminals."""
+"""How far a long step has come: a bar in a notebook; under run_all.py a report that its terminal shows.
 
+Knows tqdm and the file through which a kernel reports; knows nothing of terminals.
+"""
+
+import json
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from tqdm import tqdm
 
-HEADLESS = "FER_HEADLESS"  # the environment variable that run_all.py sets for its kernels
+REPORTS = "FER_PROGRESS"  # environment variable: the file that run_all.py reads its kernels' reports from
+SHORT = 30  # seconds; what takes less needs no announcement
 
 
-def bar(rows: Iterable | None = None, description: str = "", total: int | None = None, initial: int = 0) -> tqdm:
+def bar(rows: Iterable | None = None, description: str = "", total: int | None = None, unit: str = "images") -> tqdm:
     """A bar that goes away when done, over `rows` or, without them, moved by its `update`.
 
-    It is text on standard output: where it goes away, standard error leaves a pink strip in JupyterLab, and tqdm's own
-    notebook bar needs ipywidgets. Headless it is on standard error, which run_all.py passes to the terminal.
+    In a notebook it is text on standard output: where it goes away, standard error leaves a pink strip in JupyterLab, and
+    tqdm's own notebook bar needs ipywidgets. Under run_all.py it leaves nothing in the notebook and reports instead.
     """
-    stream = sys.stderr if HEADLESS in os.environ else sys.stdout
-    return tqdm(rows, description, total, leave=False, file=stream, initial=initial)
+    if REPORTS in os.environ:
+        return _Reporter(rows, description, total, unit=unit)
+    return tqdm(rows, description, total, leave=False, file=sys.stdout, unit=f" {unit}")
+
+
+def announce(text: str, seconds: float) -> None:
+    """Print how long a step will take; run_all.py shows it too where that is more than SHORT seconds."""
+    print(text)
+    if REPORTS in os.environ and seconds > SHORT:
+        _report({"say": text})
+
+
+def in_words(seconds: float) -> str:
+    """A duration as a person says it: `under 1 s`, `45 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+class _Reporter(tqdm):
+    """A bar that draws nothing and reports where it stands, at most twice a second."""
+
+    def __init__(self, rows: Iterable | None, description: str, total: int | None, unit: str):
+        super().__init__(rows, description, total, unit=unit, mininterval=0.5, gui=True)  # gui: tqdm prints nothing
+        self.display()
+
+    def display(self, *_, **__) -> None:
+        _report({"task": self.desc.removesuffix(": "), "done": self.n, "total": self.total, "unit": self.unit,
+                 "scores": self.postfix})  # fmt: skip
+
+    def close(self) -> None:
+        if not self.disable:
+            _report({"task": None})
+        super().close()
+
+
+def _report(content: dict) -> None:
+    with Path(os.environ[REPORTS]).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(content) + "\n")

@@ -4,14 +4,12 @@ Knows papermill and Jupytext; knows nothing of what a stage computes. Both are i
 run with nothing to do ends at once.
 """
 
-import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fer_utils import files, paths, progress, run_lock, stage_keys, stages
+from fer_utils import files, paths, progress, run_lock, stage_keys, stages, terminal
 from fer_utils.parameters import STAGES, ParameterError
 
 
@@ -46,7 +44,7 @@ def run(
         stages.clear_leftovers(folders)
         files.remove_partials(folders.notebooks)
         stages.describe_run(folders, profile, values)
-        print(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
+        terminal.say(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
         for stage in chosen:
             reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders)
             if reasons and any(take_over(stage, values[stage], folders, donor) for donor in donors):
@@ -136,7 +134,7 @@ def reasons_to_run(stage: str, values: Mapping[str, Any], folders: paths.RunFold
     """Why a stage has to run, in words; empty where its outputs are there, whole, and would come out the same."""
     records = stages.records(folders)
     if stage not in records:
-        return ["it has not come to its end yet"]
+        return ["it has not run yet"]
     recorded = records[stage]
     key = stage_keys.key_of(stage, values, folders, records)
     changed = [*recorded.get("by_hand", []), *stage_keys.differences(recorded["key"], key)]
@@ -166,33 +164,14 @@ def take_over(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, 
     for name in names:
         files.place_copy(stage_keys.output_path(name, donor), stage_keys.output_path(name, folders))
     files.write_json(folders.stage_record(stage), record | {"parameters": dict(values), "taken_from": donor.run.name})
-    print(f"{stage} ({STAGES[stage]}): taken over from run {donor.run.name}")
+    terminal.say(f"{stage} ({STAGES[stage]}): taken over from run {donor.run.name}")
     return True
 
 
 def _say(stage: str, reasons: Sequence[str]) -> None:
     shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
-    print(
-        f"{stage} ({STAGES[stage]}): {f'run: {shown}' if reasons else 'skip: done, and nothing it follows from changed'}"
-    )
-
-
-def without_bars(notebook: str) -> str:
-    """A notebook's JSON with its standard error as a terminal would show it: what was overwritten is gone.
-
-    Progress bars overwrite themselves, piece by piece; in JupyterLab each piece would leave a pink strip. What a cell
-    wrote to standard error stands together, where the first of it stood.
-    """
-    content = json.loads(notebook)
-    for cell in content["cells"]:
-        outputs = cell.get("outputs", [])
-        errors = [output for output in outputs if output.get("name") == "stderr"]
-        if errors:
-            lines = "".join("".join(output["text"]) for output in errors).split("\n")
-            text = errors[0]["text"] = "\n".join(line.rpartition("\r")[2] for line in lines)
-            kept = errors[0] if text.strip() else None
-            cell["outputs"] = [output for output in outputs if output.get("name") != "stderr" or output is kept]
-    return json.dumps(content, indent=1, ensure_ascii=False)
+    what = f"run: {shown}" if reasons else "skip: done, and nothing that it depends on changed"
+    terminal.say(f"{stage} ({STAGES[stage]}): {what}")
 
 
 def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, verbose: bool = False) -> None:
@@ -210,31 +189,34 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
 
     class WholeFiles(LocalHandler):
         def write(self, buf: str, path: str) -> None:
+            status.cell_begins(buf)
             with files.replacing(Path(path)) as temporary:
-                temporary.write_text(without_bars(buf), encoding="utf-8")
+                temporary.write_text(buf, encoding="utf-8")
 
     # Its reader of parameters cells stumbles over `>=` in a comment; ours has checked every name by then.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     root = paths.project_root()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    os.environ[progress.HEADLESS] = "1"
     executed = folders.notebooks / STAGES[stage].replace(".py", ".ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
     record = folders.stage_record(stage)
     earlier = record.stat().st_mtime_ns if record.is_file() else None
     papermill_io.register(str(folders.notebooks), WholeFiles())
     try:
-        papermill.execute_notebook(
-            jupytext.read(root / "notebooks" / STAGES[stage]),
-            str(executed),
-            parameters=values,
-            kernel_name="python3",
-            start_timeout=300,  # seconds; a busy machine needs more than the default of 60
-            cwd=str(root),
-            progress_bar={"desc": f"{STAGES[stage]} cells", "leave": True},
-            stdout_file=sys.stdout if verbose else None,
-            stderr_file=sys.stderr,
-        )
+        with terminal.Status(stage, say_estimates=not verbose) as status:
+            papermill.execute_notebook(
+                jupytext.read(root / "notebooks" / STAGES[stage]),
+                str(executed),
+                parameters=values,
+                kernel_name="python3",
+                start_timeout=300,  # seconds; a busy machine needs more than the default of 60
+                cwd=str(root),
+                progress_bar=False,
+                stdout_file=status.output if verbose else None,
+                stderr_file=status.errors,
+                # What ipykernel warns of, kernels on TCP without encryption, never leaves this machine.
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            )
     except PapermillExecutionError as error:
         raise StageFailed(
             f"{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
@@ -247,3 +229,5 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
         ) from error
     if not record.is_file() or record.stat().st_mtime_ns == earlier:
         raise StageFailed(f"{stage} ended without writing its record: {record}")
+    figures = stages.one_line(stages.records(folders)[stage]["figures"])
+    terminal.say(f"{stage}: done in {progress.in_words(status.seconds())}: {figures}")

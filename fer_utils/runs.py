@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fer_utils import files, parameters, paths, run_lock, stages
+from fer_utils import files, parameters, paths, progress, run_lock, stages
 
 
 @dataclass(frozen=True)
@@ -71,25 +71,44 @@ def find(outputs: Path, names: Sequence[str]) -> list[Run]:
     return [read(outputs / name) for name in names]
 
 
-COLUMNS = ("run", "finished (UTC)", "profile", "leakage", "TEST accuracy", "TEST macro F1", "seconds", "state")
+COLUMNS = ("run", "state", "finished (UTC)", "leakage", "TEST accuracy", "macro F1", "time")
+SCORES = ("", "images", "accuracy", "macro F1", "calibration error")
+INTERVALS = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # scores of metrics.json that have a 95 % interval
 
 
-def list_rows(outputs: Path) -> list[tuple[str, ...]]:
-    """A row of COLUMNS for each run, by name; of a run with a torn file, its state says which."""
-    rows = []
+def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
+    """A row of COLUMNS for each run, by name; and what is wrong with the runs that have a torn file."""
+    rows, faults = [], []
     for file in sorted(outputs.glob("*/run.json")):
         try:
             run = read(file.parent)
         except files.TornFile as error:
-            rows.append((file.parent.name, *[""] * (len(COLUMNS) - 2), str(error)))
+            rows.append((file.parent.name, "damaged", *[""] * (len(COLUMNS) - 2)))
+            faults.append(f"{file.parent.name}: {error}")
             continue
         scores = ("", "")
         if run.metrics:
             test = run.metrics["test"]
-            scores = tuple(with_interval(test, name) for name in ("accuracy", "macro_f1"))
+            scores = (with_interval(test, "accuracy"), f"{test['macro_f1']:.3f}")
         policy = run.parameters["merge_split"]["leakage"]
         finished = run.finished[:16].replace("T", " ")
-        rows.append((run.name, finished, run.profile, policy, *scores, f"{run.seconds:,.0f}", run.state))
+        rows.append((run.name, run.state, finished, policy, *scores, progress.in_words(run.seconds)))
+    return rows, faults
+
+
+def score_rows(metrics: dict) -> list[tuple[str, ...]]:
+    """A row of SCORES for VAL, TEST and each part that is told apart, and again for test-time augmentation."""
+    rows = []
+    augmented = metrics.get("test_time_augmentation", {})
+    for found, views in ((metrics, ""), (augmented, f", {augmented.get('kind')}")):
+        for split in ("val", "test"):
+            whole = found.get(split, {})
+            parts = {"": whole} | {f", {part}": whole.get(part) for part in ("public", "private", "unseen")}
+            for part, scores in parts.items():
+                if scores:
+                    intervals = [with_interval(scores, name) for name in INTERVALS]
+                    error = f"{scores['calibration_error']:.3f}"
+                    rows.append((f"{split.upper()}{part}{views}", f"{scores['n']:,}", *intervals, error))
     return rows
 
 
@@ -99,7 +118,15 @@ def with_interval(scores: dict, name: str) -> str:
     return f"{scores[name]:.3f} [{low:.3f}–{high:.3f}]"
 
 
-def as_lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text as lines with aligned columns."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))] if rows else []
+def as_lines(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+    """Rows of text as lines with aligned columns; if wider than `width`, a row's first two cells have their own line."""
+    lines = _aligned(rows)
+    if width and max(map(len, lines), default=0) > width:
+        first, rest = _aligned([row[:2] for row in rows]), _aligned([row[2:] for row in rows])
+        lines = [line for name, cells in zip(first, rest, strict=True) for line in (name, f"  {cells}")]
+    return lines
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -50,7 +50,7 @@ def run(
     """
     failed, done = [], []
     for number, (name, values) in enumerate(sweep.items(), 1):
-        print(f"\n[{number} of {len(sweep)}]", end=" ")
+        print(f"\n[{number} of {len(sweep)}]", end=" ", flush=True)
         folders = runner.folders_of(values)
         try:
             runner.run(profile, chosen, values, verbose=verbose, donors=done)

@@ -6,6 +6,7 @@ Knows clocks and Keras callbacks; knows nothing of what is trained.
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from fer_utils.progress import SHORT, announce, in_words
 from fer_utils.stages import KERNEL_BEGAN
 
 import keras
@@ -15,7 +16,6 @@ MEASURED = 10  # steps that the estimate is made from
 PASSES_LEFT = 3  # after training stops: its own validation pass, then VAL and TEST in 05
 SAVING = 60  # seconds, at least, for saving the model, reading it back and the report
 SHARE_LEFT = 0.05  # of the budget, at least: 05 runs the whole network, validation may begin at cached activations
-SHORT = 30  # seconds; what takes less needs no announcement
 
 
 class TimeBudget(keras.callbacks.Callback):
@@ -100,9 +100,11 @@ class TimeBudget(keras.callbacks.Callback):
     def _announce(self, step: float, now: float) -> None:
         steps, epochs = self.params["steps"], self.params["epochs"] - self._epoch
         left = "" if self.deadline == float("inf") else f"; the budget leaves {in_words(max(0, self.deadline - now))}"
-        print(
-            f"{self.phase}: {1000 * step:,.0f} ms a step, without validation about {in_words(steps * step)} an epoch of "
-            f"{steps:,} steps and at most {in_words(epochs * steps * step)} for {epochs} epochs{left}"
+        shown = f"{1000 * step:,.0f}" if step >= 0.01 else f"{1000 * step:.2g}"
+        announce(
+            f"{self.phase}: {shown} ms a step; without validation {in_words(steps * step)} an epoch of {steps:,} "
+            f"steps, at most {in_words(epochs * steps * step)} for {epochs} epochs{left}",
+            epochs * steps * step,
         )
 
     def _reserve(self) -> float:
@@ -122,13 +124,5 @@ def announced(batches: Sequence, name: str, clock: Callable[[], float] = time.mo
         elif done == WARM_UP + MEASURED // 2:
             total = len(batches) * (clock() - since) / (done - WARM_UP)
             if total > SHORT:
-                print(f"{name}: about {in_words(total)} for {len(batches):,} batches")
+                announce(f"{name}: about {in_words(total)} for {len(batches):,} batches", total)
         yield batch
-
-
-def in_words(seconds: float) -> str:
-    """A duration as a person says it: `45 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -164,6 +164,13 @@ class _OneKernel:
             grad=ops.cast(gradient, variable.dtype),
         )
 
+    def _clip_gradients(self, gradients):
+        return gradients  # Keras clips here, each replica its own share; we clip their sum, below
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        gradients, variables = zip(*super()._all_reduce_sum_gradients(grads_and_vars), strict=True)
+        return list(zip(super()._clip_gradients(list(gradients)), variables, strict=True))
+
 
 @keras.saving.register_keras_serializable("fer_utils")
 class Adam(_OneKernel, keras.optimizers.Adam):
@@ -281,19 +288,28 @@ class _RecordRates(keras.callbacks.Callback):
 
 
 class _EpochBar(keras.callbacks.Callback):
-    """A progress bar over the epochs, with the scores that matter."""
+    """A progress bar over the steps of all epochs, with the scores of the last epoch."""
 
     def __init__(self, initial_epoch: int):
         super().__init__()
         self.initial_epoch, self._bar = initial_epoch, None
 
     def on_train_begin(self, logs=None) -> None:
-        self._bar = progress.bar(description="epochs", total=self.params["epochs"], initial=self.initial_epoch)
+        steps = (self.params["epochs"] - self.initial_epoch) * self.params["steps"]
+        self._bar = progress.bar(description="epochs", total=steps, unit="steps")
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self._done = 0
+        self._bar.set_description(f"epoch {epoch + 1} of {self.params['epochs']}")
+
+    def on_train_batch_end(self, batch: int, logs=None) -> None:
+        self._bar.update(batch + 1 - self._done)
+        self._done = batch + 1
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
-        shown = {name: f"{logs[name]:.3f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in logs}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
+        names = {"loss": "loss", "accuracy": "accuracy", "val_loss": "VAL loss", "val_accuracy": "VAL accuracy"}
+        scores = ", ".join(f"{name} {logs[key]:.3f}" for key, name in names.items() if key in logs)
+        self._bar.set_postfix_str(f"epoch {epoch + 1}: {scores}")
 
     def on_train_end(self, logs=None) -> None:
         if self._bar is not None:
@@ -323,12 +339,20 @@ def make_rate(
 
 
 def make_optimizer(
-    name: str, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, weight_decay: float
+    name: str,
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    weight_decay: float,
+    clip_norm: float = 0.0,
 ) -> keras.optimizers.Optimizer:
-    """`adamw` with decoupled weight decay, or `adam` without any."""
+    """`adamw` with decoupled weight decay, or `adam` without any.
+
+    clip_norm: gradients whose norm over all weights is larger are scaled down to it (Pascanu et al. 2013,
+    arXiv:1211.5063, section 3.2); 0 leaves them alone.
+    """
+    clip = {"global_clipnorm": clip_norm or None}
     if name == "adam":
-        return Adam(learning_rate)
-    return AdamW(learning_rate, weight_decay)
+        return Adam(learning_rate, **clip)
+    return AdamW(learning_rate, weight_decay, **clip)
 
 
 def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -432,7 +456,7 @@ def _share_evenly(train: Batches, val: Batches, devices_in_sync: int) -> None:
 
 def predict(model: keras.Model, inputs, batch_size: int = PREDICT_BATCH) -> np.ndarray:
     """The model's output for every input, in order, without training's dropout: float32 (n, …)."""
-    return np.concatenate([*in_batches(compiled(model), inputs, model.name, batch_size)])
+    return np.concatenate([*in_batches(compiled(model), inputs, "predicting", batch_size)])
 
 
 def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDICT_BATCH) -> Iterator:
@@ -443,8 +467,10 @@ def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDI
     n = len(inputs[0] if isinstance(inputs, tuple) else inputs)
     order = Batches(inputs, np.zeros(n, np.int32), batch_size)
     try:
-        with progress.bar(time_budget.announced(range(len(order)), description), description, len(order)) as bar:
-            for i in bar:
-                yield step(order[i][0])
+        with progress.bar(description=description, total=n) as bar:
+            for i in time_budget.announced(range(len(order)), description):
+                given = step(order[i][0])
+                bar.update(min(batch_size, n - i * batch_size))
+                yield given
     except KeyboardInterrupt:
         raise Interrupted(f"{description} stopped; nothing of this pass is kept. Run this cell again") from None

@@ -1,7 +1,7 @@
 """A small training in a process of its own: `distributed_training.py STRATEGY N_DEVICES PRECISION`, prints its history as JSON.
 
 The model is the specification's head on fixed features; what is under test is how a batch spreads, not what learns.
-TRAIN's labels are soft and the weights are averaged, so that what those need spreads too.
+TRAIN's labels are soft, gradients are clipped and the weights are averaged, so that what those need spreads too.
 
 `distributed_training.py --stopped FOLDER` trains on two devices in mixed precision, BatchNormalization included, once in one
 go and once with a stop in the middle, and prints both histories and the last VAL loss as the model itself gives it. Then it
@@ -47,7 +47,7 @@ def stopped(folder: Path) -> dict:
                 keras.layers.Dense(7, activation="softmax", dtype="float32"),
             ]
             model = keras.Sequential([keras.Input((12,)), *layers])
-            training.compile_for_training(model, training.make_optimizer("adamw", 0.01, 0.1), training.HEAD_STEPS)
+            training.compile_for_training(model, training.make_optimizer("adamw", 0.01, 0.1, 1.0), training.HEAD_STEPS)
         train = training.Batches(features, labels.astype(np.int32), BATCH, seed)
         checkpoint = TrainingCheckpoint(folder / file, "key")
         history = training.fit(model, train, training.Batches(*val, 256), "test", 0, epochs, (), checkpoint)
@@ -77,7 +77,8 @@ def main(strategy: str, n_devices: int, precision: str) -> dict:
             keras.layers.Dense(7, activation="softmax", dtype="float32"),
         ]
         model = keras.Sequential([keras.Input((12,)), *layers])
-        training.compile_for_training(model, training.make_optimizer("adamw", 0.01, 0.1))
+        # The parts of a batch have other gradients than the batch: clipping each would train something else.
+        training.compile_for_training(model, training.make_optimizer("adamw", 0.01, 0.1, clip_norm=0.2))
     labels = labels.astype(np.int32)
     history = training.fit(
         model,

@@ -28,7 +28,7 @@ def _model() -> keras.Model:
         keras.layers.Dense(7, activation="softmax"),
     ]
     model = keras.Sequential([keras.Input((5,)), *layers])
-    training.compile_for_training(model, training.AdamW(0.03, 0.01))
+    training.compile_for_training(model, training.make_optimizer("adamw", 0.03, 0.01, clip_norm=0.5))
     return model
 
 

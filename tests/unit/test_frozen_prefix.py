@@ -26,6 +26,7 @@ def _unfrozen(n_layers: int) -> keras.Model:
     norms = [layer for layer in model.get_layer(network.BACKBONE).layers if "_bn" in layer.name]
     for norm in norms:
         norm.momentum = 0.0
+        norm.gamma.assign(np.ones(norm.gamma.shape))  # else residual branches would add nothing
     model(_images()[0], training=True)
     network.unfreeze_top(model, n_layers, "frozen")
     return model

@@ -29,7 +29,15 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def model() -> keras.Model:
     keras.utils.set_random_seed(0)
-    return network.build(SIZE, "none")
+    model = network.build(SIZE, "none")
+    for layer in _last_norms(model):  # else residual branches would add nothing
+        layer.gamma.assign(np.ones(layer.gamma.shape))
+    return model
+
+
+def _last_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """The last BatchNormalization of each residual block."""
+    return [layer for layer in model.get_layer(network.BACKBONE).layers if layer.name.endswith("_3_bn")]
 
 
 @pytest.fixture
@@ -214,6 +222,26 @@ def test_trained_batch_normalization_learns_its_statistics_in_the_top_layers_alo
 def test_none_leaves_random_weights_and_warns_what_that_means():
     with pytest.warns(UserWarning, match="backbone is random. Its frozen layers stay random"):
         network.load_backbone(SIZE, "none")
+
+
+def test_a_random_backbone_starts_with_every_residual_block_as_its_shortcut():
+    model = network.build(SIZE, "none")
+    backbone = model.get_layer(network.BACKBONE)
+    assert len(_last_norms(model)) == 3 + 4 + 6 + 3  # He et al. 2016, table 1
+    ends = [f"conv3_block{block}_out" for block in (1, 2, 3, 4)]
+    outputs = keras.Model(backbone.input, [backbone.get_layer(name).output for name in ends])(_faces()[..., [0, 0, 0]])
+    assert all(np.array_equal(outputs[0], later) for later in outputs[1:]) and np.ptp(outputs[0]) > 0
+    silent = {layer.name for layer in backbone.layers if hasattr(layer, "gamma") and not layer.gamma.numpy().all()}
+    assert silent == {layer.name for layer in _last_norms(model)}
+    with pytest.warns(
+        UserWarning, match=r"residual branches stay at zero and learn nothing\. Set batch_norm to 'trained'"
+    ):
+        network.unfreeze_top(model, 50, "frozen")
+
+
+def test_no_such_warning_of_weights_that_are_not_random(training_model, recwarn):
+    network.unfreeze_top(training_model, 50, "frozen")
+    assert not [warning for warning in recwarn if "residual" in str(warning.message)]
 
 
 @pytest.mark.parametrize("layout", ["older", "newer"])

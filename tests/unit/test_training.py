@@ -216,6 +216,28 @@ def test_one_kernel_updates_as_keras_does(name):
     assert np.abs(ends[0] - start).max() > 0.05
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_gradients_are_clipped_at_their_norm_over_all_weights_as_keras_does(name):
+    rng = np.random.default_rng(5)
+    start = [rng.normal(size=shape).astype(np.float32) for shape in ((6, 5), (5,))]
+    gradients = [[size * rng.normal(size=array.shape).astype(np.float32) for array in start] for size in (0.01, 9, 1)]
+    kinds = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}
+    decay = {"weight_decay": DECAY} if name == "adamw" else {}
+    ends = []
+    for optimizer in (
+        training.make_optimizer(name, 0.01, DECAY, clip_norm=0.5),
+        kinds[name](0.01, global_clipnorm=0.5, **decay),
+        training.make_optimizer(name, 0.01, DECAY),
+    ):
+        variables = [keras.Variable(array) for array in start]
+        optimizer.build(variables)
+        for step in gradients:
+            optimizer.apply([keras.ops.convert_to_tensor(gradient) for gradient in step], variables)
+        ends.append(np.concatenate([variable.numpy().ravel() for variable in variables]))
+    assert ends[0] == pytest.approx(ends[1], abs=1e-6)
+    assert np.abs(ends[0] - ends[2]).max() > 1e-3
+
+
 def _classifier(rate: float = 0.01) -> keras.Model:
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(7, activation="softmax")], name="tiny")

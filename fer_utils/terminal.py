@@ -1,0 +1,182 @@
+"""What run_all.py shows while a stage runs: one line that is rewritten, or in a log a line now and then.
+
+Knows terminals and the reports of `progress`; knows nothing of what a stage computes.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from fer_utils import progress
+
+REFRESH = 0.5  # seconds between two looks at the kernel's reports
+LOG_EVERY = 30  # seconds between two lines of a log; an epoch that ends is worth one before that
+LOG_EPOCH = 5  # seconds that lie between two lines at least
+NARROWEST = 40  # columns
+_HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+_CLEAR = "\r\x1b[K"
+
+
+def columns(stream: TextIO | None = None) -> int | None:
+    """Columns of the terminal that a stream (standard output) goes to; None for a file or a pipe."""
+    stream = stream or sys.stdout
+    try:
+        return max(NARROWEST, os.get_terminal_size(stream.fileno()).columns) if stream.isatty() else None
+    except (OSError, ValueError):
+        return None
+
+
+def say(text: str) -> None:
+    """Print a line, folded between words where the terminal is narrower; a log gets it whole."""
+    width = columns()
+    if width:
+        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    print(text, flush=True)
+
+
+class Status:
+    """Follows a stage's kernel while it runs: `with Status("fine_tune") as status: …`.
+
+    On a terminal the line is on standard error and is rewritten; elsewhere lines go to standard output, without carriage
+    returns. `output` and `errors` are files for what the notebook writes; it comes out in whole lines of its own.
+
+    say_estimates: whether what the kernel announces is shown, which it is not where `output` shows everything.
+    """
+
+    def __init__(self, stage: str, say_estimates: bool = True, clock: Callable[[], float] = time.monotonic):
+        self.stage, self.say_estimates, self.clock = stage, say_estimates, clock
+        self.output, self.errors = _Lines(self, sys.stdout), _Lines(self, sys.stderr)
+        self._heading = "starting"
+        self._task: dict = {}
+        self._since: tuple[float, float] | None = None  # when the task was first seen under way, and how far it was
+        self._width = columns(sys.stderr)
+        self._began = self._logged = clock()
+        self._logged_task = ""
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> "Status":
+        self._folder = tempfile.TemporaryDirectory(prefix="fer-progress-")
+        reports = Path(self._folder.name) / "reports"
+        reports.touch()
+        os.environ[progress.REPORTS] = str(reports)
+        self._file = reports.open(encoding="utf-8")
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+        self.output.end()
+        self.errors.end()
+        self.print(sys.stderr, "")
+        self._file.close()
+        del os.environ[progress.REPORTS]
+        self._folder.cleanup()
+
+    def seconds(self) -> float:
+        """Seconds since the stage's kernel was asked for."""
+        return self.clock() - self._began
+
+    def cell_begins(self, notebook: str) -> None:
+        """Take the heading over the cell that runs, from the notebook's JSON as papermill writes it."""
+        heading = self._heading
+        for cell in json.loads(notebook)["cells"]:
+            if cell["cell_type"] == "markdown" and (found := _HEADING.search("".join(cell["source"]))):
+                heading = found[1]
+            if cell["metadata"].get("papermill", {}).get("status") == "running":
+                self._heading = heading
+
+    def take(self, report: dict) -> None:
+        """Take one report of the kernel."""
+        if "say" in report:
+            if self.say_estimates:
+                self.print(sys.stdout, report["say"] + "\n")
+            return
+        if not self._task:
+            self._since = None
+        self._task = report | {"at": self.clock()} if report["task"] else {}
+        if self._task and self._since is None and report["done"]:
+            self._since = self._task["at"], report["done"]
+
+    def line(self) -> str:
+        """The stage, its seconds, what it does, how far that is, and how long it will take yet."""
+        now, task = self.clock(), self._task
+        gone = progress.in_words(now - self._began)
+        parts = [task["task"] if task else self._heading]
+        if task and task["total"]:
+            parts.append(f"{task['done']:,} of {task['total']:,} {task['unit']}")
+            if self._since and task["done"] > self._since[1]:
+                seen, first = self._since
+                left = (task["at"] - seen) / (task["done"] - first) * (task["total"] - task["done"])
+                parts.append(f"about {progress.in_words(max(0, left - (now - task['at'])))} left")
+        if task and task["scores"]:
+            parts.append(f"after {task['scores']}")
+        return f"{self.stage}, {gone}: {', '.join(parts)}"
+
+    def print(self, stream: TextIO, lines: str) -> None:
+        """Write whole lines; on a terminal the status line makes room for them."""
+        with self._lock:
+            if self._width:
+                sys.stderr.write(_CLEAR)
+                sys.stderr.flush()
+            stream.write(lines)
+            stream.flush()
+
+    def _follow(self) -> None:
+        while not self._over.wait(REFRESH):
+            self._look()
+            self._draw()
+
+    def _look(self) -> None:
+        with self._lock:
+            while True:
+                place = self._file.tell()
+                line = self._file.readline()
+                if not line.endswith("\n"):
+                    self._file.seek(place)
+                    return
+                self.take(json.loads(line))
+
+    def _draw(self) -> None:
+        with self._lock:
+            if self._width:
+                self._width = columns(sys.stderr) or self._width
+                sys.stderr.write(f"{_CLEAR}{self.line()[: self._width - 1]}")
+                sys.stderr.flush()
+                return
+            now, task = self.clock(), self._task.get("task", "")
+            is_next_epoch = task.startswith("epoch ") and task != self._logged_task
+            if now - self._logged >= (LOG_EPOCH if is_next_epoch else LOG_EVERY):
+                self._logged, self._logged_task = now, task
+                self.print(sys.stdout, self.line() + "\n")
+
+
+class _Lines:
+    """A file that hands on whole lines; of one that was rewritten, as bars do, what was seen last."""
+
+    def __init__(self, status: Status, stream: TextIO):
+        self.status, self.stream, self._unfinished = status, stream, ""
+
+    def write(self, text: str) -> None:
+        *lines, self._unfinished = (self._unfinished + text).split("\n")
+        for line in lines:
+            self.status.print(self.stream, line.rpartition("\r")[2] + "\n")
+
+    def flush(self) -> None:
+        """Nothing to do: whole lines are out already."""
+
+    def end(self) -> None:
+        """Finish the last line."""
+        if self._unfinished.strip():
+            self.write("\n")
