@@ -337,3 +337,19 @@ def test_a_download_that_fails_says_the_ways_out(monkeypatch):
     monkeypatch.setattr(keras.utils, "get_file", refuse)
     with pytest.raises(WeightsError, match=r"no route to host.*notop\.h5 and set weights to its path"):
         network.load_backbone(SIZE, "imagenet")
+
+
+@pytest.mark.filterwarnings("ignore:weights is 'none'")
+def test_what_is_saved_of_a_model_in_mixed_precision_computes_in_float32_with_the_same_weights():
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        mixed = network.build(SIZE, "none")
+        network.unfreeze_top(mixed, 50, "trained")
+        saved = network.for_inference(mixed)
+        assert keras.mixed_precision.dtype_policy().name == "mixed_float16"
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert {layer.compute_dtype for layer in saved._flatten_layers()} == {"float32"}
+    assert all(np.array_equal(one, two) for one, two in zip(mixed.get_weights(), saved.get_weights(), strict=True))
+    faces = _faces(8)
+    assert np.array(saved(faces, training=False)) == pytest.approx(np.array(mixed(faces, training=False)), abs=0.02)
