@@ -302,7 +302,8 @@ def _export_model(outputs: Path, name: str, folder: str) -> int:
 
 def _list(outputs: Path) -> None:
     rows, faults = runs.list_rows(outputs)
-    print("\n".join(runs.as_lines([runs.COLUMNS, *rows], terminal.columns())) if rows else f"no runs in {outputs}")
+    lines = runs.as_lines([runs.COLUMNS, *rows], terminal.columns(), apart=4)
+    print("\n".join(lines) if rows else f"no runs in {outputs}")
     for fault in faults:
         terminal.say(fault)
 
@@ -316,7 +317,8 @@ def _print_summary(folders: paths.RunFolders, n_ran: int) -> None:
         from fer_utils import report  # pandas takes a while to import
 
         print("\n" + "\n".join(runs.as_lines([runs.SCORES, *runs.score_rows(metrics)], terminal.columns())) + "\n")
-        terminal.say(report.honesty_line(metrics))
+        for line in filter(None, (report.drawn_line(metrics), report.honesty_line(metrics))):
+            terminal.say(line)
     scores = [f"TEST {name} {runs.with_interval(metrics['test'], key)}" for key, name in runs.INTERVALS.items()]
     terminal.say(f"{', '.join(scores)}; report: {folders.report}")
 

@@ -20,6 +20,7 @@ _TRAINING = {
     "cache_dir": "",
     "strategy": "auto",
     "precision": "auto",
+    "deterministic": "auto",
     "time_budget_minutes": 0.0,
 }
 DEFAULTS = {

@@ -20,7 +20,9 @@ seven probabilities, in that order.
 
 ## Scores
 
-{{ honesty }}
+{% if drawn %}{{ drawn }}
+
+{% endif %}{{ honesty }}
 
 {{ scores }}
 
@@ -30,17 +32,17 @@ Intervals: 95 %, bootstrap over images. Of each class on TEST:
 
 ## Data
 
-FER2013 (Goodfellow et al. 2013) merged with Emotion Detection FER, which holds the same pictures re-encoded. Leakage policy
-of this run: `{{ policy }}` ({{ meaning }}). Backbone: ResNet50 with weights from {{ weights }}.
+{% if drawn %}Faces drawn from parameters by `fer_utils/demo.py`, in the layouts of FER2013 and Emotion Detection FER.{% else %}FER2013 (Goodfellow et al. 2013) merged with Emotion Detection FER, which holds the same pictures re-encoded.{% endif %}
+Leakage policy of this run: `{{ policy }}` ({{ meaning }}). Backbone: ResNet50 with {{ weights }}.
 
 ## Meant for, and its limits
 
 For teaching and research on expression recognition.
 
-- The pictures come from web searches for emotion words: posed, acted and emphatic faces, of unknown people, unevenly spread
+{% if not drawn %}- The pictures come from web searches for emotion words: posed, acted and emphatic faces, of unknown people, unevenly spread
   over ages, skins and cultures. How the model does on groups of people was not measured.
 - Labels are noisy: human annotators agree with them in about 65 % of cases (Goodfellow et al. 2013).
-- An expression is not an emotion. What a face shows does not tell reliably what a person feels (Barrett et al. 2019,
+{% endif %}- An expression is not an emotion. What a face shows does not tell reliably what a person feels (Barrett et al. 2019,
   “Emotional Expressions Reconsidered”).
 - It must not decide or help to decide about people: not in hiring, at work, in education, in policing, at borders, in
   insurance or credit, in diagnosis, nor as a detector of lies. In the European Union emotion recognition at work and in
@@ -90,12 +92,15 @@ def text(folders: RunFolders, formats: pd.DataFrame, n_compared: int) -> str:
             run=folders.run.name,
             classes=", ".join(CLASSES),
             size=trained["image_size"],
+            drawn=report.drawn_line(metrics),
             honesty=report.honesty_line(metrics),
             scores=_markdown(report.score_table(metrics).round(3).rename_axis("images")),
             per_class=_markdown(pd.DataFrame(metrics["per_class"]["test"]).round(3).set_index("class")),
             policy=policy,
             meaning=_MEANING.get(policy, "the run stops where copies are found"),
-            weights={"imagenet": "ImageNet", "none": "nowhere: random"}.get(trained["weights"], "a file given"),
+            weights={"imagenet": "weights from ImageNet", "none": "random weights"}.get(
+                trained["weights"], "weights from a file"
+            ),
             files=_markdown(formats),
             compared=n_compared,
         )

@@ -71,7 +71,7 @@ def find(outputs: Path, names: Sequence[str]) -> list[Run]:
     return [read(outputs / name) for name in names]
 
 
-COLUMNS = ("run", "state", "finished (UTC)", "leakage", "TEST accuracy", "macro F1", "time")
+COLUMNS = ("run", "state", "profile", "leakage", "finished (UTC)", "TEST accuracy", "TEST macro F1", "time")
 SCORES = ("", "images", "accuracy", "macro F1", "calibration error")
 INTERVALS = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # scores of metrics.json that have a 95 % interval
 
@@ -89,10 +89,10 @@ def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
         scores = ("", "")
         if run.metrics:
             test = run.metrics["test"]
-            scores = (with_interval(test, "accuracy"), f"{test['macro_f1']:.3f}")
+            scores = tuple(with_interval(test, name) for name in INTERVALS)
         policy = run.parameters["merge_split"]["leakage"]
         finished = run.finished[:16].replace("T", " ")
-        rows.append((run.name, run.state, finished, policy, *scores, progress.in_words(run.seconds)))
+        rows.append((run.name, run.state, run.profile, policy, finished, *scores, progress.in_words(run.seconds)))
     return rows, faults
 
 
@@ -118,11 +118,11 @@ def with_interval(scores: dict, name: str) -> str:
     return f"{scores[name]:.3f} [{low:.3f}–{high:.3f}]"
 
 
-def as_lines(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
-    """Rows of text as lines with aligned columns; if wider than `width`, a row's first two cells have their own line."""
+def as_lines(rows: Sequence[Sequence[str]], width: int | None = None, apart: int = 2) -> list[str]:
+    """Rows of text as lines with aligned columns; if wider than `width`, the first `apart` cells have their own line."""
     lines = _aligned(rows)
     if width and max(map(len, lines), default=0) > width:
-        first, rest = _aligned([row[:2] for row in rows]), _aligned([row[2:] for row in rows])
+        first, rest = _aligned([row[:apart] for row in rows]), _aligned([row[apart:] for row in rows])
         lines = [line for name, cells in zip(first, rest, strict=True) for line in (name, f"  {cells}")]
     return lines
 

@@ -24,13 +24,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> paths.RunFolders:
-    """The folders of a finished demo run."""
+def finished(tmp_path_factory) -> tuple[paths.RunFolders, subprocess.CompletedProcess]:
+    """The folders of a finished demo run, and what it printed."""
     outputs = tmp_path_factory.mktemp("outputs")
     command = [sys.executable, "run_all.py", "--params", "params/demo.yaml", "--outputs-dir", str(outputs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
-    return paths.run_folders("demo", str(outputs), "")
+    return paths.run_folders("demo", str(outputs), ""), done
+
+
+@pytest.fixture(scope="module")
+def folders(finished) -> paths.RunFolders:
+    return finished[0]
 
 
 def snapshot(folders: paths.RunFolders) -> dict:
@@ -47,8 +52,24 @@ def snapshot(folders: paths.RunFolders) -> dict:
 def test_it_learns_faces_that_training_never_saw(folders):
     metrics = json.loads(folders.metrics.read_text())
     assert metrics["leakage"]["test_images_seen_in_training"] == 0
-    # Its six epochs from random weights amplify rounding: 0.57 to 0.81 was seen. The commonest class has 0.25.
-    assert metrics["test"]["accuracy"] >= 0.40
+    assert metrics["test"]["accuracy"] >= 0.80  # tests/benchmarks/demo_seeds.py: above 0.85 whatever seed and rounding
+
+
+def test_a_log_of_it_tells_stages_estimates_and_scores_line_by_line(finished):
+    folders, done = finished
+    said = done.stdout.splitlines()
+    assert "\r" not in done.stdout + done.stderr and "\x1b" not in done.stdout + done.stderr
+    assert "IPKernelApp" not in done.stderr and "|" not in done.stderr
+    for stage, file in STAGES.items():
+        assert said.count(f"{stage} ({file}): run: it has not run yet") == 1
+        assert sum(line.startswith(f"{stage}: done in ") for line in said) == 1
+    assert sum(" ms a step; without validation " in line for line in said if line.startswith("fine_tune: ")) == 1
+    assert said[-1].startswith("TEST accuracy 0.") and said[-1].endswith(f"; report: {folders.report}")
+
+
+def test_its_report_says_that_the_faces_are_drawn(folders):
+    page = folders.report.read_text()
+    assert page.index("The faces are drawn") < page.index("<img")
 
 
 def test_every_stage_leaves_its_record_and_its_notebook(folders):

@@ -85,6 +85,14 @@ def test_after_kills_history_and_weights_are_those_of_an_uninterrupted_training(
     assert all(one == pytest.approx(two, abs=1e-5) for one, two in zip(weights, uninterrupted[1], strict=True))
 
 
+@pytest.fixture(autouse=True)
+def interrupts():
+    """Python's own answer to SIGINT: a process that a script starts in the background ignores it from its start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class _InterruptIn(KillIn):
     """Interrupts as JupyterLab's button does, in each of these epochs once."""
 

@@ -94,11 +94,35 @@ def test_many_runs_get_a_short_file_name(fake_run, tmp_path):
 
 def test_the_list_has_a_row_a_run_with_scores_and_state(two, fake_run, tmp_path):
     fake_run("third").do("merge_split")
-    rows = {row[0]: dict(zip(runs.COLUMNS, row, strict=True)) for row in runs.list_rows(tmp_path / "outputs")}
+    rows = {row[0]: dict(zip(runs.COLUMNS, row, strict=True)) for row in runs.list_rows(tmp_path / "outputs")[0]}
     one = _read(two[0])[0]
     assert rows["one"]["TEST macro F1"] == runs.with_interval(one.metrics["test"], "macro_f1")
     assert rows["one"]["state"] == "done" and rows["one"]["leakage"] == "drop" and rows["one"]["profile"] == "demo"
     assert rows["third"]["state"] == "stopped before balance" and rows["third"]["TEST accuracy"] == ""
+
+
+def test_the_list_fits_a_terminal_of_80_and_of_100_columns(fake_run, tmp_path):
+    for name in ("demo", "half", "demo__train_head.epochs=3__fine_tune.unfreeze_top=30"):
+        fake_run(name).do(*(["merge_split"] if name == "half" else []))
+    rows = [runs.COLUMNS, *runs.list_rows(tmp_path / "outputs")[0]]
+    whole = runs.as_lines(rows)
+    assert len(whole) == 4 and whole[0].split()[:2] == ["run", "state"]
+    for width in (80, 100):
+        lines = runs.as_lines(rows, width, apart=4)
+        assert len(lines) == 8 and max(map(len, lines)) <= width
+        assert [cell for line in lines for cell in line.split()] == [cell for line in whole for cell in line.split()]
+    assert runs.as_lines(rows, max(map(len, whole)), apart=4) == whole
+
+
+def test_scores_have_a_row_for_each_part_and_fit_80_columns():
+    part = {"n": 35_887, "calibration_error": 0.1}
+    part |= {"accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "macro_f1": 0.5, "macro_f1_interval": [0.4, 0.6]}
+    metrics = {"val": part, "test": part | {"public": part, "private": part}}
+    rows = runs.score_rows(metrics | {"test_time_augmentation": {"kind": "ten_crop", **metrics}})
+    parts = ["VAL", "TEST", "TEST, public", "TEST, private"]
+    assert [row[0] for row in rows] == [*parts, *(f"{name}, ten_crop" for name in parts)]
+    assert rows[0][1:] == ("35,887", "0.500 [0.400–0.600]", "0.500 [0.400–0.600]", "0.100")
+    assert max(map(len, runs.as_lines([runs.SCORES, *rows]))) <= 80
 
 
 def test_runs_of_an_earlier_version_are_listed_and_compared(two, tmp_path):
@@ -108,7 +132,7 @@ def test_runs_of_an_earlier_version_are_listed_and_compared(two, tmp_path):
         files.write_json(fake.folders.metrics, metrics)
         for name in ("trained", "trained_head"):
             getattr(fake.folders, name).unlink()
-    assert [row[0] for row in runs.list_rows(tmp_path / "outputs")] == ["one", "other"]
+    assert [row[0] for row in runs.list_rows(tmp_path / "outputs")[0]] == ["one", "other"]
     assert comparison.results(_read(*two)).loc["TEST images seen in training"].tolist() == ["–", "–"]
     assert "is not on record" in comparison.write(_read(*two), tmp_path)[0].read_text()
 

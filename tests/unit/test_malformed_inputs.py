@@ -151,8 +151,8 @@ def test_a_run_with_a_file_that_is_not_whole_is_listed_with_its_fault(fake_run, 
     (run.folders.run / file).write_text(content)
     with pytest.raises(files.TornFile, match=said):
         runs.read(run.folders.run)
-    (row,) = runs.list_rows(run.folders.run.parent)
-    assert file.split("/")[-1] in row[-1]
+    (row,), (fault,) = runs.list_rows(run.folders.run.parent)
+    assert row[:2] == ("demo", "damaged") and fault.startswith("demo: ") and file.split("/")[-1] in fault
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ def test_the_report_shows_parameters_as_they_are_written(metrics, tmp_path):
     folders = paths.RunFolders(tmp_path, tmp_path / "images")
     parameters = {"learning_rate": 8e-5, "epochs": 20, "seed": 123456, "optimizer": "adamw", "picture": ""}
     metrics["per_class"] = {"test": [{"class": "sad", "f1": 0.00001234}]}
-    metrics["run"] = {"params": {"fine_tune": parameters}, "versions": {}, "seconds_per_stage": {"fine_tune": 4321.9}}
+    sources = {"fer2013": "auto", "emotion_detection": "auto"}
+    metrics["run"] = {"params": {"merge_split": sources, "fine_tune": parameters}, "versions": {}, "seconds_per_stage": {"fine_tune": 4321.9}}
     report.write_report(folders, metrics)
     page = folders.report.read_text()
     for value in ("8e-05", "20", "123456", "adamw", "1.234e-05", "4,322"):
@@ -108,7 +109,7 @@ def page(metrics, tmp_path):
     """Writes the report of a run whose only figures are TEST's confusion matrix and the learning curves: its HTML."""
     metrics |= {"per_class": {"test": [{"class": "angry", "f1": 0.5}]}}
     metrics["run"] = {
-        "params": {"evaluate": {"n_mistakes": 24}},
+        "params": {"merge_split": {"fer2013": "auto", "emotion_detection": "auto"}, "evaluate": {"n_mistakes": 24}},
         "versions": {"keras": "3"},
         "seconds_per_stage": {"evaluate": 1.0},
     }
@@ -149,3 +150,10 @@ def test_the_report_is_made_for_phones_and_for_paper(page):
     html = page()
     assert 'name="viewport"' in html and "@media print" in html and "@media (max-width" in html
     assert html.count("<table") == html.count('<div class="wide"><table')
+
+
+@pytest.mark.parametrize(("sources", "is_drawn"), [(("demo", "demo"), True), (("auto", "data/x.zip"), False)])
+def test_of_drawn_faces_the_first_lines_say_so(metrics, sources, is_drawn):
+    names = dict(zip(("fer2013", "emotion_detection"), sources, strict=True))
+    line = report.drawn_line(metrics | {"run": {"params": {"merge_split": names}}})
+    assert line.startswith("The faces are drawn") if is_drawn else line == ""

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import run_all
 from fer_utils import files, paths, run_lock, runner, stages
 from fer_utils.parameters import STAGES
 
@@ -33,14 +35,14 @@ def test_nothing_changed_nothing_runs(fake_run, executed, capsys):
     executed.run = fake_run().do()
     assert runner.run("demo", list(STAGES), executed.run.values) == 0
     assert executed.names == []
-    assert capsys.readouterr().out.count(": skip: done, and nothing it follows from changed") == len(STAGES)
+    assert capsys.readouterr().out.count(": skip: done, and nothing that it depends on changed") == len(STAGES)
 
 
 def test_a_first_run_runs_all_and_says_why(fake_run, executed, capsys):
     executed.run = fake_run()
     assert runner.run("demo", list(STAGES), executed.run.values) == len(STAGES)
     assert executed.names == list(STAGES)
-    assert "merge_split (01_merge_split.py): run: it has not come to its end yet" in capsys.readouterr().out
+    assert "merge_split (01_merge_split.py): run: it has not run yet" in capsys.readouterr().out
 
 
 def test_an_evaluate_parameter_reruns_05_alone(fake_run, executed, capsys):
@@ -123,6 +125,24 @@ def test_a_run_with_nothing_to_do_imports_nothing_slow(fake_run):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": skip: ") == len(STAGES)
+    last = done.stdout.splitlines()[-1]
+    assert re.fullmatch(
+        rf"TEST accuracy 0\.\d+ \[.+\], TEST macro F1 0\.\d+ \[.+\]; report: {run.folders.report}", last
+    )
+
+
+@pytest.mark.parametrize("text", ["4", "04", "fine_tune", "04_fine_tune", "04_fine_tune.py"])
+def test_a_stage_is_named_by_its_number_or_its_name(text):
+    assert run_all._parser().parse_args(["--from", text]).first == "fine_tune"
+    assert run_all._parser().parse_args(["--only", text]).only == "fine_tune"
+
+
+@pytest.mark.parametrize("text", ["6", "0", "", "4_fine_tune", "finetune"])
+def test_another_name_is_refused_with_the_stages_there_are(text, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_all._parser().parse_args(["--from", text])
+    assert ended.value.code == 2
+    assert f"no stage {text!r}; stages: 01 merge_split, 02 balance, 03 train_head" in capsys.readouterr().err
 
 
 def _die(stage: stages.Stage) -> None:
@@ -317,33 +337,6 @@ def test_a_record_names_all_that_the_stage_wrote(fake_run):
     run = fake_run().do()
     record = json.loads(run.folders.stage_record("evaluate").read_text())
     assert set(record["outputs"]) == {"metrics.json", "predictions_val.csv", "predictions_test.csv"}
-
-
-def test_an_executed_notebook_keeps_warnings_and_loses_bars():
-    def stream(name, *text):
-        return {"output_type": "stream", "name": name, "text": list(text)}
-
-    bar_alone = [
-        stream("stderr", "\rpictures:  50%|5/10"),
-        stream("stdout", "about 3 min"),
-        stream("stderr", "\rpictures: 100%|10/10", "\r          \r"),
-    ]
-    bar_and_warnings = [
-        stream("stderr", "a warning\n", "\rpictures: 10%|1/10\r          \r"),
-        stream("stderr", "another\n"),
-        stream("stdout", "1\r2"),
-    ]
-    cells = [
-        {"cell_type": "code", "outputs": bar_alone},
-        {"cell_type": "code", "outputs": bar_and_warnings},
-        {"cell_type": "markdown", "source": "é"},
-    ]
-    text = runner.without_bars(json.dumps({"cells": cells}))
-    first, second, last = json.loads(text)["cells"]
-    assert first["outputs"] == [stream("stdout", "about 3 min")]
-    assert [output["text"] for output in second["outputs"]] == ["a warning\nanother\n", ["1\r2"]]
-    assert last == cells[2]
-    assert "é" in text
 
 
 def test_key_figures_are_numbers_or_words():

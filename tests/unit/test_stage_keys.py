@@ -65,7 +65,7 @@ def _changed(before: dict, after: dict) -> dict[str, list[str]]:
         ("fer_utils/plots.py", "def confusion_matrix(counts", "def confusion_matrix(these"),
         ("fer_utils/report.py", "<h2>Scores</h2>", "<h2>All scores</h2>"),
         ("fer_utils/progress.py", "leave=False", "leave=True"),
-        ("fer_utils/time_budget.py", "SHORT = 30", "SHORT = 60"),
+        ("fer_utils/progress.py", "SHORT = 30", "SHORT = 60"),
         ("fer_utils/predict.py", "import argparse", "import argparse, this"),
         ("fer_utils/activations.py", 'print(f"activations of', 'print(f"what comes of'),
         ("notebooks/04_fine_tune.py", 'f"lowest VAL loss', 'f"the best VAL loss'),
@@ -74,7 +74,7 @@ def _changed(before: dict, after: dict) -> dict[str, list[str]]:
         ("notebooks/04_fine_tune.py", "plt.show()\n", 'plt.title("A batch")\nplt.show()\n'),
         ("notebooks/04_fine_tune.py", "history.round(4)", "history.round(2)"),
         ("notebooks/04_fine_tune.py", "history.round(4)", "history"),
-        ("notebooks/05_evaluate.py", '("Learning curves of both phases", ', '("Curves of both phases", '),
+        ("fer_utils/report.py", '"Learning curves of both phases": ', '"Curves of both phases": '),
     ],
 )
 def test_prose_layout_places_and_what_only_shows_are_no_reason(project, file, old, new):
