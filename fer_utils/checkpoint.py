@@ -93,9 +93,9 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if self._before:
             for variable, value in zip(self._variables(), self._before, strict=True):
                 variable.assign(value)
-            return "no epoch of it is finished. Run this cell again to train from the start"
+            return "no epoch of it is finished.\nRun this cell again to train from the start"
         return (
-            f"finished epochs kept in {self.path.name}: {len(self.rows)}. Run this cell again to go on after them; after a "
+            f"finished epochs kept in {self.path.name}: {len(self.rows)}.\nRun this cell again to go on after them; after a "
             "restart of the kernel, run the notebook from its top"
         )
 

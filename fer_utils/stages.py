@@ -219,6 +219,7 @@ def _resolve(stage: str, namespace: Mapping[str, Any]) -> _Resolved:
         each |= {name: values[stage][name] for name in ("run", "outputs_dir", "data_dir")}
     from_profile = {name: value for name, value in gives.items() if name not in typed}
     origins = dict.fromkeys(defaults.typed(stage, from_profile), f"from {file}")
+    origins |= {"run": "the profile's name"} if "run" in from_profile and "run" not in sections else {}
     for name, value in typed.items():
         origins[name] = "set in the cells above" if profile == "none" else "typed in the parameters cell"
         if name in gives and gives[name] != value:
@@ -292,8 +293,8 @@ def _print_setup(stage: str, resolved: _Resolved, folders: paths.RunFolders) -> 
         print(f"  {name:{names}} = {text:{column}}  {origins.get(name, '')}".rstrip())
     if resolved.from_profile:
         print(
-            f"A value typed in the parameters cell wins over params/{resolved.profile}.yaml, unless it is the default. To have "
-            f"the default,\nchange that file, or set profile to the name of a copy of it, and run = {values['run']!r}."
+            f"A value typed in the parameters cell wins over params/{resolved.profile}.yaml, unless it is the default.\nTo have "
+            f"the default, change that file, or set profile to the name of a copy and run = {values['run']!r}."
         )
     print(f"results in {folders.run}\nimages in  {folders.data}")
     if values["data_dir"] and folders.data != paths.place(values["data_dir"]):

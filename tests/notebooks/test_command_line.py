@@ -29,6 +29,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         (["--params", "params/nowhere.yaml"], "no such profile; profiles there: clean.yaml, cpu.yaml"),
         (["--run", "../elsewhere"], "expected a plain folder name"),
         (["-p", "merge_split.fer2013=/nowhere"], "Download https://www.kaggle.com/datasets/msambare/fer2013"),
+        (["-p", "evaluate.picture=nowhere.png"], f"evaluate.picture is 'nowhere.png': no file at {ROOT}/nowhere.png"),
         (["-p", "train_head.weights=none", "-p", "fine_tune.weights=imagenet"], "weights differs"),
     ],
 )

@@ -142,7 +142,7 @@ def test_a_value_typed_and_saved_wins_and_run_all_takes_it_too(project, capsys):
 def test_what_is_advised_for_a_default_against_the_profile_works(project):
     parameters, setup, *_ = project.cells()
     printed = project.run(parameters, setup)
-    advice = "change that file, or set profile to the name of a copy of it, and run = 'demo'"
+    advice = "change that file, or set profile to the name of a copy and run = 'demo'"
     assert "unless it is the default" in printed and advice in printed
     (project.folder / "params/mine.yaml").write_text(PROFILE.replace(", max_per_class: 8", ""))
     printed = project.run(parameters, "profile, run = 'mine', 'demo'", setup)

@@ -128,7 +128,7 @@ def test_a_notebook_shows_one_line_of_an_interrupt(tmp_path, capsys):
     shell.run_cell("training.fit(model, *data, 'fine_tune', 3, 6, [stop], checkpoint)")
     said = capsys.readouterr().out.split("\r")[-1].strip()
     assert said == (
-        "Interrupted: fine_tune stopped in epoch 5; finished epochs kept in c.npz: 1. Run this cell again to go on after "
+        "Interrupted: fine_tune stopped in epoch 5; finished epochs kept in c.npz: 1.\nRun this cell again to go on after "
         "them; after a restart of the kernel, run the notebook from its top"
     )
 
