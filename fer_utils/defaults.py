@@ -52,6 +52,7 @@ DEFAULTS = {
         "stop_patience": 6,
         "schedule": "plateau",
         "warmup_epochs": 0.0,
+        "clip_norm": 0.0,
         "augmentation": "none",
         "mixup": 0.0,
         "label_smoothing": 0.0,

@@ -227,7 +227,7 @@ def test_the_first_cells_of_a_finished_stage_leave_its_record_and_its_outputs_do
     project.run(parameters, setup, load, look)  # the figure of the look is another one
     assert project.folders.stage_record("balance").read_bytes() == before and project.due() == []
     project.run(cells[4])  # writes the folder; `balanced.csv` is not there yet
-    assert project.due() == ["it has not come to its end yet"]
+    assert project.due() == ["it has not run yet"]
 
 
 def test_a_weights_file_and_a_picture_are_looked_for_from_the_project(project):

@@ -186,7 +186,7 @@ def test_a_stage_that_died_after_its_first_output_gave_way_has_no_record(fake_ru
     else:
         run._pictures("TRAIN_BALANCED", "")
     _die(stage)
-    assert run.due()[name] == ["it has not come to its end yet"]
+    assert run.due()[name] == ["it has not run yet"]
 
 
 def test_the_record_is_gone_before_the_output_is(fake_run, monkeypatch):
