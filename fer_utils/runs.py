@@ -72,7 +72,7 @@ def find(outputs: Path, names: Sequence[str]) -> list[Run]:
 
 
 COLUMNS = ("run", "state", "profile", "leakage", "finished (UTC)", "TEST accuracy", "TEST macro F1", "time")
-SCORES = ("", "images", "accuracy", "macro F1", "calibration error")
+SCORES = ("", "images", "accuracy", "macro F1", "ECE")
 INTERVALS = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # scores of metrics.json that have a 95 % interval
 
 
@@ -97,7 +97,7 @@ def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
 
 
 def score_rows(metrics: dict) -> list[tuple[str, ...]]:
-    """A row of SCORES for VAL, TEST and each part that is told apart, and again for test-time augmentation."""
+    """A row of SCORES (ECE: the expected calibration error) for VAL, TEST and each part that is told apart, and again for test-time augmentation."""
     rows = []
     augmented = metrics.get("test_time_augmentation", {})
     for found, views in ((metrics, ""), (augmented, f", {augmented.get('kind')}")):
@@ -122,8 +122,8 @@ def as_lines(rows: Sequence[Sequence[str]], width: int | None = None, apart: int
     """Rows of text as lines with aligned columns; if wider than `width`, the first `apart` cells have their own line."""
     lines = _aligned(rows)
     if width and max(map(len, lines), default=0) > width:
-        first, rest = _aligned([row[:apart] for row in rows]), _aligned([row[apart:] for row in rows])
-        lines = [line for name, cells in zip(first, rest, strict=True) for line in (name, f"  {cells}")]
+        rest = _aligned([row[apart:] for row in rows])
+        lines = [line for row, cells in zip(rows, rest, strict=True) for line in ("  ".join(row[:apart]), f"  {cells}")]
     return lines
 
 

@@ -229,7 +229,9 @@ def test_a_random_backbone_starts_with_every_residual_block_as_its_shortcut():
     backbone = model.get_layer(network.BACKBONE)
     assert len(_last_norms(model)) == 3 + 4 + 6 + 3  # He et al. 2016, table 1
     ends = [f"conv3_block{block}_out" for block in (1, 2, 3, 4)]
-    outputs = keras.Model(backbone.input, [backbone.get_layer(name).output for name in ends])(_faces(side=SIZE)[..., [0, 0, 0]])
+    outputs = keras.Model(backbone.input, [backbone.get_layer(name).output for name in ends])(
+        _faces(side=SIZE)[..., [0, 0, 0]]
+    )
     assert all(np.array_equal(outputs[0], later) for later in outputs[1:]) and np.ptp(outputs[0]) > 0
     silent = {layer.name for layer in backbone.layers if hasattr(layer, "gamma") and not layer.gamma.numpy().all()}
     assert silent == {layer.name for layer in _last_norms(model)}

@@ -79,7 +79,11 @@ def test_the_report_shows_parameters_as_they_are_written(metrics, tmp_path):
     parameters = {"learning_rate": 8e-5, "epochs": 20, "seed": 123456, "optimizer": "adamw", "picture": ""}
     metrics["per_class"] = {"test": [{"class": "sad", "f1": 0.00001234}]}
     sources = {"fer2013": "auto", "emotion_detection": "auto"}
-    metrics["run"] = {"params": {"merge_split": sources, "fine_tune": parameters}, "versions": {}, "seconds_per_stage": {"fine_tune": 4321.9}}
+    metrics["run"] = {
+        "params": {"merge_split": sources, "fine_tune": parameters},
+        "versions": {},
+        "seconds_per_stage": {"fine_tune": 4321.9},
+    }
     report.write_report(folders, metrics)
     page = folders.report.read_text()
     for value in ("8e-05", "20", "123456", "adamw", "1.234e-05", "4,322"):
