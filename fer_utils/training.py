@@ -29,6 +29,7 @@ SCORES = (
     "val_accuracy",
     "val_macro_f1",
 )  # what a notebook shows of a history
+SHOWN_DIGITS = dict.fromkeys(SCORES, 4)  # of a history in a notebook
 
 
 class Batches(keras.utils.PyDataset):

@@ -116,7 +116,7 @@ history = training.fit(
     callbacks=[budget],
     checkpoint=TrainingCheckpoint(folders.checkpoint("train_head"), stage.key_digest),
 )
-history[["epoch", "seconds", "learning_rate", *training.SCORES]].round(dict.fromkeys(training.SCORES, 4))
+history[["epoch", "seconds", "learning_rate", *training.SCORES]].round(training.SHOWN_DIGITS)
 
 # %% [markdown]
 # ## Look

@@ -181,7 +181,7 @@ history = training.fit(
     callbacks=callbacks,
     checkpoint=TrainingCheckpoint(folders.checkpoint("fine_tune"), stage.key_digest),
 )
-history[["epoch", "seconds", "learning_rate", *training.SCORES]].round(dict.fromkeys(training.SCORES, 4))
+history[["epoch", "seconds", "learning_rate", *training.SCORES]].round(training.SHOWN_DIGITS)
 
 # %% [markdown]
 # ## Look

@@ -72,8 +72,8 @@ def _changed(before: dict, after: dict) -> dict[str, list[str]]:
         ("notebooks/04_fine_tune.py", 'titles, 6, "What training sees")', 'titles, 4, "A batch")'),
         ("notebooks/04_fine_tune.py", "figure = plots.rates(history)", "figure = plots.rates(history[1:])"),
         ("notebooks/04_fine_tune.py", "plt.show()\n", 'plt.title("A batch")\nplt.show()\n'),
-        ("notebooks/04_fine_tune.py", ".SCORES, 4))", ".SCORES, 2))"),
-        ("notebooks/04_fine_tune.py", ".round(dict.fromkeys(training.SCORES, 4))", ""),
+        ("notebooks/04_fine_tune.py", ".round(training.SHOWN_DIGITS)", ".round(2)"),
+        ("notebooks/04_fine_tune.py", ".round(training.SHOWN_DIGITS)", ""),
         ("fer_utils/report.py", '"Learning curves of both phases": ', '"Curves of both phases": '),
     ],
 )
