@@ -115,8 +115,10 @@ def test_nothing_edited_follows_the_profile_and_leaves_a_run(project):
     printed = project.run(*project.cells())
     assert "max_per_class = 8 from params/demo.yaml" in printed
     assert project.record()["by_hand"] == [] and project.due() == []
-    (row,) = runs.list_rows(project.folders.run.parent)
-    assert row[0] == "demo" and row[2] == "demo" and row[-1] == "stopped before merge_split"
+    (row,), faults = runs.list_rows(project.folders.run.parent)
+    assert not faults
+    listed = dict(zip(runs.COLUMNS, row, strict=True))
+    assert (listed["run"], listed["profile"], listed["state"]) == ("demo", "demo", "stopped before merge_split")
     description = json.loads(project.folders.description.read_text())
     assert description["parameters"]["balance"] == project.record()["parameters"]
     assert description["parameters"]["fine_tune"]["weights"] == "none"
