@@ -12,6 +12,9 @@ python run_all.py --sweep train_head.learning_rate=0.001,0.0005 --sweep fine_tun
 python run_all.py --download                         fetch both datasets with kagglehub, then run
 python run_all.py --export-kaggle                    write folders for `kaggle kernels push`, run nothing
 python run_all.py --export-model clean DIR           the run's model as Keras, TFLite and ONNX, with a model card
+
+Paths given to options start where you stand. Paths that are values of parameters, in a profile or after -p, start at the
+project's folder.
 """
 
 import argparse
@@ -20,14 +23,17 @@ import shutil
 import sys
 from pathlib import Path
 
-from fer_utils import files, parameters, paths, runner, runs, sweeps, terminal
+from fer_utils import defaults, files, parameters, paths, runner, runs, sweeps, terminal
 from fer_utils.parameters import STAGES, ParameterError
 from fer_utils.run_lock import RunIsBusy
+
+EXPORT_KAGGLE = Path("outputs/kaggle")  # where the folders for Kaggle go unless said otherwise, in the project
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for; return the exit status."""
     options = _parser().parse_args(arguments)
+    _anchor(options, Path.cwd(), Path(__file__).resolve().parent)
     os.chdir(Path(__file__).resolve().parent)
     try:
         outputs = paths.project_root() / (options.outputs_dir or "outputs")
@@ -66,10 +72,31 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def _anchor(options: argparse.Namespace, here: Path, root: Path) -> None:
+    """Have the paths that options name start at `here`, where the user stands, and not at the project's root."""
+    if options.params and Path(options.params).suffix:
+        options.params = _seen_from(root, here / options.params)
+    if options.outputs_dir and not options.export_kaggle:  # there it names a folder on Kaggle
+        options.outputs_dir = _seen_from(root, here / options.outputs_dir)
+    if isinstance(options.export_kaggle, str):
+        options.export_kaggle = _seen_from(root, here / options.export_kaggle)
+    if options.export_model:
+        run, folder = options.export_model
+        options.export_model = [run, _seen_from(root, here / folder)]
+
+
+def _seen_from(root: Path, path: Path) -> str:
+    """A path without `..`, as short as it is from `root`."""
+    path = Path(os.path.normpath(path))
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--params", metavar="FILE", help="profile: a file in params/ or its name; default: what suits this machine"
+        "--params",
+        metavar="FILE",
+        help="profile: a file, or the name of one in params/; default: what suits this machine",
     )
     parser.add_argument(
         "-p",
@@ -80,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         help="override one parameter (repeatable)",
     )
     parser.add_argument("--run", metavar="NAME", help="name of the run's folder; default: the profile's name")
-    parser.add_argument("--outputs-dir", metavar="DIR", help="folder of all runs; default: outputs")
+    parser.add_argument(
+        "--outputs-dir", metavar="DIR", help="folder of all runs; default: outputs in the project's folder"
+    )
     span = parser.add_mutually_exclusive_group()
     span.add_argument(
         "--from",
@@ -109,8 +138,9 @@ def _parser() -> argparse.ArgumentParser:
         "--export-kaggle",
         metavar="DIR",
         nargs="?",
-        const="outputs/kaggle",
-        help="write notebooks ready to push, with --params and -p on top of the profile kaggle; default: outputs/kaggle",
+        const=EXPORT_KAGGLE,
+        help="write notebooks ready to push, with --params and -p on top of the profile kaggle; default: outputs/kaggle "
+        "in the project's folder",
     )
     kaggle.add_argument(
         "--kaggle-user",
@@ -160,12 +190,23 @@ def _layers(options: argparse.Namespace) -> tuple[str, list[tuple[str, dict]]]:
         path = parameters.profile_path(name)
     profiles = dict.fromkeys([on_kaggle, path] if options.export_kaggle else [path])
     layers = [(str(profile), parameters.load_profile(profile)) for profile in profiles]
+    layers.append(("notebooks/", _typed()))
     for text in options.overrides:
         stage, name, value = parameters.parse_override(text)
         layers.append((f"-p {text}", {stage: {name: value}}))
     named = {"run": options.run, "outputs_dir": options.outputs_dir}
     layers.append(("the command line", {parameters.COMMON: {name: value for name, value in named.items() if value}}))
     return path.stem, layers
+
+
+def _typed() -> dict[str, dict]:
+    """What a person typed in the parameters cells and saved: it wins over a profile, as in JupyterLab. Says what."""
+    typed = defaults.typed_in_cells(parameters.declared())
+    for stage, own in typed.items():
+        for name, value in own.items():
+            note = ", which counts in JupyterLab alone: here, give --params" if name == "profile" else ""
+            print(f"{name} = {value!r} typed in notebooks/{STAGES[stage]}{note}")
+    return typed
 
 
 def _resolve(profile: str, layers: list[tuple[str, dict]]) -> dict[str, dict]:

@@ -42,6 +42,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.is_stopped = False  # training had ended by itself
         self._callbacks: Sequence[keras.callbacks.Callback] = ()
         self._found: dict[str, np.ndarray] = {}
+        self._before: list[np.ndarray] = []  # the values of all variables, until a first epoch is on file
 
     def resume(self, callbacks: Sequence[keras.callbacks.Callback]) -> int:
         """Read the file, if there is one with this key; return the number of epochs that it has finished.
@@ -77,6 +78,27 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 setattr(callback, name, arrays or remembered[place].get(name))
         self._found = {}
 
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        if not self.rows:
+            self._before = [variable.numpy() for variable in self._variables()]
+
+    def _variables(self) -> list[keras.Variable]:
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def after_interrupt(self) -> str:
+        """Have training go on, when called again, from the end of an epoch; return what is kept and how, in words.
+
+        Where no epoch is on file yet, the variables take the values that they had before training.
+        """
+        if self._before:
+            for variable, value in zip(self._variables(), self._before, strict=True):
+                variable.assign(value)
+            return "no epoch of it is finished.\nRun this cell again to train from the start"
+        return (
+            f"finished epochs kept in {self.path.name}: {len(self.rows)}.\nRun this cell again to go on after them; after a "
+            "restart of the kernel, run the notebook from its top"
+        )
+
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         logs = {name: float(value) for name, value in (logs or {}).items()}
         if not np.isfinite(logs.get("loss", 0.0)):
@@ -103,6 +125,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         }
         with files.replacing(self.path) as temporary:
             np.savez(temporary, state=np.array(json.dumps(state)), **arrays)
+        self._before = []
 
 
 def _state_of(callback: keras.callbacks.Callback) -> tuple[str, ...]:

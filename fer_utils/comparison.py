@@ -27,7 +27,7 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>FER runs: {{ names|join(", ") }}</title><style>{{ style }}</style></head><body>
 <h1>{{ names|length }} runs compared</h1>
-{% for name, line in honesty %}<p class="honesty"><b>{{ name }}</b>: {{ line }}</p>{% endfor %}
+{% for name, line in honesty %}<p class="{{ 'warning' if line.startswith('WARNING') else 'honesty' }}"><b>{{ name }}</b>: {{ line }}</p>{% endfor %}
 <h2>What differs in parameters and versions</h2>{{ differing }}
 <h2>What differs in results</h2>{{ results }}
 <p>In brackets 95 % bootstrap intervals. Choose between runs by VAL; TEST is for the one that was chosen.</p>

@@ -72,12 +72,17 @@ def bootstrap_intervals(counts: np.ndarray, seed: int = 0) -> dict[str, list[flo
 
 
 def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
-    """How often predictions of a confidence are right: a row a bin of equal width that holds any, with n, confidence, accuracy."""
+    """How often predictions of a confidence are right: a row a bin of equal width that holds any.
+
+    Columns: low and high, the bin's ends; n; the means confidence and accuracy.
+    """
     confidence = predictions[list(PROBABILITIES)].max(axis=1)
     right = predictions["label"] == predictions["predicted"]
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     table = pd.DataFrame({"n": 1, "confidence": confidence, "accuracy": right.astype(float)}).groupby(bins)
-    return table.agg({"n": "sum", "confidence": "mean", "accuracy": "mean"}).reset_index(drop=True)
+    table = table.agg({"n": "sum", "confidence": "mean", "accuracy": "mean"})
+    low, high = (np.asarray(table.index + step) / CALIBRATION_BINS for step in (0, 1))
+    return table.assign(low=low, high=high).reset_index(drop=True)
 
 
 def calibration_error(bins: pd.DataFrame) -> float:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PARTIAL = ".partial-"  # the mark of a file or folder that is being written
 _OLD = "-old-"  # after the mark: a folder that is giving way to a new one
 
-placed: list[Path] = []  # what this process has put in place, in order: a stage records it as its outputs
+observer: Callable[[Path], None] | None = None  # is told of each path before something takes its place there
 
 
 class OutputError(OSError):
@@ -43,12 +43,14 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if not temporary.is_dir():
+            _flush(temporary)
+        if observer is not None:
+            observer(path)
         if temporary.is_dir():
             _swap_folder(temporary, path)
         else:
-            _flush(temporary)
             os.replace(temporary, path)
-        placed.append(path)
     except OSError as error:
         raise explained(error, path) from error
     finally:

@@ -33,9 +33,12 @@ def build(image_size: int, weights: str) -> keras.Model:
     """
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(f"image_size is {image_size}, ResNet50 needs at least {MIN_IMAGE_SIZE}")
+    return _assembled(load_backbone(image_size, weights))
+
+
+def _assembled(backbone: keras.Model) -> keras.Model:
     raw = keras.Input((None, None, 1), name="raw_grey")
-    x = _preprocessing(image_size)(raw)
-    x = load_backbone(image_size, weights)(x, training=False)
+    x = backbone(_preprocessing(backbone.input_shape[1])(raw), training=False)
     x = layers.GlobalAveragePooling2D(name=FEATURES)(x)
     return keras.Model(raw, _head(x), name="fer_resnet50")
 
@@ -60,10 +63,7 @@ def load_backbone(image_size: int, weights: str) -> keras.Model:
     `imagenet` and paths are what fer_utils.weights.load takes, which also says what it raises; `none` leaves random ones,
     every residual block as its shortcut alone, and warns.
     """
-    backbone = keras.applications.ResNet50(
-        include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=BACKBONE
-    )
-    backbone.trainable = False
+    backbone = _random_backbone(image_size)
     if weights == "none":
         _silence_residual_branches(backbone)
         warnings.warn(
@@ -73,6 +73,14 @@ def load_backbone(image_size: int, weights: str) -> keras.Model:
         )
     else:
         weights_files.load(backbone, weights)
+    return backbone
+
+
+def _random_backbone(image_size: int) -> keras.Model:
+    backbone = keras.applications.ResNet50(
+        include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=BACKBONE
+    )
+    backbone.trainable = False
     return backbone
 
 
@@ -140,6 +148,23 @@ def compiled(model: keras.Model) -> Callable:
         return keras.tree.map_structure(lambda tensor: tensor.numpy(), given)
 
     return outputs
+
+
+def for_inference(model: keras.Model) -> keras.Model:
+    """What is saved of a model that `build` made: the same weights in float32, without optimiser, loss and metrics.
+
+    A model trained in mixed_float16 would compute in float16 wherever it is loaded, which a CPU does many times slower.
+    """
+    policy = keras.mixed_precision.dtype_policy()
+    if policy.name == "float32":
+        return plain_copy(model)
+    keras.mixed_precision.set_global_policy("float32")
+    try:
+        copy = _assembled(_random_backbone(model.get_layer(BACKBONE).input_shape[1]))
+    finally:
+        keras.mixed_precision.set_global_policy(policy)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def plain_copy(model: keras.Model) -> keras.Model:

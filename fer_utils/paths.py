@@ -74,6 +74,10 @@ class RunFolders:
         """A figure that is no named result."""
         return self.run / "figures" / f"{name}.png"
 
+    def is_figure(self, path: Path) -> bool:
+        """Whether a path is that of such a figure."""
+        return path.is_relative_to(self.run / "figures")
+
     def stage_record(self, stage: str) -> Path:
         """What a stage's last successful end left on record."""
         return self.run / "stages" / f"{stage}.json"
@@ -81,6 +85,11 @@ class RunFolders:
     def checkpoint(self, stage: str) -> Path:
         """Where training stood after the last finished epoch of a stage under way."""
         return self.run / f"checkpoint_{stage}.npz"
+
+    @property
+    def description(self) -> Path:
+        """Profile and parameters of the run: what makes a folder a run."""
+        return self.run / "run.json"
 
     @property
     def demo_sources(self) -> Path:
@@ -158,6 +167,11 @@ def place(given: str) -> Path:
     if path.is_relative_to("/kaggle"):
         return kaggle_root() / path.relative_to("/kaggle")
     return project_root() / path
+
+
+def weights_source(weights: str) -> str:
+    """The parameter `weights` for a working folder of any kind: `imagenet` and `none` as they are, else the file's path."""
+    return weights if weights in ("imagenet", "none") else str(place(weights))
 
 
 def _data_folder(given: str) -> Path:

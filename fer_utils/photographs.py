@@ -69,6 +69,14 @@ def read(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
         yield PassedOver(str(path), str(error))
 
 
+def load(path: Path) -> Picture:
+    """The picture of one image file. Raises UnreadableImage, naming the file and what is wrong with it."""
+    try:
+        return Picture(str(path), read_image(path))
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{path}: {error}") from error
+
+
 def read_image(path: Path) -> np.ndarray:
     """An image file as RGB uint8 (height, width, 3), turned upright by its EXIF orientation.
 

@@ -3,6 +3,7 @@
 Knows how to show tables and pictures; computes nothing that a test would want to see, reads and writes no results.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +17,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-TRAIN_COLOUR, VAL_COLOUR, NEUTRAL_COLOUR = (
-    "#4477aa",
-    "#cc6677",
-    "#bbbbbb",
-)  # Paul Tol's bright and muted sets: told apart by all
+# Paul Tol's bright and muted sets, which colour-blind readers can tell apart. In every figure a split has its one colour.
+COLOURS = {"TRAIN": "#4477aa", "VAL": "#cc6677", "TEST": "#228833"}
+RUN_COLOURS = ("#ee7733", "#aa3377", "#33bbee", "#222222", "#999933", "#882255")  # runs: none of the splits' colours
+_HATCH = "////"  # marks a changed version of a split: balanced, or at another temperature
+FACES_IN_A_ROW = 9  # of figures with groups of faces
 _CURVES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
@@ -31,11 +32,14 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def class_counts(counts: pd.DataFrame, title: str) -> Figure:
-    """Bars of images a class (rows) for each column, numbers on top."""
-    figure, axes = plt.subplots(figsize=(10, 4))
-    counts.plot.bar(ax=axes, width=0.8, rot=0, color=[NEUTRAL_COLOUR, TRAIN_COLOUR, VAL_COLOUR][-len(counts.columns) :])
-    for bars in axes.containers:
+    """Bars of images a class (rows) for each column, a split's name or TRAIN_BALANCED, numbers on top."""
+    figure, axes = plt.subplots(figsize=(12, 4), layout="constrained")
+    counts.plot.bar(ax=axes, width=0.9, rot=0, color=[COLOURS[name.split("_")[0]] for name in counts])
+    for name, bars in zip(counts, axes.containers, strict=True):
+        if name not in COLOURS:
+            plt.setp(bars, hatch=_HATCH, edgecolor="white")
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=1)
+    axes.legend(fontsize=8)
     axes.set(title=title, xlabel="", ylabel="images")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     sns.despine(figure)
@@ -59,24 +63,65 @@ def faces(
     return figure
 
 
-def heat_on_faces(images: np.ndarray, heat: np.ndarray, titles: list[str], cells: Sequence[int]) -> Figure:
+def groups_of_faces(groups: Sequence[tuple[np.ndarray, Sequence[str]]], title: str) -> Figure:
+    """Faces that belong together, each group in a frame of its own; groups follow each other along rows.
+
+    groups: grey faces, uint8 (n, 48, 48), and a title for each; at least one group.
+    """
+    step, gap, frame = 1.05, 0.25, 0.06  # in faces: from face to face, between groups, around a group
+    head = 0.06 + 0.115 * max(text.count("\n") + 1 for _, titles in groups for text in titles)  # room for titles
+    row_of, place_of, row, place = [], [], 0, 0.0
+    for faces_of_group, _ in groups:
+        if place and place + step * len(faces_of_group) > FACES_IN_A_ROW:
+            row, place = row + 1, 0.0
+        row_of.append(row)
+        place_of.append(place)
+        place += step * len(faces_of_group) + gap
+    width = max(place + step * len(shown) for place, (shown, _) in zip(place_of, groups, strict=True))
+    height = (row + 1) * (1 + head + gap) - gap
+    figure, axes = plt.subplots(figsize=(max(1.2 * width, 3), 1.2 * height + 0.35), layout="constrained")
+    for (faces_of_group, titles), row, place in zip(groups, row_of, place_of, strict=True):
+        top = row * (1 + head + gap) + head
+        size = step * len(faces_of_group) - (step - 1) + 2 * frame, 1 + head + 2 * frame
+        axes.add_patch(plt.Rectangle((place - frame, top - head - frame), *size, color="#e4e4e4", zorder=-1))
+        for left, image, text in zip(itertools.count(place, step), faces_of_group, titles, strict=False):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(left, left + 1, top + 1, top))
+            axes.text(left + 0.5, top - 0.04, text, fontsize=7, ha="center", va="bottom")
+    axes.set(xlim=(-2 * frame, width + 2 * frame), ylim=(height + 2 * frame, -2 * frame), aspect="equal")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def heat_on_faces(
+    images: np.ndarray, heat: np.ndarray, titles: Sequence[str], places: Sequence[tuple[int, int]], rows: dict[str, str]
+) -> Figure:
     """Grey faces, uint8 (n, 48, 48), under their titles, each above itself under its heat map; a column a class.
 
-    heat: (n, squares, squares), 0 to 1; the hotter, the less of the face shows through. cells: where each face goes,
-    counted along the rows.
+    heat: (n, squares, squares), 0 to 1; the hotter, the less of the face shows through. places: row and column of each face.
+    rows: each row's name, and what is written in it where a class has no face.
     """
-    columns = len(CLASSES)
-    rows = max(cells) // columns + 1
-    figure, grid = plt.subplots(2 * rows, columns, figsize=(1.3 * columns, 2.9 * rows), layout="constrained")
+    figure, grid = plt.subplots(
+        2 * len(rows), len(CLASSES), figsize=(1.3 * len(CLASSES) + 1, 2.75 * len(rows)), layout="constrained"
+    )
     for axes in grid.flat:
-        axes.set_axis_off()
-    for image, hot, title, cell in zip(images, heat, titles, cells, strict=True):
-        row, column = divmod(cell, columns)
+        axes.set(xticks=[], yticks=[])
+        sns.despine(ax=axes, left=True, bottom=True)
+    for row, (name, nothing) in enumerate(rows.items()):
+        grid[2 * row, 0].set_ylabel(name, fontsize=9)
+        grid[2 * row + 1, 0].set_ylabel("Grad-CAM", fontsize=8, color="grey")
+        for column in {*range(len(CLASSES))} - {column for place, column in places if place == row}:
+            grid[2 * row, column].set(xlim=(0, 1), ylim=(1, 0), aspect="equal")
+            grid[2 * row, column].text(0.5, 0.5, nothing, fontsize=8, color="grey", ha="center", va="center")
+            grid[2 * row + 1, column].set_visible(column == 0)  # the first one holds the row's name
+    for image, hot, title, (row, column) in zip(images, heat, titles, places, strict=True):
         for axes in grid[2 * row : 2 * row + 2, column]:
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        grid[2 * row, column].set_title(title, fontsize=7)
+        grid[2 * row, column].set_xlabel(title, fontsize=7)
         smooth = cv2.resize(hot.astype(np.float32), image.shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
         grid[2 * row + 1, column].imshow(smooth, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.5 * smooth)
+    for axes, label in zip(grid[0], CLASSES, strict=True):
+        axes.set_title(label, fontsize=9)
     return figure
 
 
@@ -105,8 +150,8 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     figure, row = plt.subplots(1, len(_CURVES), figsize=(14, 4), layout="constrained")
     phases = history["phase"].unique()
     for axes, (name, label) in zip(row, _CURVES.items(), strict=True):
-        axes.plot(history["epoch"], history[name], color=TRAIN_COLOUR, marker=".", label="TRAIN_BALANCED")
-        axes.plot(history["epoch"], history[f"val_{name}"], color=VAL_COLOUR, marker=".", label="VAL")
+        axes.plot(history["epoch"], history[name], color=COLOURS["TRAIN"], marker=".", label="TRAIN_BALANCED")
+        axes.plot(history["epoch"], history[f"val_{name}"], color=COLOURS["VAL"], marker=".", label="VAL")
         if len(phases) > 1:
             switch = history.loc[history["phase"] == phases[1], "epoch"].min() - 0.5
             axes.axvline(switch, color="grey", linestyle=":", label="backbone's top unfrozen")
@@ -119,7 +164,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         "o",
         mfc="none",
         ms=10,
-        color=VAL_COLOUR,
+        color=COLOURS["VAL"],
         label="lowest VAL loss",
     )
     row[0].legend(fontsize=8)
@@ -130,13 +175,15 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 def compared_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     """VAL's loss, accuracy and macro F1 over the epochs, a line a run; dotted where phase 1 ends."""
     figure, row = plt.subplots(1, len(_CURVES), figsize=(14, 4), layout="constrained")
-    palette = sns.color_palette("colorblind", len(histories))
+    enough = len(histories) <= len(RUN_COLOURS)
+    palette = RUN_COLOURS[: len(histories)] if enough else sns.color_palette("husl", len(histories))
     for axes, (name, label) in zip(row, _CURVES.items(), strict=True):
         for (run, history), colour in zip(histories.items(), palette, strict=True):
             axes.plot(history["epoch"], history[f"val_{name}"], color=colour, marker=".", label=run)
             axes.axvline((history["phase"] == "head").sum() + 0.5, color=colour, linestyle=":", linewidth=0.8)
         axes.set(xlabel="epoch", title=f"VAL {label}")
         axes.xaxis.get_major_locator().set_params(integer=True)
+    row[0].plot([], [], color="grey", linestyle=":", label="end of phase 1")
     row[0].legend(fontsize=8)
     sns.despine(figure)
     return figure
@@ -149,8 +196,8 @@ def compared_confusions(counts: dict[str, np.ndarray]) -> Figure:
     figure, grid = plt.subplots(rows, columns, figsize=(5 * columns, 4.6 * rows), squeeze=False, layout="constrained")
     for axes in list(grid.flat)[len(counts) :]:
         axes.set_axis_off()
-    for axes, (run, of) in zip(grid.flat, counts.items(), strict=False):
-        shares = of / np.maximum(of.sum(axis=1, keepdims=True), 1)
+    for axes, (run, counts_of_run) in zip(grid.flat, counts.items(), strict=False):
+        shares = counts_of_run / np.maximum(counts_of_run.sum(axis=1, keepdims=True), 1)
         style = {"cmap": "Blues", "square": True, "linewidths": 0.5, "cbar": False, "annot_kws": {"fontsize": 7}}
         sns.heatmap(shares, annot=True, fmt=".2f", vmin=0, vmax=1, ax=axes, **style)
         axes.set_xticklabels(CLASSES, rotation=45, fontsize=7)
@@ -169,8 +216,9 @@ def rates(history: pd.DataFrame) -> Figure:
         "rate × decay": product,
     }
     for axes, (title, values) in zip(row, columns.items(), strict=True):
-        axes.step(history["epoch"], values, where="mid", color=TRAIN_COLOUR)
+        axes.plot(history["epoch"], values, drawstyle="steps-mid", color="#555555", marker=".")
         axes.set(title=title, xlabel="epoch", ylim=(0, max(values.max() * 1.1, 1e-12)))
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
         axes.xaxis.get_major_locator().set_params(integer=True)
     sns.despine(figure)
     return figure
@@ -179,12 +227,21 @@ def rates(history: pd.DataFrame) -> Figure:
 def confusion_matrix(counts: np.ndarray, title: str) -> Figure:
     """Two heatmaps of (7, 7) counts: the counts, and each row as shares of its true class."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6), layout="constrained")
-    common = {"cmap": "Blues", "xticklabels": CLASSES, "yticklabels": CLASSES, "square": True, "linewidths": 0.5}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
+    common = {
+        "cmap": "Blues",
+        "xticklabels": CLASSES,
+        "yticklabels": CLASSES,
+        "square": True,
+        "linewidths": 0.5,
+        "cbar": False,
+    }
     sns.heatmap(counts, annot=True, fmt=",d", ax=left, **common)
     sns.heatmap(shares, annot=True, fmt=".2f", vmin=0, vmax=1, ax=right, **common)
     left.set(title="images", xlabel="predicted", ylabel="true")
     right.set(title="share of the true class", xlabel="predicted", ylabel="true")
+    for axes in (left, right):
+        axes.tick_params("y", rotation=0)
     figure.suptitle(title)
     return figure
 
@@ -193,33 +250,47 @@ def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> F
     """Histograms of the distances of copies, kind by kind, and of nearest strangers; the line between them marked."""
     figure, axes = plt.subplots(figsize=(10, 3.5), layout="constrained")
     finite = strangers[np.isfinite(strangers)]
-    edges = np.linspace(0, max(1.0, line, *finite[:1]), 101)
-    for kind, colour in (("re-encoded", TRAIN_COLOUR), ("cropped", "#CCBB44"), ("flipped", "#228833")):
-        distances = pairs.loc[pairs["kind"] == kind, "distance"]
+    shown = {f"nearest others (sample of {len(finite):,})": (finite, "#777777")}
+    for kind, colour in (("re-encoded", "#66ccee"), ("cropped", "#ccbb44"), ("flipped", "#aa3377")):
+        distances = pairs.loc[pairs["kind"] == kind, "distance"].to_numpy()
         if len(distances):
-            axes.hist(distances, edges, color=colour, alpha=0.8, label=f"{kind} copies ({len(distances):,})")
-    axes.hist(
-        np.clip(finite, 0, edges[-1]),
-        edges,
-        color=VAL_COLOUR,
-        alpha=0.8,
-        label=f"nearest others (sample of {len(finite):,})",
+            shown[f"{kind} copies ({len(distances):,})"] = (distances, colour)
+    end = np.ceil(100 * max(line + 0.05, *(values.max() for values, _ in shown.values() if len(values)))) / 100
+    edges = np.arange(0, end + 0.005, 0.01)
+    for label, (values, colour) in shown.items():
+        axes.hist(values, edges, histtype="stepfilled", facecolor=(colour, 0.35), edgecolor=colour, label=label)
+    axes.axvline(line, color="black", linestyle=":", label=f"a copy: at most {line}")
+    axes.set(
+        yscale="log", xlim=(0, end), xlabel="distance: what one picture does not explain of the other", ylabel="pairs"
     )
-    axes.axvline(line, color="black", linestyle=":", label=f"line: {line}")
-    axes.set(yscale="log", xlabel="distance: what one picture does not explain of the other", ylabel="pairs")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(fontsize=8)
     sns.despine(figure)
     return figure
 
 
 def reliability(bins: dict[str, pd.DataFrame]) -> Figure:
-    """Accuracy against confidence, one panel a split; bins as `evaluation.reliability` gives them."""
-    figure, row = plt.subplots(1, len(bins), figsize=(10, 4), sharey=True, layout="constrained")
-    for axes, (split, table) in zip(row, bins.items(), strict=True):
-        axes.bar(table["confidence"], table["accuracy"], width=0.05, color=TRAIN_COLOUR, label="share that is right")
-        axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfectly calibrated")
-        axes.set(title=f"{split}, {table['n'].sum():,} images", xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
-    row[0].set_ylabel("accuracy")
-    row[0].legend(fontsize=8)
+    """Accuracy against confidence, and how many images each bin holds: bars side by side in bins of equal width.
+
+    bins: for each name, which begins with a split's, a table of `evaluation.reliability`. A second table of a split is hatched.
+    """
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(10, 5.5), sharex=True, height_ratios=(2, 1), layout="constrained"
+    )
+    seen = set()
+    for place, (name, table) in enumerate(bins.items()):
+        split = name.split()[0].rstrip(",")
+        bar = 0.84 * (table["high"] - table["low"]) / len(bins)
+        middles = (table["low"] + table["high"]) / 2 + (place - (len(bins) - 1) / 2) * bar
+        style = {"width": bar, "color": COLOURS[split], "edgecolor": "white", "hatch": _HATCH if split in seen else ""}
+        seen.add(split)
+        above.bar(middles, table["accuracy"], label=f"{name} ({table['n'].sum():,} images)", **style)
+        below.bar_label(below.bar(middles, table["n"], **style), fmt="{:,.0f}", fontsize=6, rotation=90, padding=2)
+    above.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfectly calibrated")
+    above.set(xlim=(min(table["low"].min() for table in bins.values()), 1), ylim=(0, 1), ylabel="share that is right")
+    below.set(xlabel="confidence", ylabel="images")
+    below.yaxis.set_major_formatter("{x:,.0f}")
+    below.margins(y=0.35)
+    above.legend(fontsize=8, loc="upper left")
     sns.despine(figure)
     return figure

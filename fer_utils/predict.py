@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -138,11 +139,16 @@ def find_model(given: str, outputs_dir: str = "outputs") -> Path:
     return known[-1]
 
 
-def row(face: Face, picture: Picture, number: int) -> dict[str, Any]:
-    """A face as a row of the CSV."""
-    place = {"source": picture.source, "frame": picture.frame, "seconds": picture.seconds, "face": number}
+def rows(reading: Reading) -> list[dict[str, Any]]:
+    """A picture's faces as rows of the CSV; of a picture without a face one row that names the picture alone."""
+    picture = reading.picture
+    place = {"source": picture.source, "frame": picture.frame, "seconds": picture.seconds}
+    return [place | _columns(face, number) for number, face in enumerate(reading.faces)] or [place]
+
+
+def _columns(face: Face, number: int) -> dict[str, Any]:
     of_classes = {f"probability_{name}": round(p, 6) for name, p in zip(CLASSES, face.probabilities, strict=True)}
-    return place | asdict(face.box) | {"expression": face.expression} | of_classes
+    return {"face": number} | asdict(face.box) | {"expression": face.expression} | of_classes
 
 
 def as_json(reading: Reading) -> dict[str, Any]:
@@ -161,45 +167,80 @@ def as_json(reading: Reading) -> dict[str, Any]:
     return place | {"width": width, "height": height, "faces": faces}
 
 
+def counted(n: int, noun: str) -> str:
+    """A number and its noun: `1 face`, `2 faces`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def shortened(path: str, width: int) -> str:
+    """A path in at most `width` characters, leading folders left out first: `…/album/holiday.jpg`."""
+    parts = Path(path).parts
+    tails = (str(Path("…", *parts[place:])) for place in range(1, len(parts)))
+    return next((text for text in (path, *tails) if len(text) <= width), "…" + path[len(path) - width + 1 :])
+
+
+WIDTHS = {"seconds": -8, "box": -22, "expression": 13, "next": 13, "detector": 8}  # of columns; negative: to the right
+
+
 class Table:
-    """Lines for the terminal, a face a line."""
+    """Lines for the terminal, a face a line; as wide as the terminal at most, where there is one."""
 
-    def __init__(self, sources: Sequence[str]):
-        self._width = min(48, max((len(source) for source in sources), default=10))
+    def __init__(self, sources: Sequence[str], is_timed: bool):
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+        shown = [name for name in WIDTHS if name != "seconds" or is_timed]
+        longest_name = max((len(Path(source).name) for source in sources), default=0) + len("…/")
+        for name in ("next", "detector"):  # dropped first where a file's name needs the room
+            if columns - self._taken(shown) < longest_name:
+                shown.remove(name)
+        longest = max((len(source) for source in sources), default=0)
+        self._columns = shown
+        self._width = max(len("picture"), min(longest, columns - self._taken(shown)))
         self._n_faces = self._n_pictures = 0
-        self._say(f"{'picture':{self._width}}  {'seconds':>8}  {'box':>20}  expression  {'next':15}  detector")
+        self._say("picture", {name: name for name in shown})
 
-    def _say(self, line: str) -> None:
+    def _taken(self, shown: Sequence[str]) -> int:
+        return sum(2 + abs(WIDTHS[name]) for name in shown)
+
+    def _say(self, source: str, cells: dict[str, str]) -> None:
+        line = f"{shortened(source, self._width):{self._width}}"
+        for name in self._columns:
+            width = WIDTHS[name]
+            line += f"  {cells.get(name, ''):{'>' if width < 0 else '<'}{abs(width)}}"
         tqdm.write(line.rstrip(), file=sys.stdout)
 
     def add(self, reading: Reading) -> None:
         picture = reading.picture
-        seconds = "" if picture.seconds is None else f"{picture.seconds:.2f}"
-        start = f"{picture.source[-self._width :]:{self._width}}  {seconds:>8}"
+        time = {} if picture.seconds is None else {"seconds": f"{picture.seconds:.2f}"}
         self._n_pictures += 1
         self._n_faces += len(reading.faces)
         if not reading.faces:
-            self._say(f"{start}  no face found")
+            self._say(picture.source, time | {"box": "no face found"})
         for face in reading.faces:
-            box = f"{face.box.width}×{face.box.height} at {face.box.x},{face.box.y}"
             second = int(np.argsort(face.probabilities)[-2])
-            following = f"{CLASSES[second]} {face.probabilities[second]:.2f}"
-            self._say(f"{start}  {box:>20}  {face.label:13}  {following:13}  {face.box.confidence:.2f}")
+            cells = {
+                "box": f"{face.box.width}×{face.box.height} at {face.box.x},{face.box.y}",
+                "expression": face.label,
+                "next": f"{CLASSES[second]} {face.probabilities[second]:.2f}",
+                "detector": f"{face.box.confidence:.2f}",
+            }
+            self._say(picture.source, time | cells)
 
     def end(self, passed_over: Sequence[PassedOver]) -> None:
-        self._say(f"{self._n_faces} faces in {self._n_pictures} pictures; passed over: {len(passed_over)}")
+        faces, pictures = counted(self._n_faces, "face"), counted(self._n_pictures, "picture")
+        tqdm.write(f"{faces} in {pictures}; passed over: {len(passed_over)}", file=sys.stdout)
 
 
 class Csv:
-    """Comma-separated lines, a face a line."""
+    """Comma-separated lines, a face a line; frame and seconds only where there is a video or a webcam."""
 
-    def __init__(self, sources: Sequence[str]):
-        empty = row(Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)), Picture("", np.empty(0)), 0)
-        self._writer = csv.DictWriter(sys.stdout, list(empty), lineterminator="\n")
+    def __init__(self, sources: Sequence[str], is_timed: bool):
+        place = ["source", "frame", "seconds"] if is_timed else ["source"]
+        empty = _columns(Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)), 0)
+        self._writer = csv.DictWriter(sys.stdout, place + list(empty), extrasaction="ignore", lineterminator="\n")
         self._writer.writeheader()
 
     def add(self, reading: Reading) -> None:
-        self._writer.writerows(row(face, reading.picture, n) for n, face in enumerate(reading.faces))
+        self._writer.writerows(rows(reading))
 
     def end(self, passed_over: Sequence[PassedOver]) -> None:
         """What was passed over stands on standard error."""
@@ -208,7 +249,7 @@ class Csv:
 class Json:
     """One document, at the end."""
 
-    def __init__(self, sources: Sequence[str]):
+    def __init__(self, sources: Sequence[str], is_timed: bool):
         self._pictures: list[dict] = []
 
     def add(self, reading: Reading) -> None:
@@ -231,6 +272,13 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--smallest", type=int, default=face_detection.SMALLEST, metavar="PX", help="smallest face (20)"
     )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=face_detection.THRESHOLD,
+        metavar="P",
+        help=f"smallest confidence of a face ({face_detection.THRESHOLD}); a lower one finds more, and more that are none",
+    )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="read each N-th frame of a video")
     parser.add_argument(
         "--annotate", type=Path, metavar="DIR", help="write copies with the faces framed to this folder"
@@ -240,7 +288,11 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
         "--json", dest="format", action="store_const", const=Json, help="all probabilities, one document"
     )
     formats.add_argument(
-        "--csv", dest="format", action="store_const", const=Csv, help="all probabilities, a face a line"
+        "--csv",
+        dest="format",
+        action="store_const",
+        const=Csv,
+        help="all probabilities, a face a line; pictures without one too",
     )
     arguments = parser.parse_args(given)
     _check(parser, arguments)
@@ -255,6 +307,8 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
             parser.error(f"{path}: no such file or folder")
     if given.every < 1 or given.smallest < face_detection.SMALLEST:
         parser.error(f"--every starts at 1 and --smallest at {face_detection.SMALLEST}")
+    if not 0 < given.threshold < 1:
+        parser.error(f"--threshold {given.threshold}: a confidence lies between 0 and 1")
     if given.annotate and given.annotate.exists() and not given.annotate.is_dir():
         parser.error(f"--annotate: {given.annotate} is no folder")
     for path in given.paths if given.annotate else ():
@@ -268,7 +322,7 @@ def main(given: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a machine without GPU is no news
     try:
         model = find_model(arguments.model, arguments.outputs)
-        detector = None if arguments.no_detect else face_detection.Detector(arguments.smallest)
+        detector = None if arguments.no_detect else face_detection.Detector(arguments.smallest, arguments.threshold)
         reader = Reader(model, detector)
     except (paths.NotFoundHere, NotOurModel, face_detection.DetectorMissing) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -288,7 +342,7 @@ def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
         _complain(one)
     is_live = arguments.webcam is not None
     names = [f"webcam {arguments.webcam}"] if is_live else [str(path) for path in sources]
-    output = (arguments.format or Table)(names)
+    output = (arguments.format or Table)(names, is_live or any(map(photographs.is_video, sources)))
     pictures = photographs.watch(arguments.webcam, arguments.every) if is_live else _all(sources, arguments.every)
     total = None if is_live else sum(photographs.count(path, arguments.every) for path in sources)
     # On standard error: standard output is for whoever reads the rows.

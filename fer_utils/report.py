@@ -13,14 +13,55 @@ import pandas as pd
 from jinja2 import Environment
 
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; } td, tbody th { white-space: nowrap; }
+.wide, figure { overflow-x: auto; }
 img { max-width: 100%; } figure { margin: 1.5rem 0; } figcaption { color: #555; font-size: .9rem; }
-.honesty { border-left: .4rem solid #cc6677; background: #fbf1f3; padding: .7rem 1rem; }
+.honesty, .warning { border-left: .4rem solid #228833; background: #f0f7f1; padding: .7rem 1rem; }
+.warning { border-color: #cc3311; background: #fdf0ed; }
+.parameters { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); column-gap: 2rem; }
+.parameters td { white-space: normal; overflow-wrap: anywhere; } .parameters td:first-child { white-space: nowrap; }
+@media (max-width: 40rem) { body { margin-top: 1rem; } h1 { font-size: 1.3rem; } table { font-size: .8rem; }
+  th, td { padding: .25rem .3rem; }
+  figcaption { position: sticky; left: 0; } img { max-width: 44rem; } }
+@media print { @page { size: A4; margin: 14mm; } body { font-size: 10pt; margin: 0; padding: 0; max-width: none; }
+  h2, h3, tr, figure, .honesty, .warning { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  .wide, figure { overflow: visible; } table { font-size: 8pt; } th, td { padding: .15rem .35rem; }
+  img { max-height: 230mm; } .parameters { grid-template-columns: 1fr 1fr; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
-_PAGE = """<!doctype html>
+# What the report shows after its opening: captions and the names of figures, as the notebooks save them.
+_SECTIONS = {
+    "Mistakes": {
+        "Classes most often confused on TEST, the most confident predictions first": "confused_pairs",
+        "Grad-CAM on TEST: for each class the most confident right and the most confident wrong prediction": "grad_cam",
+        "The most confident mistakes on TEST": "worst_mistakes",
+    },
+    "Confidence": {
+        "Reliability: accuracy against confidence": "reliability",
+        "TEST before and after temperature scaling": "temperature",
+    },
+    "Training": {
+        "Learning curves of both phases": "learning_curves",
+        "Learning rate and weight decay of phase 2": "rates",
+    },
+    "Data": {
+        "Some faces of each class": "faces",
+        "Images of each class in each split": "split_counts",
+        "Images of each class before and after balancing": "balance",
+        "One face and its augmentations": "augmentations",
+        "The same picture on both sides of the split, as the sources come": "pairs_across_splits",
+        "One picture, several labels": "label_conflicts",
+        "Distances of copies, and of pictures that are none": "pair_distances",
+    },
+}
+
+_PAGE = """{% macro figure(title, data) %}<figure>
+{% if data %}<img alt="{{ title }}" src="data:image/png;base64,{{ data }}">{% endif %}
+<figcaption>{{ title }}</figcaption></figure>{% endmacro %}<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>FER run {{ run }}</title>
 <style>{{ style }}</style></head><body>
@@ -29,15 +70,17 @@ _PAGE = """<!doctype html>
 on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val.accuracy) }} and
 {{ "%.3f"|format(metrics.val.macro_f1) }} on {{ "{:,}".format(metrics.val.n) }}); a guess is right one time in seven.</p>
 {% if drawn %}<p class="honesty">{{ drawn }}</p>{% endif %}
-<p class="honesty">{{ honesty }}</p>
+<p class="{{ 'warning' if honesty.startswith('WARNING') else 'honesty' }}">{{ honesty }}</p>
+{{ figure(*opening) }}
 <h2>Scores</h2>{{ scores }}
-<h2>Confidence</h2>{{ calibration }}
-<h2>Figures</h2>
-{% for title, data in figures %}<figure><img alt="{{ title }}" src="data:image/png;base64,{{ data }}">
-<figcaption>{{ title }}</figcaption></figure>{% endfor %}
 <h2>TEST, class by class</h2>{{ per_class }}
+{% for title, figures in sections %}<h2>{{ title }}</h2>
+{% if title == "Confidence" %}{{ calibration }}{% endif %}
+{% for shown in figures %}{{ figure(*shown) }}{% endfor %}
+{% endfor %}
 <h2>Stages</h2>{{ seconds }}
-<h2>Parameters</h2>{% for stage, table in parameters %}<h3>{{ stage }}</h3>{{ table }}{% endfor %}
+<h2>Parameters</h2><div class="parameters">
+{% for stage, table in parameters %}<div><h3>{{ stage }}</h3>{{ table }}</div>{% endfor %}</div>
 <h2>Versions</h2>{{ versions }}
 {% if notebooks %}<h2>Executed notebooks</h2><ul>
 {% for name in notebooks %}<li><a href="notebooks/{{ name }}">{{ name }}</a></li>{% endfor %}</ul>{% endif %}
@@ -57,9 +100,9 @@ def score_table(metrics: dict) -> pd.DataFrame:
             of = found.get(split.lower(), {})
             parts = {f"{split}, {part}": of[part] for part in ("public", "private", "unseen") if part in of}
             rows |= {f"{name}{views}": row for name, row in ({split: of} | parts).items() if row}
-    columns = ["n", "loss", "accuracy", "macro_precision", "macro_recall", "macro_f1", "calibration_error"]
+    columns = ["n", "accuracy", "macro_f1", "macro_precision", "macro_recall", "loss", "calibration_error"]
     table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
-    for name, place in (("accuracy", 3), ("macro_f1", 7)):
+    for name, place in (("accuracy", 2), ("macro_f1", 4)):
         ends = [row[f"{name}_interval"] for row in rows.values()]
         table.insert(place, f"{name} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
     return table.astype({"n": int})
@@ -120,14 +163,14 @@ def leak_note(metrics: dict, split: str) -> str:
     return f"WARNING: the model was trained on copies of {seen:,} of {n:,} pictures (params/clean.yaml avoids it)"
 
 
-def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Path]]) -> None:
-    """Write the run's report.html. figures: (caption, PNG file), in order; one that is missing is left out and named."""
-    embedded = [
-        (title, base64.b64encode(path.read_bytes()).decode())
-        if path.is_file()
-        else (f"{title} (missing: {path.name})", "")
-        for title, path in figures
+def write_report(folders: RunFolders, metrics: dict) -> None:
+    """Write the run's report.html. A figure that is not there is named as missing."""
+    matrices = {split: folders.for_split("confusion_matrix", split, ".png") for split in ("TEST", "VAL")}
+    sections = [
+        (title, [_embedded(caption, folders.figure(name)) for caption, name in shown.items()])
+        for title, shown in _SECTIONS.items()
     ]
+    sections.insert(0, ("VAL", [_embedded("Confusion matrix of VAL", matrices["VAL"])]))
     page = Environment(autoescape=True).from_string(_PAGE)
     with files.replacing(folders.report) as temporary:
         temporary.write_text(
@@ -139,7 +182,8 @@ def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Pa
                 honesty=honesty_line(metrics),
                 scores=html_table(score_table(metrics), index=True),
                 calibration=html_table(calibration_table(metrics), index=True),
-                figures=embedded,
+                opening=_embedded("Confusion matrix of TEST", matrices["TEST"]),
+                sections=sections,
                 per_class=html_table(pd.DataFrame(metrics["per_class"]["test"])),
                 seconds=html_table(
                     pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"])
@@ -155,14 +199,21 @@ def write_report(folders: RunFolders, metrics: dict, figures: list[tuple[str, Pa
         )
 
 
+def _embedded(caption: str, path: Path) -> tuple[str, str]:
+    if not path.is_file():
+        return f"{caption} (missing: {path.name})", ""
+    return caption, base64.b64encode(path.read_bytes()).decode()
+
+
 class _Safe(str):
     def __html__(self) -> str:
         return str(self)
 
 
 def html_table(table: pd.DataFrame, index: bool = False) -> _Safe:
-    """A table as HTML, its text escaped and its numbers `significant`, for a page of Jinja's."""
-    return _Safe(table.to_html(index=index, border=0, float_format=significant, escape=True))
+    """A table as HTML, its text escaped and its numbers `significant`; one that is too wide scrolls by itself."""
+    html = table.to_html(index=index, border=0, float_format=significant, escape=True)
+    return _Safe(f'<div class="wide">{html}</div>')
 
 
 def significant(value: float) -> str:

@@ -43,7 +43,7 @@ def run(
     with run_lock.held_by_runner(folders):
         stages.clear_leftovers(folders)
         files.remove_partials(folders.notebooks)
-        files.write_json(folders.run / "run.json", {"profile": profile, "parameters": values})
+        stages.describe_run(folders, profile, values)
         terminal.say(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
         for stage in chosen:
             reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders)
@@ -66,8 +66,11 @@ def _check_inputs(
                 paths.find_dataset(name, values["merge_split"][name])
     for stage in {"train_head", "fine_tune"} & set(chosen):
         weights = values[stage]["weights"]
-        if weights not in ("imagenet", "none") and not (paths.project_root() / weights).is_file():
+        if weights not in ("imagenet", "none") and not Path(paths.weights_source(weights)).is_file():
             raise ParameterError(f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there")
+    picture = values["evaluate"]["picture"]
+    if "evaluate" in chosen and picture and not paths.place(picture).is_file():
+        raise ParameterError(f"evaluate.picture is {picture!r}: no file at {paths.place(picture)}")
     check_phases_agree(values)
 
 
@@ -134,10 +137,16 @@ def reasons_to_run(stage: str, values: Mapping[str, Any], folders: paths.RunFold
         return ["it has not run yet"]
     recorded = records[stage]
     key = stage_keys.key_of(stage, values, folders, records)
-    outputs = {stage_keys.output_path(name, folders): found for name, found in recorded["outputs"].items()}
-    return stage_keys.differences(recorded["key"], key) or [
-        damage for path, found in outputs.items() if (damage := stage_keys.damage(path, found))
+    changed = [*recorded.get("by_hand", []), *stage_keys.differences(recorded["key"], key)]
+    return changed or [
+        damage for name, found in recorded["outputs"].items() if (damage := _damage(name, found, folders))
     ]
+
+
+def _damage(name: str, recorded: Mapping[str, Any], folders: paths.RunFolders) -> str | None:
+    """What is wrong with an output on record, in words. A figure has to be there: a look at a notebook draws it again."""
+    path = stage_keys.output_path(name, folders)
+    return stage_keys.damage(path, recorded) if not (folders.is_figure(path) and path.is_file()) else None
 
 
 def take_over(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, donor: paths.RunFolders) -> bool:
@@ -190,6 +199,8 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     executed = folders.notebooks / STAGES[stage].replace(".py", ".ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
+    record = folders.stage_record(stage)
+    earlier = record.stat().st_mtime_ns if record.is_file() else None
     papermill_io.register(str(folders.notebooks), WholeFiles())
     try:
         with terminal.Status(stage, say_estimates=not verbose) as status:
@@ -216,7 +227,7 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
             f"{stage}: its kernel died, most often because memory ran out. Close other programs or lower batch_size, and "
             f"run again: training goes on from its last finished epoch\nthe executed notebook, up to there: {executed}"
         ) from error
-    if not folders.stage_record(stage).is_file():
-        raise StageFailed(f"{stage} ended without its record: {folders.stage_record(stage)}")
+    if not record.is_file() or record.stat().st_mtime_ns == earlier:
+        raise StageFailed(f"{stage} ended without writing its record: {record}")
     figures = stages.one_line(stages.records(folders)[stage]["figures"])
     terminal.say(f"{stage}: done in {progress.in_words(status.seconds())}: {figures}")

@@ -51,7 +51,7 @@ _NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "workers", "cache",
 
 # Modules on which no number that a stage writes depends: they find, check, put in place, record, time and show.
 NOT_COMPUTING = {
-    *("checkpoint", "files", "mounts", "parameters", "paths", "run_lock", "stage_keys", "stages"),
+    *("cells", "checkpoint", "defaults", "files", "mounts", "parameters", "paths", "run_lock", "stage_keys", "stages"),
     *("plots", "progress", "report", "time_budget"),
     *("annotate", "face_detection", "photographs", "predict"),  # 05 tries the model on a photograph
 }

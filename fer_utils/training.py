@@ -21,6 +21,15 @@ PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reus
 HEAD_STEPS = 32  # the head alone takes 1 ms a step: run by run of 32, Keras asks for no more time than they do
 WARM_UP_START = 0.01  # of the learning rate: a step of nothing would be a step lost
 HISTORY_FIRST = ("epoch", "phase", "learning_rate", "weight_decay", "seconds")
+SCORES = (
+    "loss",
+    "accuracy",
+    "macro_f1",
+    "val_loss",
+    "val_accuracy",
+    "val_macro_f1",
+)  # what a notebook shows of a history
+SHOWN_DIGITS = dict.fromkeys(SCORES, 4)  # of a history in a notebook
 
 
 class Batches(keras.utils.PyDataset):
@@ -124,6 +133,13 @@ class MacroScores(keras.metrics.Metric):
         recall = ops.divide_no_nan(hits, ops.sum(self.counts, axis=1))
         f1 = ops.divide_no_nan(2 * precision * recall, precision + recall)
         return {"macro_precision": ops.mean(precision), "macro_recall": ops.mean(recall), "macro_f1": ops.mean(f1)}
+
+
+class Interrupted(KeyboardInterrupt):
+    """Someone stopped a computation; the message says what is saved and how to go on. A notebook shows it alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Interrupted: {self}"]  # IPython asks for it instead of a dozen frames of Keras
 
 
 class _OneKernel:
@@ -277,7 +293,7 @@ class _EpochBar(keras.callbacks.Callback):
 
     def __init__(self, initial_epoch: int):
         super().__init__()
-        self.initial_epoch = initial_epoch
+        self.initial_epoch, self._bar = initial_epoch, None
 
     def on_train_begin(self, logs=None) -> None:
         steps = (self.params["epochs"] - self.initial_epoch) * self.params["steps"]
@@ -297,7 +313,8 @@ class _EpochBar(keras.callbacks.Callback):
         self._bar.set_postfix_str(f"epoch {epoch + 1}: {scores}")
 
     def on_train_end(self, logs=None) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def make_rate(
@@ -381,28 +398,37 @@ def fit(
 
     Epochs count on from `first_epoch` (0 for phase 1); the history's `epoch` is the number of epochs finished, 1 the
     first. With a checkpoint, training goes on from the last epoch that an earlier process finished, to the same history.
-    Raises FloatingPointError where the loss is no number any more, ValueError for a batch that devices cannot share evenly.
+    Raises FloatingPointError where the loss is no number any more, ValueError for a batch that devices cannot share evenly,
+    Interrupted where someone stops it: called again with the same model, callbacks and a checkpoint at the same path, it
+    goes on after the last finished epoch.
     """
     _share_evenly(train, val, model.distribute_strategy.num_replicas_in_sync)
     done = first_epoch + (checkpoint.resume(callbacks) if checkpoint else 0)
     rows = list(checkpoint.rows) if checkpoint else []
-    history = model.fit(
-        train,
-        validation_data=val,
-        initial_epoch=done,
-        epochs=done if checkpoint and checkpoint.is_stopped else first_epoch + epochs,
-        shuffle=False,  # else Keras shuffles the batches once more, by a stream of its own
-        callbacks=[
-            _TakeOrder(train),
-            _OneStatistic(),
-            _RecordRates(),
-            *callbacks,
-            keras.callbacks.TerminateOnNaN(),
-            *([checkpoint] if checkpoint else []),
-            _EpochBar(done),
-        ],
-        verbose=0,
-    )
+    bar = _EpochBar(done)
+    try:
+        history = model.fit(
+            train,
+            validation_data=val,
+            initial_epoch=done,
+            epochs=done if checkpoint and checkpoint.is_stopped else first_epoch + epochs,
+            shuffle=False,  # else Keras shuffles the batches once more, by a stream of its own
+            callbacks=[
+                _TakeOrder(train),
+                _OneStatistic(),
+                _RecordRates(),
+                *callbacks,
+                keras.callbacks.TerminateOnNaN(),
+                *([checkpoint] if checkpoint else []),
+                bar,
+            ],
+            verbose=0,
+        )
+    except KeyboardInterrupt:
+        kept = checkpoint.after_interrupt() if checkpoint else "nothing of it is kept"
+        raise Interrupted(f"{phase} stopped in epoch {train.epoch + 1}; {kept}") from None
+    finally:
+        bar.on_train_end()  # Keras leaves it out where an error ends training
     table = pd.concat([pd.DataFrame(rows), pd.DataFrame(history.history)], ignore_index=True)
     table.insert(0, "epoch", first_epoch + 1 + np.arange(len(table)))
     table.insert(1, "phase", phase)
@@ -441,8 +467,11 @@ def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDI
     """
     n = len(inputs[0] if isinstance(inputs, tuple) else inputs)
     order = Batches(inputs, np.zeros(n, np.int32), batch_size)
-    with progress.bar(description=description, total=n) as bar:
-        for i in time_budget.announced(range(len(order)), description):
-            given = step(order[i][0])
-            bar.update(min(batch_size, n - i * batch_size))
-            yield given
+    try:
+        with progress.bar(description=description, total=n) as bar:
+            for i in time_budget.announced(range(len(order)), description):
+                given = step(order[i][0])
+                bar.update(min(batch_size, n - i * batch_size))
+                yield given
+    except KeyboardInterrupt:
+        raise Interrupted(f"{description} stopped; nothing of this pass is kept. Run this cell again") from None

@@ -154,9 +154,10 @@ held_out = table.index[table["split"].isin(["VAL", "TEST"]) & audit.shares_group
 if len(held_out):
     shown = rng.permutation(held_out)[:9]
     in_train = table[table["split"] == "TRAIN"].drop_duplicates("group").reset_index().set_index("group")["index"]
-    order = [row for one in shown for row in (one, in_train[table["group"][one]])]
-    titles = [f"{table['split'][row]}\n{table['label'][row]}" for row in order]
-    figure = plots.faces(merged.pixels[order], titles, 6, "The same picture on both sides of the split")
+    both = [[row, in_train[table["group"][row]]] for row in shown]
+    titles = table["split"] + "\n" + table["label"]
+    pairs_shown = [(merged.pixels[rows], list(titles[rows])) for rows in both]
+    figure = plots.groups_of_faces(pairs_shown, "The same picture on both sides of the split")
     plots.save(figure, folders.figure("pairs_across_splits"))
     plt.show()
 print(f"{len(held_out):,} images of VAL and TEST have a copy in TRAIN under the split as specified")
@@ -168,9 +169,10 @@ print(f"{len(held_out):,} images of VAL and TEST have a copy in TRAIN under the 
 # %%
 conflicts = table[table["label_conflict"]].drop_duplicates(["group", "label"])
 chosen = rng.permutation(conflicts["group"].unique())[:9]
-rows = conflicts[conflicts["group"].isin(chosen)].sort_values("group").index
-if len(rows):
-    figure = plots.faces(merged.pixels[rows], list(table["label"][rows]), 6, "One picture, several labels")
+groups = [rows for _, rows in conflicts[conflicts["group"].isin(chosen)].groupby("group")]
+if groups:
+    shown = [(merged.pixels[rows.index], list(rows["label"])) for rows in groups]
+    figure = plots.groups_of_faces(shown, "One picture, several labels")
     plots.save(figure, folders.figure("label_conflicts"))
     plt.show()
 print(f"groups of copies whose labels disagree: {conflicts['group'].nunique():,}")

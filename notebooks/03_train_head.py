@@ -82,13 +82,14 @@ print(f"{len(train):,} images to train on, {len(val):,} to validate on")
 # NBVAL_CHECK_OUTPUT
 replicas = devices.choose_strategy(strategy)
 with devices.scope(replicas):
-    model = network.build(image_size, weights)
+    model = network.build(image_size, paths.weights_source(weights))
     prefix, head = frozen_prefix.split(model)
 pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %% [markdown]
 # ## Do
-# One pass through the frozen backbone, unless an earlier run left its features; then the head trains on them.
+# One pass through the frozen backbone, unless an earlier run left its features; then the head trains on them. The table
+# leaves out precision and recall; they are in `history_head.csv`.
 
 # %%
 cache_folder = paths.cache_folder(cache_dir, outputs_dir)
@@ -115,7 +116,7 @@ history = training.fit(
     callbacks=[budget],
     checkpoint=TrainingCheckpoint(folders.checkpoint("train_head"), stage.key_digest),
 )
-history.round(4)
+history[["epoch", "seconds", "learning_rate", *training.SCORES]].round(training.SHOWN_DIGITS)
 
 # %% [markdown]
 # ## Look

@@ -106,7 +106,7 @@ print(f"{len(train):,} images to train on, {len(val):,} to validate on")
 # %%
 replicas = devices.choose_strategy(strategy, batch_size * image_size**2)
 with devices.scope(replicas):
-    model = network.build(image_size, weights)
+    model = network.build(image_size, paths.weights_source(weights))
     _, head = frozen_prefix.split(model)
     head.load_weights(folders.head_weights)
     n_training = network.unfreeze_top(model, unfreeze_top, batch_norm)
@@ -167,7 +167,8 @@ callbacks.append(budget)
 
 # %% [markdown]
 # VAL's loss is the plain cross-entropy whatever TRAIN's is, so that runs compare. TRAIN's scores are of the pictures as
-# training sees them; under `mixup` the larger share of a label counts as the right answer.
+# training sees them; under `mixup` the larger share of a label counts as the right answer. The table leaves out precision,
+# recall and weight decay; they are in `history_fine_tune.csv`.
 
 # %%
 history = training.fit(
@@ -180,7 +181,7 @@ history = training.fit(
     callbacks=callbacks,
     checkpoint=TrainingCheckpoint(folders.checkpoint("fine_tune"), stage.key_digest),
 )
-history.round(4)
+history[["epoch", "seconds", "learning_rate", *training.SCORES]].round(training.SHOWN_DIGITS)
 
 # %% [markdown]
 # ## Look
@@ -211,11 +212,11 @@ print(
 # %% [markdown]
 # ## Save and check
 # The best weights are back in place, and the layers that trained are the whole network's own. The saved file holds layers
-# of Keras alone, so it loads without this project. `trained.csv` lists the images that the model has seen in either
+# of Keras alone, so it loads without this project, and computes in float32 whatever it was trained in. `trained.csv` lists the images that the model has seen in either
 # phase: 05 says of every score how many of its pictures are among them.
 
 # %%
-plain = network.plain_copy(model)
+plain = network.for_inference(model)
 with files.replacing(folders.model) as temporary:
     plain.save(temporary)
 with files.replacing(folders.model_weights) as temporary:
@@ -226,7 +227,7 @@ files.write_csv(folders.trained, datasets.originals(train.table, head_trained))
 # %%
 reloaded = keras.saving.load_model(folders.model, compile=False, safe_mode=True)
 some = val.images[:64]
-assert abs(reloaded(some, training=False) - model(some, training=False)).numpy().max() < 1e-5
+assert abs(reloaded(some, training=False) - plain(some, training=False)).numpy().max() < 1e-5
 
 # %% [markdown]
 # ## Summary

@@ -49,6 +49,8 @@ from fer_utils import (
     explanation,
     files,
     images,
+    paths,
+    photographs,
     plots,
     report,
     stages,
@@ -66,6 +68,7 @@ stage = stages.begin("evaluate", globals())
 folders = stage.folders
 stage.require(folders.model, folders.trained, folders.manifest, folders.leakage)
 stage.require(folders.split("VAL"), folders.split("TEST"))
+photograph = photographs.load(paths.place(picture)) if picture else None
 devices.make_reproducible(seed)
 
 # %% [markdown]
@@ -111,7 +114,7 @@ if test_time_augmentation != "none":
 # ## Scores
 # Precision, recall and F1 are macro averages: every class counts the same, however rare. TEST also in its Public and
 # Private parts, where the source tells them apart: published scores are of Private. The intervals say how far accuracy and
-# macro F1 would move with other images of the same kind (95 % bootstrap).
+# macro F1 would move with other images of the same kind (95 % bootstrap). Macro precision and recall are in `metrics.json`.
 
 # %%
 leaks = {
@@ -124,7 +127,7 @@ if augmented:
         split.lower(): evaluation.scores_with_parts(of) for split, of in augmented.items()
     }
 display(Markdown(f"**{report.honesty_line(metrics)}**"))
-report.score_table(metrics).round(4)
+report.score_table(metrics).drop(columns=["macro_precision", "macro_recall"]).round(4)
 
 # %% [markdown]
 # ## Class by class
@@ -152,7 +155,7 @@ for split, of in predictions.items():
     plt.show()
 
 # %% [markdown]
-# What is most often taken for what on TEST, and the faces that it was surest about: are the labels right?
+# What is most often taken for what on TEST, and its most confident mistakes of each kind: are the labels right?
 
 # %%
 confused = evaluation.most_confused(predictions["TEST"], n_confused)
@@ -161,7 +164,7 @@ surest = evaluation.surest(predictions["TEST"])
 rows = {}
 for pair in confused.itertuples():
     of_pair = surest[(surest["label"] == pair.label) & (surest["predicted"] == pair.predicted)].head(10)
-    title = f"{pair.label} taken for {pair.predicted}: {pair.n:,}, {pair.share:.0%}"
+    title = f"{pair.label} taken for {pair.predicted}: {pair.n:,} images, {pair.share:.0%} of {pair.label}"
     rows[title] = images.load([folders.data / path for path in of_pair["path"]])
 if rows:
     figure = plots.rows_of_faces(rows)
@@ -172,7 +175,8 @@ if rows:
 
 # %% [markdown]
 # ## Can its confidence be trusted?
-# Of the predictions that the model is 80 % sure of, 80 % should be right. Bars below the diagonal: too sure of itself.
+# Of the predictions with a confidence of 80 %, 80 % should be right. Bars below the diagonal: the model is overconfident.
+# Below, how many images each bin holds; a bin with few says little.
 
 # %%
 figure = plots.reliability({split: evaluation.reliability(of) for split, of in predictions.items()})
@@ -205,24 +209,25 @@ report.calibration_table(metrics).round(4)
 
 # %% [markdown]
 # ## Where does it look?
-# Grad-CAM: the parts of a face that speak for the class that the model chose. Of each class the TEST image that it is
-# surest about and right, and the surest and wrong. Heat on hair or background means that it learned something else than
-# expressions.
+# Grad-CAM: the parts of a face that speak for the class that the model predicted. For each class, the most confident right
+# prediction on TEST and the most confident wrong one, with the predicted class and its probability. Heat on hair or
+# background means that the model learned something else than expressions.
 
 # %%
 extremes = evaluation.surest_of_each_class(predictions["TEST"])
 pictures = images.load([folders.data / path for path in extremes["path"]])
 heat = explanation.grad_cam(model, pictures[..., None], extremes["predicted"].map(CLASSES.index).to_numpy())
-titles = [f"label: {row.label}\n{row.predicted} {row.confidence:.2f}" for row in extremes.itertuples()]
-cells = extremes["label"].map(CLASSES.index) + len(CLASSES) * (extremes["label"] != extremes["predicted"])
-figure = plots.heat_on_faces(pictures, heat, titles, list(cells))
+titles = [f"{row.predicted} {row.confidence:.2f}" for row in extremes.itertuples()]
+places = [(int(row.label != row.predicted), CLASSES.index(row.label)) for row in extremes.itertuples()]
+rows = {"predicted right": "never right", "predicted wrong": "never wrong"}
+figure = plots.heat_on_faces(pictures, heat, titles, places, rows)
 plots.save(figure, folders.figure("grad_cam"))
 plt.show()
 print(f"heat maps of {heat.shape[1]} × {heat.shape[2]} squares, drawn smoothly")
 
 # %% [markdown]
 # ## The worst mistakes
-# TEST images that the model was surest about and wrong: what it said, how sure, and what the label says.
+# The most confident wrong predictions on TEST: the predicted class, its probability, and the label.
 
 # %%
 worst = evaluation.worst_mistakes(predictions["TEST"], n_mistakes)
@@ -232,7 +237,7 @@ if len(worst):
     figure = plots.faces(pictures, titles, 8)
     plots.save(figure, folders.figure("worst_mistakes"))
     plt.show()
-    print(f"the surest mistake has a confidence of {worst['confidence'].iloc[0]:.3f}")
+    print(f"the most confident mistake has a probability of {worst['confidence'].iloc[0]:.3f}")
 
 # %% [markdown]
 # ## On a picture of your choice
@@ -240,14 +245,15 @@ if len(worst):
 
 # %%
 if picture:  # imported here: who sets none needs no face detector
-    from fer_utils import face_detection, paths, photographs, predict
+    from fer_utils import face_detection, predict
 
-    photograph = photographs.Picture(picture, photographs.read_image(paths.place(picture)))
     (reading,) = predict.Reader(folders.model, face_detection.Detector()).read([photograph])
     plt.imshow(reading.drawn())
     plt.axis("off")
     plt.show()
-    print(f"{len(reading.faces)} faces: {', '.join(face.label for face in reading.faces) or 'none found'}")
+    print(
+        f"{predict.counted(len(reading.faces), 'face')} found: {', '.join(face.label for face in reading.faces) or 'none'}"
+    )
 
 # %% [markdown]
 # ## Save
@@ -268,28 +274,7 @@ metrics["run"] = {
 files.write_json(folders.metrics, metrics)
 
 # %%
-report.write_report(
-    folders,
-    metrics,
-    [
-        ("Learning curves of both phases", folders.figure("learning_curves")),
-        ("Learning rate and weight decay of phase 2", folders.figure("rates")),
-        ("Confusion matrix of TEST", folders.for_split("confusion_matrix", "TEST", ".png")),
-        ("Confusion matrix of VAL", folders.for_split("confusion_matrix", "VAL", ".png")),
-        ("Reliability: confidence against accuracy", folders.figure("reliability")),
-        ("TEST's reliability before and after temperature scaling", folders.figure("temperature")),
-        ("Classes most often confused on TEST", folders.figure("confused_pairs")),
-        ("Grad-CAM: of each class the surest right and the surest wrong", folders.figure("grad_cam")),
-        ("The surest mistakes on TEST", folders.figure("worst_mistakes")),
-        ("Some faces of each class", folders.figure("faces")),
-        ("Images of each class in each split", folders.figure("split_counts")),
-        ("Images of each class before and after balancing", folders.figure("balance")),
-        ("One face and its augmentations", folders.figure("augmentations")),
-        ("The same picture on both sides of the split, as the sources come", folders.figure("pairs_across_splits")),
-        ("One picture, several labels", folders.figure("label_conflicts")),
-        ("How clear the line between copy and stranger is", folders.figure("pair_distances")),
-    ],
-)
+report.write_report(folders, metrics)
 print(f"report: {folders.report}")
 
 # %% [markdown]

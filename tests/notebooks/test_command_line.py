@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import run_all
+
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +29,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         (["--params", "params/nowhere.yaml"], "no such profile; profiles there: clean.yaml, cpu.yaml"),
         (["--run", "../elsewhere"], "expected a plain folder name"),
         (["-p", "merge_split.fer2013=/nowhere"], "Download https://www.kaggle.com/datasets/msambare/fer2013"),
+        (["-p", "evaluate.picture=nowhere.png"], f"evaluate.picture is 'nowhere.png': no file at {ROOT}/nowhere.png"),
         (["-p", "train_head.weights=none", "-p", "fine_tune.weights=imagenet"], "weights differs"),
     ],
 )
@@ -58,3 +61,25 @@ def test_a_stage_without_what_it_reads_is_refused_with_the_stage_that_writes_it(
     assert done.returncode == 2
     assert "manifest.csv, which merge_split writes: manifest.csv is missing" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_paths_given_to_options_start_where_the_user_stands(tmp_path):
+    (tmp_path / "mine.yaml").write_text("merge_split: {fer2013: demo, emotion_detection: demo, seed: 7}")
+    command = [sys.executable, str(ROOT / "run_all.py"), "--params", "mine.yaml", "--outputs-dir", "here/../results"]
+    done = subprocess.run([*command, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "seed = 7" in done.stdout and f"outputs_dir = '{tmp_path}/results'" in done.stdout
+
+
+def test_each_option_that_names_a_path_is_anchored(tmp_path):
+    given = ["--params", "a.yaml", "--outputs-dir", "b", "--export-model", "demo", "../c"]
+    options = run_all._parser().parse_args(given)
+    run_all._anchor(options, tmp_path / "here", tmp_path / "project")
+    assert options.params == f"{tmp_path}/here/a.yaml" and options.outputs_dir == f"{tmp_path}/here/b"
+    assert options.export_model == ["demo", f"{tmp_path}/c"]
+    options = run_all._parser().parse_args(["--params", "demo", "--outputs-dir", "outputs", "--export-kaggle", "k"])
+    run_all._anchor(options, tmp_path / "project", tmp_path / "project")
+    assert (options.params, options.outputs_dir, options.export_kaggle) == ("demo", "outputs", "k")
+    options = run_all._parser().parse_args(["--export-kaggle"])
+    run_all._anchor(options, tmp_path / "here", tmp_path / "project")
+    assert str(options.export_kaggle) == "outputs/kaggle"

@@ -1,6 +1,7 @@
 """Training that was killed goes on as if it had not been."""
 
 import contextlib
+import signal
 
 from fer_utils import files, training
 from fer_utils.checkpoint import TrainingCheckpoint
@@ -10,7 +11,9 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from killing import Killed, KillIn
+from tqdm import tqdm
 
 EPOCHS = 12
 
@@ -37,15 +40,19 @@ def _callbacks(stop_patience: int) -> list[keras.callbacks.Callback]:
     ]
 
 
-def _train(path, stop_patience=4, kill_in=None, key="k", extra=()) -> tuple[pd.DataFrame, list[np.ndarray]]:
+def _data() -> tuple[Batches, Batches]:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 5)).astype("float32")
     y = (x @ rng.normal(size=(5, 7)) + rng.normal(size=(60, 7))).argmax(axis=1).astype("int32")
+    return Batches(x[:40], y[:40], 8, 1, 3), Batches(x[40:], y[40:], 20)
+
+
+def _train(path, stop_patience=4, kill_in=None, key="k", extra=()) -> tuple[pd.DataFrame, list[np.ndarray]]:
     model, callbacks = _model(), [*_callbacks(stop_patience), *extra]
     if kill_in is not None:
         callbacks.append(KillIn(kill_in))
     checkpoint = TrainingCheckpoint(path, key) if path else None
-    train, val = Batches(x[:40], y[:40], 8, 1, 3), Batches(x[40:], y[40:], 20)
+    train, val = _data()
     table = training.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, checkpoint)
     return table.drop(columns="seconds"), model.get_weights()
 
@@ -76,6 +83,64 @@ def test_after_kills_history_and_weights_are_those_of_an_uninterrupted_training(
     table, weights = _train(path)
     pd.testing.assert_frame_equal(table, uninterrupted[0], rtol=1e-5)
     assert all(one == pytest.approx(two, abs=1e-5) for one, two in zip(weights, uninterrupted[1], strict=True))
+
+
+@pytest.fixture(autouse=True)
+def interrupts():
+    """Python's own answer to SIGINT: a process that a script starts in the background ignores it from its start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class _InterruptIn(KillIn):
+    """Interrupts as JupyterLab's button does, in each of these epochs once."""
+
+    def __init__(self, epochs: list[int]):
+        super().__init__(-1)
+        self.epochs = list(epochs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._here in self.epochs and batch == 2:
+            self.epochs.remove(self._here)
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stops", [[3], [3, 4], [4], [6], [5, 7, 8]])
+def test_interrupted_training_goes_on_with_the_same_objects_to_the_same_end(uninterrupted, tmp_path, stops):
+    model, (train, val), path = _model(), _data(), tmp_path / "c.npz"
+    callbacks = [*_callbacks(4), _InterruptIn(stops)]
+    for epoch in stops:
+        kept = f"finished epochs kept in c.npz: {epoch - 3}" if epoch > 3 else "no epoch of it is finished"
+        with pytest.raises(training.Interrupted, match=f"fine_tune stopped in epoch {epoch + 1}; {kept}"):
+            training.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, TrainingCheckpoint(path, "k"))
+        assert not tqdm._instances  # else the next bar would be drawn a line below
+    table = training.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, TrainingCheckpoint(path, "k"))
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), uninterrupted[0], rtol=1e-5)
+    assert all(
+        one == pytest.approx(two, abs=1e-5) for one, two in zip(model.get_weights(), uninterrupted[1], strict=True)
+    )
+
+
+def test_a_notebook_shows_one_line_of_an_interrupt(tmp_path, capsys):
+    shell = InteractiveShell(user_ns={"training": training, "model": _model(), "data": _data()})
+    shell.user_ns |= {"checkpoint": TrainingCheckpoint(tmp_path / "c.npz", "k"), "stop": _InterruptIn([4])}
+    shell.run_cell("training.fit(model, *data, 'fine_tune', 3, 6, [stop], checkpoint)")
+    said = capsys.readouterr().out.split("\r")[-1].strip()
+    assert said == (
+        "Interrupted: fine_tune stopped in epoch 5; finished epochs kept in c.npz: 1.\nRun this cell again to go on after "
+        "them; after a restart of the kernel, run the notebook from its top"
+    )
+
+
+def test_an_interrupted_prediction_says_so_and_leaves_no_bar(monkeypatch):
+    def stopped(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(training, "compiled", lambda model: stopped)
+    with pytest.raises(training.Interrupted, match=r"stopped; nothing of this pass is kept\. Run this cell again"):
+        training.predict(_model(), np.zeros((4, 5), "float32"))
+    assert not tqdm._instances
 
 
 def test_a_training_that_had_stopped_by_itself_is_not_taken_further(uninterrupted, tmp_path):

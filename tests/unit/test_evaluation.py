@@ -111,6 +111,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
     half_right = _predictions(["sad"] * 4, ["sad", "sad", "fear", "fear"], 0.9)
     bins = evaluation.reliability(half_right)
     assert bins[["n", "confidence", "accuracy"]].to_numpy().tolist() == [[4, pytest.approx(0.9), 0.5]]
+    assert bins[["low", "high"]].to_numpy().tolist() == [[pytest.approx(13 / 15), pytest.approx(14 / 15)]]
     assert evaluation.calibration_error(bins) == pytest.approx(0.4)
     assert evaluation.calibration_error(evaluation.reliability(_predictions(["sad"], ["sad"], 1.0))) == 0
 

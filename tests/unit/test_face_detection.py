@@ -66,6 +66,20 @@ def test_small_and_narrow_pictures_hold_no_face(detector, shape):
     assert detector.find(np.full(shape, 90, np.uint8)) == []
 
 
+def test_a_lower_threshold_shows_what_the_default_leaves_out(detector):
+    import photograph_sets as sets
+
+    gravel = np.ascontiguousarray(sets.rgb("gravel.png")[:, ::-1])  # MTCNN takes some of it for a face
+    boxes = face_detection.Detector(threshold=0.75).find(gravel)
+    assert boxes and all(0.75 <= box.confidence < face_detection.THRESHOLD for box in boxes)
+    assert detector.find(gravel) == []
+
+
+def test_a_threshold_is_a_confidence():
+    with pytest.raises(ValueError, match="threshold is 95; it is a confidence between 0 and 1"):
+        face_detection.Detector(threshold=95)
+
+
 def test_smallest_below_what_the_network_sees_is_refused():
     with pytest.raises(ValueError, match="smallest is 12 pixels"):
         face_detection.Detector(smallest=12)

@@ -9,12 +9,14 @@ import pickle
 import stat
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
-from fer_utils import datasets, files, parameters, paths, runs, stages
+from fer_utils import cells, datasets, devices, files, images, parameters, paths, runs, stages
 from fer_utils.sources import DatasetError, open_source
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 PIXEL = bytes.fromhex("89504e470d0a1a0a")  # a PNG's first bytes: zips are refused by their entries, not by pictures
 
 
@@ -188,3 +190,38 @@ def test_a_record_cannot_make_a_run_read_or_remove_outside_its_folder(fake_run, 
     path.write_text(json.dumps(record))
     with pytest.raises(files.TornFile, match=r"balance\.json names the output '\.\./\.\./\.\./outside\.txt'"):
         stages.records(run.folders)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [(None, "No such file"), (b"\x89PNG\r\n\x1a\n", "not a whole image file")]
+)
+def test_the_setup_of_05_refuses_a_picture_that_cannot_be_read(fake_run, tmp_path, content, found):
+    if content:
+        (tmp_path / "me.png").write_bytes(content)
+    run = fake_run().do()
+    variables = run.values["evaluate"] | {"picture": str(tmp_path / "me.png")}
+    setup = cells.code_cells((ROOT / "notebooks/05_evaluate.py").read_text())[0]
+    with pytest.raises(images.UnreadableImage, match=rf"{tmp_path}/me\.png: .*{found}"):
+        exec(setup, variables)
+    for lock in variables["stage"].locks:
+        lock.release(force=True)
+
+
+@pytest.mark.parametrize("notebook", ["03_train_head.py", "04_fine_tune.py"])
+def test_relative_weights_start_at_the_project_in_a_notebook_too(notebook, monkeypatch):
+    class Built(Exception):
+        pass
+
+    def build(image_size, weights):
+        raise Built(weights)
+
+    monkeypatch.chdir(ROOT / "notebooks")  # where JupyterLab's kernels stand
+    (cell,) = [
+        code for code in cells.code_cells((ROOT / "notebooks" / notebook).read_text()) if "network.build(" in code
+    ]
+    variables = {"paths": paths, "devices": devices, "network": SimpleNamespace(build=build)}
+    variables |= {"image_size": 32, "weights": "data/some.h5", "strategy": "none", "batch_size": 8}
+    with pytest.raises(Built) as caught:
+        exec(cell, variables)
+    assert str(caught.value) == str(ROOT / "data/some.h5")
+    assert [paths.weights_source(given) for given in ("imagenet", "none")] == ["imagenet", "none"]

@@ -229,7 +229,9 @@ def test_a_random_backbone_starts_with_every_residual_block_as_its_shortcut():
     backbone = model.get_layer(network.BACKBONE)
     assert len(_last_norms(model)) == 3 + 4 + 6 + 3  # He et al. 2016, table 1
     ends = [f"conv3_block{block}_out" for block in (1, 2, 3, 4)]
-    outputs = keras.Model(backbone.input, [backbone.get_layer(name).output for name in ends])(_faces()[..., [0, 0, 0]])
+    outputs = keras.Model(backbone.input, [backbone.get_layer(name).output for name in ends])(
+        _faces(side=SIZE)[..., [0, 0, 0]]
+    )
     assert all(np.array_equal(outputs[0], later) for later in outputs[1:]) and np.ptp(outputs[0]) > 0
     silent = {layer.name for layer in backbone.layers if hasattr(layer, "gamma") and not layer.gamma.numpy().all()}
     assert silent == {layer.name for layer in _last_norms(model)}
@@ -337,3 +339,19 @@ def test_a_download_that_fails_says_the_ways_out(monkeypatch):
     monkeypatch.setattr(keras.utils, "get_file", refuse)
     with pytest.raises(WeightsError, match=r"no route to host.*notop\.h5 and set weights to its path"):
         network.load_backbone(SIZE, "imagenet")
+
+
+@pytest.mark.filterwarnings("ignore:weights is 'none'")
+def test_what_is_saved_of_a_model_in_mixed_precision_computes_in_float32_with_the_same_weights():
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        mixed = network.build(SIZE, "none")
+        network.unfreeze_top(mixed, 50, "trained")
+        saved = network.for_inference(mixed)
+        assert keras.mixed_precision.dtype_policy().name == "mixed_float16"
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert {layer.compute_dtype for layer in saved._flatten_layers()} == {"float32"}
+    assert all(np.array_equal(one, two) for one, two in zip(mixed.get_weights(), saved.get_weights(), strict=True))
+    faces = _faces(8)
+    assert np.array(saved(faces, training=False)) == pytest.approx(np.array(mixed(faces, training=False)), abs=0.02)

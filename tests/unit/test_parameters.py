@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from fer_utils import parameters
+from fer_utils import defaults, parameters
 from fer_utils.parameters import ParameterError, load_profile, parse_override, read_cell, resolve
 
 import jupytext
@@ -234,6 +234,13 @@ def test_a_parameter_of_several_stages_is_declared_alike():
     for name in {name for own in DECLARED.values() for name in own} - {"epochs", "learning_rate"}:
         declarations = {(one.type, one.default, one.allowed) for own in DECLARED.values() if (one := own.get(name))}
         assert len(declarations) == 1, name
+
+
+def test_the_defaults_on_record_are_those_of_the_cells():
+    """A change of a default is made in both: fer_utils/defaults.py tells what was typed from what was shipped."""
+    cells = {stage: {name: one.default for name, one in own.items()} for stage, own in DECLARED.items()}
+    assert cells == defaults.DEFAULTS
+    assert not any(defaults.typed_in_cells(DECLARED).values())
 
 
 def test_the_defaults_are_the_specification():

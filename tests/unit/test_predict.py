@@ -7,6 +7,7 @@ import os
 
 from fer_utils import photographs, predict
 from fer_utils.classes import CLASSES
+from fer_utils.face_detection import Box
 from fer_utils.photographs import PassedOver, Picture
 
 import cv2
@@ -76,6 +77,56 @@ def test_csv_has_a_line_a_face_and_the_table_counts(run, tmp_path):
     assert float(rows[0]["probability_happy"]) > 0.99
     _, out, _ = run(tmp_path)
     assert out.splitlines()[-1] == "2 faces in 2 pictures; passed over: 0"
+    _, out, _ = run(tmp_path / "a.png")
+    assert out.splitlines()[-1] == "1 face in 1 picture; passed over: 0"
+
+
+class SeesBrightPictures:
+    """A detector that finds one face in a bright picture and none in a dark one."""
+
+    def find(self, picture):
+        return [Box(2, 3, 40, 30, 0.97)] if picture.mean() > 127 else []
+
+
+def test_csv_lists_pictures_without_a_face(outputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict.face_detection, "Detector", lambda *_: SeesBrightPictures())
+    bright, dark = write(tmp_path / "a.png"), write(tmp_path / "b.png", 10)
+    assert predict.main([str(bright), str(dark), "--outputs", str(outputs), "--csv"]) == 0
+    face, nothing = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (face["source"], face["face"], face["width"], face["expression"]) == (str(bright), "0", "40", "happy")
+    assert nothing.pop("source") == str(dark) and set(nothing.values()) == {""}
+
+
+@pytest.mark.parametrize("form", [[], ["--csv"]])
+def test_seconds_stand_only_where_there_is_a_video(run, tmp_path, form):
+    picture, video = write(tmp_path / "a.png"), write_video(tmp_path / "v.avi", 2)
+    assert "seconds" not in run(picture, *form)[1].splitlines()[0]
+    out = run(picture, video, *form)[1].splitlines()
+    assert "seconds" in out[0] and "0.1" in out[3]
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_the_table_fits_the_terminal_and_keeps_the_names_of_files(monkeypatch, capsys, columns):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    folder = "a_folder_with_a_rather_long_name/and_another_one_in_it_with_a_name_that_is_long_too"
+    names = [f"{folder}/IMG_20240101_120000.png", f"{folder}/party.avi"]
+    face = predict.Face(Box(1234, 2345, 1011, 1213, 0.97), (0.0, 0.0, 0.05, 0.95, 0.0, 0.0, 0.0))
+    table = predict.Table(names, is_timed=True)
+    table.add(predict.Reading(Picture(names[0], np.empty(0)), (face,)))
+    table.add(predict.Reading(Picture(names[1], np.empty(0), 10, 1.0, 10.0), ()))
+    table.end([])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "/IMG_20240101_120000.png  " in lines[1] and "/party.avi  " in lines[2] and "1.00  " in lines[2]
+    assert all(line.startswith("…") for line in lines[1:3])
+
+
+def test_a_path_loses_its_folders_first():
+    assert predict.shortened("album/holiday/beach.jpg", 30) == "album/holiday/beach.jpg"
+    assert predict.shortened("album/holiday/beach.jpg", 20) == "…/holiday/beach.jpg"
+    assert predict.shortened("album/holiday/beach.jpg", 12) == "…/beach.jpg"
+    assert predict.shortened("album/holiday/beach.jpg", 8) == "…ach.jpg"
 
 
 def test_more_pictures_than_a_batch_keep_their_order(outputs):
@@ -154,6 +205,7 @@ def test_a_copy_never_takes_a_sources_name(run, tmp_path):
         (["nowhere.png"], "nowhere.png: no such file or folder"),
         ([".", "--every", "0"], "--every starts at 1"),
         ([".", "--smallest", "5"], "--smallest at 20"),
+        ([".", "--threshold", "95"], "--threshold 95.0: a confidence lies between 0 and 1"),
         ([".", "--annotate", "copies"], "lies in ."),
     ],
 )

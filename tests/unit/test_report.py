@@ -78,8 +78,13 @@ def test_the_report_shows_parameters_as_they_are_written(metrics, tmp_path):
     folders = paths.RunFolders(tmp_path, tmp_path / "images")
     parameters = {"learning_rate": 8e-5, "epochs": 20, "seed": 123456, "optimizer": "adamw", "picture": ""}
     metrics["per_class"] = {"test": [{"class": "sad", "f1": 0.00001234}]}
-    metrics["run"] = {"params": {"fine_tune": parameters}, "versions": {}, "seconds_per_stage": {"fine_tune": 4321.9}}
-    report.write_report(folders, metrics, [])
+    sources = {"fer2013": "auto", "emotion_detection": "auto"}
+    metrics["run"] = {
+        "params": {"merge_split": sources, "fine_tune": parameters},
+        "versions": {},
+        "seconds_per_stage": {"fine_tune": 4321.9},
+    }
+    report.write_report(folders, metrics)
     page = folders.report.read_text()
     for value in ("8e-05", "20", "123456", "adamw", "1.234e-05", "4,322"):
         assert f"<td>{value}</td>" in page
@@ -101,6 +106,54 @@ def test_scores_of_an_earlier_version_say_that_they_counted_something_else(metri
     assert line.startswith("WARNING") and "not on record" in line and "40" not in line
     metrics["leakage"] = {"policy": "drop", "val_images_in_train": 0, "test_images_in_train": 0}
     assert report.seen_in_training(metrics, "TEST") == 0 and "never saw" in report.honesty_line(metrics)
+
+
+@pytest.fixture
+def page(metrics, tmp_path):
+    """Writes the report of a run whose only figures are TEST's confusion matrix and the learning curves: its HTML."""
+    metrics |= {"per_class": {"test": [{"class": "angry", "f1": 0.5}]}}
+    metrics["run"] = {
+        "params": {"merge_split": {"fer2013": "auto", "emotion_detection": "auto"}, "evaluate": {"n_mistakes": 24}},
+        "versions": {"keras": "3"},
+        "seconds_per_stage": {"evaluate": 1.0},
+    }
+    folders = paths.run_folders("r", str(tmp_path), "")
+    for path in (folders.for_split("confusion_matrix", "TEST", ".png"), folders.figure("learning_curves")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.stem.encode())
+
+    def write() -> str:
+        report.write_report(folders, metrics)
+        return folders.report.read_text()
+
+    return write
+
+
+def test_the_report_opens_with_scores_honesty_and_confusion_and_ends_with_parameters(page):
+    html = page()
+    order = ["TEST accuracy", 'class="warning"', "Confusion matrix of TEST", ">Scores<", ">TEST, class by class<"]
+    order += [">Mistakes<", ">Confidence<", "Learning curves", ">Data<", ">Stages<", ">Parameters<", ">Versions<"]
+    places = [html.index(text) for text in order]
+    assert places == sorted(places)
+
+
+def test_a_figure_that_is_not_there_is_named_and_leaves_no_broken_image(page):
+    html = page()
+    assert (
+        html.count("<img") == 2 and "(missing: confusion_matrix_val.png)" in html and "(missing: grad_cam.png)" in html
+    )
+
+
+def test_only_a_leak_is_shown_as_a_warning(page, metrics):
+    assert '<p class="warning">WARNING' in page()
+    metrics["leakage"]["test_images_seen_in_training"] = 0
+    assert '<p class="honesty">The model was trained on no copy' in page() and '<p class="warning">' not in page()
+
+
+def test_the_report_is_made_for_phones_and_for_paper(page):
+    html = page()
+    assert 'name="viewport"' in html and "@media print" in html and "@media (max-width" in html
+    assert html.count("<table") == html.count('<div class="wide"><table')
 
 
 @pytest.mark.parametrize(("sources", "is_drawn"), [(("demo", "demo"), True), (("auto", "data/x.zip"), False)])

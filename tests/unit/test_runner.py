@@ -145,12 +145,71 @@ def test_another_name_is_refused_with_the_stages_there_are(text, capsys):
     assert f"no stage {text!r}; stages: 01 merge_split, 02 balance, 03 train_head" in capsys.readouterr().err
 
 
-def test_a_stage_without_an_end_has_no_record(fake_run):
-    run = fake_run().do()
-    stage = stages.begin("fine_tune", dict(run.values["fine_tune"]))
-    for lock in stage.locks:  # as when its process ends
+def _die(stage: stages.Stage) -> None:
+    """What the end of its process does."""
+    for lock in stage.locks:
         lock.release()
-    assert list(run.due()) == ["fine_tune"]
+
+
+def test_a_stage_that_only_began_keeps_its_record(fake_run):
+    run = fake_run().do()
+    stage = stages.begin("fine_tune", dict(run.values["fine_tune"]) | {"epochs": 9})
+    files.write_json(run.folders.figure("batch"), "a look")
+    _die(stage)
+    assert run.due() == {}
+
+
+def test_a_figure_that_a_look_drew_again_is_no_reason_and_one_that_is_gone_is(fake_run):
+    run = fake_run()
+    stage = stages.begin("merge_split", dict(run.values["merge_split"]))
+    files.write_json(run.folders.figure("faces"), "as recorded")
+    stage.finish(*run._merge_split(""))
+    run.folders.figure("faces").write_text("drawn again")
+    assert "merge_split" not in run.due()
+    run.folders.figure("faces").unlink()
+    assert run.due()["merge_split"] == ["faces.png is gone"]
+
+
+@pytest.mark.parametrize("name", ["balance", "fine_tune"])
+def test_a_stage_that_died_after_its_first_output_gave_way_has_no_record(fake_run, name):
+    run = fake_run().do()
+    before = run.folders.stage_record(name).read_bytes()
+    stage = stages.begin(name, dict(run.values[name]))
+    with (
+        pytest.raises(RuntimeError),
+        files.replacing(run.folders.model if name == "fine_tune" else run.folders.balanced),
+    ):
+        raise RuntimeError  # before anything gave way
+    assert run.folders.stage_record(name).read_bytes() == before
+    if name == "fine_tune":
+        files.write_json(run.folders.model, ["model", ""])  # the content on record: its digest would tell nothing
+    else:
+        run._pictures("TRAIN_BALANCED", "")
+    _die(stage)
+    assert run.due()[name] == ["it has not run yet"]
+
+
+def test_the_record_is_gone_before_the_output_is(fake_run, monkeypatch):
+    run = fake_run().do()
+    _die(stages.begin("fine_tune", dict(run.values["fine_tune"])))
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_json(run.folders.model, 1)
+    assert not run.folders.stage_record("fine_tune").exists()
+
+
+def test_a_checkpoint_of_a_later_training_outlives_a_look(fake_run):
+    run = fake_run().do()
+    checkpoint = run.folders.checkpoint("fine_tune")
+    checkpoint.write_text("some epochs with other parameters")
+    later = run.folders.stage_record("fine_tune").stat().st_mtime + 5
+    os.utime(checkpoint, (later, later))
+    _die(stages.begin("fine_tune", dict(run.values["fine_tune"])))
+    assert checkpoint.exists()
 
 
 def test_what_a_killed_process_left_is_cleared_before_anything_runs(fake_run, executed):
@@ -160,6 +219,8 @@ def test_what_a_killed_process_left_is_cleared_before_anything_runs(fake_run, ex
         place.mkdir(exist_ok=True)
         (place / ".partial-12345678-thing").write_text("half")
     folders.checkpoint("fine_tune").write_text("left between record and removal")
+    before = folders.stage_record("fine_tune").stat().st_mtime - 1
+    os.utime(folders.checkpoint("fine_tune"), (before, before))
     runner.run("demo", list(STAGES), executed.run.values)
     assert executed.names == []
     assert not list(folders.run.rglob(".partial-*")) and not folders.checkpoint("fine_tune").exists()
@@ -282,3 +343,17 @@ def test_key_figures_are_numbers_or_words():
     assert stages.one_line({"epochs": 1200, "ended by": "last epoch", "F1": 0.5}) == (
         "epochs 1,200, ended by last epoch, F1 0.5"
     )
+
+
+def test_what_was_done_by_hand_is_a_reason_to_run(fake_run):
+    run = fake_run()
+    variables = dict(run.values["merge_split"])
+    stage = stages.begin("merge_split", variables)
+    digest = stage.key_digest
+    variables["seed"] = 3
+    assert stage.key_digest != digest  # a checkpoint of it is no other training's
+    stage.finish(*run._merge_split(""))
+    record = stages.records(run.folders)["merge_split"]
+    assert record["parameters"]["seed"] == 3
+    assert json.loads(run.folders.description.read_text())["parameters"]["merge_split"]["seed"] == 3
+    assert run.due()["merge_split"] == ["seed became 3 after the setup"]

@@ -1,0 +1,176 @@
+"""Compares the cells that a kernel ran with the code cells of a notebook's file.
+
+Knows code and its names; knows nothing of stages. Comments and layout make no difference. Cells that only look at
+things make none either: a cell counts as foreign where it changes a name that the file's cells read.
+"""
+
+import ast
+import dis
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import CodeType
+from typing import Any
+
+# Methods that change an object in place: of a list, a dictionary, a model.
+_CHANGING = {"append", "clear", "compile", "extend", "fit", "insert", "load_weights", "pop", "remove", "set_weights"}
+_CHANGING |= {"assign", "reverse", "setdefault", "sort", "update"}
+_RUNS_CODE = {"capture", "prun", "time"}  # magics that run the code they are given in the notebook's own variables
+
+
+def code_cells(source: str) -> list[str]:
+    """The code cells of a notebook's text in the percent format, without the parameters cell."""
+    cells = [cell.partition("\n") for cell in source.split("\n# %%")[1:]]
+    return [code for mark, _, code in cells if "[markdown]" not in mark and '"parameters"' not in mark and code.strip()]
+
+
+class History:
+    """The cells that this kernel has run since the one that makes this object, that one included."""
+
+    def __init__(self, namespace: Mapping[str, Any]):
+        ipython = sys.modules.get("IPython")
+        shell = ipython.get_ipython() if ipython else None
+        self._shell = shell if shell is not None and shell.user_ns is namespace else None
+        self._first = len(self._inputs()) - 1
+
+    def _inputs(self) -> Sequence[str]:
+        return self._shell.history_manager.input_hist_parsed if self._shell else [""]
+
+    def cells(self) -> list[str] | None:
+        """Their code, in the order they ran; None where no IPython kernel runs the notebook, and nothing is known."""
+        return [code for code in self._inputs()[self._first :] if code.strip()] if self._shell else None
+
+
+def changes(file: Sequence[str], ran: Sequence[str]) -> dict[str, set[str]]:
+    """Cells that ran and are not among the file's, and change names that these read: cell → the names."""
+    own = {_normal(code) for code in file}
+    needed = set().union(*map(_needs, file))
+    imported = {item for code in file for item in _imports(_parse(code))}
+    foreign = [code for code in ran if _normal(code) not in own]
+    found = {code: needed if _runs_a_file(code) else sets(code, imported) & needed for code in foreign}
+    return {code: names for code, names in found.items() if names}
+
+
+def differences(file: Sequence[str], ran: Sequence[str]) -> list[str]:
+    """Where what ran is not what the file says, in words; empty where the file's cells ran, each after those it needs.
+
+    Cells may run twice. A cell that ran again after one that reads what it sets is a difference.
+    """
+    says = [
+        f"a cell that is not in the file, {_begins(code)}, changes {', '.join(sorted(names))}"
+        for code, names in changes(file, ran).items()
+    ]
+    last = {_normal(code): place for place, code in enumerate(ran)}
+    says += [f"the cell {_begins(code)} did not run as in the file" for code in file if _normal(code) not in last]
+    there = [code for code in file if _normal(code) in last]
+    for place, code in enumerate(there):
+        for later in there[place + 1 :]:
+            names = sets(code) & _needs(later)
+            if names and last[_normal(code)] > last[_normal(later)]:
+                says.append(f"the cell {_begins(later)} did not run again after {', '.join(sorted(names))} changed")
+    return says
+
+
+def _begins(code: str) -> str:
+    """The first line that a cell's reader would know it by."""
+    statements = _parse(code).body
+    told = [node for node in statements if not isinstance(node, (ast.Import, ast.ImportFrom))] or statements
+    line = ast.unparse(told[0]).splitlines()[0] if told else code.strip().splitlines()[0]
+    return f"`{line if len(line) <= 60 else line[:57] + '...'}`"
+
+
+def _parse(code: str) -> ast.Module:
+    """The code as Python sees it, without magics that only show or set up; empty where it is no Python."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:  # it did not run
+        return ast.Module([], [])
+    body: list[ast.stmt] = []
+    for statement in tree.body:
+        magic, *_, argument = _magic(statement) or (None, None)
+        if magic in _RUNS_CODE:
+            body += _parse(argument).body
+        elif magic is None or magic == "run":
+            body.append(statement)
+    tree.body = body
+    return tree
+
+
+def _magic(statement: ast.stmt) -> list[Any] | None:
+    """The arguments of a magic, its name first, of a shell command `["!", command]`; None for another statement."""
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    if not (isinstance(call, ast.Call) and ast.unparse(call.func).startswith("get_ipython().")):
+        return None
+    given = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+    return given if "magic" in ast.unparse(call.func) else ["!", *given]
+
+
+def _normal(code: str) -> str:
+    return ast.unparse(_parse(code))
+
+
+def _compiled(code: str) -> CodeType:
+    return compile(_parse(code), "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+
+
+def _needs(code: str) -> set[str]:
+    """The names that a cell reads before it has set them itself, in its functions too."""
+    own: set[str] = set()
+    needed: set[str] = set()
+    for instruction in dis.get_instructions(_compiled(code)):
+        if instruction.opname in ("STORE_NAME", "DELETE_NAME"):
+            own.add(instruction.argval)
+        elif instruction.opname == "LOAD_NAME":
+            needed |= {instruction.argval} - own
+        elif isinstance(instruction.argval, CodeType):
+            needed |= {name for name, is_set in _globals(instruction.argval) if not is_set} - own
+    return needed
+
+
+def _globals(code: CodeType) -> Iterator[tuple[str, bool]]:
+    """The notebook's names in the code of a function: (name, whether it is set there)."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield instruction.argval, False
+        elif instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+            yield instruction.argval, True
+        elif isinstance(instruction.argval, CodeType):
+            yield from _globals(instruction.argval)
+
+
+def _runs_a_file(code: str) -> bool:
+    """Whether a cell holds `%run`, which may set any name."""
+    return any(_magic(statement) for statement in _parse(code).body)
+
+
+def sets(code: str, imported: Collection[tuple[str, str]] = ()) -> set[str]:
+    """The names that a cell sets, or whose objects it changes in place; not what it imports as in `imported`."""
+    tree = _parse(code)
+    found = {name for name, origin in _imports(tree) if (name, origin) not in imported}
+    names = {name for name, _ in _imports(tree)}
+    for instruction in dis.get_instructions(_compiled(code)):
+        if instruction.opname in ("STORE_NAME", "DELETE_NAME") and instruction.argval not in names:
+            found.add(instruction.argval)
+        elif isinstance(instruction.argval, CodeType):
+            found |= {name for name, is_set in _globals(instruction.argval) if is_set}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
+            found |= _root(node)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CHANGING:
+            found |= _root(node.func)
+    return found
+
+
+def _root(node: ast.expr) -> set[str]:
+    """The name that an expression such as `model.layers[3].trainable` starts from."""
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return {node.id} if isinstance(node, ast.Name) else set()
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """(local name, where it comes from) of each import."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            home = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            for alias in node.names:
+                yield alias.asname or alias.name.split(".")[0], f"{home}{alias.name}"

@@ -1,0 +1,144 @@
+"""How many faces the detector finds, and how many boxes are no face's, at several thresholds of its confidence.
+
+    python tests/benchmarks/detection.py --fer2013 data/fer2013.zip
+
+Photographs with faces at known places are those of tests/unit/photograph_sets.py, upright and turned by up to 45°.
+Portraits are scikit-image's astronaut and matplotlib's Grace Hopper, at four sizes, as they are, dark, blurred, noisy,
+and as JPEG of quality 20. With --fer2013, 300 faces of its train folder too, of all classes, each enlarged to 144 px in a
+grey picture of 320 × 320. Without a face: the 20 photographs of photograph_sets.py, as they are, mirrored, upside down, at
+half size and at 1.5 times their size, and 100 patches without a face of scikit-image's `lfw_subset`, enlarged to 144 px.
+A box counts as found where its centre lies within 0.35 of the face's width; every other box counts as false.
+"""
+
+import argparse
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fer_utils import face_detection, images
+from fer_utils.classes import CLASSES
+
+import cv2
+import matplotlib.cbook
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+import photograph_sets as sets
+
+THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.97, 0.99)
+SIDE = 144  # pixels: a small face's side after enlarging
+N_FER2013 = 300
+GREY = 128
+PORTRAITS = {"astronaut": (222, 117, 80), "grace_hopper": (263, 230, 190)}  # the face's centre and width, read off
+
+Photograph = tuple[str, np.ndarray, list]  # name, RGB, faces as (x, y, width)
+
+
+def composed(max_turn: float) -> Iterator[Photograph]:
+    """Twenty photographs with 50 faces, each turned by up to `max_turn` degrees."""
+    for seed in range(20):
+        yield f"photograph {seed}", *sets.with_faces(seed, max_turn)
+
+
+def portraits() -> Iterator[Photograph]:
+    """Two clear portraits, each at four sizes and five qualities."""
+    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+        pictures = {"astronaut": sets.rgb("astronaut.png"), "grace_hopper": np.array(Image.open(file).convert("RGB"))}
+    for name, picture in pictures.items():
+        for size in (0.4, 0.7, 1.0, 1.6):
+            scaled = cv2.resize(picture, None, fx=size, fy=size, interpolation=cv2.INTER_AREA)
+            face = tuple(size * value for value in PORTRAITS[name])
+            for quality, changed in _qualities(scaled).items():
+                yield f"{name} × {size}, {quality}", changed, [face]
+
+
+def _qualities(picture: np.ndarray) -> dict[str, np.ndarray]:
+    noise = np.random.default_rng(0).normal(0, 20, picture.shape)
+    jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 20])[1]
+    return {
+        "as it is": picture,
+        "dark": (picture * 0.4).astype(np.uint8),
+        "blurred": cv2.GaussianBlur(picture, (0, 0), 2),
+        "noisy": np.clip(picture + noise, 0, 255).astype(np.uint8),
+        "JPEG 20": cv2.imdecode(jpeg, cv2.IMREAD_COLOR),
+    }
+
+
+def fer2013(archive: Path) -> Iterator[Photograph]:
+    """Faces of FER2013's train folder, the classes in turn, each alone in a grey picture."""
+    with zipfile.ZipFile(archive) as file:
+        inside = sorted(file.namelist())
+        of_class = [[name for name in inside if f"train/{label}/" in name and name[-1] != "/"] for label in CLASSES]
+        chosen = [names[:: max(1, len(names) // N_FER2013)] for names in of_class]
+        for place in range(N_FER2013):
+            name = chosen[place % len(CLASSES)][place // len(CLASSES)]
+            crop = images.decode(file.read(name), name)[0]
+            yield name, on_grey(crop), [(160, 160, SIDE)]
+
+
+def on_grey(crop: np.ndarray) -> np.ndarray:
+    """A small grey picture, enlarged to SIDE, in the middle of a grey one: RGB (320, 320, 3)."""
+    picture = np.full((320, 320), GREY, np.uint8)
+    begin = (320 - SIDE) // 2
+    enlarged = cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    picture[begin : begin + SIDE, begin : begin + SIDE] = enlarged
+    return np.dstack([picture] * 3)
+
+
+def faceless() -> Iterator[Photograph]:
+    """Photographs and patches without a face."""
+    for name in sets.FACELESS:
+        picture = sets.rgb(name)
+        views = {"as it is": picture, "mirrored": picture[:, ::-1], "upside down": picture[::-1]}
+        views |= {f"× {size}": cv2.resize(picture, None, fx=size, fy=size) for size in (0.5, 1.5)}
+        for view, changed in views.items():
+            yield f"{name}, {view}", np.ascontiguousarray(changed), []
+    patches = np.load(sets.SKIMAGE / "lfw_subset.npy")[100:]  # the first hundred are faces
+    for number, patch in enumerate(patches):
+        scaled = (255 * (patch - patch.min()) / max(np.ptp(patch), 1e-9)).astype(np.uint8)
+        yield f"lfw_subset {number}", on_grey(scaled), []
+
+
+def measured(detector: face_detection.Detector, photographs: list[Photograph]) -> tuple[list[float], list[tuple]]:
+    """Confidences of the faces found, and of each box that is no face's its confidence, photograph and box."""
+    found, false = [], []
+    for name, picture, faces in tqdm(photographs, leave=False, disable=None):
+        boxes = detector.find(picture)
+        _, strangers = sets.unmatched(sorted(boxes, key=lambda box: -box.confidence), faces)
+        found += [box.confidence for box in boxes if box not in strangers]
+        false += [(box.confidence, name, box) for box in strangers]
+    return found, false
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fer2013", type=Path, help="FER2013 as a zip file of folders")
+    options = parser.parse_args()
+    parts = {"upright": list(composed(10)), "turned": list(composed(45)), "portraits": list(portraits())}
+    if options.fer2013:
+        parts["FER2013"] = list(fer2013(options.fer2013))
+    parts["no face"] = list(faceless())
+    # A box is dropped for a surer one that it overlaps: what is found at 0.7 holds what is found at every higher threshold.
+    detector = face_detection.Detector(threshold=THRESHOLDS[0])
+    results = {name: measured(detector, photographs) for name, photographs in parts.items()}
+    print("found of all faces + false boxes")
+    print(f"{'threshold':9}" + "".join(f"{name:>18}" for name in parts))
+    for threshold in THRESHOLDS:
+        cells = []
+        for name, (found, false) in results.items():
+            n_found = sum(confidence >= threshold for confidence in found)
+            n_false = sum(confidence >= threshold for confidence, *_ in false)
+            n_faces = sum(len(faces) for *_, faces in parts[name])
+            cells.append(f"{f'{n_found}/{n_faces} + {n_false}':>18}")
+        print(f"{threshold:<9}" + "".join(cells))
+    print("photographs: " + ", ".join(f"{name} {len(photographs)}" for name, photographs in parts.items()))
+    for name, (_, false) in results.items():
+        for confidence, photograph, box in sorted(false, key=lambda entry: -entry[0]):
+            print(f"false, {name}: {confidence:.3f}  {box.width}×{box.height} at {box.x},{box.y}  {photograph}")
+
+
+if __name__ == "__main__":
+    main()
