@@ -47,8 +47,9 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def resume(self, callbacks: Sequence[keras.callbacks.Callback]) -> int:
         """Read the file, if there is one with this key; return the number of epochs that it has finished.
 
-        Model, optimiser and `callbacks` take the state over when training begins. Raises TornFile for a file that is not
-        whole, TypeError for a callback whose state is not known.
+        Model, optimiser and `callbacks` take the state over when training begins; the optimiser is built by then, as
+        compile_for_training leaves it. Raises TornFile for a file that is not whole, TypeError for a callback whose state
+        is not known.
         """
         self._callbacks = callbacks
         for callback in callbacks:
@@ -67,8 +68,6 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs=None) -> None:
         if not self._found:
             return
-        if not self.model.optimizer.built:  # building twice would give mixed precision's wrapper its variables twice
-            self.model.optimizer.build(self.model.trainable_variables)
         _assign(self.model.variables, self._found, "model", self.path)
         _assign(self.model.optimizer.variables, self._found, "optimizer", self.path)
         remembered = json.loads(str(self._found["state"]))["callbacks"]

@@ -58,7 +58,7 @@ def choose_precision(precision: str) -> str:
 
 
 def choose_strategy(strategy: str, step_pixels: int = 0) -> tf.distribute.Strategy | None:
-    """The way to spread a batch over devices, None for one device.
+    """The way to spread a batch over devices, None for one device; says how many share it.
 
     `mirrored` takes every GPU of this machine (or every logical CPU device where there is no GPU), `none` one device.
     `auto` is mirrored where there are several GPUs and a step has enough to compute for them: from MIRRORED_FROM pixels.
@@ -72,7 +72,9 @@ def choose_strategy(strategy: str, step_pixels: int = 0) -> tf.distribute.Strate
     if strategy == "none":
         return None
     kind = "GPU" if has_gpu() else "CPU"
-    return _mirrored(tuple(device.name for device in tf.config.list_logical_devices(kind)))
+    names = tuple(device.name for device in tf.config.list_logical_devices(kind))
+    print(f"{len(names)} devices share each batch")
+    return _mirrored(names)
 
 
 @lru_cache

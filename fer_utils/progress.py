@@ -51,8 +51,8 @@ class _Reporter(tqdm):
         self.display()
 
     def display(self, *_, **__) -> None:
-        _report({"task": self.desc.removesuffix(": "), "done": self.n, "total": self.total, "unit": self.unit,
-                 "scores": self.postfix})  # fmt: skip
+        place = {"done": self.n, "total": self.total, "unit": self.unit}
+        _report({"task": self.desc.removesuffix(": "), **place, "scores": self.postfix})
 
     def close(self) -> None:
         if not self.disable:

@@ -81,11 +81,14 @@ def _check_earlier_outputs(chosen: Sequence[str], folders: paths.RunFolders) -> 
     for stage in chosen:
         for name, writer in stage_keys.INPUTS[stage].items():
             path = stage_keys.output_path(name, folders)
+            if writer in chosen:
+                continue
             recorded = records.get(writer, {}).get("outputs", {}).get(name)
-            fault = (
-                stage_keys.damage(path, recorded) if recorded else None if path.exists() else f"{path.name} is missing"
-            )
-            if fault and writer not in chosen:
+            if recorded:
+                fault = stage_keys.damage(path, recorded)
+            else:
+                fault = None if path.exists() else f"{path.name} is missing"
+            if fault:
                 faults.append(f"{stage} reads {path}, which {writer} writes: {fault}")
     if faults:
         raise paths.NotFoundHere(

@@ -21,15 +21,9 @@ PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reus
 HEAD_STEPS = 32  # the head alone takes 1 ms a step: run by run of 32, Keras asks for no more time than they do
 WARM_UP_START = 0.01  # of the learning rate: a step of nothing would be a step lost
 HISTORY_FIRST = ("epoch", "phase", "learning_rate", "weight_decay", "seconds")
-SCORES = (
-    "loss",
-    "accuracy",
-    "macro_f1",
-    "val_loss",
-    "val_accuracy",
-    "val_macro_f1",
-)  # what a notebook shows of a history
-SHOWN_DIGITS = dict.fromkeys(SCORES, 4)  # of a history in a notebook
+# What a notebook shows of a history, and with how many digits.
+SCORES = ("loss", "accuracy", "macro_f1", "val_loss", "val_accuracy", "val_macro_f1")
+SHOWN_DIGITS = dict.fromkeys(SCORES, 4)
 
 
 class Batches(keras.utils.PyDataset):

@@ -93,7 +93,6 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %%
 cache_folder = paths.cache_folder(cache_dir, outputs_dir)
-print(f"{replicas.num_replicas_in_sync if replicas else 1} devices share each batch")
 plan = activations.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder)
 print(plan)
 with devices.scope(replicas):

@@ -138,7 +138,6 @@ print(f"grey levels {shown.min():.0f} to {shown.max():.0f} of 255, the mean {sho
 
 # %%
 cache_folder = paths.cache_folder(cache_dir, outputs_dir)
-print(f"{replicas.num_replicas_in_sync if replicas else 1} devices share each batch")
 plan = activations.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder, changes.of_pictures)
 print(plan)
 with devices.scope(replicas):
