@@ -44,7 +44,7 @@ def changes(file: Sequence[str], ran: Sequence[str]) -> dict[str, set[str]]:
     """Cells that ran and are not among the file's, and change names that these read: cell → the names."""
     own = {_normal(code) for code in file}
     needed = set().union(*map(_needs, file))
-    imported = {item for code in file for item in _imports(_parse(code))}
+    imported = {item for code in file for item in imports(_parse(code))}
     foreign = [code for code in ran if _normal(code) not in own]
     found = {code: needed if _runs_a_file(code) else sets(code, imported) & needed for code in foreign}
     return {code: names for code, names in found.items() if names}
@@ -145,8 +145,8 @@ def _runs_a_file(code: str) -> bool:
 def sets(code: str, imported: Collection[tuple[str, str]] = ()) -> set[str]:
     """The names that a cell sets, or whose objects it changes in place; not what it imports as in `imported`."""
     tree = _parse(code)
-    found = {name for name, origin in _imports(tree) if (name, origin) not in imported}
-    names = {name for name, _ in _imports(tree)}
+    found = {name for name, origin in imports(tree) if (name, origin) not in imported}
+    names = {name for name, _ in imports(tree)}
     for instruction in dis.get_instructions(_compiled(code)):
         if instruction.opname in ("STORE_NAME", "DELETE_NAME") and instruction.argval not in names:
             found.add(instruction.argval)
@@ -167,8 +167,8 @@ def _root(node: ast.expr) -> set[str]:
     return {node.id} if isinstance(node, ast.Name) else set()
 
 
-def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(local name, where it comes from) of each import."""
+def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """(local name, dotted name) of what a tree imports, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             home = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_utils import parameters, paths
+from fer_utils.cells import imports
 
 # What each stage reads: the output's name → the stage that writes it.
 INPUTS = {
@@ -245,7 +246,7 @@ def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
     if not notebook.is_file():
         return "not at hand", {}, []
     source = notebook.read_text(encoding="utf-8")
-    code, packages, waiting = {}, set(), [dotted for _, dotted in _imports(ast.parse(source, str(notebook)))]
+    code, packages, waiting = {}, set(), [dotted for _, dotted in imports(ast.parse(source, str(notebook)))]
     while waiting:
         imported = waiting.pop()
         packages.add(imported.split(".")[0])
@@ -256,16 +257,6 @@ def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
                 waiting += more
     versioned = {_PACKAGES[name] for name in packages & set(_PACKAGES)}
     return notebook_digest(source, notebook.name), dict(sorted(code.items())), sorted(versioned)
-
-
-def _imports(tree: ast.AST) -> list[tuple[str, str]]:
-    """What a tree imports, also inside functions: (local name, dotted name)."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            origin = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-            found += [(alias.asname or alias.name, origin + alias.name) for alias in node.names]
-    return found
 
 
 def _modules(dotted: str) -> list[Path]:
@@ -287,7 +278,7 @@ def _read_module(path: Path) -> tuple[str, list[str]]:
 @lru_cache
 def _parsed(source: str) -> tuple[str, list[str]]:
     tree = ast.parse(source)
-    imported = [dotted for _, dotted in _imports(tree)]
+    imported = [dotted for _, dotted in imports(tree)]
     return _digest(tree), imported
 
 
@@ -305,9 +296,9 @@ class _WithoutShowing(ast.NodeTransformer):
     """
 
     def __init__(self, tree: ast.Module):
-        imports = _imports(tree)
-        shows = {name for name, dotted in imports if dotted.split(".")[-1] in _SHOWING}
-        computes = {name for name, dotted in imports if dotted.split(".")[-1] not in _SHOWING}
+        imported = list(imports(tree))
+        shows = {name for name, dotted in imported if dotted.split(".")[-1] in _SHOWING}
+        computes = {name for name, dotted in imported if dotted.split(".")[-1] not in _SHOWING}
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 computes.add(node.id)
