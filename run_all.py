@@ -23,9 +23,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from fer_utils import defaults, files, parameters, paths, runner, runs, sweeps, terminal
-from fer_utils.parameters import STAGES, ParameterError
-from fer_utils.run_lock import RunIsBusy
+from fer_utils import files, places
+from fer_utils.data import finding
+from fer_utils.pipeline import defaults, parameters, paths, runner, runs, sweeps, terminal
+from fer_utils.pipeline.lock import RunIsBusy
+from fer_utils.pipeline.parameters import STAGES, ParameterError
 
 EXPORT_KAGGLE = Path("outputs/kaggle")  # where the folders for Kaggle go unless said otherwise, in the project
 
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     _anchor(options, Path.cwd(), Path(__file__).resolve().parent)
     os.chdir(Path(__file__).resolve().parent)
     try:
-        outputs = paths.project_root() / (options.outputs_dir or "outputs")
+        outputs = places.project_root() / (options.outputs_dir or "outputs")
         if options.list:
             _list(outputs)
             return 0
@@ -67,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     except runner.StageFailed as error:
         terminal.say(f"\n{error}", sys.stderr)
         return 1
-    except (ParameterError, paths.NotFoundHere, files.OutputError, files.TornFile, RunIsBusy) as error:
+    except (ParameterError, places.NotFoundHere, files.OutputError, files.TornFile, RunIsBusy) as error:
         terminal.say(f"run_all.py: {error}", sys.stderr)
         return 2
 
@@ -247,7 +249,7 @@ def _sweep(profile: str, layers: list[tuple[str, dict]], chosen: list[str], opti
 
 
 def _compare(outputs: Path, names: list[str]) -> int:
-    from fer_utils import comparison  # pandas and matplotlib take a while to import
+    from fer_utils.pipeline import comparison  # pandas and matplotlib take a while to import
 
     if len(set(names)) < 2:
         raise ParameterError(f"--compare {' '.join(names)}: expected the names of two or more runs")
@@ -271,15 +273,15 @@ def _chosen_stages(options: argparse.Namespace) -> list[str]:
 
 
 def _export_kaggle(options: argparse.Namespace, values: dict[str, dict]) -> int:
-    from fer_utils import kaggle_export  # jupytext takes a while to import
+    from fer_utils.kaggle import export  # jupytext takes a while to import
 
     runner.check_phases_agree(values)
     folder = Path(options.export_kaggle)
-    weights = options.kaggle_weights or kaggle_export.WEIGHTS
-    for written in kaggle_export.export(folder, values, options.kaggle_user, weights):
+    weights = options.kaggle_weights or export.WEIGHTS
+    for written in export.export(folder, values, options.kaggle_user, weights):
         size = sum(path.stat().st_size for path in written.iterdir())
         print(f"{written}  {size / 1000:,.0f} kB")
-    print(f"\nto run it all on Kaggle: kaggle kernels push -p {folder / kaggle_export.slug(kaggle_export.TITLE)}")
+    print(f"\nto run it all on Kaggle: kaggle kernels push -p {folder / export.slug(export.TITLE)}")
     if options.kaggle_user == "your-user-name":
         print("first put your user name in for `your-user-name`: export again with --kaggle-user NAME")
     return 0
@@ -287,15 +289,15 @@ def _export_kaggle(options: argparse.Namespace, values: dict[str, dict]) -> int:
 
 def _export_model(outputs: Path, name: str, folder: str) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what the converters tell TensorFlow is of no use here
-    from fer_utils import model_export  # TensorFlow takes seconds to import
+    from fer_utils.export import formats  # TensorFlow takes seconds to import
 
     (run,) = runs.find(outputs, [name])
     try:
-        measured = model_export.export(run.folders, Path(folder))
-    except model_export.ExportError as error:
+        measured = formats.export(run.folders, Path(folder))
+    except formats.ExportError as error:
         terminal.say(f"run_all.py: {error}", sys.stderr)
         return 1
-    table = model_export.table(measured).reset_index().astype(str)
+    table = formats.table(measured).reset_index().astype(str)
     print("\n".join(runs.as_lines([list(table), *table.to_numpy().tolist()], terminal.columns())) + f"\n{folder}")
     return 0
 
@@ -314,7 +316,7 @@ def _print_summary(folders: paths.RunFolders, n_ran: int) -> None:
         return
     metrics = files.read_json(folders.metrics)
     if n_ran:
-        from fer_utils import report  # pandas takes a while to import
+        from fer_utils.evaluation import report  # pandas takes a while to import
 
         print("\n" + "\n".join(runs.as_lines([runs.SCORES, *runs.score_rows(metrics)], terminal.columns())) + "\n")
         for line in filter(None, (report.drawn_line(metrics), report.honesty_line(metrics))):
@@ -329,12 +331,12 @@ def _download() -> None:
     except ImportError:
         wanted = "\n".join(
             f"  https://www.kaggle.com/datasets/{slug} → data/{local} or data/{local}.zip"
-            for slug, local in paths.DATASETS.values()
+            for slug, local in finding.DATASETS.values()
         )
-        raise paths.NotFoundHere(
+        raise places.NotFoundHere(
             f"--download needs kagglehub (`pip install kagglehub`). By hand, download\n{wanted}"
         ) from None
-    for slug, local in paths.DATASETS.values():
+    for slug, local in finding.DATASETS.values():
         target = Path("data") / local
         if target.exists():
             print(f"{target} is there already")

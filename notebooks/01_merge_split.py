@@ -47,10 +47,11 @@ unreadable: str = "error"  # error | exclude; what to do with image files that c
 # %%
 from contextlib import ExitStack
 
-from fer_utils import demo, files, merging, near_duplicates, paths, plots, progress, splits, stages
-from fer_utils import leakage as audit
+from fer_utils import files, plots, progress
 from fer_utils.classes import CLASSES
-from fer_utils.sources import open_source
+from fer_utils.data import audit, demo, finding, near_duplicates, splits
+from fer_utils.data.sources import open_source
+from fer_utils.pipeline import stages
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -71,7 +72,7 @@ if "demo" in names.values():
         demo.write_datasets(temporary, demo_images, seed)
     drawn = {splits.FER2013: "fer2013", splits.EMOTION_DETECTION: "emotion-detection-fer"}
 found = {
-    name: folders.demo_sources / drawn[name] if given == "demo" else paths.find_dataset(name, given)
+    name: folders.demo_sources / drawn[name] if given == "demo" else finding.find_dataset(name, given)
     for name, given in names.items()
 }
 for name, place in found.items():
@@ -83,7 +84,7 @@ for name, place in found.items():
 # %%
 with ExitStack() as stack:
     opened = [stack.enter_context(open_source(place, name)) for name, place in found.items()]
-    merged = merging.read_all(opened, unreadable, lambda rows: progress.bar(rows, "reading images"))
+    merged = splits.read_all(opened, unreadable, lambda rows: progress.bar(rows, "reading images"))
     ignored = [file for source in opened for file in source.ignored]
 print(f"{len(merged.table):,} images read")
 if ignored:
@@ -124,7 +125,7 @@ specified
 bar = progress.bar(description="searching copies", total=len(table))
 pairs = near_duplicates.find_pairs(merged.pixels, progress=lambda done, total: bar.update(done - bar.n))
 bar.close()
-table = audit.audit(table, pairs)
+table = audit.describe_copies(table, pairs)
 as_specified = audit.cross_split_counts(table)
 pd.Series(
     {" images with a copy in ".join(key.upper().split("_IMAGES_IN_")): count for key, count in as_specified.items()},
@@ -201,7 +202,7 @@ else:
 # `blank`, repaired (`colour`, `resized`), `renamed`, or dropped by the policy.
 
 # %%
-manifest = merging.to_manifest(table)
+manifest = splits.to_manifest(table)
 assert len(manifest) == sum(len(source.table) for source in opened)
 assert not manifest.loc[manifest["path"] != "", "path"].duplicated().any()
 
@@ -224,7 +225,7 @@ display(flags.to_frame() if len(flags) else "no image needed a flag")
 needed = sum(4096 * (1 + len(content) // 4096) for content in merged.data)
 files.require_space(folders.data, needed)
 folders.manifest.unlink(missing_ok=True)
-merging.write_split_folders(manifest, merged.data, folders.data, lambda rows: progress.bar(rows, "writing images"))
+splits.write_split_folders(manifest, merged.data, folders.data, lambda rows: progress.bar(rows, "writing images"))
 files.write_json(folders.leakage, leaks)
 files.write_csv(folders.manifest, manifest)
 

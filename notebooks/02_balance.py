@@ -39,8 +39,10 @@ workers: int = 0  # >= 0; processes that augment, 0: one a core where there is e
 # ## Setup
 
 # %%
-from fer_utils import balance, datasets, files, images, plots, progress, stages
+from fer_utils import files, images, plots, progress
 from fer_utils.classes import CLASSES
+from fer_utils.data import augmentation, balance, loading
+from fer_utils.pipeline import stages
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -55,7 +57,7 @@ stage.require(folders.manifest, folders.split("TRAIN"))
 # TRAIN as the manifest lists it.
 
 # %%
-manifest = datasets.read_table(folders.manifest, ("split", "label", "path"))
+manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
 train = manifest.loc[manifest["split"] == "TRAIN", ["label", "path"]]
 print(f"TRAIN has {len(train):,} images")
 
@@ -67,7 +69,7 @@ print(f"TRAIN has {len(train):,} images")
 # %%
 example = train["path"].iloc[0]
 original = images.load([folders.data / example])[0]
-variants = np.stack([original, *(balance.augment(original, example, copy, seed) for copy in range(1, 12))])
+variants = np.stack([original, *(augmentation.augmented_copy(original, example, copy, seed) for copy in range(1, 12))])
 figure = plots.faces(
     variants, ["original"] + [f"copy {copy}" for copy in range(1, 12)], 6, "One face and what training may see of it"
 )

@@ -48,9 +48,11 @@ time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session o
 # ## Setup
 
 # %%
-from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, time_budget, training
-from fer_utils import model as network
-from fer_utils.checkpoint import TrainingCheckpoint
+from fer_utils import files, plots
+from fer_utils.data import loading
+from fer_utils.pipeline import paths, stages
+from fer_utils.training import devices, frozen_prefix, loop, network, optimizers, time_budget
+from fer_utils.training.checkpoint import TrainingCheckpoint
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,10 +69,10 @@ print(f"computing on {devices.describe()} in {devices.choose_precision(precision
 # Every image is decoded once and stays in memory, 2.3 kB each. TEST is not read here: choices are made on VAL.
 
 # %%
-manifest = datasets.read_table(folders.manifest, ("split", "label", "path"))
-balanced = datasets.read_table(folders.balanced, ("label", "path", "train_path"))
-train = datasets.load_faces(balanced, folders.data, limit_per_class, seed)
-val = datasets.load_faces(manifest[manifest["split"] == "VAL"], folders.data, limit_per_class, seed)
+manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
+balanced = loading.read_table(folders.balanced, ("label", "path", "train_path"))
+train = loading.load_faces(balanced, folders.data, limit_per_class, seed)
+val = loading.load_faces(manifest[manifest["split"] == "VAL"], folders.data, limit_per_class, seed)
 print(f"{len(train):,} images to train on, {len(val):,} to validate on")
 
 # %% [markdown]
@@ -93,29 +95,29 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %%
 cache_folder = paths.cache_folder(cache_dir, outputs_dir)
-plan = activations.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder)
+plan = frozen_prefix.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder)
 print(plan)
 with devices.scope(replicas):
-    trained, (train_inputs, val_inputs) = activations.prepare(
+    trained, (train_inputs, val_inputs) = frozen_prefix.prepare(
         prefix, head, (train.images, val.images), plan, cache_folder
     )
-    training.compile_for_training(
-        trained, training.make_optimizer("adam", learning_rate, 0.0), steps_per_execution=training.HEAD_STEPS
+    loop.compile_for_training(
+        trained, optimizers.make_optimizer("adam", learning_rate, 0.0), steps_per_execution=loop.HEAD_STEPS
     )
 
 # %%
 budget = time_budget.TimeBudget("head", time_budget_minutes)
-history = training.fit(
+history = loop.fit(
     trained,
-    training.Batches(train_inputs, train.labels, batch_size, seed),
-    training.Batches(val_inputs, val.labels, training.PREDICT_BATCH),
+    loop.Batches(train_inputs, train.labels, batch_size, seed),
+    loop.Batches(val_inputs, val.labels, loop.PREDICT_BATCH),
     "head",
     first_epoch=0,
     epochs=epochs,
     callbacks=[budget],
     checkpoint=TrainingCheckpoint(folders.checkpoint("train_head"), stage.key_digest),
 )
-history[["epoch", "seconds", "learning_rate", *training.SCORES]].round(training.SHOWN_DIGITS)
+history[["epoch", "seconds", "learning_rate", *loop.SCORES]].round(loop.SHOWN_DIGITS)
 
 # %% [markdown]
 # ## Look
@@ -137,12 +139,12 @@ print(
 # %%
 some = np.arange(min(64, len(val)))
 whole = model(val.images[some], training=False).numpy()
-difference = abs(whole - training.predict(trained, val_inputs[some])).max()
-assert difference < activations.TOLERANCE[plan.dtype], difference
+difference = abs(whole - loop.predict(trained, val_inputs[some])).max()
+assert difference < frozen_prefix.TOLERANCE[plan.dtype], difference
 with files.replacing(folders.head_weights) as temporary:
     network.plain_copy(head).save_weights(temporary)
 files.write_csv(folders.history_head, history)
-files.write_csv(folders.trained_head, datasets.originals(train.table))
+files.write_csv(folders.trained_head, loading.originals(train.table))
 
 # %% [markdown]
 # ## Summary

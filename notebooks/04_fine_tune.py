@@ -65,12 +65,14 @@ time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session o
 # ## Setup
 
 # %%
-from fer_utils import activations, datasets, devices, files, frozen_prefix, paths, plots, stages, time_budget, training
-from fer_utils import model as network
-from fer_utils.augmentation import Changes
-from fer_utils.averaging import WeightAveraging
-from fer_utils.checkpoint import TrainingCheckpoint
+from fer_utils import files, plots
 from fer_utils.classes import CLASSES
+from fer_utils.data import loading
+from fer_utils.data.augmentation import Changes
+from fer_utils.pipeline import paths, stages
+from fer_utils.training import devices, frozen_prefix, loop, metrics, network, optimizers, time_budget
+from fer_utils.training.averaging import WeightAveraging
+from fer_utils.training.checkpoint import TrainingCheckpoint
 
 import keras
 import matplotlib.pyplot as plt
@@ -89,12 +91,12 @@ print(f"computing on {devices.describe()} in {devices.choose_precision(precision
 # The same images as in phase 1. TEST is not read here either.
 
 # %%
-manifest = datasets.read_table(folders.manifest, ("split", "label", "path"))
-balanced = datasets.read_table(folders.balanced, ("label", "path", "train_path"))
-head_history = datasets.read_table(folders.history_head, ("epoch", "phase", "val_loss"))
-head_trained = datasets.read_table(folders.trained_head, ("train_path",))
-train = datasets.load_faces(balanced, folders.data, limit_per_class, seed)
-val = datasets.load_faces(manifest[manifest["split"] == "VAL"], folders.data, limit_per_class, seed)
+manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
+balanced = loading.read_table(folders.balanced, ("label", "path", "train_path"))
+head_history = loading.read_table(folders.history_head, ("epoch", "phase", "val_loss"))
+head_trained = loading.read_table(folders.trained_head, ("train_path",))
+train = loading.load_faces(balanced, folders.data, limit_per_class, seed)
+val = loading.load_faces(manifest[manifest["split"] == "VAL"], folders.data, limit_per_class, seed)
 print(f"{len(train):,} images to train on, {len(val):,} to validate on")
 
 # %% [markdown]
@@ -125,8 +127,8 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 # %%
 changes = Changes(augmentation, mixup, label_smoothing)
 begins = len(head_history)
-shown, targets = training.Batches(train.images, train.labels, batch_size, seed, begins, changes)[0]
-titles = [CLASSES[code] for code in np.asarray(training.likeliest(targets))[:12]]
+shown, targets = loop.Batches(train.images, train.labels, batch_size, seed, begins, changes)[0]
+titles = [CLASSES[code] for code in np.asarray(metrics.likeliest(targets))[:12]]
 plots.save(plots.faces(shown[:12, ..., 0], titles, 6, "What training sees"), folders.figure("batch"))
 plt.show()
 print(f"grey levels {shown.min():.0f} to {shown.max():.0f} of 255, the mean {shown.mean():.0f}")
@@ -138,15 +140,15 @@ print(f"grey levels {shown.min():.0f} to {shown.max():.0f} of 255, the mean {sho
 
 # %%
 cache_folder = paths.cache_folder(cache_dir, outputs_dir)
-plan = activations.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder, changes.of_pictures)
+plan = frozen_prefix.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder, changes.of_pictures)
 print(plan)
 with devices.scope(replicas):
-    trained, (train_inputs, val_inputs) = activations.prepare(
+    trained, (train_inputs, val_inputs) = frozen_prefix.prepare(
         prefix, suffix, (train.images, val.images), plan, cache_folder
     )
-    batches = training.Batches(train_inputs, train.labels, batch_size, seed, begins, changes)
-    rate = training.make_rate(schedule, learning_rate, len(batches), epochs, warmup_epochs)
-    training.compile_for_training(trained, training.make_optimizer(optimizer, rate, weight_decay, clip_norm))
+    batches = loop.Batches(train_inputs, train.labels, batch_size, seed, begins, changes)
+    rate = optimizers.make_rate(schedule, learning_rate, len(batches), epochs, warmup_epochs)
+    loop.compile_for_training(trained, optimizers.make_optimizer(optimizer, rate, weight_decay, clip_norm))
 
 # %% [markdown]
 # On the schedule `plateau` the rate halves when VAL's loss stands still; then `IncreaseWeightDecayOnLRDrop` raises the
@@ -160,7 +162,7 @@ if weight_averaging:
 if schedule == "plateau":
     callbacks.append(keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=lr_factor, patience=lr_patience))
     if optimizer == "adamw":
-        callbacks.append(training.IncreaseWeightDecayOnLRDrop(weight_decay_factor, weight_decay_cap))
+        callbacks.append(optimizers.IncreaseWeightDecayOnLRDrop(weight_decay_factor, weight_decay_cap))
 callbacks.append(keras.callbacks.EarlyStopping(monitor="val_loss", patience=stop_patience, restore_best_weights=True))
 callbacks.append(budget)
 
@@ -170,17 +172,17 @@ callbacks.append(budget)
 # recall and weight decay; they are in `history_fine_tune.csv`.
 
 # %%
-history = training.fit(
+history = loop.fit(
     trained,
     batches,
-    training.Batches(val_inputs, val.labels, training.PREDICT_BATCH),
+    loop.Batches(val_inputs, val.labels, loop.PREDICT_BATCH),
     "fine_tune",
     first_epoch=begins,
     epochs=epochs,
     callbacks=callbacks,
     checkpoint=TrainingCheckpoint(folders.checkpoint("fine_tune"), stage.key_digest),
 )
-history[["epoch", "seconds", "learning_rate", *training.SCORES]].round(training.SHOWN_DIGITS)
+history[["epoch", "seconds", "learning_rate", *loop.SCORES]].round(loop.SHOWN_DIGITS)
 
 # %% [markdown]
 # ## Look
@@ -221,7 +223,7 @@ with files.replacing(folders.model) as temporary:
 with files.replacing(folders.model_weights) as temporary:
     plain.save_weights(temporary)
 files.write_csv(folders.history_fine_tune, history)
-files.write_csv(folders.trained, datasets.originals(train.table, head_trained))
+files.write_csv(folders.trained, loading.originals(train.table, head_trained))
 
 # %%
 reloaded = keras.saving.load_model(folders.model, compile=False, safe_mode=True)

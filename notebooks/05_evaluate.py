@@ -42,23 +42,14 @@ picture: str = ""  # a photograph to try the model on, from the project's root; 
 # ## Setup
 
 # %%
-from fer_utils import (
-    datasets,
-    devices,
-    evaluation,
-    explanation,
-    files,
-    images,
-    paths,
-    photographs,
-    plots,
-    report,
-    stages,
-    training,
-    views,
-)
-from fer_utils import leakage as audit
+from fer_utils import files, images, places, plots
 from fer_utils.classes import CLASSES
+from fer_utils.data import audit, loading
+from fer_utils.evaluation import grad_cam, report, scores
+from fer_utils.evaluation.test_time_augmentation import predict_with_views
+from fer_utils.pipeline import records, stages
+from fer_utils.predict import photographs
+from fer_utils.training import devices, loop
 
 import keras
 import matplotlib.pyplot as plt
@@ -68,7 +59,7 @@ stage = stages.begin("evaluate", globals())
 folders = stage.folders
 stage.require(folders.model, folders.trained, folders.manifest, folders.leakage)
 stage.require(folders.split("VAL"), folders.split("TEST"))
-photograph = photographs.load(paths.place(picture)) if picture else None
+photograph = photographs.load(places.place(picture)) if picture else None
 devices.make_reproducible(seed)
 
 # %% [markdown]
@@ -77,14 +68,12 @@ devices.make_reproducible(seed)
 # was trained on a copy of it.
 
 # %%
-manifest = datasets.read_table(
-    folders.manifest, ("split", "label", "path", "usage", "group", "label_conflict", "flags")
-)
-trained = datasets.read_table(folders.trained, ("train_path",))
+manifest = loading.read_table(folders.manifest, ("split", "label", "path", "usage", "group", "label_conflict", "flags"))
+trained = loading.read_table(folders.trained, ("train_path",))
 manifest["seen_in_training"] = audit.seen_in_training(manifest, trained["train_path"])
-scored = evaluation.leave_out(manifest, leave_out)
+scored = scores.leave_out(manifest, leave_out)
 faces = {
-    split: datasets.load_faces(scored[scored["split"] == split], folders.data, limit_per_class, seed)
+    split: loading.load_faces(scored[scored["split"] == split], folders.data, limit_per_class, seed)
     for split in ("VAL", "TEST")
 }
 model = keras.saving.load_model(folders.model, compile=False, safe_mode=True)
@@ -95,9 +84,7 @@ print({split: len(of) for split, of in faces.items()})
 # Seven probabilities for every image.
 
 # %%
-predictions = {
-    split: evaluation.prediction_table(of.table, training.predict(model, of.images)) for split, of in faces.items()
-}
+predictions = {split: scores.prediction_table(of.table, loop.predict(model, of.images)) for split, of in faces.items()}
 
 # %% [markdown]
 # With test-time augmentation, the same from several views of each image: a score beside the plain one, never instead of it.
@@ -106,7 +93,7 @@ predictions = {
 augmented = {}
 if test_time_augmentation != "none":
     augmented = {
-        split: evaluation.prediction_table(of.table, views.predict(model, of.images, test_time_augmentation))
+        split: scores.prediction_table(of.table, predict_with_views(model, of.images, test_time_augmentation))
         for split, of in faces.items()
     }
 
@@ -120,11 +107,11 @@ if test_time_augmentation != "none":
 leaks = {
     f"{split.lower()}_images_seen_in_training": int(of.table["seen_in_training"].sum()) for split, of in faces.items()
 }
-metrics = {split.lower(): evaluation.scores_with_parts(of) for split, of in predictions.items()}
+metrics = {split.lower(): scores.scores_with_parts(of) for split, of in predictions.items()}
 metrics |= {"leakage": {"policy": files.read_json(folders.leakage)["policy"], **leaks}}
 if augmented:
     metrics["test_time_augmentation"] = {"kind": test_time_augmentation} | {
-        split.lower(): evaluation.scores_with_parts(of) for split, of in augmented.items()
+        split.lower(): scores.scores_with_parts(of) for split, of in augmented.items()
     }
 display(Markdown(f"**{report.honesty_line(metrics)}**"))
 report.score_table(metrics).drop(columns=["macro_precision", "macro_recall"]).round(4)
@@ -133,7 +120,7 @@ report.score_table(metrics).drop(columns=["macro_precision", "macro_recall"]).ro
 # ## Class by class
 
 # %%
-reports = {split: evaluation.class_report(of) for split, of in predictions.items()}
+reports = {split: scores.class_report(of) for split, of in predictions.items()}
 reports["TEST"].round(3)
 
 # %%
@@ -150,7 +137,7 @@ print(
 for split, of in predictions.items():
     score = metrics[split.lower()]
     title = f"{split}: accuracy {score['accuracy']:.3f}, macro F1 {score['macro_f1']:.3f}\n{report.leak_note(metrics, split)}"
-    figure = plots.confusion_matrix(evaluation.confusion(of), title)
+    figure = plots.confusion_matrix(scores.confusion(of), title)
     plots.save(figure, folders.for_split("confusion_matrix", split, ".png"))
     plt.show()
 
@@ -158,9 +145,9 @@ for split, of in predictions.items():
 # What is most often taken for what on TEST, and its most confident mistakes of each kind: are the labels right?
 
 # %%
-confused = evaluation.most_confused(predictions["TEST"], n_confused)
+confused = scores.most_confused(predictions["TEST"], n_confused)
 display(confused.round(3))
-surest = evaluation.surest(predictions["TEST"])
+surest = scores.surest(predictions["TEST"])
 rows = {}
 for pair in confused.itertuples():
     of_pair = surest[(surest["label"] == pair.label) & (surest["predicted"] == pair.predicted)].head(10)
@@ -179,7 +166,7 @@ if rows:
 # Below, how many images each bin holds; a bin with few says little.
 
 # %%
-figure = plots.reliability({split: evaluation.reliability(of) for split, of in predictions.items()})
+figure = plots.reliability({split: scores.reliability(of) for split, of in predictions.items()})
 plots.save(figure, folders.figure("reliability"))
 plt.show()
 print(
@@ -191,15 +178,15 @@ print(
 # changes no prediction. It is fitted on VAL; what it is worth, TEST says.
 
 # %%
-temperature = evaluation.fit_temperature(predictions["VAL"])
+temperature = scores.fit_temperature(predictions["VAL"])
 metrics["temperature_scaling"] = {"temperature": temperature} | {
-    split.lower(): evaluation.scores_at(of, temperature) for split, of in predictions.items()
+    split.lower(): scores.scores_at(of, temperature) for split, of in predictions.items()
 }
 figure = plots.reliability(
     {
-        "TEST as it is": evaluation.reliability(predictions["TEST"]),
-        f"TEST at temperature {temperature:.2f}": evaluation.reliability(
-            evaluation.at_temperature(predictions["TEST"], temperature)
+        "TEST as it is": scores.reliability(predictions["TEST"]),
+        f"TEST at temperature {temperature:.2f}": scores.reliability(
+            scores.at_temperature(predictions["TEST"], temperature)
         ),
     }
 )
@@ -214,9 +201,9 @@ report.calibration_table(metrics).round(4)
 # background means that the model learned something else than expressions.
 
 # %%
-extremes = evaluation.surest_of_each_class(predictions["TEST"])
+extremes = scores.surest_of_each_class(predictions["TEST"])
 pictures = images.load([folders.data / path for path in extremes["path"]])
-heat = explanation.grad_cam(model, pictures[..., None], extremes["predicted"].map(CLASSES.index).to_numpy())
+heat = grad_cam.grad_cam(model, pictures[..., None], extremes["predicted"].map(CLASSES.index).to_numpy())
 titles = [f"{row.predicted} {row.confidence:.2f}" for row in extremes.itertuples()]
 places = [(int(row.label != row.predicted), CLASSES.index(row.label)) for row in extremes.itertuples()]
 rows = {"predicted right": "never right", "predicted wrong": "never wrong"}
@@ -230,7 +217,7 @@ print(f"heat maps of {heat.shape[1]} × {heat.shape[2]} squares, drawn smoothly"
 # The most confident wrong predictions on TEST: the predicted class, its probability, and the label.
 
 # %%
-worst = evaluation.worst_mistakes(predictions["TEST"], n_mistakes)
+worst = scores.worst_mistakes(predictions["TEST"], n_mistakes)
 if len(worst):
     pictures = images.load([folders.data / path for path in worst["path"]])
     titles = [f"{row.predicted} {row.confidence:.2f}\nlabel: {row.label}" for row in worst.itertuples()]
@@ -245,14 +232,14 @@ if len(worst):
 
 # %%
 if picture:  # imported here: who sets none needs no face detector
-    from fer_utils import face_detection, predict
+    from fer_utils.predict import detection, reader
 
-    (reading,) = predict.Reader(folders.model, face_detection.Detector()).read([photograph])
+    (reading,) = reader.Reader(folders.model, detection.Detector()).read([photograph])
     plt.imshow(reading.drawn())
     plt.axis("off")
     plt.show()
     print(
-        f"{predict.counted(len(reading.faces), 'face')} found: {', '.join(face.label for face in reading.faces) or 'none'}"
+        f"{reader.counted(len(reading.faces), 'face')} found: {', '.join(face.label for face in reading.faces) or 'none'}"
     )
 
 # %% [markdown]
@@ -263,11 +250,11 @@ if picture:  # imported here: who sets none needs no face detector
 for split, of in predictions.items():
     files.write_csv(folders.for_split("predictions", split, ".csv"), of)
     files.write_csv(folders.for_split("classification_report", split, ".csv"), reports[split])
-records = stages.records(folders)
+records = records.read(folders)
 metrics["per_class"] = {split.lower(): table.to_dict("records") for split, table in reports.items()}
 metrics["run"] = {
     "params": {name: record["parameters"] for name, record in records.items()} | {"evaluate": stage.parameters},
-    "versions": stages.versions(),
+    "versions": records.versions(),
     "seed": seed,
     "seconds_per_stage": {name: record["seconds"] for name, record in records.items()} | {"evaluate": stage.seconds()},
 }

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from fer_utils import demo
-from fer_utils.splits import EMOTION_DETECTION, FER2013
+from fer_utils.data import demo
+from fer_utils.data.splits import EMOTION_DETECTION, FER2013
 
 import h5py
 import numpy as np

@@ -18,8 +18,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from fer_utils import datasets, paths
 from fer_utils.classes import CLASSES
+from fer_utils.data import loading
+from fer_utils.pipeline import paths
 
 import naive
 import numpy as np
@@ -31,7 +32,7 @@ HEAD_EPOCHS, FINE_TUNE_EPOCHS, UNFREEZE_TOP, BATCH, SEED = 10, 20, 50, 64, 42
 
 def begin_alike(model, start: Mapping[str, np.ndarray]) -> None:
     """Give the head the first weights and the dropout seed that prepare_job drew."""
-    from fer_utils import model as network
+    from fer_utils.training import network
 
     for place, name in enumerate(network.HEAD_LAYERS):
         layer = model.get_layer(name)
@@ -41,8 +42,8 @@ def begin_alike(model, start: Mapping[str, np.ndarray]) -> None:
 
 def ours(job: dict) -> dict:
     """The two phases as notebooks 03 and 04 run them, and the evaluation's predictions."""
-    from fer_utils import activations, devices, frozen_prefix, images, training
-    from fer_utils import model as network
+    from fer_utils import images
+    from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
 
     import keras
     import pandas as pd
@@ -58,28 +59,28 @@ def ours(job: dict) -> dict:
 
     def fit(phase, optimizer, first, epochs, steps, callbacks=()):
         prefix, suffix = frozen_prefix.split(model)
-        plan = activations.plan(prefix, len(labels["train"]) + len(labels["val"]), "auto", "auto", cache)
+        plan = frozen_prefix.plan(prefix, len(labels["train"]) + len(labels["val"]), "auto", "auto", cache)
         print(plan, file=sys.stderr)
-        subject, inputs = activations.prepare(prefix, suffix, (faces["train"], faces["val"]), plan, cache)
-        training.compile_for_training(subject, optimizer, steps)
-        training.fit(
+        subject, inputs = frozen_prefix.prepare(prefix, suffix, (faces["train"], faces["val"]), plan, cache)
+        loop.compile_for_training(subject, optimizer, steps)
+        loop.fit(
             subject,
-            training.Batches(inputs[0], labels["train"], job["batch_size"], job["seed"], first),
-            training.Batches(inputs[1], labels["val"], training.PREDICT_BATCH),
+            loop.Batches(inputs[0], labels["train"], job["batch_size"], job["seed"], first),
+            loop.Batches(inputs[1], labels["val"], loop.PREDICT_BATCH),
             phase,
             first,
             epochs,
             callbacks,
         )
 
-    fit("head", training.make_optimizer("adam", 5e-4, 0), 0, job["head_epochs"], training.HEAD_STEPS)
+    fit("head", optimizers.make_optimizer("adam", 5e-4, 0), 0, job["head_epochs"], loop.HEAD_STEPS)
     phase_1 = time.monotonic()
     network.unfreeze_top(model, job["unfreeze_top"], "frozen")
     plateau = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=2)
-    adamw = training.make_optimizer("adamw", 8e-5, 0.01)
+    adamw = optimizers.make_optimizer("adamw", 8e-5, 0.01)
     fit("fine_tune", adamw, job["head_epochs"], job["fine_tune_epochs"], 1, [plateau])
     phase_2 = time.monotonic()
-    probabilities = training.predict(model, faces["test"])
+    probabilities = loop.predict(model, faces["test"])
     return naive.measured(began, phase_1, phase_2, time.monotonic(), probabilities, labels["test"])
 
 
@@ -89,8 +90,7 @@ def arithmetic(job: dict, n_train: int, n_val: int) -> float:
     A convolution takes 2 operations a weight and output position; its two gradients as many each, the first trained one
     needs no gradient of its input.
     """
-    from fer_utils import frozen_prefix
-    from fer_utils import model as network
+    from fer_utils.training import frozen_prefix, network
 
     import keras
 
@@ -124,20 +124,20 @@ def matmul_peak() -> float:
 
 def prepare_job(options: argparse.Namespace, folder: Path) -> dict:
     """Tables of the pictures, first weights of the head, and what both sides are to do."""
-    from fer_utils import model as network
+    from fer_utils.training import network
 
     import keras
 
     folders = paths.run_folders(options.run.name, str(options.run.absolute().parent), "")
-    manifest = datasets.read_table(folders.manifest, ("split", "label", "path"))
+    manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
     sources = {
-        "train": datasets.read_table(folders.balanced, ("label", "path")),
+        "train": loading.read_table(folders.balanced, ("label", "path")),
         "val": manifest[manifest["split"] == "VAL"],
         "test": manifest[manifest["split"] == "TEST"],
     }
     job = {}
     for name, table in sources.items():
-        table = datasets.take_per_class(table, options.per_class if name == "train" else options.per_class // 2, SEED)
+        table = loading.take_per_class(table, options.per_class if name == "train" else options.per_class // 2, SEED)
         table = table.assign(
             file=[folders.data / path for path in table["path"]], code=table["label"].map(CLASSES.index)
         )

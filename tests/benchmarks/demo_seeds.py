@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fer_utils import runs
+from fer_utils.pipeline import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 BAR = 0.85

@@ -16,8 +16,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fer_utils import face_detection, images
+from fer_utils import images
 from fer_utils.classes import CLASSES
+from fer_utils.predict import detection
 
 import cv2
 import matplotlib.cbook
@@ -102,7 +103,7 @@ def faceless() -> Iterator[Photograph]:
         yield f"lfw_subset {number}", on_grey(scaled), []
 
 
-def measured(detector: face_detection.Detector, photographs: list[Photograph]) -> tuple[list[float], list[tuple]]:
+def measured(detector: detection.Detector, photographs: list[Photograph]) -> tuple[list[float], list[tuple]]:
     """Confidences of the faces found, and of each box that is no face's its confidence, photograph and box."""
     found, false = [], []
     for name, picture, faces in tqdm(photographs, leave=False, disable=None):
@@ -122,7 +123,7 @@ def main() -> None:
         parts["FER2013"] = list(fer2013(options.fer2013))
     parts["no face"] = list(faceless())
     # A box is dropped for a surer one that it overlaps: what is found at 0.7 holds what is found at every higher threshold.
-    detector = face_detection.Detector(threshold=THRESHOLDS[0])
+    detector = detection.Detector(threshold=THRESHOLDS[0])
     results = {name: measured(detector, photographs) for name, photographs in parts.items()}
     print("found of all faces + false boxes")
     print(f"{'threshold':9}" + "".join(f"{name:>18}" for name in parts))

@@ -13,7 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fer_utils import files, paths
+from fer_utils import files
+from fer_utils.pipeline import paths
 
 from kills import ROOT, command, faults, results, run_to_its_end
 

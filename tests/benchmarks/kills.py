@@ -18,8 +18,9 @@ import sys
 import time
 from pathlib import Path
 
-from fer_utils import files, paths, stage_keys, stages
-from fer_utils.parameters import STAGES
+from fer_utils import files
+from fer_utils.pipeline import keys, paths, records
+from fer_utils.pipeline.parameters import STAGES
 
 import numpy as np
 import pandas as pd
@@ -60,7 +61,7 @@ def begin_before(stage: str, clean: paths.RunFolders, run: str, outputs: Path) -
     for later in names[names.index(stage) :]:
         record = files.read_json(folders.stage_record(later))
         for name in record["outputs"]:
-            files.remove(stage_keys.output_path(name, folders))
+            files.remove(keys.output_path(name, folders))
         folders.stage_record(later).unlink()
     return folders
 
@@ -87,9 +88,9 @@ def results(folders: paths.RunFolders) -> dict:
     numbers = [pd.read_csv(path).drop(columns=["phase", "seconds"]).to_numpy(float) for path in histories(folders)]
     scores = [metrics[split][name] for split in ("val", "test") for name in ("n", "loss", "accuracy", "macro_f1")]
     return {
-        "manifest": stage_keys.file_digest(folders.manifest),
-        "balanced": stage_keys.file_digest(folders.balanced),
-        "pictures": stage_keys.describe(folders.split("TRAIN_BALANCED"))["digest"],
+        "manifest": keys.file_digest(folders.manifest),
+        "balanced": keys.file_digest(folders.balanced),
+        "pictures": keys.describe(folders.split("TRAIN_BALANCED"))["digest"],
         "numbers": np.concatenate([*(array.ravel() for array in numbers), scores]),
     }
 
@@ -125,13 +126,13 @@ def main() -> int:
     outputs = options.outputs.resolve()
     run_to_its_end("clean", outputs)
     clean = paths.run_folders("clean", str(outputs), "")
-    expected, records = results(clean), stages.records(clean)
+    expected, recorded = results(clean), records.read(clean)
     failed = 0
     for trial in range(options.first, options.first + options.kills):
         rng = random.Random(f"{options.seed} {trial}")
         stage = list(STAGES)[trial % len(STAGES)]
         # run_all.py and the kernel's imports come before the stage begins.
-        seconds = rng.uniform(1, 8 + records[stage]["seconds"])
+        seconds = rng.uniform(1, 8 + recorded[stage]["seconds"])
         folders = begin_before(stage, clean, f"trial_{trial}", outputs)
         was_running = kill_after(seconds, folders.run.name, outputs, with_kernel=trial % 2 == 1)
         half_written = len(list(folders.run.rglob(f"{files.PARTIAL}*")))

@@ -24,8 +24,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/unit")]
 
-from fer_utils import leakage, near_duplicates, splits  # noqa: E402
 from fer_utils.classes import class_of  # noqa: E402
+from fer_utils.data import audit, near_duplicates, splits  # noqa: E402
 
 import gradients  # noqa: E402
 
@@ -185,7 +185,7 @@ def second(images: np.ndarray, about: pd.DataFrame, pairs: pd.DataFrame, folder:
     images, seen = images[~near_duplicates.is_blank(images)], ~near_duplicates.is_blank(images)
     table = about.rename(columns={"split": "part"}).assign(usage="", flags="")
     table["split"] = splits.assign_splits(table, 0.25, "all", 42)
-    clean = leakage.apply_policy(leakage.audit(table, pairs), "drop", "one")[seen].reset_index(drop=True)
+    clean = audit.apply_policy(audit.describe_copies(table, pairs), "drop", "one")[seen].reset_index(drop=True)
     chosen = np.random.default_rng(2013).choice(np.flatnonzero(clean["split"] == "TEST"), 2000, replace=False)
     print(
         f"\nSecond method, cosine of gradient directions: 2,000 changed TEST images\n{'change':<22} lowest  share ≥ SAME"

@@ -26,8 +26,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
-from fer_utils.model import compiled
-from fer_utils.predict import load_model
+from fer_utils.predict.reader import load_model
+from fer_utils.training.network import compiled
 
 import cv2
 import h5py

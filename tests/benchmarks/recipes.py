@@ -24,8 +24,9 @@ import sys
 import time
 from pathlib import Path
 
-from fer_utils import datasets, parameters, paths
 from fer_utils.classes import CLASSES
+from fer_utils.data import loading
+from fer_utils.pipeline import parameters, paths
 
 import numpy as np
 from scipy import stats
@@ -48,27 +49,27 @@ def settings(recipe: str, options: argparse.Namespace) -> dict[str, dict]:
     return parameters.resolve(parameters.declared(), layers)
 
 
-def load(options: argparse.Namespace, seed: int) -> dict[str, datasets.Faces]:
+def load(options: argparse.Namespace, seed: int) -> dict[str, loading.Faces]:
     """The pictures to `train` on, to `choose` the epoch by, and the ones to `score`."""
     folders = paths.RunFolders(options.run, options.run / "images")
-    manifest = datasets.read_table(folders.manifest, ("split", "label", "path"))
-    balanced = datasets.read_table(folders.balanced, ("label", "path"))
+    manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
+    balanced = loading.read_table(folders.balanced, ("label", "path"))
     val = manifest[manifest["split"] == "VAL"]
     order = np.random.default_rng(0).permutation(len(val))
     scored = order[CHOOSE : CHOOSE + TUNE] if options.tune else order[CHOOSE + TUNE :]
     return {
-        "train": datasets.load_faces(balanced, folders.data, options.per_class, seed),
-        "choose": datasets.load_faces(val.iloc[order[:CHOOSE]], folders.data),
-        "score": datasets.load_faces(val.iloc[scored], folders.data),
+        "train": loading.load_faces(balanced, folders.data, options.per_class, seed),
+        "choose": loading.load_faces(val.iloc[order[:CHOOSE]], folders.data),
+        "score": loading.load_faces(val.iloc[scored], folders.data),
     }
 
 
 def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: float) -> dict:
     """Both phases as 03 and 04 run them, then the scores. `cpu_seconds` is the least that phase 2 takes."""
-    from fer_utils import activations, devices, frozen_prefix, training, views
-    from fer_utils import model as network
-    from fer_utils.augmentation import Changes
-    from fer_utils.averaging import WeightAveraging
+    from fer_utils.data.augmentation import Changes
+    from fer_utils.evaluation import test_time_augmentation
+    from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
+    from fer_utils.training.averaging import WeightAveraging
 
     import keras
 
@@ -83,18 +84,16 @@ def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: floa
         prefix, suffix = frozen_prefix.split(model)
         images = (faces["train"].images, faces["choose"].images)
         n_images = sum(map(len, images))
-        plan = activations.plan(prefix, n_images, "memory", "float32", options.results, changes.of_pictures)
+        plan = frozen_prefix.plan(prefix, n_images, "memory", "float32", options.results, changes.of_pictures)
         print(plan, file=sys.stderr)
-        subject, inputs = activations.prepare(prefix, suffix, images, plan, options.results)
-        shown = training.Batches(inputs[0], faces["train"].labels, own["batch_size"], seed, first, changes)
-        validated = training.Batches(inputs[1], faces["choose"].labels, training.PREDICT_BATCH)
-        training.compile_for_training(subject, optimizer_of(len(shown)), steps_per_execution)
-        return training.fit(subject, shown, validated, phase, first, epochs, callbacks)
+        subject, inputs = frozen_prefix.prepare(prefix, suffix, images, plan, options.results)
+        shown = loop.Batches(inputs[0], faces["train"].labels, own["batch_size"], seed, first, changes)
+        validated = loop.Batches(inputs[1], faces["choose"].labels, loop.PREDICT_BATCH)
+        loop.compile_for_training(subject, optimizer_of(len(shown)), steps_per_execution)
+        return loop.fit(subject, shown, validated, phase, first, epochs, callbacks)
 
     head_epochs = parameters.declared()["train_head"]["epochs"].default
-    fit(
-        "head", 0, head_epochs, lambda _: training.make_optimizer("adam", 5e-4, 0.0), Changes(), (), training.HEAD_STEPS
-    )
+    fit("head", 0, head_epochs, lambda _: optimizers.make_optimizer("adam", 5e-4, 0.0), Changes(), (), loop.HEAD_STEPS)
 
     began, wall = time.process_time(), time.monotonic()
 
@@ -113,13 +112,13 @@ def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: floa
     ]
     if own["schedule"] == "plateau":
         callbacks.append(keras.callbacks.ReduceLROnPlateau(factor=own["lr_factor"], patience=own["lr_patience"]))
-        callbacks.append(training.IncreaseWeightDecayOnLRDrop(own["weight_decay_factor"], own["weight_decay_cap"]))
+        callbacks.append(optimizers.IncreaseWeightDecayOnLRDrop(own["weight_decay_factor"], own["weight_decay_cap"]))
     if own["weight_averaging"]:
         callbacks.insert(0, WeightAveraging(own["weight_averaging"]))
 
     def optimizer_of(steps: int):
-        rate = training.make_rate(own["schedule"], own["learning_rate"], steps, epochs, own["warmup_epochs"])
-        return training.make_optimizer(own["optimizer"], rate, own["weight_decay"])
+        rate = optimizers.make_rate(own["schedule"], own["learning_rate"], steps, epochs, own["warmup_epochs"])
+        return optimizers.make_optimizer(own["optimizer"], rate, own["weight_decay"])
 
     changes = Changes(own["augmentation"], own["mixup"], own["label_smoothing"])
     history = fit("fine_tune", head_epochs, epochs, optimizer_of, changes, callbacks, 1)
@@ -127,8 +126,8 @@ def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: floa
     best = int(history["val_loss"].idxmin())
     result = used | {"epochs": len(history), "best_epoch": best + 1, "history": history.to_dict("list")}
     images = faces["score"].images
-    plain = training.predict(model, images)
-    shown = plain if shown_as == "none" else views.predict(model, images, shown_as)
+    plain = loop.predict(model, images)
+    shown = plain if shown_as == "none" else test_time_augmentation.predict_with_views(model, images, shown_as)
     arrays = dict(zip(VIEWS, (shown, plain), strict=True), labels=faces["score"].labels)
     return {"result": result, "arrays": arrays}
 

@@ -10,8 +10,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from fer_utils import frozen_prefix, images, training
-from fer_utils import model as network
+from fer_utils import images
+from fer_utils.training import frozen_prefix, loop, network, optimizers
 
 import compare
 import keras
@@ -37,7 +37,7 @@ def main() -> None:
         start = dict(np.load(job["start"], allow_pickle=False))
     model = network.build(options.image_size, job["weights"])
     prefix, head = frozen_prefix.split(model)
-    features = {name: training.predict(prefix, images.load(table["file"])[..., None]) for name, table in tables.items()}
+    features = {name: loop.predict(prefix, images.load(table["file"])[..., None]) for name, table in tables.items()}
     labels = {name: table["code"].to_numpy(np.int32) for name, table in tables.items()}
     first = None
     for noise in NOISE:
@@ -62,11 +62,11 @@ def main() -> None:
 def _trained(model: keras.Model, head: keras.Model, inputs: dict, labels: dict, start: dict, job: dict) -> np.ndarray:
     """Probabilities of TEST, (n, 7), after phase 1 from the first weights in `start`."""
     compare.begin_alike(model, start)
-    training.compile_for_training(head, training.make_optimizer("adam", 5e-4, 0), training.HEAD_STEPS)
-    shown = training.Batches(inputs["train"], labels["train"], job["batch_size"], job["seed"])
-    validated = training.Batches(inputs["val"], labels["val"], training.PREDICT_BATCH)
-    training.fit(head, shown, validated, "head", 0, job["head_epochs"])
-    return training.predict(head, inputs["test"])
+    loop.compile_for_training(head, optimizers.make_optimizer("adam", 5e-4, 0), loop.HEAD_STEPS)
+    shown = loop.Batches(inputs["train"], labels["train"], job["batch_size"], job["seed"])
+    validated = loop.Batches(inputs["val"], labels["val"], loop.PREDICT_BATCH)
+    loop.fit(head, shown, validated, "head", 0, job["head_epochs"])
+    return loop.predict(head, inputs["test"])
 
 
 if __name__ == "__main__":

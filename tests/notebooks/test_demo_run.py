@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fer_utils import images, paths, stage_keys, stages
+from fer_utils import images
 from fer_utils.classes import CLASSES
-from fer_utils.parameters import STAGES
+from fer_utils.data import finding
+from fer_utils.pipeline import keys, paths, records
+from fer_utils.pipeline.parameters import STAGES
 
 import keras
 import nbformat
@@ -73,7 +75,7 @@ def test_its_report_says_that_the_faces_are_drawn(folders):
 
 
 def test_every_stage_leaves_its_record_and_its_notebook(folders):
-    assert list(stages.records(folders)) == list(STAGES)
+    assert list(records.read(folders)) == list(STAGES)
     for file in STAGES.values():
         notebook = nbformat.read(folders.notebooks / file.replace(".py", ".ipynb"), as_version=4)
         code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
@@ -82,13 +84,13 @@ def test_every_stage_leaves_its_record_and_its_notebook(folders):
 
 
 def test_every_input_is_an_output_of_an_earlier_stage(folders):
-    records, names = stages.records(folders), list(STAGES)
-    for stage, inputs in stage_keys.INPUTS.items():
-        read = records[stage]["key"]["inputs"]
-        assert set(read) == set(inputs or paths.DATASETS)
+    found, names = records.read(folders), list(STAGES)
+    for stage, inputs in keys.INPUTS.items():
+        read = found[stage]["key"]["inputs"]
+        assert set(read) == set(inputs or finding.DATASETS)
         for name, writer in inputs.items():
             assert names.index(writer) < names.index(stage)
-            assert read[name] == records[writer]["outputs"][name]["digest"]
+            assert read[name] == found[writer]["outputs"][name]["digest"]
 
 
 def test_nothing_half_written_is_left(folders):

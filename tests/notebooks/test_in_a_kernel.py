@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 import run_all
-from fer_utils import paths, runner, runs
 from fer_utils.classes import CLASSES
+from fer_utils.pipeline import paths, runner, runs
 
 import jupytext
 import numpy as np
@@ -234,5 +234,7 @@ def test_the_first_cells_of_a_finished_stage_leave_its_record_and_its_outputs_do
 
 def test_a_weights_file_and_a_picture_are_looked_for_from_the_project(project):
     (project.folder / "some.h5").write_bytes(b"")
-    printed = project.run("from fer_utils import paths\nprint(paths.weights_source('some.h5'), paths.place('a.png'))")
+    printed = project.run(
+        "from fer_utils import places\nfrom fer_utils.pipeline import paths\nprint(paths.weights_source('some.h5'), places.place('a.png'))"
+    )
     assert printed == f"{project.folder}/some.h5 {project.folder}/a.png\n"

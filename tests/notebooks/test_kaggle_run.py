@@ -17,9 +17,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from fer_utils import demo, near_duplicates
 from fer_utils.classes import CLASSES
-from fer_utils.parameters import STAGES
+from fer_utils.data import demo, near_duplicates
+from fer_utils.pipeline.parameters import STAGES
 
 import keras
 import nbformat
@@ -224,7 +224,7 @@ def test_it_runs_the_embedded_package_and_says_which(drawn_run):
     with zipfile.ZipFile(machine.root / "working/kaggle.zip") as packed:
         record = json.loads(packed.read("run/stages/balance.json"))
     assert record["parameters"]["target"] == 30
-    assert (home / "fer_utils/model.py").read_text() == (ROOT / "fer_utils/model.py").read_text()
+    assert (home / "fer_utils/training/network.py").read_text() == (ROOT / "fer_utils/training/network.py").read_text()
 
 
 @environments

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fer_utils import paths
+from fer_utils.pipeline import paths
 
 import keras
 import numpy as np

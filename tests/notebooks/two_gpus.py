@@ -21,7 +21,7 @@ def _pass_for_gpus() -> None:
 
 
 def _copy_checkpoint(to: str) -> None:
-    from fer_utils.checkpoint import TrainingCheckpoint
+    from fer_utils.training.checkpoint import TrainingCheckpoint
 
     save = TrainingCheckpoint.on_epoch_end
 

@@ -12,10 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-from fer_utils import devices, training
-from fer_utils.augmentation import Changes
-from fer_utils.averaging import WeightAveraging
-from fer_utils.checkpoint import TrainingCheckpoint
+from fer_utils.data.augmentation import Changes
+from fer_utils.training import devices, loop, optimizers
+from fer_utils.training.averaging import WeightAveraging
+from fer_utils.training.checkpoint import TrainingCheckpoint
 
 import keras
 import numpy as np
@@ -47,15 +47,15 @@ def stopped(folder: Path) -> dict:
                 keras.layers.Dense(7, activation="softmax", dtype="float32"),
             ]
             model = keras.Sequential([keras.Input((12,)), *layers])
-            training.compile_for_training(model, training.make_optimizer("adamw", 0.01, 0.1, 1.0), training.HEAD_STEPS)
-        train = training.Batches(features, labels.astype(np.int32), BATCH, seed)
+            loop.compile_for_training(model, optimizers.make_optimizer("adamw", 0.01, 0.1, 1.0), loop.HEAD_STEPS)
+        train = loop.Batches(features, labels.astype(np.int32), BATCH, seed)
         checkpoint = TrainingCheckpoint(folder / file, "key")
-        history = training.fit(model, train, training.Batches(*val, 256), "test", 0, epochs, (), checkpoint)
+        history = loop.fit(model, train, loop.Batches(*val, 256), "test", 0, epochs, (), checkpoint)
         return model, history[["loss", "val_loss", "val_accuracy"]].to_numpy().tolist()
 
     train("stopped.npz", EPOCHS - 1)
     model, resumed = train("stopped.npz", EPOCHS)
-    answers = training.predict(model, val[0])
+    answers = loop.predict(model, val[0])
     itself = -np.log(answers[np.arange(len(answers)), val[1]]).mean()
     second = np.arange(SAMPLES) % BATCH >= BATCH // 2  # in order, these rows of a batch go to the second device
     _, overflowing = train("large.npz", 1, np.where(second[:, None], 300 * features, features), seed=None)
@@ -78,16 +78,16 @@ def main(strategy: str, n_devices: int, precision: str) -> dict:
         ]
         model = keras.Sequential([keras.Input((12,)), *layers])
         # The parts of a batch have other gradients than the batch: clipping each would train something else.
-        training.compile_for_training(model, training.make_optimizer("adamw", 0.01, 0.1, clip_norm=0.2))
+        loop.compile_for_training(model, optimizers.make_optimizer("adamw", 0.01, 0.1, clip_norm=0.2))
     labels = labels.astype(np.int32)
-    history = training.fit(
+    history = loop.fit(
         model,
-        training.Batches(features, labels, BATCH, seed=3, changes=Changes(label_smoothing=0.1)),
-        training.Batches(features, labels, BATCH),
+        loop.Batches(features, labels, BATCH, seed=3, changes=Changes(label_smoothing=0.1)),
+        loop.Batches(features, labels, BATCH),
         "test",
         first_epoch=0,
         epochs=EPOCHS,
-        callbacks=[WeightAveraging(0.9), training.IncreaseWeightDecayOnLRDrop()],
+        callbacks=[WeightAveraging(0.9), optimizers.IncreaseWeightDecayOnLRDrop()],
     )
     names = ["loss", "accuracy", "macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "weight_decay"]
     return {"replicas": replicas.num_replicas_in_sync if replicas else 1} | {n: history[n].tolist() for n in names}

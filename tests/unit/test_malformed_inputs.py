@@ -11,8 +11,11 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from fer_utils import cells, datasets, devices, files, images, parameters, paths, runs, stages
-from fer_utils.sources import DatasetError, open_source
+from fer_utils import files, images
+from fer_utils.data import loading
+from fer_utils.data.sources import DatasetError, open_source
+from fer_utils.pipeline import cells, parameters, paths, records, runs, stages
+from fer_utils.training import devices
 
 import pytest
 
@@ -64,7 +67,7 @@ def test_a_zip_entry_that_is_encrypted(tmp_path):
 
 
 def test_a_zip_that_unpacks_to_more_than_any_dataset(tmp_path, monkeypatch):
-    monkeypatch.setattr("fer_utils.sources.MAX_UNPACKED_BYTES", 10)
+    monkeypatch.setattr("fer_utils.data.sources.MAX_UNPACKED_BYTES", 10)
     _refused(_zip(tmp_path / "f.zip", "train/angry/b.png"), r"f\.zip unpacks to 16 bytes; no dataset of faces")
 
 
@@ -98,12 +101,12 @@ def test_a_run_name_that_leads_elsewhere(run):
 def test_a_table_that_lists_pictures_outside_its_folder(tmp_path, path):
     (tmp_path / "manifest.csv").write_text(f"split,label,path\nTRAIN,angry,{path}\n")
     with pytest.raises(files.TornFile, match=r"manifest\.csv lists .*, outside the image folder"):
-        datasets.read_table(tmp_path / "manifest.csv", ("path",))
+        loading.read_table(tmp_path / "manifest.csv", ("path",))
 
 
 def test_a_table_may_list_names_with_dots_and_no_path_at_all(tmp_path):
     (tmp_path / "manifest.csv").write_text("path\nTRAIN/angry/a..b.png\n\nTRAIN/angry/..png\n")
-    assert len(datasets.read_table(tmp_path / "manifest.csv", ("path",))) == 2
+    assert len(loading.read_table(tmp_path / "manifest.csv", ("path",))) == 2
 
 
 @pytest.mark.parametrize(
@@ -119,13 +122,13 @@ def test_a_table_may_list_names_with_dots_and_no_path_at_all(tmp_path):
 def test_a_manifest_that_is_no_table(tmp_path, content, said):
     (tmp_path / "manifest.csv").write_bytes(content)
     with pytest.raises(files.TornFile, match=rf"manifest\.csv ({said})"):
-        datasets.read_table(tmp_path / "manifest.csv", ("split", "label", "path"))
+        loading.read_table(tmp_path / "manifest.csv", ("split", "label", "path"))
 
 
 def test_a_table_that_is_a_pickle_is_not_unpickled(tmp_path):
     (tmp_path / "balanced.csv").write_bytes(pickle.dumps({"path": ["a"]}))
     with pytest.raises(files.TornFile, match=r"balanced\.csv"):
-        datasets.read_table(tmp_path / "balanced.csv", ("label", "path"))
+        loading.read_table(tmp_path / "balanced.csv", ("label", "path"))
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"val": ', "\x00\x00"])
@@ -189,7 +192,7 @@ def test_a_record_cannot_make_a_run_read_or_remove_outside_its_folder(fake_run, 
     record["outputs"]["../../../outside.txt"] = {"files": 1, "bytes": 3, "digest": "x"}
     path.write_text(json.dumps(record))
     with pytest.raises(files.TornFile, match=r"balance\.json names the output '\.\./\.\./\.\./outside\.txt'"):
-        stages.records(run.folders)
+        records.read(run.folders)
 
 
 @pytest.mark.parametrize(

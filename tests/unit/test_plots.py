@@ -2,8 +2,9 @@
 
 import itertools
 
-from fer_utils import evaluation, plots
+from fer_utils import plots
 from fer_utils.classes import CLASSES
+from fer_utils.evaluation import scores
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -42,7 +43,7 @@ def _bins(*confidences: float) -> pd.DataFrame:
     probabilities = np.repeat((1 - np.array(confidences)[:, None]) / 6, len(CLASSES), axis=1)
     probabilities[:, CLASSES.index("happy")] = confidences
     table = pd.DataFrame({"label": ["happy"] * len(confidences)})
-    return evaluation.reliability(evaluation.prediction_table(table, probabilities))
+    return scores.reliability(scores.prediction_table(table, probabilities))
 
 
 def test_a_split_has_one_colour_in_all_figures():

@@ -1,0 +1,1 @@
+"""The datasets: found, read, split, audited for copies, balanced, augmented and loaded."""

@@ -1,0 +1,74 @@
+"""Finds the two source datasets: where a parameter says, in data/, or mounted on Kaggle."""
+
+from pathlib import Path
+
+from fer_utils import places
+from fer_utils.classes import CLASSES, EMOTION_DETECTION_SPELLINGS
+
+# What to download and where to put it, by the name of the notebook parameter.
+DATASETS = {
+    "fer2013": ("msambare/fer2013", "fer2013"),
+    "emotion_detection": ("ananthu017/emotion-detection-fer", "emotion-detection-fer"),
+}
+# The class folders that tell the datasets apart, wherever they are mounted.
+CLASS_FOLDERS = {
+    "fer2013": CLASSES,
+    "emotion_detection": tuple(EMOTION_DETECTION_SPELLINGS.get(name, name) for name in CLASSES),
+}
+
+
+def find_dataset(name: str, given: str) -> Path:
+    """Where a source dataset is: at `given`, or with `auto` in the usual places.
+
+    In this order: `/kaggle/input/datasets/<owner>/<slug>`, `/kaggle/input/<slug>`, any folder mounted on Kaggle that
+    holds `train/` and `test/` with the dataset's class folders, `data/<slug>`, `data/<slug>.zip`. Raises NotFoundHere,
+    naming the dataset to get and what is there; also where several mounted folders fit.
+    """
+    owner_slug, local = DATASETS[name]
+    if given != "auto":
+        path = places.place(given)
+        if path.exists():
+            return path
+        raise places.NotFoundHere(f"{name}: nothing at {path}\n{_how_to_get(owner_slug, local)}")
+    inputs = places.kaggle_root() / "input"
+    data = places.project_root() / "data"
+    for usual in (inputs / "datasets" / owner_slug, inputs / local):
+        if usual.exists():
+            return usual
+    mounted = places.find_parts(inputs, ("train", "test"), CLASS_FOLDERS[name])
+    if len(mounted) > 1:
+        raise places.NotFoundHere(
+            f"{name}: {' and '.join(map(str, mounted))} both look like it: set the parameter {name} to one of them"
+        )
+    for found in (*mounted, data / local, data / f"{local}.zip"):
+        if found.exists():
+            return found
+    looked = f"looked for {data / local} and {data / local}.zip; data/ holds {', '.join(held_data()) or 'nothing'}"
+    looked = places.describe(inputs) if places.on_kaggle() else looked
+    raise places.NotFoundHere(f"{name}: the dataset is not here; {looked}\n{_how_to_get(owner_slug, local)}")
+
+
+def held_data() -> list[str]:
+    """What lies in the project's `data/`, by name, folders with a slash; without hidden files."""
+    data = places.project_root() / "data"
+    found = sorted(data.iterdir()) if data.is_dir() else []
+    return [f"{path.name}/" if path.is_dir() else path.name for path in found if not path.name.startswith(".")]
+
+
+def has_datasets() -> bool:
+    """Whether both source datasets stand in a usual place."""
+    try:
+        return all(find_dataset(name, "auto") for name in DATASETS)
+    except places.NotFoundHere:
+        return False
+
+
+def _how_to_get(owner_slug: str, local: str) -> str:
+    address = f"https://www.kaggle.com/datasets/{owner_slug}"
+    if places.on_kaggle():
+        return f"Attach {address} to the notebook: Add Input, Datasets, {owner_slug}."
+    return (
+        f"Download {address} and put the folder or the zip at data/{local} or "
+        f"data/{local}.zip; with kagglehub installed, `python run_all.py --download` does it. To see everything run "
+        "without any download: `python run_all.py --params params/demo.yaml`."
+    )

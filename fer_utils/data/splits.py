@@ -1,0 +1,155 @@
+"""Merges the open sources into one table, gives each image its split, and writes the split folders."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fer_utils import files, images
+from fer_utils.classes import CLASSES
+from fer_utils.data.sources import DatasetError, Source
+
+import numpy as np
+import pandas as pd
+
+SPLITS = ("TRAIN", "VAL", "TEST")
+FER2013 = "fer2013"
+EMOTION_DETECTION = "emotion_detection"
+
+
+def assign_splits(table: pd.DataFrame, val_fraction: float, test_usage: str, seed: int) -> pd.Series:
+    """Give each image its split.
+
+    TRAIN takes every Emotion Detection FER image and the rest of FER2013's train part, of which VAL takes
+    round(n × val_fraction) of each class; TEST takes FER2013's test part: all of it, or with `test_usage="private"` the
+    PrivateTest images alone, the others then standing in no split (""). So does an image flagged `unreadable`.
+
+    table: columns source, part, label, usage, flags. Returns a Series of TRAIN, VAL, TEST or "" on the same index.
+    Raises ValueError for an unknown `test_usage`, for a fraction outside (0, 1), and for "private" where the source does
+    not tell Public from Private.
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction is {val_fraction}, expected a share between 0 and 1")
+    readable = ~table["flags"].str.split().map(lambda flags: "unreadable" in flags).astype(bool)
+    split = pd.Series("TRAIN", index=table.index).where(readable, "")
+    is_fer = readable & (table["source"] == FER2013)
+    is_test = is_fer & (table["part"] == "test")
+    split[is_test] = "TEST"
+    if test_usage == "private":
+        if not (table.loc[is_test, "usage"] == "PrivateTest").any():
+            raise ValueError("test_usage is 'private', but this FER2013 does not tell PublicTest from PrivateTest")
+        split[is_test & (table["usage"] != "PrivateTest")] = ""
+    elif test_usage != "all":
+        raise ValueError(f"test_usage is {test_usage!r}, expected 'all' or 'private'")
+    for code, label in enumerate(CLASSES):
+        members = table.index[is_fer & (table["part"] == "train") & (table["label"] == label)]
+        chosen = np.random.default_rng([seed, code]).permutation(len(members))[: round(len(members) * val_fraction)]
+        split[members[chosen]] = "VAL"
+    return split
+
+
+def count_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Images of each class (rows, in CLASSES order, then `total`) in each split (columns)."""
+    counts = pd.crosstab(table["label"], table["split"]).reindex(index=CLASSES, columns=SPLITS, fill_value=0)
+    counts.loc["total"] = counts.sum()
+    counts.columns.name = counts.index.name = None
+    return counts
+
+
+MANIFEST_COLUMNS = (
+    "split", "label", "source", "usage", "source_path", "path", "fingerprint", "flags", "group", "relation", "label_conflict"
+)  # fmt: skip
+_REPAIRED = {"colour", "resized"}  # flags whose picture is no longer what the source's file holds
+_COPY = re.compile(r"_aug\d+$", re.IGNORECASE)  # how names of augmented copies end, see `balance.balanced_name`
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Merged:
+    """All source images. table: a row an image; pixels: uint8 (n, 48, 48); data: the image files' bytes, in row order."""
+
+    table: pd.DataFrame
+    pixels: np.ndarray
+    data: list[bytes]
+
+
+def read_all(sources: Sequence[Source], unreadable: str, progress: Callable[[Iterable], Iterable]) -> Merged:
+    """Read and check every image of the sources; nothing is written.
+
+    table: the sources' columns and file (`<source>_<part>_<name>`, unique in its class), fingerprint, flags (space
+    separated). An image that is empty, cut off or foreign raises DatasetError, with the names of the first ten, after all
+    have been tried; with `unreadable="exclude"` it stays in the table, flagged `unreadable`, its pixels 0.
+    """
+    table = pd.concat([source.table for source in sources], ignore_index=True)
+    pixels = np.zeros((len(table), images.SIZE, images.SIZE), np.uint8)
+    data, marks, faults = [], [], []
+    readers = {source.name: source for source in sources}
+    for row, (name, path) in enumerate(zip(progress(table["source"]), table["source_path"], strict=True)):
+        content = b""
+        try:
+            content = readers[name].read(path)
+            pixels[row], flags = images.decode(content, f"{readers[name].path}: {path}")
+        except images.UnreadableImage as error:
+            faults.append(str(error))
+            flags = ("unreadable",)
+        if _REPAIRED & set(flags):
+            content = images.encode_png(pixels[row])
+        data.append(content)
+        marks.append(list(flags))
+    if faults and unreadable != "exclude":
+        shown = "\n".join(f"  {fault}" for fault in faults[:_SHOWN])
+        raise DatasetError(
+            f"{len(faults)} of {len(table):,} images cannot be read; the first:\n{shown}\nDownload the dataset again, or "
+            "leave them out with merge_split.unreadable=exclude"
+        )
+    table["file"] = _unique_names(table, marks)
+    table["fingerprint"] = [images.fingerprint(image) for image in pixels]
+    table["flags"] = [" ".join(flags) for flags in marks]
+    return Merged(table, pixels, data)
+
+
+def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
+    """`<source>_<part>_<name>`; the second of one name in a class is numbered and flagged `renamed`.
+
+    One name whatever its suffix and its case: augmented copies of `a.jpg` and `a.png` would both be `a_aug1.png`. So would
+    an image that comes under that name: it is numbered too.
+    """
+    names, taken = [], set()
+    for row, (source, part, label, path) in enumerate(
+        zip(table["source"], table["part"], table["label"], table["source_path"], strict=True)
+    ):
+        name = Path(path).name
+        if "#" in name:
+            name = f"{name.split('#')[1]}.png"  # a row of a CSV
+        stem, suffix = Path(name).stem, ".png" if _REPAIRED & set(marks[row]) else Path(name).suffix
+        unique, count = f"{source}_{part}_{stem}", 1
+        while (label, unique.casefold()) in taken or _COPY.search(unique):
+            count += 1
+            unique = f"{source}_{part}_{stem}_{count}"
+        if count > 1:
+            marks[row].append("renamed")
+        taken.add((label, unique.casefold()))
+        names.append(unique + suffix)
+    return names
+
+
+def to_manifest(table: pd.DataFrame) -> pd.DataFrame:
+    """The manifest of a table that has splits and audit columns; `path` is relative to the image folder, "" in no split."""
+    path = table["split"] + "/" + table["label"] + "/" + table["file"]
+    return table.assign(path=path.where(table["split"] != "", ""))[list(MANIFEST_COLUMNS)]
+
+
+def write_split_folders(
+    manifest: pd.DataFrame, data: list[bytes], folder: Path, progress: Callable[[Iterable], Iterable]
+) -> None:
+    """Write TRAIN, VAL and TEST below `folder`, each replaced whole; byte for byte but for repaired images."""
+    bar = iter(progress(range(int((manifest["split"] != "").sum()))))
+    for split in SPLITS:
+        with files.replacing(folder / split) as temporary:
+            for label in CLASSES:
+                (temporary / label).mkdir(parents=True)
+            for row in np.flatnonzero(manifest["split"] == split):
+                (temporary / Path(manifest["path"].iat[row]).relative_to(split)).write_bytes(data[row])
+                next(bar)
+    for _ in bar:
+        pass

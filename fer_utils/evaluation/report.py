@@ -1,0 +1,223 @@
+"""The HTML report of a run: one file, figures inside, readable without Jupyter.
+
+Knows a run's results and how to lay them out; computes no score.
+"""
+
+import base64
+from pathlib import Path
+
+from fer_utils import files
+from fer_utils.pipeline.paths import RunFolders
+
+import pandas as pd
+from jinja2 import Environment
+
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; } td, tbody th { white-space: nowrap; }
+.wide, figure { overflow-x: auto; }
+img { max-width: 100%; } figure { margin: 1.5rem 0; } figcaption { color: #555; font-size: .9rem; }
+.honesty, .warning { border-left: .4rem solid #228833; background: #f0f7f1; padding: .7rem 1rem; }
+.warning { border-color: #cc3311; background: #fdf0ed; }
+.parameters { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); column-gap: 2rem; }
+.parameters td { white-space: normal; overflow-wrap: anywhere; } .parameters td:first-child { white-space: nowrap; }
+@media (max-width: 40rem) { body { margin-top: 1rem; } h1 { font-size: 1.3rem; } table { font-size: .8rem; }
+  th, td { padding: .25rem .3rem; }
+  figcaption { position: sticky; left: 0; } img { max-width: 44rem; } }
+@media print { @page { size: A4; margin: 14mm; } body { font-size: 10pt; margin: 0; padding: 0; max-width: none; }
+  h2, h3, tr, figure, .honesty, .warning { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  .wide, figure { overflow: visible; } table { font-size: 8pt; } th, td { padding: .15rem .35rem; }
+  img { max-height: 230mm; } .parameters { grid-template-columns: 1fr 1fr; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+"""
+
+# What the report shows after its opening: captions and the names of figures, as the notebooks save them.
+_SECTIONS = {
+    "Mistakes": {
+        "Classes most often confused on TEST, the most confident predictions first": "confused_pairs",
+        "Grad-CAM on TEST: for each class the most confident right and the most confident wrong prediction": "grad_cam",
+        "The most confident mistakes on TEST": "worst_mistakes",
+    },
+    "Confidence": {
+        "Reliability: accuracy against confidence": "reliability",
+        "TEST before and after temperature scaling": "temperature",
+    },
+    "Training": {
+        "Learning curves of both phases": "learning_curves",
+        "Learning rate and weight decay of phase 2": "rates",
+    },
+    "Data": {
+        "Some faces of each class": "faces",
+        "Images of each class in each split": "split_counts",
+        "Images of each class before and after balancing": "balance",
+        "One face and its augmentations": "augmentations",
+        "The same picture on both sides of the split, as the sources come": "pairs_across_splits",
+        "One picture, several labels": "label_conflicts",
+        "Distances of copies, and of pictures that are none": "pair_distances",
+    },
+}
+
+_PAGE = """{% macro figure(title, data) %}<figure>
+{% if data %}<img alt="{{ title }}" src="data:image/png;base64,{{ data }}">{% endif %}
+<figcaption>{{ title }}</figcaption></figure>{% endmacro %}<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>FER run {{ run }}</title>
+<style>{{ style }}</style></head><body>
+<h1>Facial expression recognition: run “{{ run }}”</h1>
+<p><b>TEST accuracy {{ "%.3f"|format(metrics.test.accuracy) }}, macro F1 {{ "%.3f"|format(metrics.test.macro_f1) }}</b>
+on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val.accuracy) }} and
+{{ "%.3f"|format(metrics.val.macro_f1) }} on {{ "{:,}".format(metrics.val.n) }}); a guess is right one time in seven.</p>
+{% if drawn %}<p class="honesty">{{ drawn }}</p>{% endif %}
+<p class="{{ 'warning' if honesty.startswith('WARNING') else 'honesty' }}">{{ honesty }}</p>
+{{ figure(*opening) }}
+<h2>Scores</h2>{{ scores }}
+<h2>TEST, class by class</h2>{{ per_class }}
+{% for title, figures in sections %}<h2>{{ title }}</h2>
+{% if title == "Confidence" %}{{ calibration }}{% endif %}
+{% for shown in figures %}{{ figure(*shown) }}{% endfor %}
+{% endfor %}
+<h2>Stages</h2>{{ seconds }}
+<h2>Parameters</h2><div class="parameters">
+{% for stage, table in parameters %}<div><h3>{{ stage }}</h3>{{ table }}</div>{% endfor %}</div>
+<h2>Versions</h2>{{ versions }}
+{% if notebooks %}<h2>Executed notebooks</h2><ul>
+{% for name in notebooks %}<li><a href="notebooks/{{ name }}">{{ name }}</a></li>{% endfor %}</ul>{% endif %}
+</body></html>
+"""
+
+
+def score_table(metrics: dict) -> pd.DataFrame:
+    """The scores of metrics.json as a table: a row for VAL, TEST and each part of them that is told apart.
+
+    The same rows again for test-time augmentation, where there was any.
+    """
+    rows = {}
+    augmented = metrics.get("test_time_augmentation", {})
+    for found, views in ((metrics, ""), (augmented, f", {augmented.get('kind')}")):
+        for split in ("VAL", "TEST"):
+            of = found.get(split.lower(), {})
+            parts = {f"{split}, {part}": of[part] for part in ("public", "private", "unseen") if part in of}
+            rows |= {f"{name}{views}": row for name, row in ({split: of} | parts).items() if row}
+    columns = ["n", "accuracy", "macro_f1", "macro_precision", "macro_recall", "loss", "calibration_error"]
+    table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
+    for name, place in (("accuracy", 2), ("macro_f1", 4)):
+        ends = [row[f"{name}_interval"] for row in rows.values()]
+        table.insert(place, f"{name} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
+    return table.astype({"n": int})
+
+
+def calibration_table(metrics: dict) -> pd.DataFrame:
+    """Loss and calibration error of VAL and TEST as they are, and at the temperature fitted on VAL."""
+    scaled = metrics["temperature_scaling"]
+    rows = {
+        f"{split}{name}": {column: of[split.lower()][column] for column in ("loss", "calibration_error")}
+        for split in ("VAL", "TEST")
+        for name, of in (("", metrics), (f" at temperature {scaled['temperature']:.2f}", scaled))
+    }
+    return pd.DataFrame(rows).T
+
+
+def seen_in_training(metrics: dict, split: str) -> int | None:
+    """How many scored images of VAL or TEST have a copy among the images that the model was trained on.
+
+    None for a run that was scored by an earlier version of this project: it counted the copies in TRAIN, of which a part
+    trains. Where it counted none, there is none.
+    """
+    leakage = metrics["leakage"]
+    counted = leakage.get(f"{split.lower()}_images_seen_in_training")
+    return 0 if counted is None and leakage.get(f"{split.lower()}_images_in_train") == 0 else counted
+
+
+def drawn_line(metrics: dict) -> str:
+    """Of a run on the demo's faces, a sentence that says so; else nothing."""
+    sources = metrics["run"]["params"].get("merge_split", {})
+    if "demo" not in (sources.get("fer2013"), sources.get("emotion_detection")):
+        return ""
+    return "The faces are drawn, not photographed: these scores show that the pipeline works, and nothing about people."
+
+
+def honesty_line(metrics: dict) -> str:
+    """One sentence that says how much of VAL and TEST the model has seen in training."""
+    val, test = (seen_in_training(metrics, split) for split in ("VAL", "TEST"))
+    if val is None or test is None:
+        return (
+            "WARNING: copies of VAL and TEST images are in TRAIN. How many of them the model was trained on is not on "
+            "record, since an earlier version of this project scored it: these scores measure memory as well as skill."
+        )
+    if not val and not test:
+        return "The model was trained on no copy of a VAL or TEST picture: these scores are of pictures it never saw."
+    return (
+        f"WARNING: the model was trained on copies of {val:,} of {metrics['val']['n']:,} VAL images and {test:,} of "
+        f"{metrics['test']['n']:,} TEST images. These scores measure memory as well as skill; run params/clean.yaml for "
+        "scores of unseen pictures."
+    )
+
+
+def leak_note(metrics: dict, split: str) -> str:
+    """A few words on how much of a split the model has seen in training, for a figure's title."""
+    seen, n = seen_in_training(metrics, split), metrics[split.lower()]["n"]
+    if not seen:
+        return "the model was trained on no copy of these pictures"
+    return f"WARNING: the model was trained on copies of {seen:,} of {n:,} pictures (params/clean.yaml avoids it)"
+
+
+def write_report(folders: RunFolders, metrics: dict) -> None:
+    """Write the run's report.html. A figure that is not there is named as missing."""
+    matrices = {split: folders.for_split("confusion_matrix", split, ".png") for split in ("TEST", "VAL")}
+    sections = [
+        (title, [_embedded(caption, folders.figure(name)) for caption, name in shown.items()])
+        for title, shown in _SECTIONS.items()
+    ]
+    sections.insert(0, ("VAL", [_embedded("Confusion matrix of VAL", matrices["VAL"])]))
+    page = Environment(autoescape=True).from_string(_PAGE)
+    with files.replacing(folders.report) as temporary:
+        temporary.write_text(
+            page.render(
+                style=STYLE,
+                run=folders.run.name,
+                metrics=metrics,
+                drawn=drawn_line(metrics),
+                honesty=honesty_line(metrics),
+                scores=html_table(score_table(metrics), index=True),
+                calibration=html_table(calibration_table(metrics), index=True),
+                opening=_embedded("Confusion matrix of TEST", matrices["TEST"]),
+                sections=sections,
+                per_class=html_table(pd.DataFrame(metrics["per_class"]["test"])),
+                seconds=html_table(
+                    pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"])
+                ),
+                parameters=[
+                    (stage, html_table(pd.DataFrame(values.items(), columns=["name", "value"], dtype=str)))
+                    for stage, values in metrics["run"]["params"].items()
+                ],
+                versions=html_table(pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"])),
+                notebooks=sorted(path.name for path in folders.notebooks.glob("*.ipynb")),
+            ),
+            encoding="utf-8",
+        )
+
+
+def _embedded(caption: str, path: Path) -> tuple[str, str]:
+    if not path.is_file():
+        return f"{caption} (missing: {path.name})", ""
+    return caption, base64.b64encode(path.read_bytes()).decode()
+
+
+class _Safe(str):
+    def __html__(self) -> str:
+        return str(self)
+
+
+def html_table(table: pd.DataFrame, index: bool = False) -> _Safe:
+    """A table as HTML, its text escaped and its numbers `significant`; one that is too wide scrolls by itself."""
+    html = table.to_html(index=index, border=0, float_format=significant, escape=True)
+    return _Safe(f'<div class="wide">{html}</div>')
+
+
+def significant(value: float) -> str:
+    """A number with four significant digits, one over 1,000 as a whole number: 0, 0.4670, 312.5, 12,346, 2.100e-38."""
+    if value == 0:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")

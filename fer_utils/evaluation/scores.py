@@ -1,0 +1,210 @@
+"""Scores of predictions: plain functions of labels and probabilities.
+
+Knows metrics; knows nothing of models, files or plots.
+"""
+
+from fer_utils.classes import CLASSES
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.stats import binomtest
+from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
+
+PROBABILITIES = tuple(f"p_{label}" for label in CLASSES)
+KEPT_COLUMNS = ("path", "label", "usage", "seen_in_training", "label_conflict", "flags")
+RESAMPLES = 2000  # bootstrap: enough that an interval's ends move in the third digit only
+CALIBRATION_BINS = 15  # as Guo et al. 2017, "On Calibration of Modern Neural Networks"
+TEMPERATURES = (0.05, 20.0)  # the range searched
+SMALLEST_PROBABILITY = 1e-7  # as keras.config.epsilon(): the loss of a probability of 0 stays finite
+
+
+def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """One row an image: what it is, what it was taken for, and all seven probabilities.
+
+    table: KEPT_COLUMNS, as far as it has them (others are kept out). probabilities: (n, 7), rows sum to 1.
+    """
+    predicted = [CLASSES[place] for place in probabilities.argmax(axis=1)]
+    rows = table[[column for column in KEPT_COLUMNS if column in table]].assign(predicted=predicted)
+    return pd.concat([rows, pd.DataFrame(probabilities.round(7), table.index, PROBABILITIES)], axis=1)
+
+
+def overall(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
+    """What is said of a set of predictions.
+
+    n, loss (sparse categorical cross-entropy, nats), accuracy, macro precision, recall and F1 (zero_division 0);
+    accuracy_interval and macro_f1_interval, 95 % bootstrap; calibration_error (see calibration_error).
+    """
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        predictions["label"], predictions["predicted"], labels=CLASSES, average="macro", zero_division=0
+    )
+    return {
+        "n": len(predictions),
+        "loss": _loss(predictions),
+        "accuracy": float((predictions["label"] == predictions["predicted"]).mean()),
+        "macro_precision": float(precision),
+        "macro_recall": float(recall),
+        "macro_f1": float(f1),
+        **bootstrap_intervals(confusion(predictions)),
+        "calibration_error": calibration_error(reliability(predictions)),
+    }
+
+
+def _loss(predictions: pd.DataFrame) -> float:
+    true = predictions["label"].map(CLASSES.index).to_numpy()
+    chosen = predictions[list(PROBABILITIES)].to_numpy()[np.arange(len(true)), true]
+    return float(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1)).mean())
+
+
+def bootstrap_intervals(counts: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
+    """95 % percentile intervals of accuracy and macro F1 under resampling of images with replacement.
+
+    counts: (7, 7) confusion counts. Both scores depend on the images through these counts alone, and resampling images
+    draws the counts from a multinomial distribution: so they are drawn directly, which is the same and much faster.
+    """
+    n = int(counts.sum())
+    drawn = np.random.default_rng(seed).multinomial(n, counts.ravel() / n, RESAMPLES).reshape(-1, *counts.shape)
+    hits = np.diagonal(drawn, axis1=1, axis2=2)
+    called = drawn.sum(axis=1) + drawn.sum(axis=2)
+    f1 = np.divide(2 * hits, called, out=np.zeros(hits.shape), where=called > 0).mean(axis=1)
+    draws = {"accuracy_interval": hits.sum(axis=1) / n, "macro_f1_interval": f1}
+    return {name: [float(end) for end in np.percentile(values, [2.5, 97.5])] for name, values in draws.items()}
+
+
+def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
+    """How often predictions of a confidence are right: a row a bin of equal width that holds any.
+
+    Columns: low and high, the bin's ends; n; the means confidence and accuracy.
+    """
+    confidence = predictions[list(PROBABILITIES)].max(axis=1)
+    right = predictions["label"] == predictions["predicted"]
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    table = pd.DataFrame({"n": 1, "confidence": confidence, "accuracy": right.astype(float)}).groupby(bins)
+    table = table.agg({"n": "sum", "confidence": "mean", "accuracy": "mean"})
+    low, high = (np.asarray(table.index + step) / CALIBRATION_BINS for step in (0, 1))
+    return table.assign(low=low, high=high).reset_index(drop=True)
+
+
+def calibration_error(bins: pd.DataFrame) -> float:
+    """Expected calibration error: |accuracy - confidence|, averaged over the bins of `reliability` by their n (Guo et al. 2017)."""
+    return float(((bins["accuracy"] - bins["confidence"]).abs() * bins["n"]).sum() / bins["n"].sum())
+
+
+def fit_temperature(predictions: pd.DataFrame) -> float:
+    """The temperature by which scores are divided before softmax so that the loss of these predictions is lowest.
+
+    Temperature scaling (Guo et al. 2017, section 4.2): above 1 the model is too sure of itself, below 1 not sure enough;
+    what it predicts stays the same.
+    """
+
+    def loss(log_temperature: float) -> float:
+        return _loss(at_temperature(predictions, float(np.exp(log_temperature))))
+
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+
+
+def scores_at(predictions: pd.DataFrame, temperature: float) -> dict[str, float]:
+    """Loss and calibration_error, as `overall` defines them, of probabilities at a temperature."""
+    scaled = at_temperature(predictions, temperature)
+    return {"loss": _loss(scaled), "calibration_error": calibration_error(reliability(scaled))}
+
+
+def at_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
+    """The predictions with probabilities softmax(log(p) / temperature): their logarithms are the scores but for a constant."""
+    logits = np.log(np.clip(predictions[list(PROBABILITIES)].to_numpy(), SMALLEST_PROBABILITY, 1)) / temperature
+    scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return predictions.assign(**dict(zip(PROBABILITIES, (scaled / scaled.sum(axis=1, keepdims=True)).T, strict=True)))
+
+
+def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
+    """McNemar's exact test of two models' predictions for the same images.
+
+    Returns n (images both cover), only_first and only_second (images that one alone gets right) and p_value, two-sided:
+    the chance of so uneven a share were both equally good. Raises ValueError where no image is in both.
+    """
+    both = first.merge(second, on="path", suffixes=("_1", "_2"))
+    if not len(both):
+        raise ValueError("the two tables of predictions have no image in common")
+    right = [both[f"label_{run}"] == both[f"predicted_{run}"] for run in (1, 2)]
+    only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    discordant = only_first + only_second
+    p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return {"n": len(both), "only_first": only_first, "only_second": only_second, "p_value": p_value}
+
+
+def scores_of_parts(predictions: pd.DataFrame) -> dict[str, dict]:
+    """The scores of the parts that can be told apart: public, private, and unseen, the images that training saw
+    no copy of.
+
+    `unseen` is there only where it is a part: neither all images nor none.
+    """
+    found = {
+        "public": predictions[predictions["usage"] == "PublicTest"],
+        "private": predictions[predictions["usage"] == "PrivateTest"],
+    }
+    if predictions["seen_in_training"].any():
+        found["unseen"] = predictions[~predictions["seen_in_training"]]
+    return {part: overall(rows) for part, rows in found.items() if len(rows)}
+
+
+def scores_with_parts(predictions: pd.DataFrame) -> dict:
+    """The scores of the whole, and under their names those of its parts, as metrics.json holds them."""
+    return overall(predictions) | scores_of_parts(predictions)
+
+
+def class_report(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Precision, recall, F1 and support: a row a class, then macro and weighted averages."""
+    report = classification_report(
+        predictions["label"], predictions["predicted"], labels=CLASSES, output_dict=True, zero_division=0
+    )
+    rows = {name: report[name] for name in (*CLASSES, "macro avg", "weighted avg")}
+    return (
+        pd.DataFrame(rows)
+        .T.rename_axis("class")
+        .rename(columns={"f1-score": "f1"})
+        .astype({"support": int})
+        .reset_index()
+    )
+
+
+def confusion(predictions: pd.DataFrame) -> np.ndarray:
+    """Counts, shape (7, 7): row the true class, column the predicted one, in order of CLASSES."""
+    return confusion_matrix(predictions["label"], predictions["predicted"], labels=CLASSES)
+
+
+def surest(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The predictions with their `confidence`, the highest probability, surest first."""
+    confidence = predictions[list(PROBABILITIES)].max(axis=1)
+    return predictions.assign(confidence=confidence).sort_values(["confidence", "path"], ascending=[False, True])
+
+
+def worst_mistakes(predictions: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The `n` wrong predictions with the most confidence, surest first."""
+    return surest(predictions[predictions["label"] != predictions["predicted"]]).head(n)
+
+
+def surest_of_each_class(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Of each label the surest right prediction and the surest wrong one, as far as there are any."""
+    right = (predictions["label"] == predictions["predicted"]).rename("right")
+    return surest(predictions).groupby(["label", right], sort=False).head(1)
+
+
+def most_confused(predictions: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The `n` pairs of classes most often confused: label, predicted, n images, share of the label's images."""
+    counts = confusion(predictions)
+    np.fill_diagonal(counts, 0)
+    rows, columns = np.unravel_index(np.argsort(-counts, axis=None, kind="stable"), counts.shape)
+    totals = predictions["label"].value_counts()
+    pairs = [
+        (CLASSES[row], CLASSES[column], int(counts[row, column]), counts[row, column] / totals[CLASSES[row]])
+        for row, column in zip(rows[:n], columns[:n], strict=True)
+        if counts[row, column]
+    ]
+    return pd.DataFrame(pairs, columns=["label", "predicted", "n", "share"])
+
+
+def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The table without `conflicts` (images whose copies have another label), `blanks`, `both`, or `none` of them."""
+    conflicts, blanks = table["label_conflict"].astype(bool), table["flags"].str.contains("blank")
+    masks = {"none": blanks & False, "conflicts": conflicts, "blanks": blanks, "both": conflicts | blanks}
+    return table[~masks[what]]

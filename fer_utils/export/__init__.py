@@ -1,0 +1,1 @@
+"""A trained model for use elsewhere: TFLite, ONNX and a model card."""

@@ -1,0 +1,228 @@
+"""Writes folders that `kaggle kernels push` takes: a notebook with this package inside, and its metadata.
+
+Knows notebooks, Kaggle's metadata and its limits; knows nothing of what a stage does. Kaggle has no checkout and often
+no internet, so everything that a notebook needs travels in it.
+"""
+
+import base64
+import hashlib
+import importlib.metadata
+import io
+import json
+import re
+import textwrap
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fer_utils import files, places
+from fer_utils.data import finding
+from fer_utils.kaggle import handover
+from fer_utils.pipeline import parameters
+
+import jupytext
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+TITLE = "FER ResNet50"
+MAX_BYTES = 900_000  # Kaggle takes 1,000,000 of a notebook's source
+MACHINE = "NvidiaTeslaT4"  # as Kaggle's client spells the machine with T4 GPUs
+WEIGHTS = "keras/resnet50"  # the dataset in which Keras publishes ResNet50's ImageNet weights on Kaggle
+NEEDS_WEIGHTS = ("train_head", "fine_tune")
+# Takes the variables of the stage before away. `%reset` would take `__main__.__spec__` too, and without it no pool of
+# spawned processes starts.
+_FORGET = "%reset_selective -f ."
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date: one source gives one hash
+
+_UNPACK = '''\
+# The helper package fer_utils, compressed. It is unpacked into a folder: to read, and for tracebacks that show its lines.
+import base64, hashlib, io, os, sys, zipfile
+from pathlib import Path
+
+PACKAGE = """
+{encoded}
+"""
+data = base64.b64decode(PACKAGE)
+digest = hashlib.sha256(data).hexdigest()
+if digest != "{digest}":
+    raise ValueError("the package in this cell is damaged: export the notebook again")
+home = Path(os.environ.get("FER_KAGGLE_ROOT", "/kaggle")) / "temp" / f"fer_utils-{{digest[:12]}}"
+zipfile.ZipFile(io.BytesIO(data)).extractall(home)
+sys.path.insert(0, str(home))
+print(f"fer_utils {version}, sha256 {{digest}}, in {{home}}")
+for module in sorted(home.glob("fer_utils/**/*.py")):
+    print(f"  {{str(module.relative_to(home / 'fer_utils')):36}} {{module.read_text().split(chr(10))[0].strip(chr(34))}}")'''
+
+
+class ExportError(parameters.ParameterError):
+    """What was asked for does not make notebooks that Kaggle takes."""
+
+
+def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, weights: str) -> list[Path]:
+    """Write a folder for all five stages in one notebook, and one for each stage alone; return them.
+
+    values: stage → parameter → value, written into the parameters cells. owner: the user name on Kaggle. weights: the
+    dataset (`owner/slug`) or model version (`owner/model/framework/variation/version`) with a ResNet50 notop file, or
+    empty. Raises ExportError for what Kaggle's client or Kaggle would refuse.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", owner):
+        raise ExportError(
+            f"the Kaggle user name is {owner!r}, expected letters, digits and dashes, as in your profile's URL"
+        )
+    _check_weights_source(weights)
+    if not all(own["data_dir"] for own in values.values()):
+        raise ExportError("data_dir is empty: on Kaggle the image folders need a place outside the results")
+    package = _package()
+    written = [_write(folder, TITLE, _all_stages(values, package), _metadata(owner, TITLE, weights, kernels=[]))]
+    previous = []
+    for stage, file in parameters.STAGES.items():
+        title = f"{TITLE} {Path(file).stem.replace('_', ' ')}"
+        source = weights if stage in NEEDS_WEIGHTS else ""
+        metadata = _metadata(owner, title, source, previous, datasets=stage == "merge_split")
+        written.append(_write(folder, title, _one_stage(stage, values[stage], package), metadata))
+        previous = [metadata["id"]]
+    return written
+
+
+def _check_weights_source(weights: str) -> None:
+    if not re.fullmatch(r"|[\w.-]+/[\w.-]+|[\w.-]+/[\w.-]+/[\w.-]+/[\w.-]+/\d+", weights):
+        raise ExportError(
+            f"the source of the weights is {weights!r}, expected a dataset such as {WEIGHTS} or a model version such as "
+            "owner/model/keras/variation/1"
+        )
+
+
+def slug(title: str) -> str:
+    """The slug that Kaggle makes of a title: lower case, dashes for spaces."""
+    return title.lower().replace(" ", "-")
+
+
+def _metadata(owner: str, title: str, weights: str, kernels: list[str], datasets: bool = True) -> dict[str, Any]:
+    is_model = weights.count("/") > 1
+    sources = [owner_slug for owner_slug, _ in finding.DATASETS.values()] if datasets else []
+    return {
+        "id": f"{owner}/{slug(title)}",
+        "title": title,
+        "code_file": f"{slug(title)}.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "machine_shape": MACHINE,
+        "dataset_sources": sources + ([weights] if weights and not is_model else []),
+        "competition_sources": [],
+        "kernel_sources": kernels,
+        "model_sources": [weights] if is_model else [],
+    }
+
+
+def _package() -> NotebookNode:
+    """The cell that holds this package, the notebooks' source and the profiles, and unpacks them."""
+    root = places.source_root()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        for pattern in ("fer_utils/**/*.py", "notebooks/*.py", "params/*.yaml"):
+            for path in sorted(root.glob(pattern)):
+                entry = zipfile.ZipInfo(path.relative_to(root).as_posix(), _EPOCH)
+                packed.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=9)
+    data = buffer.getvalue()
+    source = _UNPACK.format(
+        encoded="\n".join(textwrap.wrap(base64.b64encode(data).decode(), 120)),
+        digest=hashlib.sha256(data).hexdigest(),
+        version=importlib.metadata.version("fer-resnet50"),
+    )
+    return new_code_cell(source, metadata={"_kg_hide-input": True, "jupyter": {"source_hidden": True}})
+
+
+def _all_stages(values: Mapping[str, Mapping[str, Any]], package: NotebookNode) -> list[NotebookNode]:
+    cells = {stage: _stage_cells(stage, own) for stage, own in values.items()}
+    contents = "\n".join(f"- [{_headline(own[0].source)}](#{stage})" for stage, own in cells.items())
+    top = (
+        f"# Facial expression recognition with ResNet50\n\nFive stages in one notebook, first to last cell.\n\n{contents}\n"
+        "- [Results](#results)\n\nEach stage has its own parameters cell; stages pass state through files alone. "
+        f"{_how_to_read()}"
+    )
+    joined = [new_markdown_cell(top), package]
+    for stage, own in cells.items():
+        own[0].source = f'<a id="{stage}"></a>\n\n{own[0].source}'
+        _parameters_cell(own).metadata["tags"] = [f"parameters-{stage}"]  # papermill knows one `parameters` cell only
+        if joined[-1] is not package:
+            joined.append(new_code_cell(_FORGET))
+        joined += own
+    end = '<a id="results"></a>\n\n# Results\n\nFew files in the output: what is looked at first, and one zip of the rest.'
+    return [*joined, new_markdown_cell(end), new_code_cell(_code("handover.deliver(folders)", "handover"))]
+
+
+def _one_stage(stage: str, values: Mapping[str, Any], package: NotebookNode) -> list[NotebookNode]:
+    cells = _stage_cells(stage, values)
+    if stage != next(iter(parameters.STAGES)):
+        restore = f'handover.restore("{stage}", paths.run_folders(run, outputs_dir, data_dir))'
+        text = new_markdown_cell("## Input\nWhat the notebook before this one left, attached as its output.")
+        place = cells.index(_parameters_cell(cells)) + 1
+        cells[place:place] = [text, new_code_cell(_code(restore, "handover", "paths"))]
+    images = handover.IMAGES_LEFT[stage]
+    end = f"handover.pack(folders, {images!r})" if images else "handover.deliver(folders)"
+    text = new_markdown_cell(
+        "## Output\nFew files, for the next notebook to attach." if images else "## Output\nFew files."
+    )
+    return [
+        cells[0],
+        new_markdown_cell(_how_to_read()),
+        package,
+        *cells[1:],
+        text,
+        new_code_cell(_code(end, "handover")),
+    ]
+
+
+def _code(line: str, *modules: str) -> str:
+    return f"from fer_utils import {', '.join(modules)}\n\n{line};"
+
+
+def _how_to_read() -> str:
+    return (
+        "The cell below holds the helper package `fer_utils` and lists its modules; to read one, put "
+        "`from fer_utils.training import network` in a new cell below it, and `network??` in the next."
+    )
+
+
+def _headline(markdown: str) -> str:
+    return next(line.lstrip("# ") for line in markdown.splitlines() if line.startswith("#"))
+
+
+def _stage_cells(stage: str, values: Mapping[str, Any]) -> list[NotebookNode]:
+    cells = jupytext.read(places.source_root() / "notebooks" / parameters.STAGES[stage]).cells
+    cell = _parameters_cell(cells)
+    cell.source = parameters.with_values(cell.source, values)
+    return cells
+
+
+def _parameters_cell(cells: list[NotebookNode]) -> NotebookNode:
+    (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    return cell
+
+
+def _write(folder: Path, title: str, cells: list[NotebookNode], metadata: dict[str, Any]) -> Path:
+    notebook = new_notebook(
+        cells=[NotebookNode(cell, id=f"cell-{place:03}") for place, cell in enumerate(cells)],
+        metadata={
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+    )
+    nbformat.validate(notebook)
+    text = nbformat.writes(notebook)
+    if len(text.encode()) > MAX_BYTES:
+        raise ExportError(
+            f"{title}: the notebook has {len(text.encode()):,} bytes, Kaggle takes less than {MAX_BYTES:,}"
+        )
+    target = folder / slug(title)
+    with files.replacing(target) as temporary:
+        temporary.mkdir()
+        (temporary / metadata["code_file"]).write_text(text, encoding="utf-8")
+        (temporary / "kernel-metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    return target

@@ -1,0 +1,109 @@
+"""Passes a run from one Kaggle notebook to the next, and leaves few files behind.
+
+Kaggle keeps a notebook's `/kaggle/working` alone, where many small files are slow, and mounts it read-only in the next.
+So a stage packs its run into one zip, and the next one finds it by the record that each stage leaves. Knows files of a
+run; knows nothing of what a stage computes.
+"""
+
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from fer_utils import files, places
+from fer_utils.pipeline import parameters, paths
+
+# The image folders that later stages read.
+IMAGES_LEFT = {
+    "merge_split": ("TRAIN", "VAL", "TEST"),
+    "balance": ("TRAIN_BALANCED", "VAL", "TEST"),
+    "train_head": ("TRAIN_BALANCED", "VAL", "TEST"),
+    "fine_tune": ("VAL", "TEST"),
+    "evaluate": (),
+}
+_RUN = "run"  # the folder inside the zip that holds the run's own files; image folders lie beside it
+_COMPRESSED = (".csv", ".json", ".html")  # the rest is compressed already
+
+
+def pack(folders: paths.RunFolders, images: Sequence[str] = ()) -> Path:
+    """Move the run's files, and these image folders, into `<folder of the run>.zip`; return it.
+
+    The image folders must lie outside the run's folder (`data_dir` given).
+    """
+    archive = folders.run.with_name(f"{folders.run.name}.zip")
+    with files.replacing(archive) as temporary, zipfile.ZipFile(temporary, "w") as packed:
+        for path in _files_in(folders.run):
+            _add(packed, path, f"{_RUN}/{path.relative_to(folders.run).as_posix()}")
+        for split in images:
+            for path in _files_in(folders.split(split)):
+                _add(packed, path, path.relative_to(folders.data).as_posix())
+        n_files = len(packed.namelist())
+    files.remove(folders.run)
+    print(f"{archive}: {n_files:,} files, {archive.stat().st_size / 1e6:,.0f} MB")
+    return archive
+
+
+def deliver(folders: paths.RunFolders) -> list[Path]:
+    """Leave the results beside the run's folder: confusion matrices, scores, report and model, and one zip of the rest."""
+    results = [
+        *(folders.for_split("confusion_matrix", split, ".png") for split in ("VAL", "TEST")),
+        folders.metrics,
+        folders.report,
+        folders.model,
+    ]
+    left = []
+    for path in results:
+        with files.replacing(folders.run.parent / path.name) as temporary:
+            shutil.move(path, temporary)
+        left.append(folders.run.parent / path.name)
+        print(left[-1])
+    return [*left, pack(folders)]
+
+
+def restore(stage: str, folders: paths.RunFolders) -> None:
+    """Unpack what the notebook before `stage` left, unless it is here already.
+
+    Looks through everything mounted for a zip that `pack` wrote, or a folder with its content, by the record of the stage
+    before. Raises NotFoundHere, saying what to attach and what is mounted, where none or several are found.
+    """
+    names = list(parameters.STAGES)
+    before = names[names.index(stage) - 1]
+    if folders.stage_record(before).is_file():
+        print(f"{folders.run} holds the output of {before}")
+        return
+    inputs = places.kaggle_root() / "input"
+    mark = f"{_RUN}/stages/{before}.json"
+    found = [path for path in places.find_files(inputs, ".zip") if _holds(path, mark)]
+    found += [folder for folder, _, _ in places.walk(inputs) if (folder / mark).is_file()]
+    if len(found) != 1:
+        what = f"several outputs of {before} are mounted: {', '.join(map(str, found))}; detach all but one"
+        raise places.NotFoundHere(
+            what
+            if found
+            else f"{stage}: attach the output of the notebook {Path(parameters.STAGES[before]).stem} (Add Input, Notebooks); "
+            f"none is there, {places.describe(inputs)}"
+        )
+    with files.replacing(folders.data) as images, files.replacing(folders.run) as run:
+        if found[0].is_dir():
+            shutil.copytree(found[0], images)
+        else:
+            with zipfile.ZipFile(found[0]) as packed:
+                packed.extractall(images)
+        shutil.move(images / _RUN, run)
+    print(f"{before}'s output: {found[0]}")
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("[!.]*") if path.is_file())  # no lock of this session
+
+
+def _add(packed: zipfile.ZipFile, path: Path, name: str) -> None:
+    packed.write(path, name, zipfile.ZIP_DEFLATED if path.suffix in _COMPRESSED else zipfile.ZIP_STORED)
+
+
+def _holds(path: Path, name: str) -> bool:
+    try:
+        with zipfile.ZipFile(path) as packed:
+            return name in packed.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False

@@ -1,0 +1,173 @@
+"""Runs side by side: what differs in their parameters beside what differs in their results, as one HTML page and a CSV.
+
+Knows results of runs and how to set them against each other; trains and scores nothing.
+"""
+
+import base64
+import io
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from fer_utils import files, plots
+from fer_utils.data import loading
+from fer_utils.evaluation import report, scores
+from fer_utils.pipeline import runs
+from fer_utils.pipeline.parameters import STAGES
+from fer_utils.pipeline.runs import Run
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from jinja2 import Environment
+from matplotlib.figure import Figure
+
+_SPLITS = ("VAL", "TEST")
+_SCORES = ("accuracy", "macro_f1", "loss", "calibration_error")
+_PLACES = {"run", "profile", "outputs_dir", "data_dir"}  # parameters that say where a run is, not what it does
+_LONGEST_NAME = 100
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>FER runs: {{ names|join(", ") }}</title><style>{{ style }}</style></head><body>
+<h1>{{ names|length }} runs compared</h1>
+{% for name, line in honesty %}<p class="{{ 'warning' if line.startswith('WARNING') else 'honesty' }}"><b>{{ name }}</b>: {{ line }}</p>{% endfor %}
+<h2>What differs in parameters and versions</h2>{{ differing }}
+<h2>What differs in results</h2>{{ results }}
+<p>In brackets 95 % bootstrap intervals. Choose between runs by VAL; TEST is for the one that was chosen.</p>
+<h2>The same images, run against run</h2>
+{% if tests is none %}<p>No two runs have predictions of the same images.</p>{% else %}{{ tests }}
+<p>McNemar's exact test, two-sided, on the images that both runs predicted: how likely is so uneven a share of images that
+only one of them gets right, were both equally good? Each p is of its pair alone: of {{ n_tests }} tests, one counts
+below 0.05 ÷ {{ n_tests }} = {{ "%.2g"|format(0.05 / n_tests) }}.</p>{% endif %}
+{% for title, data in figures %}<h2>{{ title }}</h2><figure><img alt="{{ title }}" src="data:image/png;base64,{{ data }}">
+</figure>{% endfor %}
+</body></html>
+"""
+
+
+def differing_parameters(compared: Sequence[Run]) -> pd.DataFrame:
+    """Parameters, package versions and the profile that are not the same in all runs: a row each, a column a run."""
+    rows: dict[str, list[str]] = {"profile": [run.profile for run in compared]}
+    for stage in STAGES:
+        used = [_ran_with(run, stage) for run in compared]
+        for name in dict.fromkeys(name for own in used for name in own if name not in _PLACES):
+            rows[f"{stage}.{name}"] = [str(own.get(name, "–")) for own in used]
+        versions = [run.records.get(stage, {}).get("versions", {}) for run in compared]
+        for package in dict.fromkeys(package for own in versions for package in own):
+            rows[f"{stage}: {package}"] = [own.get(package, "–") for own in versions]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=[run.name for run in compared])
+    return table[table.nunique(axis=1) > 1]
+
+
+def _ran_with(run: Run, stage: str) -> dict:
+    """The parameters that a stage ran with; of one that has not run, those that it would."""
+    return run.records[stage]["parameters"] if stage in run.records else run.parameters[stage]
+
+
+def results(compared: Sequence[Run]) -> pd.DataFrame:
+    """Scores with intervals, leakage, epochs, what ended them, and seconds: a row each, a column a run; "–" where a run has none."""
+    columns = {}
+    for run in compared:
+        column = {"state": run.state}
+        for split in _SPLITS if run.metrics else ():
+            of = run.metrics[split.lower()]
+            column[f"{split} images"] = f"{of['n']:,}"
+            for name in _SCORES:
+                has_interval = f"{name}_interval" in of
+                column[f"{split} {name}"] = (
+                    runs.with_interval(of, name) if has_interval else report.significant(of[name])
+                )
+            seen = report.seen_in_training(run.metrics, split)
+            column[f"{split} images seen in training"] = "–" if seen is None else f"{seen:,}"
+        for stage, record in run.records.items():
+            figures = record["figures"]
+            column |= {f"{stage}: {name}": str(figures[name]) for name in ("epochs", "ended by") if name in figures}
+        column |= {f"{stage}: seconds": f"{record['seconds']:,.0f}" for stage, record in run.records.items()}
+        columns[run.name] = column
+    rows = dict.fromkeys(row for column in columns.values() for row in column)
+    return pd.DataFrame({name: [column.get(row, "–") for row in rows] for name, column in columns.items()}, list(rows))
+
+
+def mcnemar_tests(compared: Sequence[Run]) -> pd.DataFrame | None:
+    """McNemar's test of each two runs on VAL and on TEST, as far as both predicted the same pictures; None where none did.
+
+    Two images are the same where path and fingerprint of the pixels are.
+    """
+    rows = []
+    for split in _SPLITS:
+        tables = {run.name: _predictions(run, split) for run in compared if run.metrics}
+        for (first, one), (second, two) in itertools.combinations(tables.items(), 2):
+            if not set(one["path"]) & set(two["path"]):
+                continue
+            test = scores.mcnemar(one, two)
+            rows.append(
+                {
+                    "images of": split,
+                    "run 1": first,
+                    "run 2": second,
+                    "in both": test["n"],
+                    "only run 1 right": test["only_first"],
+                    "only run 2 right": test["only_second"],
+                    "p": test["p_value"],
+                }
+            )
+    return pd.DataFrame(rows) if rows else None
+
+
+def _predictions(run: Run, split: str) -> pd.DataFrame:
+    needed = ("path", "label", "predicted")
+    table = loading.read_table(run.folders.for_split("predictions", split, ".csv"), needed)
+    manifest = loading.read_table(run.folders.manifest, ("path", "fingerprint"))
+    fingerprint = manifest[manifest["path"] != ""].set_index("path")["fingerprint"]  # no path: in no split
+    return table.assign(path=table["path"] + " " + table["path"].map(fingerprint).fillna(""))
+
+
+def _history(run: Run) -> pd.DataFrame:
+    found = [path for path in (run.folders.history_head, run.folders.history_fine_tune) if path.is_file()]
+    return pd.concat([loading.read_table(path, ("epoch", "phase", "val_loss")) for path in found], ignore_index=True)
+
+
+def write(compared: Sequence[Run], folder: Path) -> tuple[Path, Path]:
+    """Write the comparison below `folder`; return the HTML page and the CSV. Raises TornFile for a result not whole."""
+    names = [run.name for run in compared]
+    stem = "compare_" + "_".join(names)
+    if len(stem) > _LONGEST_NAME:
+        stem = f"compare_{names[0]}_and_{len(names) - 1}_more"
+    page, sheet = folder / f"{stem}.html", folder / f"{stem}.csv"
+    differing, outcome, tests = differing_parameters(compared), results(compared), mcnemar_tests(compared)
+    figures = []
+    histories = {run.name: _history(run) for run in compared if run.folders.history_head.is_file()}
+    if histories:
+        figures.append(("Learning curves on VAL", _embedded(plots.compared_curves(histories))))
+    for split in _SPLITS:
+        counts = {run.name: scores.confusion(_predictions(run, split)) for run in compared if run.metrics}
+        if counts:
+            figures.append((f"Confusion matrices of {split}", _embedded(plots.compared_confusions(counts))))
+    with files.replacing(page) as temporary:
+        temporary.write_text(
+            Environment(autoescape=True)
+            .from_string(_PAGE)
+            .render(
+                style=report.STYLE,
+                names=names,
+                honesty=[(run.name, report.honesty_line(run.metrics)) for run in compared if run.metrics],
+                differing=report.html_table(differing, index=True) if len(differing) else "Nothing.",
+                results=report.html_table(outcome, index=True),
+                tests=None if tests is None else report.html_table(tests),
+                n_tests=0 if tests is None else len(tests),
+                figures=figures,
+            ),
+            encoding="utf-8",
+        )
+    parts = {"parameter": differing, "result": outcome}
+    files.write_csv(
+        sheet, pd.concat([table.rename_axis("name").reset_index().assign(kind=kind) for kind, table in parts.items()])
+    )
+    return page, sheet
+
+
+def _embedded(figure: Figure) -> str:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=100, bbox_inches="tight")
+    plt.close(figure)
+    return base64.b64encode(content.getvalue()).decode()

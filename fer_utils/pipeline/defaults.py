@@ -1,0 +1,81 @@
+"""The defaults of the parameters cells as the project ships them: what differs from them was typed by a person.
+
+A cell that was edited and saved no longer says what its default was. A test keeps this record equal to the cells.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fer_utils.pipeline.parameters import Parameter
+
+_EVERY_STAGE = {"profile": "auto", "run": "auto", "outputs_dir": "outputs", "data_dir": "", "seed": 42}
+_TRAINING = {
+    **_EVERY_STAGE,
+    "image_size": 224,
+    "weights": "imagenet",
+    "batch_size": 64,
+    "limit_per_class": 0,
+    "cache": "auto",
+    "cache_dtype": "auto",
+    "cache_dir": "",
+    "strategy": "auto",
+    "precision": "auto",
+    "deterministic": "auto",
+    "time_budget_minutes": 0.0,
+}
+DEFAULTS = {
+    "merge_split": {
+        **_EVERY_STAGE,
+        "fer2013": "auto",
+        "emotion_detection": "auto",
+        "demo_images": 1500,
+        "val_fraction": 0.25,
+        "test_usage": "all",
+        "leakage": "keep",
+        "train_copies": "one",
+        "unreadable": "error",
+    },
+    "balance": {**_EVERY_STAGE, "target": 7000, "target_disgust": 1200, "max_per_class": 9000, "workers": 0},
+    "train_head": {**_TRAINING, "epochs": 10, "learning_rate": 5e-4},
+    "fine_tune": {
+        **_TRAINING,
+        "epochs": 20,
+        "unfreeze_top": 50,
+        "batch_norm": "frozen",
+        "optimizer": "adamw",
+        "learning_rate": 8e-5,
+        "weight_decay": 0.01,
+        "weight_decay_factor": 2.0,
+        "weight_decay_cap": 0.1,
+        "lr_factor": 0.5,
+        "lr_patience": 2,
+        "stop_patience": 6,
+        "schedule": "plateau",
+        "warmup_epochs": 0.0,
+        "clip_norm": 0.0,
+        "augmentation": "none",
+        "mixup": 0.0,
+        "label_smoothing": 0.0,
+        "weight_averaging": 0.0,
+    },
+    "evaluate": {
+        **_EVERY_STAGE,
+        "limit_per_class": 0,
+        "leave_out": "none",
+        "n_mistakes": 24,
+        "n_confused": 6,
+        "test_time_augmentation": "none",
+        "picture": "",
+    },
+}
+
+
+def typed(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a stage's values that a person typed: they differ from the default on record."""
+    return {name: value for name, value in values.items() if value != DEFAULTS[stage].get(name, value)}
+
+
+def typed_in_cells(declared: Mapping[str, Mapping[str, Parameter]]) -> dict[str, dict[str, Any]]:
+    """What was typed in the parameters cells of these stages and saved: stage → name → value."""
+    cells = {stage: {name: parameter.default for name, parameter in own.items()} for stage, own in declared.items()}
+    return {stage: typed(stage, values) for stage, values in cells.items()}

@@ -1,0 +1,344 @@
+"""What a stage's result depends on, and whether its outputs are still there as they were written.
+
+A key names the notebook's code, the modules of `fer_utils` that it imports, directly or by way of others, its parameters,
+its inputs and the versions of the packages that compute. Comments, docstrings, prose and layout are no part of it, nor is
+code that only prints, draws, times or says where things lie. Knows nothing of how a stage is run.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fer_utils import places
+from fer_utils.data import finding
+from fer_utils.pipeline import parameters, paths
+from fer_utils.pipeline.cells import imports
+
+# What each stage reads: the output's name → the stage that writes it.
+INPUTS = {
+    "merge_split": {},
+    "balance": {"manifest.csv": "merge_split", "images/TRAIN": "merge_split"},
+    "train_head": {
+        "manifest.csv": "merge_split",
+        "images/VAL": "merge_split",
+        "balanced.csv": "balance",
+        "images/TRAIN_BALANCED": "balance",
+    },
+    "fine_tune": {
+        "manifest.csv": "merge_split",
+        "images/VAL": "merge_split",
+        "balanced.csv": "balance",
+        "images/TRAIN_BALANCED": "balance",
+        "head.weights.h5": "train_head",
+        "history_head.csv": "train_head",
+        "trained_head.csv": "train_head",
+    },
+    "evaluate": {
+        "manifest.csv": "merge_split",
+        "leakage.json": "merge_split",
+        "images/VAL": "merge_split",
+        "images/TEST": "merge_split",
+        "model.keras": "fine_tune",
+        "trained.csv": "fine_tune",
+    },
+}
+
+# Parameters that say where or how fast, not what. What the sources hold is an input.
+_NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "workers", "cache", "cache_dir", *finding.DATASETS}
+
+# Rooms and modules on which no number that a stage writes depends: they find, check, put in place, record, time and show.
+NOT_COMPUTING = {
+    *("pipeline", "kaggle", "predict", "export"),
+    *("files", "places", "plots", "progress"),
+    *("data.finding", "training.checkpoint", "training.time_budget", "evaluation.report"),
+}
+
+# What only shows: the functions by these names, and the functions of the modules by these names.
+_SHOWING = {"print", "display", "pyplot", "plots", "report"}
+_SHOWN_AS = {"round", "to_frame"}  # methods that prepare a table which a cell shows
+
+# Packages whose version can change a result: import name → distribution.
+_PACKAGES = {
+    "PIL": "pillow",
+    "albumentations": "albumentations",
+    "cv2": "opencv-python-headless",
+    "keras": "keras",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "tensorflow": "tensorflow",
+}
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_HASHED_AT_ONCE = 1 << 20
+
+
+def key_of(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, records: Mapping[str, dict]) -> dict:
+    """The key of a stage as it would run now: notebook, code, parameters, inputs, versions, each name → digest or value.
+
+    values: the stage's resolved parameters. records: what the run's finished stages recorded, by stage.
+    """
+    notebook, code, packages = _code_of(places.source_root() / "notebooks" / parameters.STAGES[stage])
+    return {
+        "notebook": notebook,
+        "code": code,
+        "parameters": {name: value for name, value in values.items() if name not in _NOT_COUNTED},
+        "inputs": _inputs(stage, values, folders, records),
+        "versions": {package: _version(package) for package in packages},
+    }
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """A short name of a key, equal for equal keys."""
+    return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two keys, in words; empty where nothing does."""
+    found = ["the notebook's code changed"] if old.get("notebook") != new["notebook"] else []
+    for part, says in (
+        ("parameters", "{name} was {old!r}, is {new!r}"),
+        ("inputs", "{name} changed"),
+        ("versions", "{name} was {old}, is {new}"),
+        ("code", "fer_utils.{name} changed"),
+    ):
+        before, now = old.get(part, {}), new[part]
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                found.append(says.format(name=name, old=before.get(name), new=now.get(name)))
+    return found
+
+
+# --- outputs -----------------------------------------------------------------------------------------------------------
+
+
+def output_name(path: Path, folders: paths.RunFolders) -> str:
+    """How a record names an output: `images/...` below the image folder, else relative to the run's folder."""
+    if path.is_relative_to(folders.data):
+        return f"images/{path.relative_to(folders.data).as_posix()}"
+    return path.relative_to(folders.run).as_posix()
+
+
+def output_path(name: str, folders: paths.RunFolders) -> Path:
+    """The place of an output that a record names."""
+    return folders.data / name.removeprefix("images/") if name.startswith("images/") else folders.run / name
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What an output holds: files, bytes and the digest of all content; of a folder also the digest of names and sizes."""
+    if path.is_dir():
+        found = list(_listed(path))
+        content = hashlib.blake2b(digest_size=16)
+        for name, _ in found:
+            content.update(name.encode() + b"\0" + (path / name).read_bytes())
+        return {**_outline(found), "digest": content.hexdigest()}
+    return {"files": 1, "bytes": path.stat().st_size, "digest": file_digest(path)}
+
+
+def damage(path: Path, recorded: Mapping[str, Any]) -> str | None:
+    """What is wrong with an output on record, in words, or None.
+
+    A file is read whole; of a folder names and sizes are compared, so that a hundred thousand pictures take a second.
+    """
+    if not path.exists():
+        return f"{path.name} is gone"
+    if path.is_dir():
+        now = _outline(list(_listed(path)))
+        if now != {name: recorded.get(name) for name in now}:
+            return f"{path.name} holds {now['files']} files of {now['bytes']:,} bytes, not what was written to it"
+        return None
+    size = path.stat().st_size
+    if size != recorded["bytes"]:
+        return f"{path.name} has {size:,} bytes of {recorded['bytes']:,}"
+    return None if file_digest(path) == recorded["digest"] else f"{path.name} is not what was written to it"
+
+
+def file_digest(path: Path) -> str:
+    """The digest of a file's content."""
+    content = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_HASHED_AT_ONCE):
+            content.update(block)
+    return content.hexdigest()
+
+
+def _listed(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """Every file below a folder, by name, with its stat."""
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir():
+            yield from _listed(Path(entry.path), f"{below}{entry.name}/")
+        else:
+            yield below + entry.name, entry.stat()
+
+
+def _outline(found: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
+    lines = "\n".join(f"{name} {stat.st_size}" for name, stat in found)
+    return {
+        "files": len(found),
+        "bytes": sum(stat.st_size for _, stat in found),
+        "names_and_sizes": hashlib.blake2b(lines.encode(), digest_size=16).hexdigest(),
+    }
+
+
+# --- inputs ------------------------------------------------------------------------------------------------------------
+
+
+def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Mapping[str, dict]) -> dict[str, str]:
+    if stage == "merge_split":
+        return {name: _source_digest(name, values[name]) for name in finding.DATASETS}
+    found = {}
+    for name, writer in INPUTS[stage].items():
+        path = output_path(name, folders)
+        if path.is_file():
+            found[name] = file_digest(path)
+        else:
+            found[name] = records.get(writer, {}).get("outputs", {}).get(name, {}).get("digest", "not on record")
+    weights = places.project_root() / values.get("weights", "")
+    if weights.is_file():
+        found["weights"] = file_digest(weights)
+    return found
+
+
+def _source_digest(name: str, given: str) -> str:
+    """Names, sizes and times of a source dataset: reading 70,000 pictures to see whether they changed would take longer."""
+    if given == "demo":
+        return "demo"
+    try:
+        path = finding.find_dataset(name, given)
+    except places.NotFoundHere:
+        return "not found"
+    found = list(_listed(path)) if path.is_dir() else [("", path.stat())]
+    lines = "\n".join(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in found)
+    return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
+
+
+@lru_cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+# --- code --------------------------------------------------------------------------------------------------------------
+
+
+def notebook_digest(source: str, name: str) -> str:
+    """The digest of a notebook's code without its parameters cell and without what only shows.
+
+    source: the notebook in percent format; `name` stands in errors.
+    """
+    declared = set(parameters.read_cell(source, name))
+    tree = ast.parse(source, name)
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.AnnAssign) and node.target.id in declared)]
+    return _digest(tree)
+
+
+def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
+    """Digest of a notebook's code, digests of the modules of `fer_utils` that it imports, packages that they all import."""
+    if not notebook.is_file():
+        return "not at hand", {}, []
+    source = notebook.read_text(encoding="utf-8")
+    code, packages, waiting = {}, set(), [dotted for _, dotted in imports(ast.parse(source, str(notebook)))]
+    while waiting:
+        imported = waiting.pop()
+        packages.add(imported.split(".")[0])
+        for path in _modules(imported):
+            name = ".".join(path.relative_to(_PACKAGE).with_suffix("").parts)
+            if not {name, name.split(".")[0]} & NOT_COMPUTING and name not in code:
+                code[name], more = _read_module(path)
+                waiting += more
+    versioned = {_PACKAGES[name] for name in packages & set(_PACKAGES)}
+    return notebook_digest(source, notebook.name), dict(sorted(code.items())), sorted(versioned)
+
+
+def _modules(dotted: str) -> list[Path]:
+    """The files of `fer_utils` that importing a dotted name runs; none for another package's."""
+    package, *parts = dotted.split(".")
+    if package != _PACKAGE.name:
+        return []
+    candidates = [_PACKAGE.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+    files = [file for place in candidates for file in (place / "__init__.py", place.with_suffix(".py"))]
+    return [file for file in files if file.is_file()]
+
+
+@lru_cache  # a kernel goes on with the code that it has imported, whatever becomes of the file
+def _read_module(path: Path) -> tuple[str, list[str]]:
+    """The digest of a module's code, and the dotted names that it imports."""
+    return _parsed(path.read_text(encoding="utf-8"))
+
+
+@lru_cache
+def _parsed(source: str) -> tuple[str, list[str]]:
+    tree = ast.parse(source)
+    imported = [dotted for _, dotted in imports(tree)]
+    return _digest(tree), imported
+
+
+def _digest(tree: ast.Module) -> str:
+    """The digest of code as it computes. Changes the tree."""
+    text = ast.unparse(_WithoutShowing(tree).visit(tree))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class _WithoutShowing(ast.NodeTransformer):
+    """Takes out of a tree what only shows: calls that print or draw, values that a cell shows, docstrings.
+
+    What may have an effect stays: of a call that shows the calls in its arguments, and the names that its value goes to.
+    A name that the tree also gives to something else counts as computing.
+    """
+
+    def __init__(self, tree: ast.Module):
+        imported = list(imports(tree))
+        shows = {name for name, dotted in imported if dotted.split(".")[-1] in _SHOWING}
+        computes = {name for name, dotted in imported if dotted.split(".")[-1] not in _SHOWING}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                computes.add(node.id)
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.arg)):
+                computes.add(node.arg if isinstance(node, ast.arg) else node.name)
+        self._showing = ({"print"} | shows) - computes
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        function = node.func
+        while isinstance(function, ast.Attribute):
+            function = function.value
+        shows = isinstance(function, ast.Name) and function.id in self._showing
+        if not shows or any(keyword.arg == "file" for keyword in node.keywords):
+            return node
+        return _effects(*node.args, *(keyword.value for keyword in node.keywords))
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        self.generic_visit(node)
+        value = node.value
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in _SHOWN_AS:
+            node.value = _effects(value.func.value, *value.args)
+        else:
+            node.value = _effects(value)
+        return node if node.value.elts else None
+
+
+def _effects(*nodes: ast.AST) -> ast.Tuple:
+    """What in these expressions may have an effect, as a tuple: the outermost calls, with loops and conditions around them."""
+    found, waiting = [], list(nodes)
+    while waiting:
+        node = waiting.pop(0)
+        if isinstance(node, _MAY_ACT):
+            found.append(node)
+        else:
+            waiting[:0] = ast.iter_child_nodes(node)
+    return ast.Tuple(found, ast.Load())
+
+
+_LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_MAY_ACT = (ast.Call, ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom, ast.BoolOp, ast.IfExp, *_LOOPS)

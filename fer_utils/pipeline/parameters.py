@@ -1,0 +1,285 @@
+"""Reads the parameters cells, profiles and overrides, and resolves them to one checked value each.
+
+Knows how a parameter is declared and what it may be; knows nothing of what it is for. A parameters cell declares one
+parameter a line:
+
+    epochs: int = 10  # >= 1; specification
+    optimizer: str = "adamw"  # adamw | adam; specification
+
+The type and, before the `;`, the values allowed are read from here alone.
+"""
+
+import ast
+import difflib
+import json
+import operator
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fer_utils import places
+from fer_utils.data import finding
+
+import yaml
+
+# Stage names in order, and the notebook of each.
+STAGES = {
+    "merge_split": "01_merge_split.py",
+    "balance": "02_balance.py",
+    "train_head": "03_train_head.py",
+    "fine_tune": "04_fine_tune.py",
+    "evaluate": "05_evaluate.py",
+}
+COMMON = "common"  # the section of a profile that holds for every stage which has the parameter
+CELL_MARK = '# %% tags=["parameters"]'
+
+_LINE = re.compile(r"^(?P<code>\w+: (?P<type>int|float|str|bool) = (?P<value>[^#]+?))  # (?P<comment>.+)$")
+_CHOICES = re.compile(r"(\w+(?: \| \w+)+)(?:; |$)")
+_BOUNDS = re.compile(r"((?:[<>]=? [\d.e-]+)(?:, [<>]=? [\d.e-]+)*)(?:; |$)")
+_COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+
+
+class ParameterError(ValueError):
+    """A parameter, profile or override is not as declared; the message has a line for each fault."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One declared parameter: its name, type, default, what its value may be, and why."""
+
+    name: str
+    type: type
+    default: Any
+    allowed: str  # ">= 1, < 10", "adamw | adam", or "" for any value
+    reason: str
+
+    def coerce(self, value: Any) -> Any:
+        """`value` as this parameter's type; raises ValueError that says what was expected.
+
+        Text is read as a number or truth value where one is declared, since YAML reads `1e-3` as text and a command line
+        has nothing else.
+        """
+        try:
+            value = _convert(value, self.type)
+        except (AttributeError, OverflowError, TypeError, ValueError):
+            raise ValueError(f"is {reprlib.repr(value)}, expected {self.expected}") from None
+        if not self._is_allowed(value):
+            raise ValueError(f"is {reprlib.repr(value)}, expected {self.expected}")
+        return value
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[self.type]
+        return f"{words} ({self.allowed})" if self.allowed else words
+
+    def _is_allowed(self, value: Any) -> bool:
+        if not self.allowed:
+            return True
+        if self.type is str:
+            return value in [choice.strip() for choice in self.allowed.split("|")]
+        for condition in self.allowed.split(","):
+            sign, limit = condition.split()
+            if not _COMPARISONS[sign](value, float(limit)):
+                return False
+        return True
+
+
+def _convert(value: Any, kind: type) -> Any:
+    if kind is bool:
+        words = {"true": True, "false": False}
+        return value if isinstance(value, bool) else words[value.lower()] if str(value).lower() in words else _fail()
+    if kind is str:
+        return value if isinstance(value, str) else _fail()
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        _fail()
+    if kind is int and (isinstance(value, int) or re.fullmatch(r"[+-]?\d+", str(value))):
+        return int(value)  # not by way of float, which rounds a long seed
+    number = float(value)
+    if number != number or number in (float("inf"), float("-inf")):
+        _fail()
+    if kind is int:
+        return int(number) if number.is_integer() else _fail()
+    return number
+
+
+def _fail() -> None:
+    raise ValueError
+
+
+def read_cell(source: str, name: str) -> dict[str, Parameter]:
+    """The parameters that a notebook's text declares. Raises ParameterError, naming `name` and the line."""
+    cells = source.split("\n# %%")
+    tagged = [cell for cell in cells if cell.startswith(CELL_MARK.removeprefix("# %%"))]
+    if len(tagged) != 1:
+        raise ParameterError(f"{name}: {len(tagged)} cells start with {CELL_MARK}, expected one")
+    found = {}
+    for line in tagged[0].splitlines()[1:]:
+        if line.strip():
+            parameter = _declared(line, name)
+            found[parameter.name] = parameter
+    return found
+
+
+def _declared(line: str, name: str) -> Parameter:
+    match = _LINE.match(line)
+    if not match:
+        raise ParameterError(
+            f"{name}: expected `name: type = literal  # allowed; reason` in the parameters cell, found {line!r}"
+        )
+    kind = _TYPES[match["type"]]
+    rule = re.match(_CHOICES if kind is str else _BOUNDS, match["comment"])
+    allowed, reason = (rule[1], match["comment"][rule.end() :]) if rule else ("", match["comment"])
+    try:
+        default = ast.literal_eval(match["value"])
+    except (ValueError, SyntaxError):
+        raise ParameterError(f"{name}: the default in {line!r} is no literal") from None
+    parameter = Parameter(line.split(":")[0], kind, default, allowed, reason)
+    try:
+        parameter.coerce(parameter.default)
+    except ValueError as error:
+        raise ParameterError(f"{name}: the default of {parameter.name} {error}") from None
+    return parameter
+
+
+def with_values(cell: str, values: Mapping[str, Any]) -> str:
+    """The text of a parameters cell with `values` as its defaults; every line keeps its type and comment."""
+    lines = []
+    for line in cell.splitlines():
+        match = _LINE.match(line)
+        if match:
+            value = values[line.split(":")[0]]
+            literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+            line = f"{line[: match.start('value')]}{literal}{line[match.end('value') :]}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def declared(notebooks: Path | None = None) -> dict[str, dict[str, Parameter]]:
+    """Every stage's parameters, from the parameters cells of the notebooks."""
+    folder = notebooks or places.source_root() / "notebooks"
+    return {stage: read_cell((folder / file).read_text(encoding="utf-8"), file) for stage, file in STAGES.items()}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, of which YAML would keep the last in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_profile(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a profile: sections (`common` or a stage), each with parameters. Raises ParameterError, naming the file."""
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
+        raise ParameterError(f"{path}: no such profile; profiles there: {known}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ParameterError(f"{path}: expected sections such as `balance:`, found {reprlib.repr(content)}")
+    for section, values in content.items():
+        if not isinstance(values, dict):
+            raise ParameterError(
+                f"{path}: section {section!r} should hold `name: value` lines, found {reprlib.repr(values)}"
+            )
+    return content
+
+
+def parse_override(text: str, option: str = "-p") -> tuple[str, str, str]:
+    """Split `STAGE.NAME=VALUE`, given to `option`. Raises ParameterError."""
+    match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, re.DOTALL)
+    if not match:
+        raise ParameterError(f"{option} {text}: expected STAGE.NAME=VALUE, such as fine_tune.epochs=8")
+    return match.group(1), match.group(2), match.group(3)
+
+
+def resolve(
+    stages: Mapping[str, Mapping[str, Parameter]],
+    layers: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]],
+) -> dict[str, dict[str, Any]]:
+    """One checked value for every parameter of every stage.
+
+    layers: (where the values come from, section → name → value), later ones win; inside a layer a stage's own section
+    wins over `common`. Raises ParameterError with a line for every fault: where it stands, what was expected, the
+    nearest name known.
+    """
+    faults: list[str] = []
+    values = {stage: {name: parameter.default for name, parameter in own.items()} for stage, own in stages.items()}
+    for origin, sections in layers:
+        for section in sorted(sections, key=lambda section: section != COMMON):
+            if not sections[section] and section not in (COMMON, *stages):
+                faults.append(f"{origin}: {_unknown_section(section, stages)}")
+            for name, value in sections[section].items():
+                fault = _assign(values, stages, section, name, value)
+                if fault:
+                    faults.append(f"{origin}: {fault}")
+    if faults:
+        raise ParameterError("\n".join(faults))
+    return values
+
+
+def _assign(values: dict, stages: Mapping, section: str, name: str, value: Any) -> str | None:
+    if section != COMMON and section not in stages:
+        return _unknown_section(section, stages)
+    targets = [stage for stage in (stages if section == COMMON else [section]) if name in stages[stage]]
+    if not targets:
+        known = sorted({known for stage in stages for known in stages[stage]} if section == COMMON else stages[section])
+        homes = [stage for stage in stages if name in stages[stage]]
+        elsewhere = f"; it belongs to {' and '.join(homes)}" if homes else _nearest(name, known)
+        return f"unknown parameter {section}.{name}{elsewhere}"
+    for stage in targets:
+        try:
+            values[stage][name] = stages[stage][name].coerce(value)
+        except ValueError as error:
+            return f"{section}.{name} {error}"
+    return None
+
+
+def _unknown_section(section: str, stages: Mapping) -> str:
+    return f"unknown section {section!r}{_nearest(section, [COMMON, *stages])}"
+
+
+def _nearest(name: Any, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def choose_profile() -> tuple[str, str]:
+    """The profile that suits this machine, and why: (name, reason).
+
+    Raises NotFoundHere where data/ holds something, but not both datasets: faces are drawn only where nobody brought any.
+    """
+    if places.on_kaggle():
+        return "kaggle", "this is a Kaggle machine"
+    if finding.has_datasets():
+        if places.shows_gpu():
+            return "gpu", "both datasets are in data/ and a GPU is here"
+        return "cpu", "both datasets are in data/ and no GPU is here"
+    if held := finding.held_data():
+        expected = "\n".join(
+            f"  {local}/ or {local}.zip: {'there' if {f'{local}/', f'{local}.zip'} & set(held) else 'not there'}; "
+            f"https://www.kaggle.com/datasets/{slug}"
+            for slug, local in finding.DATASETS.values()
+        )
+        raise places.NotFoundHere(
+            f"{places.project_root() / 'data'} holds {', '.join(held)}, but not both datasets. Expected there:\n{expected}\n"
+            "Rename what is there, or download what is not (`python run_all.py --download`). Or choose a profile: with "
+            "`--params demo` (in a notebook `profile = 'demo'`) drawn faces stand in"
+        )
+    return "demo", "data/ is empty: drawn faces stand in for the two datasets"
+
+
+def profile_path(name: str) -> Path:
+    """`params/<name>.yaml`."""
+    return places.source_root() / "params" / f"{name}.yaml"

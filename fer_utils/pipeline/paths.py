@@ -1,0 +1,136 @@
+"""The folders and files of a run: where they are and what they are called."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fer_utils import places
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """Every file and folder of one run. `run` holds results, `data` the image folders."""
+
+    run: Path
+    data: Path
+
+    def split(self, name: str) -> Path:
+        """The image folder TRAIN, VAL, TEST or TRAIN_BALANCED."""
+        return self.data / name
+
+    def for_split(self, stem: str, split: str, suffix: str) -> Path:
+        """A result of one split, such as `predictions_val.csv`."""
+        return self.run / f"{stem}_{split.lower()}{suffix}"
+
+    def figure(self, name: str) -> Path:
+        """A figure that is no named result."""
+        return self.run / "figures" / f"{name}.png"
+
+    def is_figure(self, path: Path) -> bool:
+        """Whether a path is that of such a figure."""
+        return path.is_relative_to(self.run / "figures")
+
+    def stage_record(self, stage: str) -> Path:
+        """What a stage's last successful end left on record."""
+        return self.run / "stages" / f"{stage}.json"
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where training stood after the last finished epoch of a stage under way."""
+        return self.run / f"checkpoint_{stage}.npz"
+
+    @property
+    def description(self) -> Path:
+        """Profile and parameters of the run: what makes a folder a run."""
+        return self.run / "run.json"
+
+    @property
+    def demo_sources(self) -> Path:
+        return self.data / "demo_sources"
+
+    @property
+    def manifest(self) -> Path:
+        return self.run / "manifest.csv"
+
+    @property
+    def leakage(self) -> Path:
+        return self.run / "leakage.json"
+
+    @property
+    def balanced(self) -> Path:
+        return self.run / "balanced.csv"
+
+    @property
+    def trained_head(self) -> Path:
+        """The images of TRAIN that phase 1 trained on."""
+        return self.run / "trained_head.csv"
+
+    @property
+    def trained(self) -> Path:
+        """The images of TRAIN that the model was trained on, in either phase."""
+        return self.run / "trained.csv"
+
+    @property
+    def head_weights(self) -> Path:
+        return self.run / "head.weights.h5"
+
+    @property
+    def history_head(self) -> Path:
+        return self.run / "history_head.csv"
+
+    @property
+    def history_fine_tune(self) -> Path:
+        return self.run / "history_fine_tune.csv"
+
+    @property
+    def model(self) -> Path:
+        return self.run / "model.keras"
+
+    @property
+    def model_weights(self) -> Path:
+        return self.run / "model.weights.h5"
+
+    @property
+    def metrics(self) -> Path:
+        return self.run / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        return self.run / "report.html"
+
+    @property
+    def notebooks(self) -> Path:
+        return self.run / "notebooks"
+
+
+def run_folders(run: str, outputs_dir: str, data_dir: str) -> RunFolders:
+    """The folders of the run called `run`; relative ones start at the project's root.
+
+    `data_dir` empty means `<run folder>/images`. Raises ValueError for a run name that is no plain folder name.
+    """
+    if not run or run != Path(run).name or run.startswith(".") or "\\" in run:
+        raise ValueError(f"run is {run!r}, expected a plain folder name such as 'demo' or 'lr_1e-3'")
+    folder = places.place(outputs_dir) / run
+    return RunFolders(folder, _data_folder(data_dir) if data_dir else folder / "images")
+
+
+def weights_source(weights: str) -> str:
+    """The parameter `weights` for a working folder of any kind: `imagenet` and `none` as they are, else the file's path."""
+    return weights if weights in ("imagenet", "none") else str(places.place(weights))
+
+
+def _data_folder(given: str) -> Path:
+    """The folder at `given`; where Kaggle's `content` cannot be written, the one of its name in Kaggle's `temp`."""
+    folder = places.place(given)
+    if places.kaggle_root() / "content" in folder.parents and not _can_be_made(folder):
+        return places.kaggle_root() / "temp" / folder.name
+    return folder
+
+
+def _can_be_made(folder: Path) -> bool:
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def cache_folder(cache_dir: str, outputs_dir: str) -> Path:
+    """The folder of activations that runs share: `cache_dir`, or `.cache` under `outputs_dir` where that is empty."""
+    return places.place(cache_dir) if cache_dir else places.place(outputs_dir) / ".cache"

@@ -1,0 +1,82 @@
+"""What a run's folder has on record: its description, and for each finished stage what it ran with and wrote."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fer_utils import files
+from fer_utils.pipeline import parameters, paths
+
+RECORDED_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "numpy",
+    "albumentations",
+    "opencv-python-headless",
+    "pandas",
+    "scikit-learn",
+)
+
+
+def one_line(figures: dict[str, Any]) -> str:
+    """Key figures in one line, thousands apart: `epochs 10, ended by last epoch`."""
+    return ", ".join(
+        f"{name} {value}" if isinstance(value, str) else f"{name} {value:,}" for name, value in figures.items()
+    )
+
+
+def describe_run(folders: paths.RunFolders, profile: str, values: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what makes a folder a run for `run_all.py --list`: its profile and the parameters of all stages."""
+    files.write_json(folders.description, {"profile": profile, "parameters": values})
+
+
+def describe_stage(folders: paths.RunFolders, stage: str, values: Mapping[str, Any]) -> None:
+    """Have the run's description say what a stage of it ran with."""
+    described = files.read_json(folders.description)
+    if described["parameters"][stage] != values:
+        describe_run(folders, described["profile"], described["parameters"] | {stage: values})
+
+
+def clear_leftovers(folders: paths.RunFolders) -> None:
+    """Remove what a killed process left in the run's folder: half-written files, and checkpoints of finished stages.
+
+    For the holder of the run's lock alone. The executed notebooks are left out: run_all.py writes one while its stage runs.
+    A checkpoint that is newer than the stage's record is of a later training, which goes on from it.
+    """
+    below = [folder for folder in folders.run.iterdir() if folder.is_dir()] if folders.run.is_dir() else []
+    for folder in {folders.run, folders.data, *below} - {folders.notebooks}:
+        files.remove_partials(folder)
+    for stage in parameters.STAGES:
+        record, checkpoint = folders.stage_record(stage), folders.checkpoint(stage)
+        if record.is_file() and checkpoint.is_file() and checkpoint.stat().st_mtime <= record.stat().st_mtime:
+            checkpoint.unlink()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def read(folders: paths.RunFolders) -> dict[str, dict]:
+    """What the finished stages of a run recorded, in stage order. Raises TornFile for one that is not whole."""
+    found = {stage: folders.stage_record(stage) for stage in parameters.STAGES}
+    return {stage: _read_record(path) for stage, path in found.items() if path.is_file()}
+
+
+def _read_record(path: Path) -> dict:
+    record = files.read_json(path)
+    needed = {"finished", "seconds", "figures", "parameters", "key", "outputs"}
+    if not isinstance(record, dict) or not needed <= set(record):
+        raise files.TornFile(f"{path} is no record of a stage: remove it, and its stage runs again")
+    outside = [name for name in record["outputs"] if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise files.TornFile(f"{path} names the output {outside[0]!r}: remove it, and its stage runs again")
+    return record

@@ -1,0 +1,238 @@
+"""Runs stages headless: decides which are due, executes their notebooks, says what happened.
+
+Knows papermill and Jupytext; knows nothing of what a stage computes. Both are imported when a notebook runs, so that a
+run with nothing to do ends at once.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fer_utils import files, places, progress
+from fer_utils.data import finding
+from fer_utils.pipeline import keys, lock, paths, records, terminal
+from fer_utils.pipeline.parameters import STAGES, ParameterError
+
+
+class StageFailed(RuntimeError):
+    """A stage did not come to its end."""
+
+
+def folders_of(values: Mapping[str, Mapping[str, Any]]) -> paths.RunFolders:
+    """The folders of a run whose stages have these parameters: all stages name the same ones."""
+    own = next(iter(values.values()))
+    return paths.run_folders(own["run"], own["outputs_dir"], own["data_dir"])
+
+
+def run(
+    profile: str,
+    chosen: Sequence[str],
+    values: Mapping[str, Mapping],
+    repeat: bool = False,
+    verbose: bool = False,
+    donors: Sequence[paths.RunFolders] = (),
+) -> int:
+    """Run the chosen stages that are due, all of them with `repeat`; return how many ran.
+
+    A stage that is due and that one of the `donors`, other runs, has done with the same key is taken over from it. Holds
+    the run's lock. Says of each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
+    """
+    folders = folders_of(values)
+    _check_inputs(chosen, values, folders, repeat)
+    _check_earlier_outputs(chosen, folders)
+    ran = 0
+    with lock.held_by_runner(folders):
+        records.clear_leftovers(folders)
+        files.remove_partials(folders.notebooks)
+        records.describe_run(folders, profile, values)
+        terminal.say(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
+        for stage in chosen:
+            reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders)
+            if reasons and any(take_over(stage, values[stage], folders, donor) for donor in donors):
+                continue
+            _say(stage, reasons)
+            if reasons:
+                execute(stage, values[stage], folders, verbose)
+                ran += 1
+    return ran
+
+
+def _check_inputs(
+    chosen: Sequence[str], values: Mapping[str, Mapping], folders: paths.RunFolders, repeat: bool
+) -> None:
+    """What would fail hours later, found before the first kernel starts."""
+    if "merge_split" in chosen and (repeat or reasons_to_run("merge_split", values["merge_split"], folders)):
+        for name in finding.DATASETS:
+            if values["merge_split"][name] != "demo":
+                finding.find_dataset(name, values["merge_split"][name])
+    for stage in {"train_head", "fine_tune"} & set(chosen):
+        weights = values[stage]["weights"]
+        if weights not in ("imagenet", "none") and not Path(paths.weights_source(weights)).is_file():
+            raise ParameterError(f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there")
+    picture = values["evaluate"]["picture"]
+    if "evaluate" in chosen and picture and not places.place(picture).is_file():
+        raise ParameterError(f"evaluate.picture is {picture!r}: no file at {places.place(picture)}")
+    check_phases_agree(values)
+
+
+def _check_earlier_outputs(chosen: Sequence[str], folders: paths.RunFolders) -> None:
+    """Raise NotFoundHere where a chosen stage reads what a stage that is not chosen has not left, or not whole."""
+    found = records.read(folders)
+    faults = []
+    for stage in chosen:
+        for name, writer in keys.INPUTS[stage].items():
+            path = keys.output_path(name, folders)
+            if writer in chosen:
+                continue
+            recorded = found.get(writer, {}).get("outputs", {}).get(name)
+            if recorded:
+                fault = keys.damage(path, recorded)
+            else:
+                fault = None if path.exists() else f"{path.name} is missing"
+            if fault:
+                faults.append(f"{stage} reads {path}, which {writer} writes: {fault}")
+    if faults:
+        raise places.NotFoundHere(
+            "\n".join(
+                [*faults, "Leave --only and --from out: every stage then runs that has not been done, and no other"]
+            )
+        )
+
+
+def check_phases_agree(values: Mapping[str, Mapping]) -> None:
+    """Raise ParameterError where 04 would go on from another network than 03's, or with other kernels."""
+    for name in ("weights", "image_size", "deterministic"):
+        if values["train_head"][name] != values["fine_tune"][name]:
+            raise ParameterError(f"{name} differs between train_head and fine_tune: set common.{name}")
+
+
+def start_afresh(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
+    """Forget what the chosen stages began: their training starts with its first epoch."""
+    folders = folders_of(values)
+    with lock.held_by_runner(folders):
+        for stage in chosen:
+            folders.checkpoint(stage).unlink(missing_ok=True)
+
+
+def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: bool = False) -> None:
+    """Say what `run` would do, and with which parameters; nothing is run or written.
+
+    Raises NotFoundHere where a chosen stage would find no input.
+    """
+    folders = folders_of(values)
+    _check_earlier_outputs(chosen, folders)
+    due: list[str] = []
+    for stage in chosen:
+        reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders)
+        changed = [name for name, writer in keys.INPUTS[stage].items() if writer in due]
+        if not reasons and changed:
+            reasons = [f"{', '.join(changed)} will be written again; if that changes nothing, it is skipped"]
+        if reasons:
+            due.append(stage)
+        _say(stage, reasons)
+        for name, value in values[stage].items():
+            print(f"  {name} = {value!r}")
+
+
+def reasons_to_run(stage: str, values: Mapping[str, Any], folders: paths.RunFolders) -> list[str]:
+    """Why a stage has to run, in words; empty where its outputs are there, whole, and would come out the same."""
+    found = records.read(folders)
+    if stage not in found:
+        return ["it has not run yet"]
+    recorded = found[stage]
+    key = keys.key_of(stage, values, folders, found)
+    changed = [*recorded.get("by_hand", []), *keys.differences(recorded["key"], key)]
+    return changed or [
+        damage for name, found in recorded["outputs"].items() if (damage := _damage(name, found, folders))
+    ]
+
+
+def _damage(name: str, recorded: Mapping[str, Any], folders: paths.RunFolders) -> str | None:
+    """What is wrong with an output on record, in words. A figure has to be there: a look at a notebook draws it again."""
+    path = keys.output_path(name, folders)
+    return keys.damage(path, recorded) if not (folders.is_figure(path) and path.is_file()) else None
+
+
+def take_over(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, donor: paths.RunFolders) -> bool:
+    """Take a stage's outputs over from another run that has done it with the same key; return whether that was so.
+
+    Pictures are hard links where the file system has them: nothing of ours writes into a file that is in place.
+    """
+    record = records.read(donor).get(stage)
+    if not record or reasons_to_run(stage, values, donor):
+        return False
+    if keys.differences(record["key"], keys.key_of(stage, values, folders, records.read(folders))):
+        return False
+    executed = donor.notebooks / STAGES[stage].replace(".py", ".ipynb")
+    names = [*record["outputs"], *([f"notebooks/{executed.name}"] if executed.is_file() else [])]
+    for name in names:
+        files.place_copy(keys.output_path(name, donor), keys.output_path(name, folders))
+    files.write_json(folders.stage_record(stage), record | {"parameters": dict(values), "taken_from": donor.run.name})
+    terminal.say(f"{stage} ({STAGES[stage]}): taken over from run {donor.run.name}")
+    return True
+
+
+def _say(stage: str, reasons: Sequence[str]) -> None:
+    shown = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    what = f"run: {shown}" if reasons else "skip: done, and nothing that it depends on changed"
+    terminal.say(f"{stage} ({STAGES[stage]}): {what}")
+
+
+def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, verbose: bool = False) -> None:
+    """Execute a stage's notebook; the executed copy stays in the run's folder, written atomically cell by cell.
+
+    Raises StageFailed, naming the cell, the error and the way on.
+    """
+    import logging
+
+    import jupytext
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class WholeFiles(LocalHandler):
+        def write(self, buf: str, path: str) -> None:
+            status.cell_begins(buf)
+            with files.replacing(Path(path)) as temporary:
+                temporary.write_text(buf, encoding="utf-8")
+
+    # Its reader of parameters cells stumbles over `>=` in a comment; ours has checked every name by then.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    root = places.project_root()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    executed = folders.notebooks / STAGES[stage].replace(".py", ".ipynb")
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    record = folders.stage_record(stage)
+    earlier = record.stat().st_mtime_ns if record.is_file() else None
+    papermill_io.register(str(folders.notebooks), WholeFiles())
+    try:
+        with terminal.Status(stage, say_estimates=not verbose) as status:
+            papermill.execute_notebook(
+                jupytext.read(root / "notebooks" / STAGES[stage]),
+                str(executed),
+                parameters=values,
+                kernel_name="python3",
+                start_timeout=300,  # seconds; a busy machine needs more than the default of 60
+                cwd=str(root),
+                progress_bar=False,
+                stdout_file=status.output if verbose else None,
+                stderr_file=status.errors,
+                # What ipykernel warns of, kernels on TCP without encryption, never leaves this machine.
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            )
+    except PapermillExecutionError as error:
+        raise StageFailed(
+            f"{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+            f"the executed notebook, up to there: {executed}"
+        ) from error
+    except DeadKernelError as error:
+        raise StageFailed(
+            f"{stage}: its kernel died, most often because memory ran out. Close other programs or lower batch_size, and "
+            f"run again: training goes on from its last finished epoch\nthe executed notebook, up to there: {executed}"
+        ) from error
+    if not record.is_file() or record.stat().st_mtime_ns == earlier:
+        raise StageFailed(f"{stage} ended without writing its record: {record}")
+    figures = records.one_line(records.read(folders)[stage]["figures"])
+    terminal.say(f"{stage}: done in {progress.in_words(status.seconds())}: {figures}")

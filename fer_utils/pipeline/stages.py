@@ -1,0 +1,252 @@
+"""Begins and ends a stage: checks its parameters, finds and locks its folders, records what it did.
+
+Knows what every notebook does first and last; knows nothing of what a stage computes.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fer_utils import files, places
+from fer_utils.pipeline import cells, defaults, keys, lock, parameters, paths, records
+
+
+@dataclass
+class Stage:
+    """A stage under way: its name, resolved parameters, the run's folders, its key, the locks it holds, when it began.
+
+    `from_profile` holds those of the parameters that the profile gave, `namespace` the notebook's variables, `history` the
+    cells that have run since, `source` the notebook's file.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    folders: paths.RunFolders
+    key: dict[str, Any]
+    locks: list
+    from_profile: dict[str, Any]
+    namespace: Mapping[str, Any]
+    history: cells.History
+    source: str
+    began: float = field(default_factory=time.monotonic)
+    _written: list[Path] = field(default_factory=list)
+    _on_record: set[Path] = field(default_factory=set)  # outputs that the stage's record vouches for
+
+    def require(self, *needed: Path) -> None:
+        """Raise NotFoundHere, naming the stage to run first, unless all these files and folders are there.
+
+        Raises TornFile, naming it, for one that is not as the stage that wrote it left it.
+        """
+        written = {}
+        for name, record in records.read(self.folders).items():
+            written |= {output: (name, found) for output, found in record["outputs"].items()}
+        for path in needed:
+            if not path.exists():
+                earlier = list(parameters.STAGES.values())[: list(parameters.STAGES).index(self.name)]
+                raise places.NotFoundHere(
+                    f"{self.name}: {path} is missing; run the notebooks before it first ({', '.join(earlier)}), with the "
+                    f"same `run` and `data_dir`, or `python run_all.py --run {self.folders.run.name}`"
+                )
+            writer, found = written.get(keys.output_name(path, self.folders), (None, None))
+            damage = keys.damage(path, found) if writer else None
+            if damage:
+                raise files.TornFile(f"{path}: {damage}; run {writer} again, or run_all.py, which sees that by itself")
+
+    @property
+    def key_digest(self) -> str:
+        """A short name of what the stage's result depends on, as things stand when it is asked for.
+
+        Where variables were changed after the setup, or cells ran that are not the file's, they are part of it.
+        """
+        key, foreign = self._against_file(cells.changes)
+        by_hand = [self._changed(), foreign]
+        return keys.digest({**key, "by_hand": by_hand} if any(by_hand) else key)
+
+    def _against_file(
+        self, compare: Callable[[list[str], list[str]], Iterable[str]]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """What `compare` finds between the notebook's cells and those that ran, and the key of the notebook that was compared.
+
+        That is the file as the stage found it or, where something else ran, as it is now: JupyterLab saves by itself.
+        """
+        ran = self.history.cells() or []
+        found = list(compare(cells.code_cells(self.source), ran)) if ran else []
+        now = _read_source(self.name)
+        if not found or now == self.source:
+            return self.key, found
+        notebook = keys.key_of(self.name, self.parameters, self.folders, {})["notebook"]
+        return {**self.key, "notebook": notebook}, list(compare(cells.code_cells(now), ran))
+
+    def _changed(self) -> dict[str, Any]:
+        """The parameters whose variables are not what the setup left, with their values of now."""
+        now = {name: self.namespace.get(name) for name in self.parameters}
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str)) else repr(value) for name, value in now.items()
+        }
+        return {name: value for name, value in plain.items() if value != self.parameters[name]}
+
+    def note_placing(self, path: Path) -> None:
+        """Take note that a file or folder is about to take its place at `path`.
+
+        The first output to give way takes the stage's record with it: a process that dies from here on leaves outputs of
+        two trainings, and no record that calls them whole. Figures may change under a record: a look draws them again.
+        """
+        if path in self._on_record and not self.folders.is_figure(path):
+            self.folders.stage_record(self.name).unlink(missing_ok=True)
+        if path.is_relative_to(self.folders.run) or path.is_relative_to(self.folders.data):
+            self._written.append(path)
+
+    def seconds(self) -> float:
+        """Seconds since the stage began."""
+        return round(time.monotonic() - self.began, 1)
+
+    def finish(self, outputs: Sequence[Path], figures: dict[str, Any]) -> None:
+        """Check that the stage's outputs are there, and record them, its key, parameters, seconds and key figures.
+
+        On record stands all that the stage wrote, figures and tables too, not the outputs alone. The parameters are those
+        that the notebook's variables hold now; `by_hand` says where what ran is not what the file and the setup say.
+        """
+        missing = [str(path) for path in outputs if not path.exists()]
+        if missing:
+            raise places.NotFoundHere(f"{self.name} ended without writing {', '.join(missing)}")
+        checkpoint = self.folders.checkpoint(self.name)
+        written = {path for path in (*outputs, *self._written) if path.exists()} - {checkpoint}
+        key, by_hand = self._against_file(cells.differences)
+        changed, seconds = self._changed(), self.seconds()
+        by_hand = [f"{name} became {value!r} after the setup" for name, value in changed.items()] + by_hand
+        record = {
+            "stage": self.name,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": seconds,
+            "figures": figures,
+            "parameters": self.parameters | changed,
+            "by_hand": by_hand,
+            "versions": records.versions(),
+            "key": key,
+            "outputs": {keys.output_name(path, self.folders): keys.describe(path) for path in sorted(written)},
+        }
+        files.write_json(self.folders.stage_record(self.name), record)
+        self._on_record = written
+        checkpoint.unlink(missing_ok=True)
+        records.describe_stage(self.folders, self.name, record["parameters"])
+        for held in self.locks:
+            held.release(force=True)  # however often this process began the stage
+        print(f"{self.name} done in {seconds} s: {records.one_line(figures)}")
+        if by_hand:
+            print("\n- ".join(["On record, and a reason for run_all.py to run this stage again:", *by_hand]))
+
+
+def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
+    """Begin a stage in a notebook: `stage = begin("balance", globals())`.
+
+    Where `profile` is `none` the notebook's variables are taken as they are: run_all.py has injected them. Else the
+    profile's values are put into `namespace`, as run_all.py would; `auto` stands for the profile that suits this machine.
+    A value that differs from the default on record was typed, and wins over the profile. Every value is checked against
+    the parameters cell in the notebook's source. Prints the resolved parameters, where each comes from that is not the
+    default, and the folders. No other process may work in the run's folder: raises RunIsBusy where one does. The record of
+    an earlier end stays until one of its outputs gives way.
+    """
+    resolved = _resolve(stage, namespace)
+    values = resolved.values[stage]
+    namespace.update(values)
+    folders = paths.run_folders(values["run"], values["outputs_dir"], values["data_dir"])
+    _print_setup(stage, resolved, folders)
+    locks = lock.hold_for_stage(folders)
+    records.clear_leftovers(folders)
+    if not folders.description.is_file():
+        records.describe_run(folders, resolved.profile, resolved.values)
+    found = records.read(folders)
+    key = keys.key_of(stage, values, folders, found)
+    on_record = {keys.output_path(name, folders) for name in found.get(stage, {}).get("outputs", {})}
+    history, source = cells.History(namespace), _read_source(stage)
+    begun = Stage(
+        stage, values, folders, key, locks, resolved.from_profile, namespace, history, source, _on_record=on_record
+    )
+    files.observer = begun.note_placing
+    return begun
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """A stage's profile, the parameters of all stages, and of its own: which the profile gave, where others come from."""
+
+    profile: str
+    values: dict[str, dict[str, Any]]
+    from_profile: dict[str, Any]
+    origins: dict[str, str]
+
+
+def _resolve(stage: str, namespace: Mapping[str, Any]) -> _Resolved:
+    declared = parameters.declared()
+    own = declared[stage]
+    given = _given(stage, namespace, own)
+    profile, content = _profile(given["profile"])
+    typed, file, cell = defaults.typed(stage, given), f"params/{profile}.yaml", "the parameters cell"
+    saved = defaults.typed_in_cells({other: cell_of for other, cell_of in declared.items() if other != stage})
+    layers = [(cell, {stage: given}), (file, content), ("notebooks/", saved), (cell, {stage: typed})]
+    values = parameters.resolve(declared, layers)
+    sections = content.get(parameters.COMMON, {}) | content.get(stage, {})
+    gives = {name: own[name].coerce(value) for name, value in sections.items() if name in own}
+    if values[stage]["run"] == "auto":
+        values[stage]["run"] = "run" if profile == "none" else profile
+        gives |= {} if profile == "none" else {"run": profile}
+    for each in values.values():
+        each |= {name: values[stage][name] for name in ("run", "outputs_dir", "data_dir")}
+    from_profile = {name: value for name, value in gives.items() if name not in typed}
+    origins = dict.fromkeys(defaults.typed(stage, from_profile), f"from {file}")
+    origins |= {"run": "the profile's name"} if "run" in from_profile and "run" not in sections else {}
+    for name, value in typed.items():
+        origins[name] = "set in the cells above" if profile == "none" else "typed in the parameters cell"
+        if name in gives and gives[name] != value:
+            origins[name] += f"; {file} has {gives[name]!r}"
+    return _Resolved(profile, values, from_profile, origins)
+
+
+def _given(stage: str, namespace: Mapping[str, Any], own: Mapping[str, parameters.Parameter]) -> dict[str, Any]:
+    """The parameters as the notebook's variables hold them; as its cell has them where an earlier setup set them."""
+    missing = [name for name in own if name not in namespace]
+    if missing:
+        raise parameters.ParameterError(f"{', '.join(missing)} not set: run the parameters cell first")
+    earlier = namespace.get("stage")
+    is_again = isinstance(earlier, Stage) and earlier.name == stage
+    by_setup = earlier.from_profile if is_again else {}
+    set_since = set().union(*map(cells.sets, earlier.history.cells() or [])) if is_again else set()
+    unset = {name for name, value in by_setup.items() if namespace[name] == value and name not in set_since}
+    return {
+        name: defaults.DEFAULTS[stage].get(name, own[name].default) if name in unset else namespace[name]
+        for name in own
+    }
+
+
+def _read_source(stage: str) -> str:
+    return (places.source_root() / "notebooks" / parameters.STAGES[stage]).read_text(encoding="utf-8")
+
+
+def _profile(name: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The profile that `name` stands for, and what it holds."""
+    if name == "none":
+        return name, {}
+    if name == "auto":
+        name, reason = parameters.choose_profile()
+        print(f"profile {name}: {reason}")
+    return name, parameters.load_profile(parameters.profile_path(name))
+
+
+def _print_setup(stage: str, resolved: _Resolved, folders: paths.RunFolders) -> None:
+    values, origins = resolved.values[stage], resolved.origins
+    names, shown = max(map(len, values)), {name: repr(value) for name, value in values.items()}
+    column = min(20, max((len(shown[name]) for name in origins), default=0))
+    print(f"\n{stage}, with")
+    for name, text in shown.items():
+        print(f"  {name:{names}} = {text:{column}}  {origins.get(name, '')}".rstrip())
+    if resolved.from_profile:
+        print(
+            f"A value typed in the parameters cell wins over params/{resolved.profile}.yaml, unless it is the default.\nTo have "
+            f"the default, change that file, or set profile to the name of a copy and run = {values['run']!r}."
+        )
+    print(f"results in {folders.run}\nimages in  {folders.data}")
+    if values["data_dir"] and folders.data != places.place(values["data_dir"]):
+        print(f"since {places.place(values['data_dir'])} cannot be made here")

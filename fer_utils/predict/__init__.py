@@ -1,0 +1,1 @@
+"""Expressions of the faces in photographs, videos and webcams: `python -m fer_utils.predict PATH…`."""

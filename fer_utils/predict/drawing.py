@@ -1,0 +1,93 @@
+"""Copies of pictures and videos with a frame around every face and what it was read as.
+
+Knows drawing and names of copies; knows nothing of models. Sources are never written.
+"""
+
+import contextlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from fer_utils import files
+from fer_utils.predict.detection import Box
+
+import cv2
+import numpy as np
+
+COLOUR = (0, 230, 118)  # RGB
+MARK = "_faces"  # between a copy's name and its suffix
+RATE = 10.0  # frames a second of a copy whose source does not tell its own
+
+
+def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str]) -> np.ndarray:
+    """A copy of an RGB picture with boxes and labels, line and letters in proportion to it."""
+    copy = np.ascontiguousarray(picture).copy()
+    scale = max(copy.shape[:2]) / 1000
+    thickness, size = max(1, round(2 * scale)), max(0.4, 0.7 * scale)
+    for box, label in zip(boxes, labels, strict=True):
+        cv2.rectangle(copy, (box.x, box.y), (box.x + box.width, box.y + box.height), COLOUR, thickness)
+        (width, height), below = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, size, thickness)
+        foot = max(box.y - below, height + below)
+        cv2.rectangle(copy, (box.x, foot - height - below), (box.x + width, foot + below), COLOUR, cv2.FILLED)
+        cv2.putText(copy, label, (box.x, foot), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), thickness, cv2.LINE_AA)
+    return copy
+
+
+class Copies:
+    """Writes annotated copies to a folder: PNG files of pictures, one MP4 of each video, all atomically."""
+
+    def __init__(self, folder: Path, sources: Collection[Path]):
+        self._folder = folder
+        self._sources = {source.resolve() for source in sources}
+        self._used: set[Path] = set()
+        self._video: tuple[str, contextlib.ExitStack, cv2.VideoWriter] | None = None
+
+    def __enter__(self) -> "Copies":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._video:  # after an error what there is of the video is dropped
+            self._video[1].__exit__(*error)
+
+    def add_picture(self, source: str, rgb: np.ndarray) -> Path:
+        """Write a picture's copy; return its path."""
+        path = self._path(source, ".png")
+        with files.replacing(path) as temporary:
+            temporary.write_bytes(cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes())
+        return path
+
+    def add_frame(self, source: str, rgb: np.ndarray, rate: float) -> None:
+        """Write a frame to the copy of its video, which ends with the next source or with this object."""
+        if self._video is None or self._video[0] != source:
+            self._end_video()
+            self._video = self._begin_video(source, rgb.shape, rate)
+        self._video[2].write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+
+    def _begin_video(self, source: str, shape: tuple[int, ...], rate: float):
+        path = self._path(source, ".mp4")
+        stack = contextlib.ExitStack()
+        temporary = stack.enter_context(files.replacing(path))
+        code = cv2.VideoWriter.fourcc(*"mp4v")
+        writer = cv2.VideoWriter(str(temporary), code, rate, (shape[1], shape[0]))
+        if not writer.isOpened():
+            raise files.OutputError(f"{path}: this OpenCV cannot write MP4 videos; leave out --annotate")
+        stack.callback(writer.release)
+        return source, stack, writer
+
+    def _end_video(self) -> None:
+        if self._video:
+            self._video[1].close()
+        self._video = None
+
+    def _path(self, source: str, suffix: str) -> Path:
+        """A name not yet used in this folder by a copy or a source."""
+        stem = Path(source).stem + MARK
+        names = (
+            f"{stem}{'' if n == 1 else f'_{n}'}{suffix}" for n in range(1, len(self._used) + len(self._sources) + 2)
+        )
+        path = next(
+            path
+            for path in (self._folder / name for name in names)
+            if path not in self._used and path.resolve() not in self._sources
+        )
+        self._used.add(path)
+        return path

@@ -1,0 +1,291 @@
+"""Cuts the network where training begins, and computes the frozen part once for every image.
+
+What it computed is kept on disk, in memory, or not at all.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fer_utils import files
+from fer_utils.training import devices, loop, network
+from fer_utils.training.network import PREPROCESSING, compiled
+
+import keras
+import numpy as np
+import psutil
+
+
+def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """(prefix, suffix), which share their layers with `model`: suffix(prefix(images)) is model(images).
+
+    The prefix takes raw images and gives what the suffix takes: the tensors that pass from layers which no trainable
+    weight reaches to the others, a list of them where there are several. What is trainable decides, so it has to be set
+    before. Training the suffix trains `model`.
+    """
+    backbone, pooling = model.get_layer(network.BACKBONE), model.get_layer(network.FEATURES)
+    preprocessed = model.get_layer(network.PREPROCESSING)(model.input)
+    cut = _cut(backbone)
+    if cut:
+        frozen = keras.Model(backbone.input, cut, name="frozen_layers")
+        outputs = keras.tree.flatten(frozen(preprocessed, training=False))
+        trained = keras.Model(cut, backbone.output, name="trained_layers")
+    else:
+        outputs = [pooling(backbone(preprocessed, training=False))]
+    inputs = [keras.Input(tensor.shape[1:], name=f"cut_{place}") for place, tensor in enumerate(outputs)]
+    if len(inputs) == 1:
+        (outputs,), (inputs,) = outputs, inputs
+    x = pooling(trained(inputs)) if cut else inputs
+    for name in network.HEAD_LAYERS:
+        x = model.get_layer(name)(x)
+    return keras.Model(model.input, outputs, name="prefix"), keras.Model(inputs, x, name="suffix")
+
+
+def joined(prefix: keras.Model, suffix: keras.Model) -> keras.Model:
+    """Both halves as one model, raw images in, probabilities out: for training without cached activations."""
+    return keras.Model(prefix.input, suffix(prefix(prefix.input)), name="whole")
+
+
+def _cut(backbone: keras.Model) -> list:
+    """The tensors that cross from frozen layers to trained ones; none where every layer of the backbone is frozen."""
+    trained, cut = set(), {}
+    for layer in backbone.layers:
+        inputs = layer.input if isinstance(layer.input, list) else [layer.input]
+        if layer.trainable_weights or any(id(tensor) in trained for tensor in inputs):
+            cut.update({id(tensor): tensor for tensor in inputs if id(tensor) not in trained})
+            trained.add(id(layer.output))
+    return list(cut.values())
+
+
+DESCRIPTION = "activations.json"
+SHARE = 0.5  # of the free disk or memory, at most: the rest is for training and for other programs
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # of a probability, against the whole network
+FLOAT16_LIMIT = float(np.finfo(np.float16).max)
+
+
+class Rows:
+    """The rows of a `.npy` file, read when they are asked for.
+
+    Indexed with an array of row numbers, like an array. Reading, not mapping: pages of a mapped file count as memory of
+    the process that touched them, and a batch is copied in either case.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = path.open("rb", buffering=0)
+        version = np.lib.format.read_magic(self._file)
+        if version != (1, 0):
+            raise ValueError(f"{path}: .npy version {version}, expected (1, 0)")
+        self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self._file)
+        self._start = self._file.tell()
+        self._row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        expected = self._start + self._row_bytes * self.shape[0]
+        if path.stat().st_size != expected:
+            raise ValueError(f"{path}: {path.stat().st_size:,} bytes, expected {expected:,}")
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: np.ndarray) -> np.ndarray:
+        rows = np.empty((len(chosen), *self.shape[1:]), self.dtype)
+        flat = rows.reshape(len(chosen), -1).view(np.uint8)
+        with self._lock:
+            for place, row in enumerate(chosen):
+                self._file.seek(self._start + int(row) * self._row_bytes)
+                if self._file.readinto(flat[place]) != self._row_bytes:
+                    raise OSError(f"{self.path}: row {row} could not be read whole; delete {self.path.parent}")
+        return rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where activations go (`disk`, `memory` or `none`), as which float, how many bytes, and why."""
+
+    place: str
+    dtype: str
+    n_bytes: int
+    reason: str
+
+    def __str__(self) -> str:
+        size = f"{self.n_bytes / 1e9:.2f} GB as {self.dtype}"
+        where = {"disk": f"kept on disk, {size}", "memory": f"kept in memory, {size}", "none": "not kept"}
+        return f"activations of the frozen layers: {where[self.place]} ({self.reason})"
+
+
+def plan(
+    prefix: keras.Model, n_images: int, place: str, dtype: str, folder: Path, pictures_change: bool = False
+) -> Plan:
+    """Decide where the activations of `n_images` go.
+
+    place: `auto`, `disk`, `memory` or `none`; dtype: `auto`, `float32` or `float16`; a word other than `auto` is obeyed.
+    `auto` prefers the exact float32 and the disk, where the next run finds them, as long as they take at most SHARE of
+    what is free; on a GPU, whose prefix is faster than a disk, only what memory can hold beside it is worth keeping.
+    pictures_change: they differ from epoch to epoch, and nothing computed for them can be kept, whatever `place` says.
+    """
+    if not prefix.weights:
+        return Plan("none", "float32", 0, "training starts at the first layer: nothing is frozen before it")
+    if pictures_change:
+        refused = "" if place in ("auto", "none") else f", so `cache` cannot be {place}"
+        return Plan("none", "float32", 0, f"augmentation or mixup gives other pictures each epoch{refused}")
+    sizes = {name: _bytes(prefix, n_images, name) for name in ("float32", "float16")}
+    if place == "none":
+        return Plan("none", "float32", 0, "as the parameter says")
+    if place != "auto":
+        dtype = "float32" if dtype == "auto" else dtype
+        return Plan(place, dtype, sizes[dtype], "as the parameter says")
+    disk, memory = _free_disk(folder), free_memory()
+    half = prefix.outputs[0].dtype == "float16"  # mixed precision: float32 would keep nothing more
+    candidates = (dtype,) if dtype != "auto" else ("float16",) if half else ("float32", "float16")
+    for name in candidates:
+        if sizes[name] <= SHARE * disk and (not devices.has_gpu() or sizes[name] <= SHARE * memory):
+            return Plan("disk", name, sizes[name], f"{disk / 1e9:.0f} GB of disk are free")
+        if sizes[name] <= SHARE * memory:
+            return Plan("memory", name, sizes[name], f"{memory / 1e9:.0f} GB of memory are free")
+    wanted = sizes[candidates[-1]] / 1e9
+    return Plan(
+        "none",
+        "float32",
+        0,
+        f"{wanted:.1f} GB are more than {SHARE:.0%} of {disk / 1e9:.0f} GB disk and {memory / 1e9:.0f} GB memory",
+    )
+
+
+def prepare(
+    prefix: keras.Model, suffix: keras.Model, image_sets: Sequence[np.ndarray], chosen: Plan, folder: Path
+) -> tuple[keras.Model, list]:
+    """What to train and on what: (model, inputs), an entry of `inputs` for each of `image_sets`.
+
+    image_sets: raw images, uint8 (n, height, width, 1). With a plan to keep activations the model is `suffix`, an entry
+    the tuple of what its inputs take; else the whole network, and the images themselves. Raises FloatingPointError where
+    activations do not fit into float16.
+    """
+    if chosen.place == "none":
+        return joined(prefix, suffix), list(image_sets)
+    step = compiled(prefix)
+    if chosen.place == "disk":
+        kept = [_on_disk(prefix, step, images, chosen.dtype, folder) for images in image_sets]
+    else:
+        kept = [_in_memory(prefix, step, images, chosen.dtype) for images in image_sets]
+    return suffix, [arrays[0] if len(arrays) == 1 else arrays for arrays in kept]
+
+
+def free_memory() -> int:
+    """Bytes of memory that a process may still take: the machine's, or what its control group leaves it."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        return max(0, min(free, limit - int((group / "memory.current").read_text())))
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        return free
+
+
+def _free_disk(folder: Path) -> int:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free + sum(_size(entry) for entry in _entries(folder))
+
+
+def _entries(folder: Path) -> list[Path]:
+    """The caches in a folder, the one used longest ago first."""
+    return sorted((file.parent for file in folder.glob(f"*/{DESCRIPTION}")), key=lambda entry: entry.stat().st_mtime)
+
+
+def _size(entry: Path) -> int:
+    return sum(file.stat().st_size for file in entry.iterdir())
+
+
+def _in_memory(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str) -> tuple[np.ndarray, ...]:
+    arrays = tuple(np.empty((len(images), *tensor.shape[1:]), dtype) for tensor in prefix.outputs)
+    done = 0
+    for batch in _computed(step, images, dtype):
+        for array, values in zip(arrays, batch, strict=True):
+            array[done : done + len(values)] = values
+        done += len(batch[0])
+    return arrays
+
+
+def _on_disk(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, folder: Path) -> tuple[Rows, ...]:
+    key = _key(prefix, images, dtype)
+    entry = folder / key
+    try:
+        rows = _open(entry, key)
+        os.utime(entry)
+        print(f"activations of {len(images):,} images are there already: {entry}")
+        return rows
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError) as error:
+        print(f"{entry} is not whole ({error}): computed again")
+    _make_room(folder, entry, _bytes(prefix, len(images), dtype))
+    shapes = [(len(images), *tensor.shape[1:]) for tensor in prefix.outputs]
+    names = [f"cut_{place}.npy" for place in range(len(shapes))]
+    with files.replacing(entry) as temporary:
+        temporary.mkdir()
+        with contextlib.ExitStack() as stack:
+            outputs = [stack.enter_context((temporary / name).open("wb")) for name in names]
+            for output, shape in zip(outputs, shapes, strict=True):
+                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(output, header)
+            for batch in _computed(step, images, dtype):
+                for output, values in zip(outputs, batch, strict=True):
+                    output.write(np.ascontiguousarray(values).data)
+            for output in outputs:
+                output.flush()
+                os.fsync(output.fileno())
+        description = {"key": key, "files": {name: (temporary / name).stat().st_size for name in names}}
+        files.write_json(temporary / DESCRIPTION, description)
+    return _open(entry, key)
+
+
+def _open(entry: Path, key: str) -> tuple[Rows, ...]:
+    description = files.read_json(entry / DESCRIPTION)
+    if description["key"] != key:
+        raise ValueError(f"{entry / DESCRIPTION} is of other activations")
+    for name, size in description["files"].items():
+        if (entry / name).stat().st_size != size:
+            raise ValueError(f"{name} has {(entry / name).stat().st_size:,} bytes, {size:,} were written")
+    return tuple(Rows(entry / name) for name in description["files"])
+
+
+def _bytes(prefix: keras.Model, n_images: int, dtype: str) -> int:
+    return sum(int(np.prod(t.shape[1:])) for t in prefix.outputs) * n_images * np.dtype(dtype).itemsize
+
+
+def _make_room(folder: Path, entry: Path, needed: int) -> None:
+    """Delete caches, the one used longest ago first, while `needed` bytes would take more than SHARE of the free disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in _entries(folder):
+        if needed <= SHARE * shutil.disk_usage(folder).free:
+            break
+        if old != entry:
+            print(f"making room: {old} deleted, {_size(old) / 1e9:.2f} GB")
+            files.remove(old)
+    files.require_space(folder, needed)
+
+
+def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
+    """Names what the activations follow from: images and their order, weights, sizes, float, Keras' version."""
+    digest = hashlib.blake2b(digest_size=12)
+    sizes = [prefix.get_layer(PREPROCESSING).output.shape[1:], *(tensor.shape[1:] for tensor in prefix.outputs)]
+    digest.update(json.dumps([sizes, dtype, list(images.shape), keras.__version__]).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    for weight in prefix.weights:
+        digest.update(np.ascontiguousarray(weight.numpy()).data)
+    return digest.hexdigest()
+
+
+def _computed(step: Callable, images: np.ndarray, dtype: str) -> Iterator[list[np.ndarray]]:
+    for given in loop.in_batches(step, images, "frozen layers"):
+        values = keras.tree.flatten(given)
+        if dtype == "float16":
+            highest = max(float(np.abs(value).max()) for value in values)
+            if not highest <= FLOAT16_LIMIT:
+                raise FloatingPointError(f"an activation of {highest:.3g} does not fit into float16: set float32")
+        yield [value.astype(dtype, copy=False) for value in values]

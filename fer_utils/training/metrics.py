@@ -1,0 +1,58 @@
+"""The loss and the scores that training reports, for plain and for soft labels."""
+
+from fer_utils.classes import CLASSES
+
+import keras
+from keras import ops
+
+
+def is_soft(labels) -> bool:
+    """Whether labels are probabilities (n, 7), as mixup and label smoothing make them, and not places in CLASSES."""
+    return len(labels.shape) == 2 and labels.shape[-1] == len(CLASSES)
+
+
+def likeliest(labels):
+    """Labels as places in CLASSES; of soft ones the class with the largest share."""
+    return ops.argmax(labels, axis=-1) if is_soft(labels) else labels
+
+
+def cross_entropy(y_true, y_pred):
+    """The specification's loss, and for soft labels its generalisation: what smoothing adds is seen in TRAIN alone."""
+    if is_soft(y_true):
+        return keras.losses.categorical_crossentropy(y_true, y_pred)
+    return keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+
+
+@keras.saving.register_keras_serializable("fer_utils")
+class Accuracy(keras.metrics.SparseCategoricalAccuracy):
+    """How often the likeliest class is the label, or the largest share of a soft one."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(likeliest(y_true), y_pred, sample_weight)
+
+
+@keras.saving.register_keras_serializable("fer_utils")
+class MacroScores(keras.metrics.Metric):
+    """Macro precision, recall and F1 over all batches of an epoch, from one confusion matrix.
+
+    As scikit-learn's `average="macro", zero_division=0`: the plain mean over the seven classes, a class without
+    predictions (or without images) counting 0. Of a soft label the largest share counts.
+    """
+
+    def __init__(self, name: str = "macro", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.counts = self.add_weight(
+            shape=(len(CLASSES), len(CLASSES)), initializer="zeros", name="counts", dtype="float32"
+        )
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        true = ops.one_hot(ops.cast(ops.reshape(likeliest(y_true), (-1,)), "int32"), len(CLASSES), dtype="float32")
+        predicted = ops.one_hot(ops.argmax(y_pred, axis=-1), len(CLASSES), dtype="float32")
+        self.counts.assign_add(ops.matmul(ops.transpose(true), predicted))
+
+    def result(self):
+        hits = ops.diagonal(self.counts)
+        precision = ops.divide_no_nan(hits, ops.sum(self.counts, axis=0))
+        recall = ops.divide_no_nan(hits, ops.sum(self.counts, axis=1))
+        f1 = ops.divide_no_nan(2 * precision * recall, precision + recall)
+        return {"macro_precision": ops.mean(precision), "macro_recall": ops.mean(recall), "macro_f1": ops.mean(f1)}

@@ -1,0 +1,172 @@
+"""The network: ResNet50, its head, and which of its layers train."""
+
+import re
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+
+from fer_utils.classes import CLASSES
+from fer_utils.training import weights as weights_files
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+PREPROCESSING = "preprocessing"
+BACKBONE = "resnet50"
+FEATURES = "pooled_features"
+HEAD_LAYERS = ("head_dense", "head_batch_norm", "head_dropout", "probabilities")
+TRAINED_NORM_MOMENTUM = 0.9  # Keras' 0.99 needs some 500 steps to forget where it began: more than a small set has
+MIN_IMAGE_SIZE = 32  # below it ResNet50's five halvings leave nothing
+
+
+def build(image_size: int, weights: str) -> keras.Model:
+    """ResNet50 with the specification's head, backbone frozen.
+
+    Input: raw grey images, float or uint8, shape (n, height, width, 1), values 0–255, of any size. Inside the model they
+    become RGB, are resized bilinearly to `image_size`, and pass ResNet50's own `preprocess_input`. Output:
+    probabilities, shape (n, 7), in the order of CLASSES.
+
+    weights: `imagenet`, a path to a `notop` file, or `none` (see load_backbone). The head's BatchNormalization forgets
+    at TRAINED_NORM_MOMENTUM.
+    """
+    if image_size < MIN_IMAGE_SIZE:
+        raise ValueError(f"image_size is {image_size}, ResNet50 needs at least {MIN_IMAGE_SIZE}")
+    return _assembled(load_backbone(image_size, weights))
+
+
+def _assembled(backbone: keras.Model) -> keras.Model:
+    raw = keras.Input((None, None, 1), name="raw_grey")
+    x = backbone(_preprocessing(backbone.input_shape[1])(raw), training=False)
+    x = layers.GlobalAveragePooling2D(name=FEATURES)(x)
+    return keras.Model(raw, _head(x), name="fer_resnet50")
+
+
+def _preprocessing(image_size: int) -> keras.Model:
+    raw = keras.Input((None, None, 1), name="raw_grey")
+    x = layers.Concatenate(name="grey_to_rgb")([raw, raw, raw])
+    x = layers.Resizing(image_size, image_size, name="resize")(x)
+    return keras.Model(raw, keras.applications.resnet50.preprocess_input(x), name=PREPROCESSING)
+
+
+def _head(features):
+    x = layers.Dense(32, activation="relu", name=HEAD_LAYERS[0])(features)
+    x = layers.BatchNormalization(momentum=TRAINED_NORM_MOMENTUM, name=HEAD_LAYERS[1])(x)
+    x = layers.Dropout(0.4, name=HEAD_LAYERS[2])(x)
+    return layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=HEAD_LAYERS[3])(x)
+
+
+def load_backbone(image_size: int, weights: str) -> keras.Model:
+    """ResNet50 without top, frozen, its weights from `weights`.
+
+    `imagenet` and paths are what fer_utils.weights.load takes, which also says what it raises; `none` leaves random ones,
+    every residual block as its shortcut alone, and warns.
+    """
+    backbone = _random_backbone(image_size)
+    if weights == "none":
+        _silence_residual_branches(backbone)
+        warnings.warn(
+            "weights is 'none': the backbone is random. Its frozen layers stay random for good, so phase 1 trains a head "
+            "on features that mean nothing, and only what phase 2 unfreezes can learn. Fit for trying the code, not for scores.",
+            stacklevel=2,
+        )
+    else:
+        weights_files.load(backbone, weights)
+    return backbone
+
+
+def _random_backbone(image_size: int) -> keras.Model:
+    backbone = keras.applications.ResNet50(
+        include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=BACKBONE
+    )
+    backbone.trainable = False
+    return backbone
+
+
+def _silence_residual_branches(backbone: keras.Model) -> None:
+    """Zero the scale of each residual block's last BatchNormalization: every block starts as its shortcut alone.
+
+    He et al. 2019 (arXiv:1812.01187, section 3.1): the network starts as a shallower one, which trains more easily. It
+    also keeps what a random backbone computes within float16.
+    """
+    for layer in backbone.layers:
+        if re.fullmatch(r"conv\d_block\d_3_bn", layer.name):
+            layer.gamma.assign(np.zeros(layer.gamma.shape))
+
+
+def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
+    """Make the backbone's top `n_layers` layers trainable; return how many of them train weights.
+
+    batch_norm: `frozen` keeps every BatchNormalization of the backbone in inference mode; `trained` lets those among the
+    top layers learn, which only a backbone without trained statistics needs. Raises ValueError beyond the backbone.
+    """
+    backbone = model.get_layer(BACKBONE)
+    if not 0 <= n_layers <= len(backbone.layers):
+        raise ValueError(f"unfreeze_top is {n_layers}, ResNet50 without top has {len(backbone.layers)} layers")
+    if batch_norm == "frozen" and not backbone.get_layer("conv5_block3_3_bn").gamma.numpy().any():
+        warnings.warn(
+            "the backbone is random and batch_norm is 'frozen': its residual branches stay at zero and learn nothing. Set "
+            "batch_norm to 'trained'.",
+            stacklevel=2,
+        )
+    backbone.trainable = True
+    first = len(backbone.layers) - n_layers
+    for place, layer in enumerate(backbone.layers):
+        is_frozen_norm = isinstance(layer, layers.BatchNormalization) and batch_norm == "frozen"
+        layer.trainable = place >= first and not is_frozen_norm
+        if layer.trainable and isinstance(layer, layers.BatchNormalization):
+            layer.momentum = TRAINED_NORM_MOMENTUM
+    return sum(bool(layer.trainable_weights) for layer in backbone.layers)
+
+
+def parameter_counts(model: keras.Model) -> dict[str, int]:
+    """Numbers of weights: total, trainable, frozen."""
+
+    def count(weights) -> int:
+        return sum(int(np.prod(weight.shape)) for weight in weights)
+
+    total, trainable = count(model.weights), count(model.trainable_weights)
+    return {"total": total, "trainable": trainable, "frozen": total - trainable}
+
+
+@lru_cache(maxsize=1)
+def compiled(model: keras.Model) -> Callable:
+    """The model as one function of batches of any length, without training's dropout: arrays in, arrays out.
+
+    Takes an array, or a tuple of them for a model of several inputs; gives an array, or a list of them. It is traced once,
+    which for ResNet50 takes as long as some hundred images of 48 px: the last model's is kept. Keras' `predict` is slow with small batches.
+    """
+    several = len(model.inputs) > 1
+
+    @tf.function(input_signature=[tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in model.inputs])
+    def step(*inputs):
+        return model(list(inputs) if several else inputs[0], training=False)
+
+    def outputs(batch):
+        given = step(*batch) if several else step(batch)
+        return keras.tree.map_structure(lambda tensor: tensor.numpy(), given)
+
+    return outputs
+
+
+def for_inference(model: keras.Model) -> keras.Model:
+    """What is saved of a model that `build` made: the same weights in float32, without optimiser, loss and metrics.
+
+    A model trained in mixed_float16 would compute in float16 wherever it is loaded, which a CPU does many times slower.
+    """
+    policy = keras.mixed_precision.dtype_policy()
+    if policy.name == "float32":
+        return plain_copy(model)
+    keras.mixed_precision.set_global_policy("float32")
+    try:
+        copy = _assembled(_random_backbone(model.get_layer(BACKBONE).input_shape[1]))
+    finally:
+        keras.mixed_precision.set_global_policy(policy)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def plain_copy(model: keras.Model) -> keras.Model:
+    """The same layers without optimiser, loss and metrics: a file of it loads with Keras alone."""
+    return keras.Model(model.input, model.output, name=model.name)

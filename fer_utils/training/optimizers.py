@@ -1,0 +1,154 @@
+"""Optimisers, learning-rate schedules, and the callback that raises the weight decay when the rate falls."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+WARM_UP_START = 0.01  # of the learning rate: a step of nothing would be a step lost
+
+
+class _OneKernel:
+    """Adam's update of a variable in TensorFlow's own kernel: one pass over memory instead of Keras' dozen.
+
+    The same formula (Kingma & Ba 2015, section 2, the efficient form with `epsilon` added to the root) with the same
+    slots, so that nothing but rounding differs.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        place = self._get_variable_index(variable)
+        step = ops.cast(self.iterations + 1, "float32")
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[place].value.handle,
+            v=self._velocities[place].value.handle,
+            beta1_power=ops.power(self.beta_1, step),
+            beta2_power=ops.power(self.beta_2, step),
+            lr=ops.cast(learning_rate, "float32"),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=ops.cast(gradient, variable.dtype),
+        )
+
+    def _clip_gradients(self, gradients):
+        return gradients  # Keras clips here, each replica its own share; we clip their sum, below
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        gradients, variables = zip(*super()._all_reduce_sum_gradients(grads_and_vars), strict=True)
+        return list(zip(super()._clip_gradients(list(gradients)), variables, strict=True))
+
+
+@keras.saving.register_keras_serializable("fer_utils")
+class Adam(_OneKernel, keras.optimizers.Adam):
+    """Keras' Adam, with a faster update."""
+
+
+@keras.saving.register_keras_serializable("fer_utils")
+class AdamW(_OneKernel, keras.optimizers.AdamW):
+    """Keras' AdamW, with a faster update and its weight decay in a variable, so that a change reaches the compiled step.
+
+    In `keras.optimizers.AdamW` the decay is a Python number, a constant in the compiled step: setting it during `fit`
+    changes nothing.
+    """
+
+    def __init__(self, learning_rate: float = 0.001, weight_decay: float = 0.004, **kwargs):
+        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
+        self.weight_decay = keras.Variable(weight_decay, trainable=False, dtype="float32", name="weight_decay")
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "weight_decay": float(self.weight_decay.numpy())}
+
+
+@keras.saving.register_keras_serializable("fer_utils")
+class LossScale(keras.optimizers.LossScaleOptimizer):
+    """Keras' loss scaling for mixed_float16, which skips a step where the gradients of any device overflow.
+
+    Keras (3.13, 3.15) asks the first device alone, before gradients are summed over devices, so that another device's
+    infinite gradients reach the weights.
+    """
+
+    def check_finite(self, grads):
+        finite = super().check_finite(grads)
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            return finite
+        n_finite = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(finite, tf.float32))
+        return tf.equal(n_finite, replica.num_replicas_in_sync)
+
+
+class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
+    """When the learning rate has dropped, multiply the weight decay by `factor`, up to `cap`.
+
+    Put it after the callback that drops the rate. Keras' decoupled decay shrinks a weight by lr × wd of itself a step.
+    When the rate halves, that product halves too; with factor 2 it stays where it was, with a factor above 2 it rises,
+    and once `cap` is reached it falls with the rate again. Needs `fer_utils.training.AdamW`; raises TypeError for an
+    optimiser whose decay cannot change in the compiled step.
+    """
+
+    STATE = ("_rate",)  # for TrainingCheckpoint
+
+    def __init__(self, factor: float = 2.0, cap: float = 0.1):
+        super().__init__()
+        if factor < 1 or cap <= 0:
+            raise ValueError(f"factor is {factor} and cap {cap}, expected factor >= 1 and cap > 0")
+        self.factor, self.cap = factor, cap
+
+    def on_train_begin(self, logs=None) -> None:
+        optimizer = innermost(self.model.optimizer)
+        if not isinstance(optimizer.weight_decay, keras.Variable):
+            raise TypeError(
+                f"{type(optimizer).__name__} holds its weight decay as a constant: use fer_utils.training.AdamW"
+            )
+        self._rate = float(optimizer.learning_rate.numpy())
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        optimizer = innermost(self.model.optimizer)
+        rate = float(optimizer.learning_rate.numpy())
+        if rate < self._rate:
+            decay = float(optimizer.weight_decay.numpy())
+            optimizer.weight_decay.assign(max(decay, min(decay * self.factor, self.cap)))
+        self._rate = rate
+
+
+def make_rate(
+    schedule: str, learning_rate: float, steps_per_epoch: int, epochs: int, warmup_epochs: float
+) -> float | keras.optimizers.schedules.CosineDecay:
+    """What the optimiser takes as its learning rate.
+
+    `plateau`: the rate itself, for callbacks to lower. `cosine`: from WARM_UP_START of the rate straight up to it over
+    `warmup_epochs` (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then along a cosine down to nothing at the end of
+    `epochs` (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts). It follows from the optimiser's count of
+    steps, so a checkpoint brings it back. Raises ValueError where nothing is left after warming up.
+    """
+    if schedule == "plateau":
+        return learning_rate
+    warmup, total = round(warmup_epochs * steps_per_epoch), epochs * steps_per_epoch
+    if warmup >= total:
+        raise ValueError(f"warmup_epochs is {warmup_epochs}, expected less than the {epochs} epochs of training")
+    if not warmup:
+        return keras.optimizers.schedules.CosineDecay(learning_rate, total)
+    return keras.optimizers.schedules.CosineDecay(
+        WARM_UP_START * learning_rate, total - warmup, warmup_target=learning_rate, warmup_steps=warmup
+    )
+
+
+def make_optimizer(
+    name: str,
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    weight_decay: float,
+    clip_norm: float = 0.0,
+) -> keras.optimizers.Optimizer:
+    """`adamw` with decoupled weight decay, or `adam` without any.
+
+    clip_norm: gradients whose norm over all weights is larger are scaled down to it (Pascanu et al. 2013,
+    arXiv:1211.5063, section 3.2); 0 leaves them alone.
+    """
+    clip = {"global_clipnorm": clip_norm or None}
+    if name == "adam":
+        return Adam(learning_rate, **clip)
+    return AdamW(learning_rate, weight_decay, **clip)
+
+
+def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimiser itself, where mixed precision has wrapped it to scale the loss."""
+    return getattr(optimizer, "inner_optimizer", optimizer)

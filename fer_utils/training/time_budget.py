@@ -1,0 +1,130 @@
+"""Says early how long a long step will take, and stops training before the session's time is up.
+
+Knows clocks and Keras callbacks; knows nothing of what is trained.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from fer_utils.progress import SHORT, announce, in_words
+
+import keras
+import psutil
+
+WARM_UP = 2  # steps that compile and choose kernels, left out of the estimate
+MEASURED = 10  # steps that the estimate is made from
+PASSES_LEFT = 3  # after training stops: its own validation pass, then VAL and TEST in 05
+SAVING = 60  # seconds, at least, for saving the model, reading it back and the report
+SHARE_LEFT = 0.05  # of the budget, at least: 05 runs the whole network, validation may begin at cached activations
+
+
+class TimeBudget(keras.callbacks.Callback):
+    """Print the estimated time after the first steps of a phase, and keep training within a budget.
+
+    minutes: what the session may take, counted from the kernel's start; 0 only prints. Training stops after an epoch
+    where another whole one would not fit, and within an epoch where the time runs out there; both leave time to
+    validate, evaluate and save (PASSES_LEFT validation passes, and SAVING or SHARE_LEFT, whichever is more). Where the
+    budget stopped training, the model goes back to the weights of the lowest `val_loss` so far; `fit` needs validation
+    data.
+
+    began: the session's start on `clock`, in seconds; None: when this process, the kernel, was started.
+    """
+
+    STATE = ("_best_loss", "_best_weights", "stopped")  # what a checkpoint brings back
+
+    def __init__(
+        self, phase: str, minutes: float, began: float | None = None, clock: Callable[[], float] = time.monotonic
+    ):
+        super().__init__()
+        self.phase, self.clock = phase, clock
+        if began is None:
+            began = clock() - (time.time() - psutil.Process().create_time())
+        self.deadline = began + 60 * minutes if minutes else float("inf")
+        self.margin = max(SAVING, SHARE_LEFT * 60 * minutes)
+        self.stopped = False
+
+    def ended_by(self, epochs_trained: int, epochs: int) -> str:
+        """What ended a training of up to `epochs` epochs, in words."""
+        if self.stopped:
+            return "time budget"
+        return "early stopping" if epochs_trained < epochs else "last epoch"
+
+    def on_train_begin(self, logs=None) -> None:
+        self._best_loss, self._best_weights = float("inf"), None
+        self._validation = 0.0  # seconds of the last validation pass
+        self._is_warm = self._announced = False
+        self._measured, self._seconds = 0, 0.0  # steps after WARM_UP, and what they took
+
+    def on_epoch_begin(self, epoch: int, logs=None) -> None:
+        self._epoch, self._epoch_began = epoch, self.clock()
+        self._last = 0, self._epoch_began  # steps done, and when
+
+    def on_train_batch_end(self, batch: int, logs=None) -> None:
+        now, done = self.clock(), batch + 1
+        if not self._announced:
+            self._measure(done, now)
+        if now + self._reserve() > self.deadline:
+            self._stop(f"in epoch {self._epoch + 1}, after {done} of {self.params['steps']} steps")
+
+    def on_test_begin(self, logs=None) -> None:
+        self._test_began = self.clock()
+
+    def on_test_end(self, logs=None) -> None:
+        self._validation = self.clock() - self._test_began
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        if self.deadline == float("inf"):
+            return
+        if logs["val_loss"] < self._best_loss:
+            self._best_loss, self._best_weights = logs["val_loss"], self.model.get_weights()
+        now = self.clock()
+        another = now + (now - self._epoch_began) + self._reserve() > self.deadline
+        if another and not self.stopped and epoch + 1 < self.params["epochs"]:
+            self._stop(f"after epoch {epoch + 1}: another would not fit")
+
+    def on_train_end(self, logs=None) -> None:
+        if self.stopped and self._best_weights is not None:
+            self.model.set_weights(self._best_weights)
+
+    def _measure(self, done: int, now: float) -> None:
+        """Count the steps since the last call (Keras may run several at once); announce when there are enough."""
+        before, since = self._last
+        self._last = done, now
+        if not self._is_warm:
+            self._is_warm = done >= min(WARM_UP, self.params["steps"])
+            return
+        self._measured += done - before
+        self._seconds += now - since
+        if self._measured >= MEASURED or done == self.params["steps"]:
+            self._announced = True
+            self._announce(self._seconds / self._measured, now)
+
+    def _announce(self, step: float, now: float) -> None:
+        steps, epochs = self.params["steps"], self.params["epochs"] - self._epoch
+        left = "" if self.deadline == float("inf") else f"; the budget leaves {in_words(max(0, self.deadline - now))}"
+        shown = f"{1000 * step:,.0f}" if step >= 0.01 else f"{1000 * step:.2g}"
+        announce(
+            f"{self.phase}: {shown} ms a step; without validation {in_words(steps * step)} an epoch of {steps:,} "
+            f"steps, at most {in_words(epochs * steps * step)} for {epochs} epochs{left}",
+            epochs * steps * step,
+        )
+
+    def _reserve(self) -> float:
+        return PASSES_LEFT * self._validation + self.margin
+
+    def _stop(self, where: str) -> None:
+        if not self.stopped:
+            print(f"{self.phase}: time_budget_minutes stops training {where}")
+        self.stopped = self.model.stop_training = True
+
+
+def announced(batches: Sequence, name: str, clock: Callable[[], float] = time.monotonic) -> Iterator:
+    """The batches one by one; prints after the first ones how long all will take, where that is over SHORT seconds."""
+    for done, batch in enumerate(batches):
+        if done == WARM_UP:
+            since = clock()
+        elif done == WARM_UP + MEASURED // 2:
+            total = len(batches) * (clock() - since) / (done - WARM_UP)
+            if total > SHORT:
+                announce(f"{name}: about {in_words(total)} for {len(batches):,} batches", total)
+        yield batch

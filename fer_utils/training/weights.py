@@ -1,0 +1,200 @@
+"""Finds, checks and loads weights files of ResNet50 without top, in both layouts that Keras has published."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from fer_utils import places
+
+import h5py
+import keras
+import numpy as np
+
+# Keras' ImageNet file from before 2019. Its layers have other names and another order than the file of today
+# (github.com/keras-team/keras-applications/issues/74, github.com/tensorflow/tensorflow/issues/33459).
+OLDER_MD5 = "a268eb855778b3df3c7506639542a6af"
+
+_OLDER_LAYER = re.compile(r"(res|bn)(\d)([a-f])_branch(1|2[abc])")
+_OLDER_BRANCHES = {"1": 0, "2a": 1, "2b": 2, "2c": 3}  # the number that a branch's layer has today
+# What a weight is, by the end of its name: today's word → older ones. Keras 1 called the moving variance `running_std`.
+_ROLES = {
+    "kernel": ("W",),
+    "bias": ("b",),
+    "gamma": (),
+    "beta": (),
+    "moving_mean": ("running_mean",),
+    "moving_variance": ("running_std",),
+}
+_ROLE_OF = {word: role for role, older in _ROLES.items() for word in (role, *older)}
+_WEIGHT = re.compile(rf"(?:^|[_/])({'|'.join(sorted(_ROLE_OF, key=len, reverse=True))})(?::0)?$")
+
+
+class WeightsError(ValueError):
+    """A weights file or download that does not fit ResNet50 without top."""
+
+
+def load(backbone: keras.Model, weights: str) -> None:
+    """Load `imagenet` or the file at a path into ResNet50 without top.
+
+    `imagenet` takes the first mounted file that fits, and says which, else the file that Keras downloads. Raises
+    WeightsError, naming the file, what it holds and the way out.
+    """
+    if weights == "imagenet":
+        _load_imagenet(backbone)
+    elif load_file(backbone, Path(weights)) == "older":
+        print(f"weights from {weights}: the layout of Keras before 2019, loaded by name")
+
+
+def load_file(backbone: keras.Model, path: Path) -> str:
+    """Load one file; return its layout: `today's` or `older`.
+
+    Layers are found by name, never by position: the two layouts hold the same weights in another order, and swapping two
+    kernels of one shape would raise no error. Takes `.h5` as Keras distributes it and `.weights.h5` as
+    `Model.save_weights` writes it. Raises WeightsError.
+    """
+    if not path.is_file():
+        raise WeightsError(f"weights: no file at {path}; give `imagenet`, `none`, or a path to a ResNet50 notop .h5")
+    # What a file does not hold stays NaN, and is refused below instead of staying random.
+    backbone.set_weights([np.full(weight.shape, np.nan, np.float32) for weight in backbone.weights])
+    layout = "today's"
+    try:
+        with h5py.File(path) as file:
+            group = file["model_weights"] if "model_weights" in file else file
+            by_layer = "layer_names" in group.attrs
+            if by_layer:
+                layout = _assign(backbone, group, path)
+        if not by_layer:  # the format of Keras 3, which Keras itself checks by the model's structure
+            backbone.load_weights(path)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: not the weights of ResNet50 without top ({error})") from error
+    if not all(np.isfinite(value).all() for value in backbone.get_weights()):
+        raise WeightsError(f"{path}: lacks weights or holds values that are no numbers; get the file again")
+    return layout
+
+
+def _assign(backbone: keras.Model, group: h5py.Group, path: Path) -> str:
+    """Give each layer the weights that the file holds under its name, today's or the older one."""
+    stored = {_text(name): group[_text(name)] for name in group.attrs["layer_names"]}
+    stored = {name: layer for name, layer in stored.items() if len(layer.attrs.get("weight_names", ()))}
+    named = {todays_name(name): layer for name, layer in stored.items()}
+    layers = {layer.name: layer for layer in backbone.layers if layer.weights}
+    _check_names(set(layers), set(named), path)
+    for name, layer in layers.items():
+        values = _weights_of(named[name])
+        for variable in layer.weights:
+            value = values.get(variable.name)
+            if value is None or value.shape != tuple(variable.shape):
+                found = "nothing" if value is None else f"shape {value.shape}"
+                raise WeightsError(
+                    f"{path}: {found} for {variable.name} of {name}, expected shape {tuple(variable.shape)}: "
+                    "take ResNet50's notop file"
+                )
+            variable.assign(value)
+    return "today's" if set(stored) == set(named) else "older"
+
+
+def _weights_of(layer: h5py.Group) -> Mapping[str, h5py.Dataset]:
+    """Today's word for each weight that a file holds for a layer → its values."""
+    found = {}
+    for name in map(_text, layer.attrs["weight_names"]):
+        match = _WEIGHT.search(name)
+        if match:
+            found[_ROLE_OF[match[1]]] = layer[name]
+    return found
+
+
+def todays_name(layer: str) -> str:
+    """Today's name of a ResNet50 layer that has an older one, else the name itself.
+
+    `conv1` → `conv1_conv`, `bn_conv1` → `conv1_bn`, `res2a_branch2c` → `conv2_block1_3_conv`, `bn3b_branch2a` →
+    `conv3_block2_1_bn`, `res2a_branch1` → `conv2_block1_0_conv`.
+    """
+    match = _OLDER_LAYER.fullmatch(layer)
+    if not match:
+        return {"conv1": "conv1_conv", "bn_conv1": "conv1_bn"}.get(layer, layer)
+    kind, stage, block, branch = match.groups()
+    part = "conv" if kind == "res" else "bn"
+    return f"conv{stage}_block{'abcdef'.index(block) + 1}_{_OLDER_BRANCHES[branch]}_{part}"
+
+
+def _check_names(expected: set[str], found: set[str], path: Path) -> None:
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    if missing or extra:
+        with_top = {"fc1000", "probs", "predictions"} & set(extra)
+        advice = "take the `notop` file" if with_top else "take ResNet50's notop file"
+        raise WeightsError(
+            f"{path}: its layers are not ResNet50's without top; {len(missing)} missing (such as {missing[:3]}), "
+            f"{len(extra)} unknown (such as {extra[:3]}): {advice}"
+        )
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _load_imagenet(backbone: keras.Model) -> None:
+    url, checksum = _published()
+    passed_over = []
+    for path in mounted_weights():
+        try:
+            layout = load_file(backbone, path)
+            _check_features(backbone, path)
+        except WeightsError as error:
+            passed_over.append(str(error))
+            continue
+        print(f"weights from {path} ({_known(path, layout, checksum)})")
+        return
+    load_file(backbone, _download(url, checksum, passed_over))
+
+
+def _known(path: Path, layout: str, checksum: str) -> str:
+    """What a mounted file is, in words, by its checksum."""
+    found = hashlib.md5(path.read_bytes()).hexdigest()
+    if found == checksum:
+        return "ImageNet's, as Keras publishes them"
+    if found == OLDER_MD5:
+        return "ImageNet's, as Keras published them before 2019; loaded by name"
+    older = "; in the layout of Keras before 2019, loaded by name" if layout == "older" else ""
+    return f"NOT Keras' ImageNet file: scores should say so{older}"
+
+
+def _check_features(backbone: keras.Model, path: Path) -> None:
+    """Raise WeightsError unless a fixed image's features are finite and differ."""
+    height, width, channels = backbone.input_shape[1:]
+    image = np.linspace(-120, 120, height * width * channels, dtype=np.float32).reshape(1, height, width, channels)
+    features = np.array(backbone(image, training=False))
+    if not np.isfinite(features).all() or np.ptp(features) == 0:
+        raise WeightsError(
+            f"{path}: ResNet50 with these weights computes no features of a test image; get the file again"
+        )
+
+
+def _published() -> tuple[str, str]:
+    """Where Keras has its notop file, and its MD5 checksum."""
+    from keras.src.applications import resnet  # the one home of both
+
+    return (
+        resnet.BASE_WEIGHTS_PATH + "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        resnet.WEIGHTS_HASHES["resnet50"][1],
+    )
+
+
+def _download(url: str, checksum: str, passed_over: list[str]) -> Path:
+    try:
+        return Path(keras.utils.get_file(Path(url).name, url, cache_subdir="models", file_hash=checksum))
+    except Exception as error:  # urllib, sockets and Keras raise a dozen kinds here
+        mounted = "\nMounted, but not fit:\n" + "\n".join(passed_over) if passed_over else ""
+        raise WeightsError(
+            f"ImageNet weights could not be downloaded ({error}). With internet elsewhere, fetch {url} and set "
+            "weights to its path; on Kaggle, turn internet on or attach a dataset with that file (Add Input, Datasets, "
+            f"keras/resnet50): it is then found by itself; weights = 'none' tries the code without them{mounted}"
+        ) from error
+
+
+def mounted_weights() -> list[Path]:
+    """The `.h5` files mounted on Kaggle, those called `notop` first."""
+    found = places.find_files(places.kaggle_root() / "input", ".h5")
+    return sorted(found, key=lambda path: "notop" not in path.name.lower())

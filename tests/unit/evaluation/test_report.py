@@ -1,0 +1,164 @@
+"""The tables and sentences that a report shows say what metrics.json holds."""
+
+from fer_utils.classes import CLASSES
+from fer_utils.evaluation import report, scores
+from fer_utils.pipeline import paths
+
+import numpy as np
+import pandas as pd
+import pytest
+
+
+def _predictions(n: int, n_seen: int) -> pd.DataFrame:
+    rng = np.random.default_rng(n)
+    labels = [CLASSES[place] for place in rng.integers(0, 7, n)]
+    usage = ["PublicTest", "PrivateTest"] * (n // 2)
+    table = pd.DataFrame({"path": [f"{i}.png" for i in range(n)], "label": labels, "usage": usage})
+    table["seen_in_training"] = np.arange(n) < n_seen
+    return scores.prediction_table(table, rng.dirichlet(np.ones(7), n))
+
+
+@pytest.fixture
+def metrics() -> dict:
+    """Scores of 20 VAL and 40 TEST images, 3 of the latter seen in training."""
+    val, test = _predictions(20, 0), _predictions(40, 3)
+    found = {name: scores.scores_with_parts(of) for name, of in (("val", val), ("test", test))}
+    temperature = scores.fit_temperature(val)
+    scaled = {name: scores.scores_at(of, temperature) for name, of in (("val", val), ("test", test))}
+    return found | {
+        "leakage": {"policy": "keep", "val_images_seen_in_training": 0, "test_images_seen_in_training": 3},
+        "temperature_scaling": {"temperature": temperature} | scaled,
+    }
+
+
+def test_a_row_for_each_part_that_is_told_apart(metrics):
+    table = report.score_table(metrics)
+    parts = ["VAL", "VAL, public", "VAL, private", "TEST", "TEST, public", "TEST, private", "TEST, unseen"]
+    assert list(table.index) == parts and table.loc["TEST, unseen", "n"] == 37
+    low, high = metrics["test"]["macro_f1_interval"]
+    assert table.loc["TEST", "macro_f1 95 %"] == f"{low:.3f}–{high:.3f}"
+
+
+def test_test_time_augmentation_stands_beside_the_plain_scores(metrics):
+    plain = report.score_table(metrics)
+    augmented = {"kind": "flip", "val": metrics["val"], "test": {**metrics["test"], "accuracy": 0.5}}
+    table = report.score_table(metrics | {"test_time_augmentation": augmented})
+    assert table.iloc[: len(plain)].equals(plain)
+    assert list(table.index[len(plain) :]) == [f"{name}, flip" for name in plain.index]
+    assert table.loc["TEST, flip", "accuracy"] == 0.5
+
+
+def test_calibration_before_and_after_scaling(metrics):
+    table = report.calibration_table(metrics)
+    temperature = metrics["temperature_scaling"]["temperature"]
+    assert table.loc[f"TEST at temperature {temperature:.2f}"].to_dict() == metrics["temperature_scaling"]["test"]
+    assert table.loc["VAL", "loss"] == metrics["val"]["loss"]
+    assert table.iloc[1]["loss"] <= table.iloc[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (8e-5, "8.000e-05"),
+        (2.0996e-38, "2.100e-38"),
+        (0.467, "0.4670"),
+        (0.00123456, "0.001235"),
+        (-1.23456, "-1.235"),
+        (312.5, "312.5"),
+        (999.99, "1000"),
+        (12345.6, "12,346"),
+        (0.0, "0"),
+    ],
+)
+def test_numbers_have_significant_digits(value, text):
+    assert report.significant(value) == text
+    assert f"<td>{text}</td>" in report.html_table(pd.DataFrame({"value": [value]}))
+
+
+def test_the_report_shows_parameters_as_they_are_written(metrics, tmp_path):
+    folders = paths.RunFolders(tmp_path, tmp_path / "images")
+    parameters = {"learning_rate": 8e-5, "epochs": 20, "seed": 123456, "optimizer": "adamw", "picture": ""}
+    metrics["per_class"] = {"test": [{"class": "sad", "f1": 0.00001234}]}
+    sources = {"fer2013": "auto", "emotion_detection": "auto"}
+    metrics["run"] = {
+        "params": {"merge_split": sources, "fine_tune": parameters},
+        "versions": {},
+        "seconds_per_stage": {"fine_tune": 4321.9},
+    }
+    report.write_report(folders, metrics)
+    page = folders.report.read_text()
+    for value in ("8e-05", "20", "123456", "adamw", "1.234e-05", "4,322"):
+        assert f"<td>{value}</td>" in page
+
+
+def test_the_honesty_line_counts_what_was_seen_and_names_the_way_out(metrics):
+    line = report.honesty_line(metrics)
+    assert "3 of 40 TEST images" in line and "0 of 20 VAL images" in line and "params/clean.yaml" in line
+    assert report.leak_note(metrics, "TEST").startswith("WARNING: the model was trained on copies of 3 of 40 pictures")
+    metrics["leakage"]["test_images_seen_in_training"] = 0
+    assert "never saw" in report.honesty_line(metrics) and "WARNING" not in report.honesty_line(metrics)
+    assert report.leak_note(metrics, "TEST") == "the model was trained on no copy of these pictures"
+
+
+def test_scores_of_an_earlier_version_say_that_they_counted_something_else(metrics):
+    metrics["leakage"] = {"policy": "keep", "val_images_in_train": 20, "test_images_in_train": 40}
+    assert report.seen_in_training(metrics, "TEST") is None
+    line = report.honesty_line(metrics)
+    assert line.startswith("WARNING") and "not on record" in line and "40" not in line
+    metrics["leakage"] = {"policy": "drop", "val_images_in_train": 0, "test_images_in_train": 0}
+    assert report.seen_in_training(metrics, "TEST") == 0 and "never saw" in report.honesty_line(metrics)
+
+
+@pytest.fixture
+def page(metrics, tmp_path):
+    """Writes the report of a run whose only figures are TEST's confusion matrix and the learning curves: its HTML."""
+    metrics |= {"per_class": {"test": [{"class": "angry", "f1": 0.5}]}}
+    metrics["run"] = {
+        "params": {"merge_split": {"fer2013": "auto", "emotion_detection": "auto"}, "evaluate": {"n_mistakes": 24}},
+        "versions": {"keras": "3"},
+        "seconds_per_stage": {"evaluate": 1.0},
+    }
+    folders = paths.run_folders("r", str(tmp_path), "")
+    for path in (folders.for_split("confusion_matrix", "TEST", ".png"), folders.figure("learning_curves")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.stem.encode())
+
+    def write() -> str:
+        report.write_report(folders, metrics)
+        return folders.report.read_text()
+
+    return write
+
+
+def test_the_report_opens_with_scores_honesty_and_confusion_and_ends_with_parameters(page):
+    html = page()
+    order = ["TEST accuracy", 'class="warning"', "Confusion matrix of TEST", ">Scores<", ">TEST, class by class<"]
+    order += [">Mistakes<", ">Confidence<", "Learning curves", ">Data<", ">Stages<", ">Parameters<", ">Versions<"]
+    places = [html.index(text) for text in order]
+    assert places == sorted(places)
+
+
+def test_a_figure_that_is_not_there_is_named_and_leaves_no_broken_image(page):
+    html = page()
+    assert (
+        html.count("<img") == 2 and "(missing: confusion_matrix_val.png)" in html and "(missing: grad_cam.png)" in html
+    )
+
+
+def test_only_a_leak_is_shown_as_a_warning(page, metrics):
+    assert '<p class="warning">WARNING' in page()
+    metrics["leakage"]["test_images_seen_in_training"] = 0
+    assert '<p class="honesty">The model was trained on no copy' in page() and '<p class="warning">' not in page()
+
+
+def test_the_report_is_made_for_phones_and_for_paper(page):
+    html = page()
+    assert 'name="viewport"' in html and "@media print" in html and "@media (max-width" in html
+    assert html.count("<table") == html.count('<div class="wide"><table')
+
+
+@pytest.mark.parametrize(("sources", "is_drawn"), [(("demo", "demo"), True), (("auto", "data/x.zip"), False)])
+def test_of_drawn_faces_the_first_lines_say_so(metrics, sources, is_drawn):
+    names = dict(zip(("fer2013", "emotion_detection"), sources, strict=True))
+    line = report.drawn_line(metrics | {"run": {"params": {"merge_split": names}}})
+    assert line.startswith("The faces are drawn") if is_drawn else line == ""

@@ -1,0 +1,209 @@
+"""Scores are those worked out by hand, and scikit-learn's."""
+
+from fer_utils.classes import CLASSES
+from fer_utils.evaluation import scores
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+labels = st.lists(st.sampled_from(CLASSES), min_size=1, max_size=60)
+
+
+def _predictions(
+    true: list[str], given: list[str], sure: float | list[float] = 0.7, usage: str | list = ""
+) -> pd.DataFrame:
+    """Predictions with probability `sure` on the class given, the rest spread over the others."""
+    sure = np.broadcast_to(sure, len(true))
+    probabilities = np.repeat(((1 - sure) / 6)[:, None], 7, axis=1)
+    probabilities[np.arange(len(true)), [CLASSES.index(label) for label in given]] = sure
+    table = pd.DataFrame({"path": [f"{i}.png" for i in range(len(true))], "label": true, "usage": usage, "other": 1})
+    return scores.prediction_table(table, probabilities)
+
+
+def test_a_prediction_is_the_likeliest_class_with_all_seven_probabilities():
+    table = _predictions(["sad", "fear"], ["sad", "happy"], usage=["PublicTest", ""])
+    assert list(table.columns) == ["path", "label", "usage", "predicted", *scores.PROBABILITIES]
+    assert table["predicted"].tolist() == ["sad", "happy"] and table["p_happy"].tolist() == [0.05, 0.7]
+
+
+def test_predictions_follow_the_rows_whatever_their_index():
+    table = pd.DataFrame({"path": ["a", "b"], "label": ["sad", "fear"], "usage": ""}, index=[7, 3])
+    found = scores.prediction_table(table, np.eye(7)[[4, 2]])
+    assert found["predicted"].tolist() == ["sad", "fear"] and found["p_sad"].tolist() == [1, 0]
+    assert scores.overall(found)["accuracy"] == 1
+
+
+def test_scores_are_those_worked_out_by_hand():
+    # angry: precision 1/2, recall 1/2; disgust 1/2, 1; fear: 0, 0; the other four classes have no image: 0.
+    found = scores.overall(
+        _predictions(["angry", "angry", "disgust", "fear"], ["angry", "disgust", "disgust", "angry"])
+    )
+    assert found["n"] == 4 and found["accuracy"] == 0.5
+    assert found["loss"] == pytest.approx(-(2 * np.log(0.7) + 2 * np.log(0.05)) / 4, abs=1e-6)
+    assert found["macro_precision"] == pytest.approx((1 / 2 + 1 / 2) / 7)
+    assert found["macro_recall"] == pytest.approx((1 / 2 + 1) / 7)
+    assert found["macro_f1"] == pytest.approx((1 / 2 + 2 / 3) / 7)
+
+
+def test_all_right_scores_one_and_a_probability_of_zero_stays_finite():
+    right = scores.overall(_predictions(list(CLASSES), list(CLASSES), 1.0))
+    assert right["accuracy"] == right["macro_f1"] == right["macro_recall"] == right["macro_precision"] == 1
+    assert right["loss"] == 0
+    wrong = scores.overall(_predictions(["sad"], ["fear"], 1.0))
+    assert wrong["loss"] == pytest.approx(-np.log(1e-7))
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels, st.randoms(use_true_random=False))
+def test_scores_agree_with_scikit_learn(true, random):
+    guessed = [random.choice(CLASSES) for _ in true]
+    table = _predictions(true, guessed, 0.4)
+    found = scores.overall(table)
+    how = {"labels": CLASSES, "average": "macro", "zero_division": 0}
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(true, guessed))
+    assert found["macro_precision"] == pytest.approx(metrics.precision_score(true, guessed, **how))
+    assert found["macro_recall"] == pytest.approx(metrics.recall_score(true, guessed, **how))
+    assert found["macro_f1"] == pytest.approx(metrics.f1_score(true, guessed, **how))
+    probabilities = table[list(scores.PROBABILITIES)].to_numpy()
+    expected = metrics.log_loss([CLASSES.index(label) for label in true], probabilities, labels=range(7))
+    assert found["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_public_private_and_unseen_are_scored_apart_where_they_can_be_told():
+    usage = ["PublicTest", "PublicTest", "PrivateTest", "PrivateTest"]
+    table = _predictions(["sad", "sad", "sad", "fear"], ["sad", "sad", "sad", "sad"], usage=usage).assign(
+        seen_in_training=False
+    )
+    parts = scores.scores_of_parts(table)
+    assert parts["public"]["accuracy"] == 1 and parts["private"]["accuracy"] == 0.5
+    assert parts["public"]["n"] == parts["private"]["n"] == 2 and len(parts) == 2
+    assert list(scores.scores_of_parts(table[2:])) == ["private"]
+    assert scores.scores_of_parts(table.assign(usage="")) == {}
+    seen = table.assign(seen_in_training=[True, False, True, False])
+    unseen = scores.scores_of_parts(seen)["unseen"]
+    assert (unseen["n"], unseen["accuracy"]) == (2, 0.5)
+    assert "unseen" not in scores.scores_of_parts(table.assign(seen_in_training=True))
+
+
+def test_intervals_hold_the_score_narrow_with_more_images_and_follow_the_seed():
+    few, many = np.diag([8] * 7) + 1, np.diag([800] * 7) + 100
+    for counts in (few, many):
+        found = scores.bootstrap_intervals(counts)
+        low, high = found["accuracy_interval"]
+        assert low < np.trace(counts) / counts.sum() < high
+    widths = [np.diff(scores.bootstrap_intervals(counts)["accuracy_interval"])[0] for counts in (few, many)]
+    assert widths[1] == pytest.approx(widths[0] / 10, rel=0.15)  # by the root of 100 times the images
+    accuracy = np.trace(few) / few.sum()
+    assert widths[0] == pytest.approx(2 * 1.96 * np.sqrt(accuracy * (1 - accuracy) / few.sum()), rel=0.1)
+    assert scores.bootstrap_intervals(few) == scores.bootstrap_intervals(few)
+
+
+def test_a_perfect_score_has_an_interval_of_no_width():
+    found = scores.bootstrap_intervals(np.diag([5] * 7))
+    assert found["accuracy_interval"] == [1, 1] and found["macro_f1_interval"][1] == 1
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    half_right = _predictions(["sad"] * 4, ["sad", "sad", "fear", "fear"], 0.9)
+    bins = scores.reliability(half_right)
+    assert bins[["n", "confidence", "accuracy"]].to_numpy().tolist() == [[4, pytest.approx(0.9), 0.5]]
+    assert bins[["low", "high"]].to_numpy().tolist() == [[pytest.approx(13 / 15), pytest.approx(14 / 15)]]
+    assert scores.calibration_error(bins) == pytest.approx(0.4)
+    assert scores.calibration_error(scores.reliability(_predictions(["sad"], ["sad"], 1.0))) == 0
+
+
+def test_mcnemar_counts_what_one_model_alone_gets_right():
+    true = ["sad"] * 10
+    first = _predictions(true, ["sad"] * 8 + ["fear"] * 2)
+    second = _predictions(true, ["fear"] * 6 + ["sad"] * 2 + ["fear", "sad"])
+    found = scores.mcnemar(first, second)
+    assert (found["n"], found["only_first"], found["only_second"]) == (10, 6, 1)
+    assert found["p_value"] == pytest.approx(2 * (1 + 7) / 2**7)  # two-sided, of 7 fair coins 6 or more alike
+    assert scores.mcnemar(first, first)["p_value"] == 1
+    with pytest.raises(ValueError, match="no image in common"):
+        scores.mcnemar(first, second.assign(path="elsewhere"))
+
+
+def test_leaving_out_takes_what_it_says():
+    table = pd.DataFrame({"label_conflict": [True, False, True, False], "flags": ["", "blank", "colour blank", ""]})
+    left = {what: scores.leave_out(table, what).index.tolist() for what in ("none", "conflicts", "blanks", "both")}
+    assert left == {"none": [0, 1, 2, 3], "conflicts": [1, 3], "blanks": [0, 3], "both": [3]}
+
+
+def test_the_confusion_matrix_has_true_rows_and_predicted_columns():
+    counts = scores.confusion(_predictions(["angry", "angry", "neutral"], ["fear", "angry", "neutral"]))
+    assert counts.shape == (7, 7) and counts.sum() == 3
+    assert (counts[0, 2], counts[0, 0], counts[6, 6], counts[2, 0]) == (1, 1, 1, 0)
+
+
+def test_the_class_report_has_a_row_a_class_even_for_one_without_images():
+    report = scores.class_report(_predictions(["sad", "sad", "fear"], ["sad", "fear", "fear"])).set_index("class")
+    assert list(report.index) == [*CLASSES, "macro avg", "weighted avg"]
+    assert list(report.columns) == ["precision", "recall", "f1", "support"]
+    assert report.loc["sad"].tolist() == pytest.approx([1, 0.5, 2 / 3, 2])
+    assert report.loc["fear"].tolist() == pytest.approx([0.5, 1, 2 / 3, 1])
+    assert report.loc["disgust"].tolist() == [0, 0, 0, 0]
+    assert report.loc["macro avg", "f1"] == pytest.approx(4 / 3 / 7)
+
+
+def test_the_report_is_whole_when_every_prediction_is_right():
+    assert scores.class_report(_predictions(list(CLASSES), list(CLASSES)))["f1"].eq(1).all()
+
+
+def test_the_worst_mistakes_are_wrong_and_surest_first():
+    true, guessed = ["sad"] * 5, ["fear", "sad", "happy", "angry", "fear"]
+    table = _predictions(true, guessed, [0.5, 0.99, 0.9, 0.7, 0.9])
+    worst = scores.worst_mistakes(table, 3)
+    assert worst["path"].tolist() == ["2.png", "4.png", "3.png"]  # equally sure: by path
+    assert worst["confidence"].tolist() == pytest.approx([0.9, 0.9, 0.7])
+    assert len(scores.worst_mistakes(table, 99)) == 4 and len(scores.worst_mistakes(table, 0)) == 0
+
+
+def test_of_each_class_the_surest_right_and_the_surest_wrong():
+    true, guessed = ["sad", "sad", "sad", "fear", "sad"], ["sad", "sad", "fear", "sad", "angry"]
+    found = scores.surest_of_each_class(_predictions(true, guessed, [0.6, 0.8, 0.5, 0.7, 0.9]))
+    assert sorted(found["path"]) == ["1.png", "3.png", "4.png"]
+
+
+def test_the_most_confused_pairs_with_their_share_of_the_class():
+    true = ["sad"] * 4 + ["fear"] * 2 + ["happy"] * 9
+    guessed = ["fear", "fear", "fear", "sad", "sad", "fear"] + ["happy"] * 9
+    pairs = scores.most_confused(_predictions(true, guessed), 5)
+    assert pairs.to_dict("records") == [
+        {"label": "sad", "predicted": "fear", "n": 3, "share": 0.75},
+        {"label": "fear", "predicted": "sad", "n": 1, "share": 0.5},
+    ]
+    assert len(scores.most_confused(_predictions(true, true), 5)) == 0
+
+
+def _drawn_predictions(temperature: float, n: int = 20_000) -> pd.DataFrame:
+    """Predictions of a model whose scores are `temperature` times those that the labels follow."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (n, 7))
+    true = (logits + rng.gumbel(size=(n, 7))).argmax(axis=1)
+    exps = np.exp(logits * temperature)
+    table = pd.DataFrame({"path": [str(i) for i in range(n)], "label": [CLASSES[i] for i in true]})
+    return scores.prediction_table(table, exps / exps.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_the_temperature_that_made_a_model_too_sure_is_found_and_undone(temperature):
+    predictions = _drawn_predictions(temperature)
+    found = scores.fit_temperature(predictions)
+    assert found == pytest.approx(temperature, rel=0.03)
+    assert scores.scores_at(predictions, found)["calibration_error"] < 0.01
+    scaled = scores.at_temperature(predictions, found)
+    highest = scaled[list(scores.PROBABILITIES)].to_numpy().argmax(axis=1)
+    assert [CLASSES[place] for place in highest] == predictions["predicted"].tolist()
+
+
+def test_a_temperature_of_one_changes_nothing():
+    predictions = _drawn_predictions(1.7, 50)
+    plain = scores.overall(predictions)
+    same = scores.scores_at(predictions, 1.0)
+    assert same["loss"] == pytest.approx(plain["loss"], abs=1e-5)
+    assert same["calibration_error"] == pytest.approx(plain["calibration_error"], abs=1e-5)

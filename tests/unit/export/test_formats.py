@@ -1,0 +1,128 @@
+"""An exported model answers as Keras does, for grey and for RGB, and its card tells what the run measured."""
+
+import dataclasses
+
+from fer_utils import files, images, places
+from fer_utils.classes import CLASSES
+from fer_utils.evaluation import scores
+from fer_utils.export import formats, model_card
+from fer_utils.pipeline import paths
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from keras import layers
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> paths.RunFolders:
+    """A finished run of a small network on 28 images of VAL and as many of TRAIN_BALANCED."""
+    folders = paths.run_folders("small", str(tmp_path_factory.mktemp("outputs")), "")
+    rng, rows = np.random.default_rng(0), {}
+    for split in ("VAL", "TRAIN_BALANCED"):
+        rows[split] = [(split, label, f"{split}/{label}/{i}.png") for label in CLASSES for i in range(4)]
+        for _, label, path in rows[split]:
+            (folders.data / path).parent.mkdir(parents=True, exist_ok=True)
+            face = rng.normal(20 + 30 * CLASSES.index(label), 20, (48, 48)).clip(0, 255).astype(np.uint8)
+            (folders.data / path).write_bytes(images.encode_png(face))
+    files.write_csv(folders.manifest, pd.DataFrame(rows["VAL"], columns=["split", "label", "path"]))
+    files.write_csv(folders.balanced, pd.DataFrame(rows["TRAIN_BALANCED"], columns=["split", "label", "path"]))
+    keras.utils.set_random_seed(0)
+    raw = keras.Input((None, None, 1))
+    x = layers.Rescaling(1 / 127.5, offset=-1)(layers.Resizing(16, 16)(raw))
+    x = layers.Conv2D(8, 3, activation="relu")(x)
+    x = layers.Dense(len(CLASSES), activation="softmax")(layers.GlobalAveragePooling2D()(x))
+    keras.Model(raw, x, name="small").save(folders.model)
+    files.write_json(folders.metrics, _metrics())
+    return folders
+
+
+def _metrics() -> dict:
+    labels = list(CLASSES) * 4
+    table = pd.DataFrame(
+        {"path": [f"{i}.png" for i in range(28)], "label": labels, "usage": "", "seen_in_training": False}
+    )
+    predictions = scores.prediction_table(table, np.random.default_rng(1).dirichlet(np.ones(7), 28))
+    overall = scores.overall(predictions)
+    return {
+        "val": overall,
+        "test": overall,
+        "leakage": {"policy": "drop", "val_images_seen_in_training": 0, "test_images_seen_in_training": 0},
+        "per_class": {"test": scores.class_report(predictions).to_dict("records")},
+        "run": {"params": {"fine_tune": {"image_size": 16, "weights": "none"}}},
+    }
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "small"
+    return folder, formats.export(run, folder)
+
+
+def test_every_format_is_there_and_float_ones_answer_as_keras(exported):
+    folder, measured = exported
+    assert {path.name for path in folder.iterdir()} == {
+        "MODEL_CARD.md",
+        "model.keras",
+        "model.onnx",
+        "model.weights.h5",
+        "model_float16.tflite",
+        "model_int8.tflite",
+    }
+    rows = {row.format: row for row in measured}
+    assert all(row.largest_difference <= formats.PARITY for row in measured if row.allowed)
+    assert rows["Keras"].largest_difference == 0 < rows["TFLite, int8"].largest_difference < 0.1
+    assert rows["TFLite, int8"].megabytes < rows["ONNX"].megabytes
+
+
+@pytest.mark.parametrize(
+    ("load", "file"),
+    [
+        (formats._keras, "model.keras"),
+        (formats._lite, "model_float16.tflite"),
+        (formats._onnx, "model.onnx"),
+    ],
+)
+def test_grey_of_any_size_rgb_and_the_runs_own_model_agree(run, exported, load, file):
+    grey = np.random.default_rng(2).integers(0, 255, (3, 60, 52, 1)).astype(np.float32)
+    expected = keras.saving.load_model(run.model, compile=False).predict(grey, verbose=0)
+    predict = load(exported[0] / file)
+    assert predict(grey) == pytest.approx(expected, abs=1e-3)
+    assert predict(np.repeat(grey, 3, axis=-1)) == pytest.approx(expected, abs=1e-3)
+    red = grey * np.array([1, 0, 0], np.float32)
+    darker = keras.saving.load_model(run.model, compile=False).predict(grey * 0.299, verbose=0)
+    assert predict(red) == pytest.approx(darker, abs=1e-3)
+
+
+def test_the_card_tells_scores_limits_and_files(exported):
+    card = (exported[0] / model_card.FILE).read_text(encoding="utf-8")
+    accuracy = f"{_metrics()['test']['accuracy']:.3f}"
+    assert "never saw" in card and "`drop`" in card and "must not decide" in card
+    assert "| TEST | 28 | " in card and f"| {accuracy} |" in card and "| surprise |" in card
+    assert all(f"| {row.file} |" in card for row in exported[1])
+
+
+def test_an_earlier_export_gives_way_and_another_folder_does_not(run, exported, tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(formats.ExportError, match="no earlier export: choose another folder"):
+        formats.export(run, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_float_format_that_differs_is_refused_and_int8_may(exported):
+    rows = {row.format: row for row in exported[1]}
+    far = {"largest_difference": 2 * formats.PARITY_FLOAT16}
+    formats._check([dataclasses.replace(rows["TFLite, int8"], **far)])
+    for difference in (far["largest_difference"], float("nan")):
+        row = dataclasses.replace(rows["ONNX"], largest_difference=difference)
+        with pytest.raises(formats.ExportError, match=r"ONNX: probabilities differ .* nothing was written"):
+            formats._check([row])
+
+
+def test_missing_packages_and_an_unfinished_run_are_said_first(run, tmp_path, monkeypatch):
+    with pytest.raises(places.NotFoundHere, match="finish the run first"):
+        formats.export(paths.run_folders("other", str(tmp_path), ""), tmp_path / "out")
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(formats.ExportError, match="pip install tf2onnx onnxruntime"):
+        formats.export(run, tmp_path / "out")

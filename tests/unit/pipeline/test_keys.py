@@ -1,0 +1,245 @@
+"""What a stage's key holds, what it leaves out, and how damage to outputs is noticed."""
+
+import ast
+import re
+import shutil
+from pathlib import Path
+
+from fer_utils.pipeline import keys, parameters, paths
+from fer_utils.pipeline.parameters import STAGES
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A copy of notebooks and package whose text a test may change, as a function: edit(file, old, new)."""
+    for folder in ("notebooks", "fer_utils", "params"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(keys, "_PACKAGE", tmp_path / "fer_utils")
+
+    def edit(file: str, old: str, new: str) -> None:
+        text = (tmp_path / file).read_text()
+        assert old in text
+        (tmp_path / file).write_text(text.replace(old, new, 1))
+        keys._read_module.cache_clear()
+
+    return edit
+
+
+def _values() -> dict:
+    return parameters.resolve(
+        parameters.declared(), [("demo", parameters.load_profile(parameters.profile_path("demo")))]
+    )
+
+
+def _keys(values=None) -> dict:
+    values, folders = values or _values(), paths.RunFolders(Path("run"), Path("run/images"))
+    return {stage: keys.key_of(stage, values[stage], folders, {}) for stage in STAGES}
+
+
+def _changed(before: dict, after: dict) -> dict[str, list[str]]:
+    found = {stage: keys.differences(before[stage], after[stage]) for stage in STAGES}
+    return {stage: words for stage, words in found.items() if words}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("notebooks/04_fine_tune.py", "# ## Do\n", "# ## Do it\n# Another sentence.\n"),
+        ("notebooks/04_fine_tune.py", "callbacks = []\n", "# a reason\ncallbacks = []\n"),
+        (
+            "notebooks/04_fine_tune.py",
+            "factor=lr_factor, patience=lr_patience)",
+            "factor=lr_factor,\n patience=lr_patience,)",
+        ),
+        ("notebooks/04_fine_tune.py", "epochs: int = 20  # >= 1; specification", "epochs: int = 21  # >= 1; other"),
+        ("fer_utils/training/loop.py", '"""The two training phases', '"""Both phases'),
+        ("fer_utils/training/loop.py", '    """Train a compiled model', '    """Teach a compiled model'),
+        (
+            "fer_utils/training/loop.py",
+            "        history = model.fit(",
+            "        # a comment\n        history = model.fit(",
+        ),
+        ("fer_utils/pipeline/paths.py", 'return self.run / "notebooks"', 'return self.run / "books"'),
+        ("fer_utils/plots.py", '"#4477aa"', '"#123456"'),
+        ("fer_utils/plots.py", "def confusion_matrix(counts", "def confusion_matrix(these"),
+        ("fer_utils/evaluation/report.py", "<h2>Scores</h2>", "<h2>All scores</h2>"),
+        ("fer_utils/progress.py", "leave=False", "leave=True"),
+        ("fer_utils/progress.py", "SHORT = 30", "SHORT = 60"),
+        ("fer_utils/predict/command_line.py", "import argparse", "import argparse, this"),
+        ("fer_utils/training/frozen_prefix.py", 'print(f"activations of', 'print(f"what comes of'),
+        ("notebooks/04_fine_tune.py", 'f"lowest VAL loss', 'f"the best VAL loss'),
+        ("notebooks/04_fine_tune.py", 'titles, 6, "What training sees")', 'titles, 4, "A batch")'),
+        ("notebooks/04_fine_tune.py", "figure = plots.rates(history)", "figure = plots.rates(history[1:])"),
+        ("notebooks/04_fine_tune.py", "plt.show()\n", 'plt.title("A batch")\nplt.show()\n'),
+        ("notebooks/04_fine_tune.py", ".round(training.SHOWN_DIGITS)", ".round(2)"),
+        ("notebooks/04_fine_tune.py", ".round(training.SHOWN_DIGITS)", ""),
+        ("fer_utils/evaluation/report.py", '"Learning curves of both phases": ', '"Curves of both phases": '),
+    ],
+)
+def test_prose_layout_places_and_what_only_shows_are_no_reason(project, file, old, new):
+    values, before = _values(), _keys()
+    project(file, old, new)
+    assert _changed(before, _keys(values)) == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stages"),
+    [
+        ("notebooks/04_fine_tune.py", 'monitor="val_loss", factor', 'monitor="loss", factor', ["fine_tune"]),
+        # What stands in a call that shows counts where it may do something.
+        ("notebooks/04_fine_tune.py", "print(plan)", "print(plan, plan.widen())", ["fine_tune"]),
+        ("notebooks/04_fine_tune.py", "print(plan)", "print(plan := None)", ["fine_tune"]),
+        ("notebooks/04_fine_tune.py", "print(plan)", "print([x for x in train])", ["fine_tune"]),
+        ("notebooks/04_fine_tune.py", "print(plan)", 'print(plan, file=open("manifest.csv", "w"))', ["fine_tune"]),
+        ("notebooks/04_fine_tune.py", "plots.rates(history)", "plots.rates(history.pop(1))", ["fine_tune"]),
+        ("notebooks/04_fine_tune.py", "plots.rates(history)", "training.rates(history)", ["fine_tune"]),
+        ("notebooks/04_fine_tune.py", "callbacks.append(budget)", "callbacks.remove(budget)", ["fine_tune"]),
+        ("notebooks/01_merge_split.py", "if ignored:", "if not ignored:", ["merge_split"]),
+        (
+            "fer_utils/training/loop.py",
+            "validation_data=val,",
+            "validation_data=train,",
+            ["train_head", "fine_tune", "evaluate"],
+        ),
+        (
+            "fer_utils/training/loop.py",
+            "PREDICT_BATCH = 256",
+            "PREDICT_BATCH = 128",
+            ["train_head", "fine_tune", "evaluate"],
+        ),
+        ("fer_utils/training/network.py", "Dropout(0.4", "Dropout(0.5", ["train_head", "fine_tune", "evaluate"]),
+        ("fer_utils/data/augmentation.py", "rotate=(-15, 15)", "rotate=(-20, 20)", ["balance", "fine_tune"]),
+        ("fer_utils/images.py", 'convert("L")', 'convert("1")', list(STAGES)),
+        ("fer_utils/data/audit.py", "def _drop(", "def _drop(_, ", ["merge_split", "evaluate"]),
+        ("fer_utils/training/averaging.py", "keras.callbacks.Callback", "keras.callbacks.History", ["fine_tune"]),
+        ("fer_utils/evaluation/scores.py", "RESAMPLES = 2000", "RESAMPLES = 200", ["evaluate"]),
+        ("fer_utils/pipeline/comparison.py", "_LONGEST_NAME = 100", "_LONGEST_NAME = 90", []),  # no notebook imports it
+        ("fer_utils/__init__.py", '"TF_ENABLE_ONEDNN_OPTS", "1"', '"TF_ENABLE_ONEDNN_OPTS", "0"', list(STAGES)),
+    ],
+)
+def test_code_that_computes_is_a_reason_for_the_stages_that_import_it_and_for_no_other(project, file, old, new, stages):
+    values, before = _values(), _keys()
+    project(file, old, new)
+    assert list(_changed(before, _keys(values))) == stages
+
+
+def test_reasons_name_what_changed(project):
+    values, before = _values(), _keys()
+    project("fer_utils/data/augmentation.py", "rotate=(-15, 15)", "rotate=(-20, 20)")
+    project("notebooks/02_balance.py", "needed = 4096", "needed = 8192")
+    values["balance"]["seed"] = 7
+    assert _changed(before, _keys(values)) == {
+        "balance": ["the notebook's code changed", "seed was 42, is 7", "fer_utils.data.augmentation changed"],
+        "fine_tune": ["fer_utils.data.augmentation changed"],  # whose other half is for the fly
+    }
+
+
+def _computing(code: str) -> str:
+    return keys.notebook_digest(f'\n# %% tags=["parameters"]\nseed: int = 1  # >= 0; seed\n\n# %%\n{code}', "n.py")
+
+
+@pytest.mark.parametrize(
+    ("code", "other"),
+    [
+        ("from a import plots\nplots = compute\nplots(1)", "from a import plots\nplots = compute\nplots(2)"),
+        ("def print(x):\n    save(x)\nprint(1)", "def print(x):\n    save(x)\nprint(2)"),
+        ("def f(display):\n    display(1)", "def f(display):\n    display(2)"),
+        (
+            "from a import plots\nfrom b import c as plots\nplots(1)",
+            "from a import plots\nfrom b import c as plots\nplots(2)",
+        ),
+        ("report.train(1)", "report.train(2)"),  # no import says that this is the module
+    ],
+)
+def test_a_name_that_means_something_else_too_is_no_name_of_what_shows(code, other):
+    assert _computing(code) != _computing(other)
+
+
+def test_what_shows_is_known_by_its_import():
+    assert _computing("from a import plots as p\nx = p.faces(1)") == _computing(
+        "from a import plots as p\nx = p.rows(2)"
+    )
+
+
+def test_modules_that_compute_nothing_exist_and_imports_can_be_followed():
+    files = sorted((ROOT / "fer_utils").rglob("*.py"))
+    names = {".".join(path.relative_to(ROOT / "fer_utils").with_suffix("").parts) for path in files}
+    assert names | {name.split(".")[0] for name in names} >= keys.NOT_COMPUTING
+    for path in files:
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not any(node.level or "*" in [alias.name for alias in node.names] for node in imports), path
+
+
+def test_where_and_how_fast_are_no_parameters_of_the_key():
+    before, values = _keys(), _values()
+    for own in values.values():
+        own |= {"run": "other", "outputs_dir": "elsewhere", "profile": "cpu", "data_dir": "images"}
+    values["balance"]["workers"] = 3
+    assert _changed(before, _keys(values)) == {}
+
+
+def test_a_package_of_another_version_is_a_reason_where_it_computes(monkeypatch):
+    before = _keys()
+    installed = keys._version
+    monkeypatch.setattr(keys, "_version", lambda name: "0.0" if name == "keras" else installed(name))
+    found = _changed(before, _keys())
+    assert list(found) == ["train_head", "fine_tune", "evaluate"]
+    assert found["evaluate"] == [f"keras was {installed('keras')}, is 0.0"]
+
+
+def test_a_source_that_changed_is_a_reason_for_merge_split_alone(tmp_path):
+    values = _values()
+    (tmp_path / "fer.zip").write_bytes(b"one")
+    values["merge_split"]["fer2013"] = str(tmp_path / "fer.zip")
+    before = _keys(values)
+    (tmp_path / "fer.zip").write_bytes(b"other")
+    assert _changed(before, _keys(values)) == {"merge_split": ["fer2013 changed"]}
+
+
+def test_weights_count_by_their_content(tmp_path):
+    values = _values()
+    (tmp_path / "w.h5").write_bytes(b"one")
+    values["train_head"]["weights"] = str(tmp_path / "w.h5")
+    before = _keys(values)
+    (tmp_path / "w.h5").write_bytes(b"two")
+    assert _changed(before, _keys(values)) == {"train_head": ["weights changed"]}
+
+
+def test_equal_keys_have_one_digest_and_others_another():
+    one, two = _keys()["balance"], _keys()["balance"]
+    assert keys.digest(one) == keys.digest(two)
+    two["parameters"]["seed"] += 1
+    assert keys.digest(one) != keys.digest(two)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "words"),
+    [
+        ("manifest.csv", _cut, r"manifest\.csv has [\d,]+ bytes of [\d,]+"),
+        ("manifest.csv", _flip, r"manifest\.csv is not what was written to it"),
+        ("manifest.csv", Path.unlink, r"manifest\.csv is gone"),
+        ("images/TRAIN/angry/a.png", _cut, r"TRAIN holds 7 files of [\d,]+ bytes, not what"),
+        ("images/TRAIN/angry/a.png", Path.unlink, r"TRAIN holds 6 files of [\d,]+ bytes, not what"),
+        ("images/TRAIN", shutil.rmtree, r"TRAIN is gone"),
+    ],
+)
+def test_an_output_that_is_not_whole_is_a_reason_that_names_it(fake_run, name, harm, words):
+    run = fake_run().do()
+    assert run.due() == {}
+    harm(keys.output_path(name, run.folders))
+    (reason,) = run.due()["merge_split"]
+    assert re.match(words, reason)

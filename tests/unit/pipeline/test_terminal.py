@@ -1,0 +1,227 @@
+"""What a stage shows while it runs: one line on a terminal, lines now and then in a log, and nothing glued together."""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import struct
+import termios
+import threading
+import time
+from pathlib import Path
+
+from fer_utils import progress
+from fer_utils.pipeline import terminal
+from fer_utils.pipeline.terminal import Status
+
+import pytest
+
+
+class Clock:
+    """A clock that the tests turn on."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def report(done: int, task: str = "reading images", total: int = 100, unit: str = "images", scores=None) -> dict:
+    return {"task": task, "done": done, "total": total, "unit": unit, "scores": scores}
+
+
+def test_the_line_says_stage_time_gone_how_far_it_is_and_time_left():
+    clock = Clock()
+    status = Status("merge_split", clock=clock)
+    clock.now += 10  # the kernel starts
+    assert status.line() == "merge_split, 10 s: starting"
+    status.take(report(0))
+    clock.now += 5  # the first images take long
+    status.take(report(20))
+    assert status.line() == "merge_split, 15 s: reading images, 20 of 100 images"
+    clock.now += 4
+    status.take(report(40))
+    assert status.line() == "merge_split, 19 s: reading images, 40 of 100 images, about 12 s left"
+    clock.now += 2  # nothing reported since
+    assert status.line().endswith("about 10 s left")
+
+
+def test_epochs_keep_their_estimate_and_show_the_scores_of_the_last():
+    clock = Clock()
+    status = Status("fine_tune", clock=clock)
+    for done in (0, 1, 51):
+        clock.now += 50
+        status.take(report(done, "epoch 4 of 9", 201, "steps"))
+    status.take(report(51, "epoch 5 of 9", 201, "steps", "epoch 4: loss 0.512, VAL accuracy 0.710"))
+    assert status.line() == (
+        "fine_tune, 2 min: epoch 5 of 9, 51 of 201 steps, about 2 min left, after epoch 4: loss 0.512, VAL accuracy 0.710"
+    )
+
+
+def test_a_task_that_is_over_gives_way_to_the_heading_of_the_cell_that_runs():
+    def cell(kind, source, status=None):
+        return {"cell_type": kind, "source": source, "metadata": {"papermill": {"status": status}} if status else {}}
+
+    status = Status("balance", clock=Clock())
+    cells = [
+        cell("markdown", "# 02 · Balance TRAIN\n\ntext"),
+        cell("code", "a = 1", "completed"),
+        cell("markdown", "## Look\nOne face."),
+        cell("code", "b = 2", "running"),
+        cell("markdown", "## Save"),
+        cell("code", "c = 3", "pending"),
+    ]
+    status.take(report(3))
+    status.cell_begins(json.dumps({"cells": cells}))
+    status.take({"task": None})
+    assert status.line() == "balance, under 1 s: Look"
+    status.take(report(1, "writing images", 50))
+    assert status.line() == "balance, under 1 s: writing images, 1 of 50 images"
+
+
+def test_bars_report_to_the_file_and_leave_nothing_in_the_notebook(tmp_path, monkeypatch, capsys):
+    reports = tmp_path / "reports"
+    monkeypatch.setenv(progress.REPORTS, str(reports))
+    with progress.bar(description="reading", total=3) as bar:
+        bar.set_description("still reading")
+        bar.update(2)
+        bar.set_postfix_str("epoch 1: loss 0.5")
+    assert list(progress.bar(range(4), "rows")) == [0, 1, 2, 3]
+    found = [json.loads(line) for line in reports.read_text().splitlines()]
+    assert found[0] == report(0, "reading", 3, scores=None)
+    assert report(2, "still reading", 3, scores="epoch 1: loss 0.5") in found
+    assert [line["task"] for line in found].count(None) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_in_a_notebook_a_bar_is_text_on_standard_output(monkeypatch, capsys):
+    monkeypatch.delenv(progress.REPORTS, raising=False)
+    assert list(progress.bar(range(4), "rows")) == [0, 1, 2, 3]
+    printed = capsys.readouterr()
+    assert "rows: " in printed.out and not printed.err
+
+
+def test_long_steps_are_announced_on_the_terminal_and_short_ones_only_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(progress.REPORTS, str(tmp_path / "reports"))
+    progress.announce("about 2 min", 120)
+    progress.announce("about 5 s", 5)
+    assert capsys.readouterr().out == "about 2 min\nabout 5 s\n"
+    assert json.loads((tmp_path / "reports").read_text()) == {"say": "about 2 min"}
+
+
+@pytest.mark.parametrize(("say_estimates", "shown"), [(True, "about 2 min\n"), (False, "")])
+def test_an_estimate_is_shown_once_whether_or_not_all_output_is(say_estimates, shown, capsys):
+    Status("fine_tune", say_estimates).take({"say": "about 2 min"})
+    assert capsys.readouterr().out == shown
+
+
+def test_a_log_gets_a_line_an_epoch_or_each_half_minute_and_no_carriage_return(capsys):
+    clock = Clock()
+    status = Status("fine_tune", clock=clock)
+    for second in range(100):
+        status.take(report(second, f"epoch {1 + second // 10} of 9" if second < 40 else "predicting"))
+        status._draw()
+        clock.now += 1
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert [line.split(", ")[1].split(" ", 2)[2] for line in lines] == [
+        "epoch 1 of 9", "epoch 2 of 9", "epoch 3 of 9", "epoch 4 of 9", "predicting", "predicting"
+    ]  # fmt: skip
+    assert "\r" not in printed.out and "\x1b" not in printed.out and not printed.err
+
+
+def test_what_the_notebook_writes_comes_out_in_whole_lines(capsys):
+    with Status("fine_tune") as status:
+        for piece in ("a warn", "ing\nnext", " line\n", "\rbar 10%", "\rbar 90%\r", "\nlast"):
+            status.errors.write(piece)
+    assert capsys.readouterr().err == "a warning\nnext line\n\nlast\n"
+
+
+def test_it_follows_reports_while_they_are_written(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "REFRESH", 0.01)
+    monkeypatch.setattr(terminal, "LOG_EVERY", 0)
+    with Status("merge_split"), Path(os.environ[progress.REPORTS]).open("a") as file:
+        text = json.dumps(report(7)) + "\n"
+        for part in (text[:9], text[9:]):  # half a line is no report yet
+            file.write(part)
+            file.flush()
+            time.sleep(0.1)
+    assert "reading images, 7 of 100 images\n" in capsys.readouterr().out
+    assert progress.REPORTS not in os.environ
+
+
+@contextlib.contextmanager
+def screen(columns: int):
+    """A terminal in place of standard output and error; gives a list that holds what was written to it in the end."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    seen, text = [], []
+
+    def read():
+        with contextlib.suppress(OSError):  # the other end is closed
+            while piece := os.read(master, 65536):
+                seen.append(piece)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    with (
+        io.TextIOWrapper(io.FileIO(slave, "w"), encoding="utf-8", write_through=True) as stream,
+        contextlib.redirect_stdout(stream),
+        contextlib.redirect_stderr(stream),
+    ):
+        yield text
+    reader.join()
+    os.close(master)
+    text.append(b"".join(seen).decode().replace("\r\n", "\n"))
+
+
+def shown_lines(text: str) -> list[str]:
+    """The lines that a terminal shows in the end: what a carriage return and an erasure took away is gone."""
+    return [line.rpartition("\r\x1b[K")[2] for line in text.split("\n")]
+
+
+def test_on_a_terminal_one_line_is_rewritten_and_gone_in_the_end(monkeypatch):
+    monkeypatch.setattr(terminal, "REFRESH", 0.01)
+    with screen(80) as written:
+        with Status("fine_tune") as status:
+            status.take(report(5, "epoch 4 of 9", 201, "steps", "epoch 3: " + "loss 0.512, " * 10))
+            time.sleep(0.1)
+            status.errors.write("a warning\n")
+            time.sleep(0.1)
+        terminal.say("fine_tune: done in 3 min")
+    drawn = [piece for line in written[0].split("\n") for piece in line.split("\r\x1b[K")]
+    assert max(map(len, drawn)) == 79
+    assert sum(piece.startswith("fine_tune, under 1 s: epoch 4 of 9, 5 of 201 steps") for piece in drawn) > 3
+    assert shown_lines(written[0]) == ["a warning", "fine_tune: done in 3 min", ""]
+
+
+def test_on_a_terminal_a_long_line_is_folded_between_words():
+    with screen(80) as written:
+        terminal.say(
+            "evaluate (05_evaluate.py): run: " + "; ".join(f"parameter_{n} was {n}, is {n + 1}" for n in range(8))
+        )
+    lines = written[0].splitlines()
+    assert len(lines) == 3 and max(map(len, lines)) <= 80
+    assert all(line.startswith("  ") for line in lines[1:])
+
+
+def test_each_line_is_folded_for_itself_and_long_words_stay_whole():
+    text = "run_all.py: no weights\n" + "/a/path" * 20 + " is missing"
+    with screen(80) as written:
+        terminal.say(text)
+    assert written[0] == "run_all.py: no weights\n" + "/a/path" * 20 + "\n  is missing\n"
+
+
+def test_in_a_log_a_long_line_stays_whole(capsys):
+    terminal.say("word " * 50 + "end")
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.3, "under 1 s"), (45, "45 s"), (720, "12 min"), (11_100, "3 h 05 min")]
+)
+def test_durations_in_words(seconds, words):
+    assert progress.in_words(seconds) == words

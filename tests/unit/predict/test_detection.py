@@ -1,0 +1,108 @@
+"""Faces are found where they are, and nowhere else; their crops are framed as FER2013's."""
+
+import sys
+
+from fer_utils.predict import detection
+from fer_utils.predict.detection import Box
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("mtcnn", reason="the face detector is not installed")
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return detection.Detector()
+
+
+def test_every_face_over_40_pixels_is_found_on_20_photographs_and_nothing_else(detector):
+    import photograph_sets as sets
+
+    for seed in range(20):
+        picture, faces = sets.with_faces(seed, max_turn=10)
+        assert sets.unmatched(detector.find(picture), faces) == ([], []), f"photograph {seed}"
+
+
+def test_nothing_is_found_on_20_photographs_without_a_face(detector):
+    import photograph_sets as sets
+
+    assert len(sets.FACELESS) == 20
+    assert {name: found for name in sets.FACELESS if (found := detector.find(sets.rgb(name)))} == {}
+
+
+def test_real_faces_on_a_photograph_are_found(detector, real_data):
+    import zipfile
+
+    from fer_utils import images
+    from fer_utils.data.splits import FER2013
+
+    import photograph_sets as sets
+
+    with zipfile.ZipFile(real_data[FER2013]) as archive:
+        names = sorted(name for name in archive.namelist() if name.startswith("train/happy/"))[:40:4]
+        crops = [images.decode(archive.read(name), name)[0] for name in names]
+    found = 0
+    for crop in crops:
+        picture = sets.rgb("china.jpg")
+        picture[150:294, 250:394] = cv2.resize(crop, (144, 144), interpolation=cv2.INTER_CUBIC)[..., None]
+        found += any(
+            abs(b.x + b.width / 2 - 322) < 40 and abs(b.y + b.height / 2 - 222) < 40 for b in detector.find(picture)
+        )
+    assert found >= 7  # FER2013 holds turned, covered and cut faces, all of them enlarged here from 48 pixels
+
+
+def test_larger_smallest_finds_large_faces_at_the_same_place():
+    import photograph_sets as sets
+
+    picture = sets.rgb("astronaut.png")
+    (box,) = detection.Detector(smallest=40).find(picture)
+    assert abs(box.x + box.width / 2 - 222) < 15 and abs(box.y + box.height / 2 - 117) < 15
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (10, 300, 3), (300, 13, 3), (172, 448, 3)])
+def test_small_and_narrow_pictures_hold_no_face(detector, shape):
+    assert detector.find(np.full(shape, 90, np.uint8)) == []
+
+
+def test_a_lower_threshold_shows_what_the_default_leaves_out(detector):
+    import photograph_sets as sets
+
+    gravel = np.ascontiguousarray(sets.rgb("gravel.png")[:, ::-1])  # MTCNN takes some of it for a face
+    boxes = detection.Detector(threshold=0.75).find(gravel)
+    assert boxes and all(0.75 <= box.confidence < detection.THRESHOLD for box in boxes)
+    assert detector.find(gravel) == []
+
+
+def test_a_threshold_is_a_confidence():
+    with pytest.raises(ValueError, match="threshold is 95; it is a confidence between 0 and 1"):
+        detection.Detector(threshold=95)
+
+
+def test_smallest_below_what_the_network_sees_is_refused():
+    with pytest.raises(ValueError, match="smallest is 12 pixels"):
+        detection.Detector(smallest=12)
+
+
+def test_a_missing_detector_is_named_with_the_way_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mtcnn", None)
+    with pytest.raises(detection.DetectorMissing, match=r"pip install 'mtcnn.*--no-detect"):
+        detection.Detector()
+
+
+def test_the_crop_is_a_square_around_the_box_and_repeats_the_edge():
+    picture = np.zeros((200, 200, 3), np.uint8)
+    picture[:, 100:] = 200
+    crop = detection.crop(picture, Box(80, 80, 40, 40, 1.0))
+    assert crop.shape == (48, 48) and crop.dtype == np.uint8
+    assert (crop[:, :23] == 0).all() and (crop[:, 25:] == 200).all()
+    corner = detection.crop(picture, Box(190, 190, 10, 10, 1.0))
+    assert (corner == 200).all()
+
+
+def test_the_crop_frames_a_marked_face_by_the_measured_margin():
+    picture = np.zeros((400, 400, 3), np.uint8)
+    picture[150:250, 150:250] = 255
+    crop = detection.crop(picture, Box(150, 150, 100, 100, 1.0))
+    assert crop.mean() / 255 == pytest.approx(1 / detection.FRAMING**2, rel=0.03)

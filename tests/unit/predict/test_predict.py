@@ -1,0 +1,303 @@
+"""The command line that reads expressions: sources of every kind, outputs, exit statuses."""
+
+import csv
+import io
+import json
+import os
+
+from fer_utils.classes import CLASSES
+from fer_utils.predict import command_line, detection, photographs, reader
+from fer_utils.predict.detection import Box
+from fer_utils.predict.photographs import PassedOver, Picture
+
+import cv2
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """An outputs folder whose run `bright` calls bright pictures happy, dark ones angry."""
+    folder = tmp_path_factory.mktemp("outputs")
+    (folder / "bright").mkdir()
+    raw = keras.Input((None, None, 1))
+    model = keras.Model(raw, keras.layers.Dense(7, activation="softmax")(keras.layers.GlobalAveragePooling2D()(raw)))
+    kernel, bias = np.zeros((1, 7)), np.full(7, -20.0)
+    kernel[0, 3], bias[0], bias[3] = 0.1, 12.75, 0  # happy over 127.5
+    model.layers[-1].set_weights([kernel, bias])
+    model.save(folder / "bright" / "model.keras")
+    return folder
+
+
+@pytest.fixture
+def run(outputs, capsys):
+    """Runs the command line on crops: (status, standard output, standard error)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        status = command_line.main([*map(str, arguments), "--outputs", str(outputs), "--no-detect"])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def write(path, value=230, size=(60, 50), **how):
+    Image.new("L", size, value).save(path, **how)
+    return path
+
+
+def write_video(path, n=12, code="MJPG"):
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 10, (64, 48))
+    if not video.isOpened():
+        pytest.skip("this OpenCV writes no such video")
+    for i in range(n):
+        video.write(np.full((48, 64, 3), 20 if i < n // 2 else 230, np.uint8))
+    video.release()
+    return path
+
+
+def test_json_holds_boxes_and_seven_probabilities_that_sum_to_one(run, tmp_path):
+    bright, dark = write(tmp_path / "a.png"), write(tmp_path / "b.png", 10)
+    status, out, _ = run(bright, dark, "--json")
+    first, second = json.loads(out)["pictures"]
+    assert status == 0
+    assert (first["source"], first["width"], first["height"]) == (str(bright), 60, 50)
+    assert first["faces"][0]["box"] == {"x": 0, "y": 0, "width": 60, "height": 50, "confidence": 1.0}
+    assert [picture["faces"][0]["expression"] for picture in (first, second)] == ["happy", "angry"]
+    probabilities = first["faces"][0]["probabilities"]
+    assert tuple(probabilities) == CLASSES and sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_csv_has_a_line_a_face_and_the_table_counts(run, tmp_path):
+    write(tmp_path / "a.png"), write(tmp_path / "b.jpg", 10)
+    _, out, _ = run(tmp_path, "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["expression"] for row in rows] == ["happy", "angry"]
+    assert float(rows[0]["probability_happy"]) > 0.99
+    _, out, _ = run(tmp_path)
+    assert out.splitlines()[-1] == "2 faces in 2 pictures; passed over: 0"
+    _, out, _ = run(tmp_path / "a.png")
+    assert out.splitlines()[-1] == "1 face in 1 picture; passed over: 0"
+
+
+class SeesBrightPictures:
+    """A detector that finds one face in a bright picture and none in a dark one."""
+
+    def find(self, picture):
+        return [Box(2, 3, 40, 30, 0.97)] if picture.mean() > 127 else []
+
+
+def test_csv_lists_pictures_without_a_face(outputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(detection, "Detector", lambda *_: SeesBrightPictures())
+    bright, dark = write(tmp_path / "a.png"), write(tmp_path / "b.png", 10)
+    assert command_line.main([str(bright), str(dark), "--outputs", str(outputs), "--csv"]) == 0
+    face, nothing = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (face["source"], face["face"], face["width"], face["expression"]) == (str(bright), "0", "40", "happy")
+    assert nothing.pop("source") == str(dark) and set(nothing.values()) == {""}
+
+
+@pytest.mark.parametrize("form", [[], ["--csv"]])
+def test_seconds_stand_only_where_there_is_a_video(run, tmp_path, form):
+    picture, video = write(tmp_path / "a.png"), write_video(tmp_path / "v.avi", 2)
+    assert "seconds" not in run(picture, *form)[1].splitlines()[0]
+    out = run(picture, video, *form)[1].splitlines()
+    assert "seconds" in out[0] and "0.1" in out[3]
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_the_table_fits_the_terminal_and_keeps_the_names_of_files(monkeypatch, capsys, columns):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    folder = "a_folder_with_a_rather_long_name/and_another_one_in_it_with_a_name_that_is_long_too"
+    names = [f"{folder}/IMG_20240101_120000.png", f"{folder}/party.avi"]
+    face = reader.Face(Box(1234, 2345, 1011, 1213, 0.97), (0.0, 0.0, 0.05, 0.95, 0.0, 0.0, 0.0))
+    table = command_line.Table(names, is_timed=True)
+    table.add(reader.Reading(Picture(names[0], np.empty(0)), (face,)))
+    table.add(reader.Reading(Picture(names[1], np.empty(0), 10, 1.0, 10.0), ()))
+    table.end([])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "/IMG_20240101_120000.png  " in lines[1] and "/party.avi  " in lines[2] and "1.00  " in lines[2]
+    assert all(line.startswith("…") for line in lines[1:3])
+
+
+def test_a_path_loses_its_folders_first():
+    assert command_line.shortened("album/holiday/beach.jpg", 30) == "album/holiday/beach.jpg"
+    assert command_line.shortened("album/holiday/beach.jpg", 20) == "…/holiday/beach.jpg"
+    assert command_line.shortened("album/holiday/beach.jpg", 12) == "…/beach.jpg"
+    assert command_line.shortened("album/holiday/beach.jpg", 8) == "…ach.jpg"
+
+
+def test_more_pictures_than_a_batch_keep_their_order(outputs):
+    bright = reader.Reader(outputs / "bright" / "model.keras", None)
+    values = np.random.default_rng(1).integers(0, 2, 30) * 200 + 20
+    pictures = [Picture(str(n), np.full((48, 48, 3), value, np.uint8)) for n, value in enumerate(values)]
+    pictures.insert(5, PassedOver("x", "broken"))
+    readings = list(bright.read(pictures, batch=4))
+    assert readings.pop(5) == PassedOver("x", "broken")
+    assert [one.picture.source for one in readings] == [str(n) for n in range(30)]
+    assert [one.faces[0].expression for one in readings] == ["happy" if value > 127 else "angry" for value in values]
+
+
+def test_a_broken_file_is_reported_passed_over_and_told_by_the_status(run, tmp_path):
+    write(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    whole = write(tmp_path / "c.png", size=(200, 200)).read_bytes()
+    (tmp_path / "c.png").write_bytes(whole[: len(whole) // 2])
+    status, out, err = run(tmp_path, "--json")
+    assert status == 1 and len(json.loads(out)["pictures"]) == 1
+    assert [one["source"][-5:] for one in json.loads(out)["passed_over"]] == ["b.jpg", "c.png"]
+    assert "b.jpg: not a whole image file" in err and "c.png: not a whole image file" in err
+
+
+def test_an_empty_folder_is_said(run, tmp_path):
+    status, _, err = run(tmp_path)
+    assert status == 1 and "the folder holds no picture and no video" in err
+
+
+def test_a_video_is_read_every_nth_frame_with_its_time(run, tmp_path):
+    status, out, _ = run(write_video(tmp_path / "v.avi"), "--every", 3, "--json")
+    pictures = json.loads(out)["pictures"]
+    assert status == 0
+    assert [(one["frame"], one["seconds"]) for one in pictures] == [(0, 0.0), (3, 0.3), (6, 0.6), (9, 0.9)]
+    assert [one["faces"][0]["expression"] for one in pictures] == ["angry", "angry", "happy", "happy"]
+
+
+def test_a_video_without_its_end_gives_what_it_has_and_says_so(run, tmp_path):
+    whole = write_video(tmp_path / "v.avi", 60).read_bytes()
+    (tmp_path / "v.avi").write_bytes(whole[: len(whole) // 2])
+    status, out, err = run(tmp_path / "v.avi", "--csv")
+    assert status == 1 and len(out.splitlines()) > 5
+    assert "the video ends early" in err and "of 60 frames" in err
+
+
+def test_a_file_that_is_no_video_is_said(run, tmp_path):
+    (tmp_path / "v.mp4").write_bytes(b"no video")
+    status, _, err = run(tmp_path / "v.mp4")
+    assert status == 1 and "v.mp4: not a video that can be opened" in err
+
+
+def test_annotated_copies_leave_sources_alone(run, tmp_path):
+    source, video = write(tmp_path / "a.png", size=(300, 300)), write_video(tmp_path / "v.avi")
+    (tmp_path / "sub").mkdir()
+    namesake = write(tmp_path / "sub" / "a.png", size=(300, 300))
+    before = source.read_bytes()
+    status, *_ = run(source, namesake, video, "--annotate", tmp_path / "out")
+    assert status == 0 and source.read_bytes() == before
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_faces.png", "a_faces_2.png", "v_faces.mp4"]
+    copy = photographs.read_image(tmp_path / "out" / "a_faces.png")
+    assert copy.shape == (300, 300, 3) and (copy != 230).any()
+    assert len(list(photographs.read_video(tmp_path / "out" / "v_faces.mp4"))) == 12
+
+
+def test_a_copy_never_takes_a_sources_name(run, tmp_path):
+    one, other = write(tmp_path / "a.png"), write(tmp_path / "a_faces.png")
+    before = other.read_bytes()
+    run(one, other, "--annotate", tmp_path)
+    assert other.read_bytes() == before and (tmp_path / "a_faces_2.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "paths of pictures or --webcam N"),
+        (["nowhere.png"], "nowhere.png: no such file or folder"),
+        ([".", "--every", "0"], "--every starts at 1"),
+        ([".", "--smallest", "5"], "--smallest at 20"),
+        ([".", "--threshold", "95"], "--threshold 95.0: a confidence lies between 0 and 1"),
+        ([".", "--annotate", "copies"], "lies in ."),
+    ],
+)
+def test_wrong_usage_has_status_2(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(arguments)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_camera_that_is_not_there_is_said(run, monkeypatch):
+    status, _, err = run("--webcam", 97)
+    assert status == 1 and "webcam 97: no such camera" in err
+
+
+def test_models_are_found_by_file_by_name_and_by_age(outputs, tmp_path):
+    bright = outputs / "bright" / "model.keras"
+    assert command_line.find_model(str(bright)) == bright
+    for age, name in enumerate(("newest", "older")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.keras").write_bytes(bright.read_bytes())
+        os.utime(tmp_path / name / "model.keras", (1e9 - age, 1e9 - age))
+    assert command_line.find_model("older", str(tmp_path)).parent.name == "older"
+    assert command_line.find_model("", str(tmp_path)).parent.name == "newest"
+    with pytest.raises(FileNotFoundError, match=r"is called oldest; runs with a model in .*: newest, older"):
+        command_line.find_model("oldest", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no run has a model yet"):
+        command_line.find_model("", str(tmp_path / "older"))
+
+
+def test_what_is_no_model_of_ours_is_refused_with_status_2(run, tmp_path):
+    torn = tmp_path / "torn.keras"
+    torn.write_bytes(b"PK")
+    other = tmp_path / "other.keras"
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(other)
+    picture = write(tmp_path / "a.png")
+    for model, said in ((torn, "torn.keras: not a whole Keras model"), (other, "other.keras: takes (None, 4)")):
+        status, _, err = run(picture, "--model", model)
+        assert status == 2 and said in err
+
+
+def _gradient() -> np.ndarray:
+    return np.tile(np.arange(0, 256, 4, dtype=np.uint8), (32, 1))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "I;16", "I", "F", "CMYK"])
+def test_all_modes_give_the_same_picture(mode, tmp_path):
+    grey = _gradient()
+    if mode in ("I;16", "I"):
+        picture = Image.fromarray(grey.astype(np.uint16) * 257)
+        picture = picture if mode == "I;16" else picture.convert("I")
+    elif mode == "F":
+        picture = Image.fromarray(grey.astype(np.float32) / 255)
+    else:
+        picture = Image.fromarray(grey).convert(mode)
+    path = tmp_path / ("a.tif" if mode in ("F", "I", "CMYK") else "a.png")
+    picture.save(path)
+    read = photographs.read_image(path)
+    assert read.shape == (32, 64, 3) and read.dtype == np.uint8
+    assert np.abs(read.astype(int) - grey[..., None]).max() <= 1 + (mode == "I;16")
+
+
+def test_transparent_parts_lie_on_white(tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    assert (photographs.read_image(tmp_path / "a.png") == 255).all()
+
+
+def test_pictures_are_turned_upright_by_their_exif(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it a quarter turn to the right
+    Image.fromarray(_gradient()).save(tmp_path / "a.png", exif=exif)
+    read = photographs.read_image(tmp_path / "a.png")
+    assert read.shape == (64, 32, 3) and read[0].mean() < 5 and read[-1].mean() > 245
+
+
+class OneBadFrame:
+    """A capture of four frames whose second cannot be decoded."""
+
+    def __init__(self):
+        self.number = -1
+
+    def get(self, what):
+        return {cv2.CAP_PROP_FRAME_COUNT: 4.0, cv2.CAP_PROP_FPS: 2.0}[what]
+
+    def grab(self):
+        self.number += 1
+        return self.number < 4
+
+    def retrieve(self):
+        return (False, None) if self.number == 1 else (True, np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_broken_frame_is_passed_over_and_the_next_are_read():
+    read = list(photographs._frames(OneBadFrame(), "v", 1))
+    assert read[1] == PassedOver("v", "frame 1 is broken", 1)
+    assert [(one.frame, one.seconds) for one in read if isinstance(one, Picture)] == [(0, 0.0), (2, 1.0), (3, 1.5)]

@@ -1,0 +1,240 @@
+"""Training that was killed goes on as if it had not been."""
+
+import contextlib
+import signal
+
+from fer_utils import files
+from fer_utils.training import loop, optimizers
+from fer_utils.training.checkpoint import TrainingCheckpoint
+from fer_utils.training.loop import Batches
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from killing import Killed, KillIn
+from tqdm import tqdm
+
+EPOCHS = 12
+
+
+def _model() -> keras.Model:
+    """All that has a state: BatchNormalization, dropout's seeds, an optimiser with slots, a rate and a decay that change."""
+    keras.utils.set_random_seed(5)
+    layers = [
+        keras.layers.Dense(8, activation="relu"),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.4),
+        keras.layers.Dense(7, activation="softmax"),
+    ]
+    model = keras.Sequential([keras.Input((5,)), *layers])
+    loop.compile_for_training(model, optimizers.make_optimizer("adamw", 0.03, 0.01, clip_norm=0.5))
+    return model
+
+
+def _callbacks(stop_patience: int) -> list[keras.callbacks.Callback]:
+    return [
+        keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=2),
+        optimizers.IncreaseWeightDecayOnLRDrop(2.0, 0.1),
+        keras.callbacks.EarlyStopping(monitor="val_loss", patience=stop_patience, restore_best_weights=True),
+    ]
+
+
+def _data() -> tuple[Batches, Batches]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 5)).astype("float32")
+    y = (x @ rng.normal(size=(5, 7)) + rng.normal(size=(60, 7))).argmax(axis=1).astype("int32")
+    return Batches(x[:40], y[:40], 8, 1, 3), Batches(x[40:], y[40:], 20)
+
+
+def _train(path, stop_patience=4, kill_in=None, key="k", extra=()) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    model, callbacks = _model(), [*_callbacks(stop_patience), *extra]
+    if kill_in is not None:
+        callbacks.append(KillIn(kill_in))
+    checkpoint = TrainingCheckpoint(path, key) if path else None
+    train, val = _data()
+    table = loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, checkpoint)
+    return table.drop(columns="seconds"), model.get_weights()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return _train(None)
+
+
+def test_the_example_uses_every_callback(uninterrupted):
+    table, _ = uninterrupted
+    assert table["learning_rate"].nunique() > 1 and table["weight_decay"].nunique() > 1
+    assert 5 < len(table) < EPOCHS  # early stopping ends it, and takes the best weights back
+
+
+def test_a_checkpoint_changes_nothing_of_an_uninterrupted_training(uninterrupted, tmp_path):
+    table, weights = _train(tmp_path / "c.npz")
+    assert table.equals(uninterrupted[0])
+    assert all(np.array_equal(one, two) for one, two in zip(weights, uninterrupted[1], strict=True))
+
+
+@pytest.mark.parametrize("kills", [[3], [4], [6], [5, 7, 8]])
+def test_after_kills_history_and_weights_are_those_of_an_uninterrupted_training(uninterrupted, tmp_path, kills):
+    path = tmp_path / "c.npz"
+    for epoch in kills:
+        with pytest.raises(Killed):
+            _train(path, kill_in=epoch)
+    table, weights = _train(path)
+    pd.testing.assert_frame_equal(table, uninterrupted[0], rtol=1e-5)
+    assert all(one == pytest.approx(two, abs=1e-5) for one, two in zip(weights, uninterrupted[1], strict=True))
+
+
+@pytest.fixture(autouse=True)
+def interrupts():
+    """Python's own answer to SIGINT: a process that a script starts in the background ignores it from its start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class _InterruptIn(KillIn):
+    """Interrupts as JupyterLab's button does, in each of these epochs once."""
+
+    def __init__(self, epochs: list[int]):
+        super().__init__(-1)
+        self.epochs = list(epochs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._here in self.epochs and batch == 2:
+            self.epochs.remove(self._here)
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stops", [[3], [3, 4], [4], [6], [5, 7, 8]])
+def test_interrupted_training_goes_on_with_the_same_objects_to_the_same_end(uninterrupted, tmp_path, stops):
+    model, (train, val), path = _model(), _data(), tmp_path / "c.npz"
+    callbacks = [*_callbacks(4), _InterruptIn(stops)]
+    for epoch in stops:
+        kept = f"finished epochs kept in c.npz: {epoch - 3}" if epoch > 3 else "no epoch of it is finished"
+        with pytest.raises(loop.Interrupted, match=f"fine_tune stopped in epoch {epoch + 1}; {kept}"):
+            loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, TrainingCheckpoint(path, "k"))
+        assert not tqdm._instances  # else the next bar would be drawn a line below
+    table = loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, TrainingCheckpoint(path, "k"))
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), uninterrupted[0], rtol=1e-5)
+    assert all(
+        one == pytest.approx(two, abs=1e-5) for one, two in zip(model.get_weights(), uninterrupted[1], strict=True)
+    )
+
+
+def test_a_notebook_shows_one_line_of_an_interrupt(tmp_path, capsys):
+    shell = InteractiveShell(user_ns={"training": loop, "model": _model(), "data": _data()})
+    shell.user_ns |= {"checkpoint": TrainingCheckpoint(tmp_path / "c.npz", "k"), "stop": _InterruptIn([4])}
+    shell.run_cell("training.fit(model, *data, 'fine_tune', 3, 6, [stop], checkpoint)")
+    said = capsys.readouterr().out.split("\r")[-1].strip()
+    assert said == (
+        "Interrupted: fine_tune stopped in epoch 5; finished epochs kept in c.npz: 1.\nRun this cell again to go on after "
+        "them; after a restart of the kernel, run the notebook from its top"
+    )
+
+
+def test_an_interrupted_prediction_says_so_and_leaves_no_bar(monkeypatch):
+    def stopped(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(loop, "compiled", lambda model: stopped)
+    with pytest.raises(loop.Interrupted, match=r"stopped; nothing of this pass is kept\. Run this cell again"):
+        loop.predict(_model(), np.zeros((4, 5), "float32"))
+    assert not tqdm._instances
+
+
+def test_a_training_that_had_stopped_by_itself_is_not_taken_further(uninterrupted, tmp_path):
+    path = tmp_path / "c.npz"
+    _train(path)
+    table, weights = _train(path)
+    pd.testing.assert_frame_equal(table, uninterrupted[0])
+    assert all(np.array_equal(one, two) for one, two in zip(weights, uninterrupted[1], strict=True))
+
+
+def test_a_checkpoint_with_another_key_is_left_alone_and_then_replaced(uninterrupted, tmp_path, capsys):
+    path = tmp_path / "c.npz"
+    with pytest.raises(Killed):
+        _train(path, kill_in=6, key="another")
+    table, _ = _train(path)
+    assert table.equals(uninterrupted[0])
+    assert "c.npz is of other parameters, code or inputs" in capsys.readouterr().out
+
+
+def test_only_the_last_finished_epoch_is_kept_whole(tmp_path):
+    with pytest.raises(Killed):
+        _train(tmp_path / "c.npz", kill_in=6)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.npz"]
+    with np.load(tmp_path / "c.npz", allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file.files)
+
+
+class _FillDiskIn(KillIn):
+    """Takes all the room that is left on the disk during an epoch."""
+
+    def __init__(self, epoch: int, ballast):
+        super().__init__(epoch)
+        self.ballast = ballast
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._here == self.epoch and batch == 2:
+            with contextlib.suppress(OSError), self.ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(b"0" * 4096)
+
+
+def test_a_disk_that_fills_in_training_is_explained_and_training_goes_on_once_there_is_room(uninterrupted, tiny_disk):
+    path, ballast = tiny_disk / "c.npz", tiny_disk / "ballast"
+    with pytest.raises(files.OutputError, match=r"no space left on the disk while writing .*c\.npz: free some"):
+        _train(path, extra=[_FillDiskIn(6, ballast)])
+    assert sorted(file.name for file in tiny_disk.iterdir()) == ["ballast", "c.npz"]
+    ballast.unlink()
+    table, _ = _train(path)
+    pd.testing.assert_frame_equal(table, uninterrupted[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.98])
+def test_a_checkpoint_that_ends_early_is_an_error_that_names_it(tmp_path, share):
+    path = tmp_path / "c.npz"
+    with pytest.raises(Killed):
+        _train(path, kill_in=4)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(files.TornFile, match=r"c\.npz is not a whole checkpoint .*: remove it, and training starts"):
+        _train(path)
+
+
+def test_a_damaged_byte_in_a_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "c.npz"
+    with pytest.raises(Killed):
+        _train(path, kill_in=4)
+    with np.load(path) as file:
+        weights = file["model.0"].tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(weights) + len(weights) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(files.TornFile, match=r"c\.npz is not a whole checkpoint"):
+        _train(path)
+
+
+def test_a_checkpoint_that_holds_pickles_is_refused_unread(tmp_path):
+    path = tmp_path / "c.npz"
+    np.savez(path, state=np.array([{"an": "object"}], dtype=object))
+    with pytest.raises(files.TornFile, match=r"c\.npz is not a whole checkpoint .*allow_pickle"):
+        _train(path)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    path = tmp_path / "c.npz"
+    with pytest.raises(Killed):
+        _train(path, kill_in=4)
+    checkpoint = TrainingCheckpoint(path, "k")
+    other = keras.Sequential([keras.Input((5,)), keras.layers.Dense(7, activation="softmax")])
+    loop.compile_for_training(other, optimizers.AdamW(0.03, 0.01))
+    x, y = np.zeros((8, 5), "float32"), np.zeros(8, "int32")
+    with pytest.raises(files.TornFile, match=r"c\.npz holds \d+ model arrays that do not fit the 2 here"):
+        loop.fit(other, Batches(x, y, 8), Batches(x, y, 8), "head", 0, 9, _callbacks(4), checkpoint)
+
+
+def test_a_callback_that_does_not_say_what_it_remembers_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="LambdaCallback does not say what it remembers"):
+        TrainingCheckpoint(tmp_path / "c.npz", "k").resume([keras.callbacks.LambdaCallback()])

@@ -1,0 +1,102 @@
+"""Several devices train what one trains, at the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from fer_utils.training import devices, loop
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+SCRIPT = Path(__file__).with_name("distributed_training.py")
+
+
+def _history(*arguments: str) -> dict:
+    command = [sys.executable, str(SCRIPT), *arguments]
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict:
+    return _history("none", "1", "float32")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "n_devices", "precision", "tolerance"),
+    [("mirrored", 2, "float32", 1e-4), ("none", 1, "mixed_float16", 0.02), ("mirrored", 2, "mixed_float16", 0.02)],
+)
+def test_devices_and_precision_change_no_more_than_rounding(strategy, n_devices, precision, tolerance, alone):
+    found = _history(strategy, str(n_devices), precision)
+    assert found.pop("replicas") == n_devices
+    rounded = precision != "float32"  # a rounded score can turn an argmax
+    for name in ("loss", "val_loss", "weight_decay") if rounded else found:
+        assert found[name] == pytest.approx(alone[name], abs=tolerance), name
+
+
+@pytest.fixture(scope="module")
+def two_devices(tmp_path_factory) -> dict:
+    return _history("--stopped", str(tmp_path_factory.mktemp("stopped")))
+
+
+def test_two_devices_go_on_after_a_stop_and_score_val_as_the_model_itself_does(two_devices):
+    found = two_devices
+    assert found["resumed"] == pytest.approx(np.array(found["whole"]), abs=1e-6)
+    assert found["itself"] == pytest.approx(found["resumed"][-1][1], abs=1e-3)  # float16 rounds by the shape of a batch
+
+
+def test_a_step_is_skipped_where_the_gradients_of_the_second_device_alone_overflow(two_devices):
+    assert np.isfinite(two_devices["overflowing"]).all()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "pixels", "spread"),
+    [(0, 64 * 224**2, False), (1, 64 * 224**2, False), (2, 64 * 224**2, True), (2, 64 * 48**2, False), (2, 0, False)],
+)
+def test_auto_spreads_a_batch_where_there_are_gpus_and_enough_to_compute(gpus, pixels, spread, monkeypatch):
+    taken = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [object()] * gpus)
+    monkeypatch.setattr(
+        tf.config, "list_logical_devices", lambda kind: [tf.config.LogicalDevice("/GPU:0", kind)] * gpus
+    )
+    monkeypatch.setattr(devices, "_mirrored", lambda names: taken.append(len(names)))
+    assert devices.choose_strategy("auto", pixels) is None  # what the stand-in gives back, too
+    assert taken == ([gpus] if spread else [])
+
+
+def test_a_batch_that_devices_cannot_share_evenly_is_refused_before_training():
+    train, val = (loop.Batches(np.zeros((70, 12)), np.zeros(70), size, seed) for size, seed in ((17, 1), (64, None)))
+    with pytest.raises(ValueError, match=r"17 images, which 2 devices cannot share.*multiple of 2 that is at most 70"):
+        loop._share_evenly(train, val, 2)
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "gpu", "expected"),
+    [("auto", True, True), ("auto", False, False), ("yes", False, True), ("no", True, False)],
+)
+def test_kernels_are_deterministic_where_asked_for_and_on_gpus(deterministic, gpu, expected, monkeypatch):
+    enabled = []
+    monkeypatch.setattr(devices, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: enabled.append(True))
+    assert devices.make_reproducible(1, deterministic) is expected
+    assert bool(enabled) is expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), "mixed_float16"), ((6, 0), "float32"), (None, "float32")]
+)
+def test_precision_is_mixed_on_tensor_cores_alone(capability, expected, monkeypatch):
+    chosen = []
+    gpus = [object()] if capability else []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: gpus)
+    monkeypatch.setattr(
+        tf.config.experimental, "get_device_details", lambda gpu: {"compute_capability": capability}, raising=True
+    )
+    monkeypatch.setattr(devices.keras.mixed_precision, "set_global_policy", chosen.append)
+    assert devices.choose_precision("auto") == expected == chosen[0]

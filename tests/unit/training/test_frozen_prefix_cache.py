@@ -1,0 +1,182 @@
+"""Activations are computed once, found again, and computed anew where the file is torn or of something else."""
+
+import json
+
+from fer_utils.training import frozen_prefix, network
+
+import keras
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def prefix() -> keras.Model:
+    """A small stand-in with the two things that the cache asks of a prefix: `preprocessing` and outputs."""
+    raw = keras.Input((8, 8, 1))
+    x = keras.Sequential([keras.layers.Rescaling(0.1)], name="preprocessing")(raw)
+    x = keras.layers.Conv2D(4, 3, strides=2, trainable=False)(x)
+    return keras.Model(raw, [x, keras.layers.GlobalAveragePooling2D()(x)])
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (300, 8, 8, 1)).astype(np.uint8)
+
+
+def _kept(prefix, images, folder, dtype="float32", place="disk"):
+    plan = frozen_prefix.plan(prefix, len(images), place, dtype, folder)
+    _, (inputs,) = frozen_prefix.prepare(prefix, prefix, [images], plan, folder)
+    return inputs
+
+
+def _never(*_, **__):
+    raise AssertionError("computed again")
+
+
+def test_rows_come_back_in_the_order_asked_for(prefix, images, tmp_path):
+    expected = prefix(images, training=False)
+    chosen = np.array([299, 0, 7, 7])
+    for place in ("disk", "memory"):
+        inputs = _kept(prefix, images, tmp_path / place, place=place)
+        for rows, whole in zip(inputs, expected, strict=True):
+            assert len(rows) == 300
+            assert rows[chosen] == pytest.approx(np.array(whole)[chosen], abs=1e-6)
+
+
+def test_the_second_time_nothing_is_computed(prefix, images, tmp_path, monkeypatch, capsys):
+    _kept(prefix, images, tmp_path)
+    monkeypatch.setattr(frozen_prefix, "_computed", _never)
+    _kept(prefix, images, tmp_path)
+    assert "are there already" in capsys.readouterr().out
+
+
+def test_the_network_is_traced_once_for_all_images(images, tmp_path):
+    traces = []
+    raw = keras.Input((8, 8, 1))
+    x = keras.Sequential([keras.layers.Rescaling(0.1)], name="preprocessing")(raw)
+    x = keras.layers.Conv2D(4, 3, trainable=False)(x)
+    counted = keras.Model(raw, keras.layers.Lambda(lambda y: traces.append(y) or y)(x))
+    traces.clear()
+    plan = frozen_prefix.plan(counted, 450, "memory", "float32", tmp_path)
+    _, kept = frozen_prefix.prepare(counted, counted, [images, images[:150]], plan, tmp_path)
+    assert [len(arrays) for arrays in kept] == [300, 150] and len(traces) == 1
+    assert kept[1] == pytest.approx(kept[0][:150])
+
+
+def test_other_images_weights_or_floats_are_other_activations(prefix, images, tmp_path):
+    _kept(prefix, images, tmp_path)
+    _kept(prefix, images[::-1], tmp_path)
+    _kept(prefix, images, tmp_path, "float16")
+    kernel = prefix.weights[0]
+    before = kernel.numpy()
+    kernel.assign(before + 1)
+    _kept(prefix, images, tmp_path)
+    kernel.assign(before)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def _shorten(entry):
+    file = entry / "cut_0.npy"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def _foreign(entry):
+    file = entry / frozen_prefix.DESCRIPTION
+    file.write_text(json.dumps({**json.loads(file.read_text()), "key": "another"}))
+
+
+def _scribble(entry):
+    (entry / frozen_prefix.DESCRIPTION).write_text("{")
+
+
+def _lose(entry):
+    (entry / "cut_1.npy").unlink()
+
+
+@pytest.mark.parametrize("harm", [_shorten, _foreign, _scribble, _lose])
+def test_a_torn_or_foreign_cache_is_computed_again(harm, prefix, images, tmp_path, capsys):
+    _kept(prefix, images, tmp_path)
+    (entry,) = tmp_path.iterdir()
+    harm(entry)
+    inputs = _kept(prefix, images, tmp_path)
+    assert inputs[1][np.arange(300)] == pytest.approx(np.array(prefix(images)[1]), abs=1e-6)
+    if harm is not _lose:
+        assert "computed again" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == [entry.name]
+
+
+def test_an_interrupted_pass_leaves_nothing(prefix, images, tmp_path, monkeypatch):
+    def breaks(*_):
+        yield [np.zeros((10, 3, 3, 4), np.float32), np.zeros((10, 4), np.float32)]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(frozen_prefix, "_computed", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        _kept(prefix, images, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_float16_cannot_hold_is_refused(prefix, images, tmp_path):
+    kernel = prefix.weights[0]
+    before = kernel.numpy()
+    kernel.assign(before * 1e6)
+    try:
+        with pytest.raises(FloatingPointError, match="does not fit into float16: set float32"):
+            _kept(prefix, images, tmp_path, "float16")
+    finally:
+        kernel.assign(before)
+
+
+@pytest.mark.parametrize(
+    ("disk", "memory", "expected"),
+    [
+        (1e12, 1e12, ("disk", "float32")),
+        (1e3, 1e12, ("memory", "float32")),
+        (50e3, 1e3, ("disk", "float16")),
+        (1e3, 50e3, ("memory", "float16")),
+        (1e3, 1e3, ("none", "float32")),
+    ],
+)
+def test_the_budget_decides(prefix, disk, memory, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr(frozen_prefix, "_free_disk", lambda folder: disk)
+    monkeypatch.setattr(frozen_prefix, "free_memory", lambda: memory)
+    plan = frozen_prefix.plan(prefix, 300, "auto", "auto", tmp_path)  # 300 × (36 + 4) numbers: 48 kB or 24 kB
+    assert (plan.place, plan.dtype) == expected
+    assert ("not kept" in str(plan)) == (plan.place == "none")
+
+
+def test_a_gpu_keeps_no_more_than_memory_holds(prefix, monkeypatch, tmp_path):
+    monkeypatch.setattr(frozen_prefix, "_free_disk", lambda folder: 1e12)
+    monkeypatch.setattr(frozen_prefix, "free_memory", lambda: 1e3)
+    monkeypatch.setattr(frozen_prefix.devices, "has_gpu", lambda: True)
+    assert frozen_prefix.plan(prefix, 300, "auto", "auto", tmp_path).place == "none"
+
+
+def test_the_oldest_caches_make_room(prefix, images, tmp_path, monkeypatch):
+    _kept(prefix, images, tmp_path)
+    (old,) = tmp_path.iterdir()
+    usage = frozen_prefix.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        frozen_prefix.shutil, "disk_usage", lambda folder: usage._replace(free=60_000 if old.exists() else 10**9)
+    )
+    _kept(prefix, images[::-1], tmp_path)
+    assert not old.exists() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.filterwarnings("ignore:weights is 'none'")
+def test_where_everything_trains_there_is_nothing_to_keep(tmp_path):
+    model = network.build(32, "none")
+    network.unfreeze_top(model, 175, "trained")
+    prefix, suffix = frozen_prefix.split(model)
+    plan = frozen_prefix.plan(prefix, 10, "auto", "auto", tmp_path)
+    assert plan.place == "none"
+    subject, (inputs,) = frozen_prefix.prepare(prefix, suffix, [np.zeros((2, 48, 48, 1), np.uint8)], plan, tmp_path)
+    # Wide convolutions add up in another order.
+    assert np.array(subject(inputs)) == pytest.approx(np.array(model(inputs)), abs=2e-5)
+
+
+@pytest.mark.parametrize("place", ["auto", "disk", "memory", "none"])
+def test_nothing_is_kept_for_pictures_that_change_and_the_plan_says_why(prefix, images, tmp_path, place):
+    plan = frozen_prefix.plan(prefix, len(images), place, "auto", tmp_path, pictures_change=True)
+    assert plan.place == "none" and "augmentation or mixup gives other pictures each epoch" in str(plan)
+    assert (f"`cache` cannot be {place}" in str(plan)) == (place in ("disk", "memory"))

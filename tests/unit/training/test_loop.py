@@ -1,0 +1,380 @@
+"""Batches, metrics, weight decay and the history do what their docstrings say, in real compiled training steps."""
+
+from fer_utils.data.augmentation import Changes, soften
+from fer_utils.training import loop, metrics, optimizers
+from fer_utils.training.loop import Batches
+from fer_utils.training.metrics import MacroScores
+from fer_utils.training.optimizers import AdamW, IncreaseWeightDecayOnLRDrop
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
+
+RATE, DECAY = 0.1, 0.2
+
+
+def _seen(batches: Batches) -> list[int]:
+    return [int(label) for i in range(len(batches)) for label in batches[i][1]]
+
+
+def _batches(n: int, size: int, **how) -> Batches:
+    return Batches(np.arange(n)[:, None] * 10, np.arange(n), size, **how)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 2**32 - 1), st.integers(0, 30))
+def test_each_epoch_shows_every_row_once_with_its_label(n, size, seed, epoch):
+    batches = _batches(n, size, seed=seed, epoch=epoch)
+    assert sorted(_seen(batches)) == list(range(n))
+    assert len(batches) == -(-n // size)
+    for i in range(len(batches)):
+        inputs, labels = batches[i]
+        assert (inputs[:, 0] == labels * 10).all()
+        assert len(labels) == size or i == len(batches) - 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 50), st.integers(0, 2**32 - 1), st.integers(0, 8))
+def test_a_resumed_epoch_has_the_order_it_would_have_had(n, seed, epoch):
+    straight = _batches(n, 4, seed=seed)
+    straight.begin_epoch(epoch)
+    assert _seen(straight) == _seen(_batches(n, 4, seed=seed, epoch=epoch))
+
+
+def test_orders_differ_by_epoch_and_seed_and_stay_without_a_seed():
+    orders = [_seen(_batches(40, 8, seed=seed, epoch=epoch)) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    still = _batches(40, 8)
+    still.on_epoch_end()
+    assert _seen(still) == list(range(40))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=3, max_size=40), st.randoms(use_true_random=False))
+def test_macro_scores_over_batches_are_scikit_learns_over_all(true, random):
+    guessed = [random.randrange(7) for _ in true]
+    metric = MacroScores()
+    for start in range(0, len(true), 7):
+        chunk = slice(start, start + 7)
+        metric.update_state(np.array(true[chunk])[:, None], np.eye(7)[guessed[chunk]])
+    found = {name: float(value) for name, value in metric.result().items()}
+    how = {"labels": range(7), "average": "macro", "zero_division": 0}
+    assert found["macro_precision"] == pytest.approx(precision_score(true, guessed, **how), abs=1e-6)
+    assert found["macro_recall"] == pytest.approx(recall_score(true, guessed, **how), abs=1e-6)
+    assert found["macro_f1"] == pytest.approx(f1_score(true, guessed, **how), abs=1e-6)
+    metric.reset_state()
+    assert float(metric.result()["macro_f1"]) == 0
+
+
+class _KeepWeights(keras.callbacks.Callback):
+    """Notes the kernel after every step, and the decay with which the step was made."""
+
+    def on_train_begin(self, logs=None):
+        self.kernels = [self.model.get_weights()[0]]
+        self.decays = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.kernels.append(self.model.get_weights()[0])
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.decays.append(float(self.model.optimizer.weight_decay))
+
+
+class _DropAt(keras.callbacks.Callback):
+    """Multiplies the rate at the end of the given epochs, as ReduceLROnPlateau does."""
+
+    def __init__(self, epochs: dict[int, float]):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        rate = self.model.optimizer.learning_rate
+        rate.assign(rate * self.epochs.get(epoch, 1.0))
+
+
+def _still_model(optimizer: keras.optimizers.Optimizer) -> keras.Model:
+    """One kernel whose gradient is exactly zero: the loss is the output times 0."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, use_bias=False)])
+    model.compile(optimizer, loss=lambda true, given: keras.ops.mean(given) * 0.0, jit_compile=False)
+    return model
+
+
+def _fit(optimizer, drops: dict[int, float], *, factor: float, cap: float, epochs: int = 4) -> _KeepWeights:
+    model, kept = _still_model(optimizer), _KeepWeights()
+    callbacks = [kept, _DropAt(drops), IncreaseWeightDecayOnLRDrop(factor, cap)]
+    model.fit(np.ones((8, 3)), np.zeros((8, 4)), batch_size=4, epochs=epochs, callbacks=callbacks, verbose=0)
+    return kept
+
+
+def _shrinkage(kept: _KeepWeights) -> np.ndarray:
+    """What share of itself the kernel lost in each step; 2 steps an epoch."""
+    shares = [1 - after / before for before, after in zip(kept.kernels, kept.kernels[1:], strict=False)]
+    assert all(np.ptp(share) < 1e-5 for share in shares)  # every weight by the same share
+    return np.array([share.mean() for share in shares])
+
+
+def test_after_a_rate_drop_the_compiled_step_shrinks_the_weights_by_the_new_amount():
+    kept = _fit(AdamW(RATE, DECAY), {1: 0.5}, factor=3.0, cap=10.0)
+    old, new = RATE * DECAY, (RATE / 2) * (DECAY * 3)
+    assert _shrinkage(kept) == pytest.approx([old] * 4 + [new] * 4, abs=1e-6)
+    assert kept.decays == pytest.approx([DECAY, DECAY, 3 * DECAY, 3 * DECAY])
+
+
+def test_halving_the_rate_and_doubling_the_decay_leaves_the_shrinkage_where_it_was():
+    kept = _fit(AdamW(RATE, DECAY), {0: 0.5}, factor=2.0, cap=10.0)
+    assert _shrinkage(kept) == pytest.approx([RATE * DECAY] * 8, abs=1e-6)
+
+
+def test_the_decay_rises_no_higher_than_the_cap():
+    kept = _fit(AdamW(RATE, DECAY), {0: 0.5, 1: 0.5, 2: 0.5}, factor=2.0, cap=0.5)
+    assert kept.decays == pytest.approx([0.2, 0.4, 0.5, 0.5])
+    expected = [RATE * 0.2, RATE / 2 * 0.4, RATE / 4 * 0.5, RATE / 8 * 0.5]
+    assert _shrinkage(kept) == pytest.approx(np.repeat(expected, 2), abs=1e-6)
+
+
+def test_a_decay_above_the_cap_is_not_lowered():
+    assert _fit(AdamW(RATE, DECAY), {0: 0.5}, factor=2.0, cap=0.1).decays == pytest.approx([DECAY] * 4)
+
+
+@pytest.mark.parametrize("drops", [{}, {0: 2.0}])
+def test_without_a_drop_the_decay_stays(drops):
+    assert _fit(AdamW(RATE, DECAY), drops, factor=2.0, cap=10.0).decays == pytest.approx([DECAY] * 4)
+
+
+def test_it_follows_reduce_lr_on_plateau():
+    model = _still_model(AdamW(RATE, DECAY))
+    plateau = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.5, patience=1)
+    model.fit(
+        np.ones((4, 3)), np.zeros((4, 4)), epochs=2, callbacks=[plateau, IncreaseWeightDecayOnLRDrop(2, 1)], verbose=0
+    )
+    assert float(model.optimizer.learning_rate) == pytest.approx(RATE / 2)
+    assert float(model.optimizer.weight_decay) == pytest.approx(DECAY * 2)
+
+
+def test_setting_keras_own_decay_in_mid_fit_changes_nothing_which_is_why_ours_exists():
+    class Set(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.weight_decay = 3 * DECAY
+
+    model, kept = _still_model(keras.optimizers.AdamW(RATE, DECAY)), _KeepWeights()
+    model.fit(np.ones((8, 3)), np.zeros((8, 4)), batch_size=4, epochs=2, callbacks=[kept, Set()], verbose=0)
+    assert _shrinkage(kept) == pytest.approx([RATE * DECAY] * 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [keras.optimizers.AdamW(RATE, weight_decay=DECAY), keras.optimizers.Adam(RATE)])
+def test_an_optimizer_whose_decay_is_a_constant_is_refused(optimizer):
+    with pytest.raises(TypeError, match=r"use fer_utils\.training\.AdamW"):
+        _fit(optimizer, {}, factor=2.0, cap=1.0)
+
+
+@pytest.mark.parametrize(("factor", "cap"), [(0.5, 1), (2, 0), (2, -1)])
+def test_a_factor_below_one_and_a_cap_of_nothing_are_refused(factor, cap):
+    with pytest.raises(ValueError, match="expected factor >= 1 and cap > 0"):
+        IncreaseWeightDecayOnLRDrop(factor, cap)
+
+
+def test_with_gradients_our_adamw_steps_as_keras_does():
+    x, y = np.random.default_rng(0).normal(size=(16, 3)), np.random.default_rng(1).normal(size=(16, 4))
+    weights = []
+    for kind in (AdamW, keras.optimizers.AdamW):
+        model = _still_model(kind(0.01, 0.1))
+        model.compile(kind(0.01, 0.1), loss="mse", jit_compile=False)
+        model.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+        weights.append(model.get_weights()[0])
+    assert weights[0] == pytest.approx(weights[1], abs=1e-6)
+
+
+def test_the_optimizers_config_holds_its_present_decay():
+    optimizer = AdamW(RATE, DECAY)
+    optimizer.weight_decay.assign(0.5)
+    again = AdamW.from_config(optimizer.get_config())
+    assert float(again.weight_decay) == 0.5 and float(again.learning_rate) == pytest.approx(RATE)
+
+
+def test_optimizers_are_adamw_with_decay_or_adam_without():
+    assert float(optimizers.make_optimizer("adamw", 1e-3, 0.02).weight_decay) == pytest.approx(0.02)
+    adam = optimizers.make_optimizer("adam", 1e-3, 0.02)
+    assert isinstance(adam, keras.optimizers.Adam) and not adam.weight_decay
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_one_kernel_updates_as_keras_does(name):
+    rng = np.random.default_rng(4)
+    start = rng.normal(size=(6, 5)).astype(np.float32)
+    gradients = rng.normal(size=(8, 6, 5)).astype(np.float32)
+    theirs = keras.optimizers.Adam(0.01) if name == "adam" else keras.optimizers.AdamW(0.01, weight_decay=DECAY)
+    ends = []
+    for optimizer in (optimizers.make_optimizer(name, 0.01, DECAY), theirs):
+        variable = keras.Variable(start)
+        optimizer.build([variable])
+        for gradient in gradients:
+            optimizer.apply([keras.ops.convert_to_tensor(gradient)], [variable])
+        ends.append(variable.numpy())
+    assert ends[0] == pytest.approx(ends[1], abs=1e-6)
+    assert np.abs(ends[0] - start).max() > 0.05
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_gradients_are_clipped_at_their_norm_over_all_weights_as_keras_does(name):
+    rng = np.random.default_rng(5)
+    start = [rng.normal(size=shape).astype(np.float32) for shape in ((6, 5), (5,))]
+    gradients = [[size * rng.normal(size=array.shape).astype(np.float32) for array in start] for size in (0.01, 9, 1)]
+    kinds = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}
+    decay = {"weight_decay": DECAY} if name == "adamw" else {}
+    ends = []
+    for optimizer in (
+        optimizers.make_optimizer(name, 0.01, DECAY, clip_norm=0.5),
+        kinds[name](0.01, global_clipnorm=0.5, **decay),
+        optimizers.make_optimizer(name, 0.01, DECAY),
+    ):
+        variables = [keras.Variable(array) for array in start]
+        optimizer.build(variables)
+        for step in gradients:
+            optimizer.apply([keras.ops.convert_to_tensor(gradient) for gradient in step], variables)
+        ends.append(np.concatenate([variable.numpy().ravel() for variable in variables]))
+    assert ends[0] == pytest.approx(ends[1], abs=1e-6)
+    assert np.abs(ends[0] - ends[2]).max() > 1e-3
+
+
+def _classifier(rate: float = 0.01) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(7, activation="softmax")], name="tiny")
+    loop.compile_for_training(model, AdamW(rate, DECAY))
+    return model
+
+
+def _data(n: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, 5)).astype("float32"), rng.integers(0, 7, n).astype("int32")
+
+
+def test_the_history_counts_epochs_on_and_tells_rate_decay_and_macro_scores():
+    x, y = _data()
+    model = _classifier()
+    callbacks = [_DropAt({10: 0.5}), IncreaseWeightDecayOnLRDrop(2.0, 1.0)]
+    table = loop.fit(model, Batches(x, y, 8, 1, 10), Batches(x, y, 16), "fine_tune", 10, 3, callbacks)
+    assert table["epoch"].tolist() == [11, 12, 13] and set(table["phase"]) == {"fine_tune"}
+    assert table["learning_rate"].tolist() == pytest.approx([0.01, 0.005, 0.005])
+    assert table["weight_decay"].tolist() == pytest.approx([DECAY, 2 * DECAY, 2 * DECAY])
+    scores = ("loss", "accuracy", "macro_precision", "macro_recall", "macro_f1")
+    assert {*scores, *(f"val_{name}" for name in scores)} <= set(table.columns)
+    guessed = loop.predict(model, x).argmax(axis=1)
+    expected = f1_score(y, guessed, labels=range(7), average="macro", zero_division=0)
+    assert table["val_macro_f1"].iloc[-1] == pytest.approx(expected, abs=1e-6)
+    assert table["val_accuracy"].iloc[-1] == pytest.approx((guessed == y).mean(), abs=1e-6)
+
+
+def test_fit_shows_each_epoch_in_the_order_of_its_own_number():
+    x, y = _data(20)
+    shown = []
+
+    class Watched(Batches):
+        def __getitem__(self, index):
+            shown.append((self.epoch, index))
+            return super().__getitem__(index)
+
+    loop.fit(_classifier(), Watched(x, y, 8, 1, 4), Batches(x, y, 20), "head", 4, 2)
+    expected = [(epoch, index) for epoch in (4, 5) for index in range(3)]
+    assert shown[-len(expected) :] == expected  # before them Keras takes a batch or two to trace the model
+
+
+def test_one_seed_gives_one_history():
+    x, y = _data()
+    tables = [loop.fit(_classifier(), Batches(x, y, 8, 3), Batches(x, y, 16), "head", 0, 2) for _ in range(2)]
+    assert tables[0].drop(columns="seconds").equals(tables[1].drop(columns="seconds"))
+
+
+def test_a_loss_that_is_no_number_is_an_error_that_names_phase_and_epoch():
+    x, y = _data()
+    x[:] = np.nan
+    with pytest.raises(FloatingPointError, match="head: the loss is no number in epoch 1: lower learning_rate"):
+        loop.fit(_classifier(), Batches(x, y, 8), Batches(x, y, 16), "head", 0, 2)
+
+
+def test_prediction_keeps_the_order_whatever_the_batch():
+    x, _ = _data(23)
+    model = _classifier()
+    whole = loop.predict(model, x)
+    assert whole.shape == (23, 7)
+    assert loop.predict(model, x, batch_size=5) == pytest.approx(whole, abs=1e-6)
+    assert whole == pytest.approx(model.predict(x, verbose=0), abs=1e-6)
+
+
+def test_as_specified_losses_scores_and_weights_are_those_of_keras_own_sparse_loss_to_the_bit():
+    x, y = _data()
+    ends = []
+    for keras_own in (False, True):
+        model = _classifier()
+        if keras_own:
+            metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroScores()]
+            own = "sparse_categorical_crossentropy"
+            model.compile(AdamW(0.01, DECAY), own, metrics=metrics, jit_compile=False)
+        table = loop.fit(model, Batches(x, y, 8, 3), Batches(x, y, 16), "head", 0, 2)
+        ends.append((table.drop(columns="seconds"), model.get_weights()))
+    assert ends[0][0].equals(ends[1][0])
+    assert all(np.array_equal(one, two) for one, two in zip(ends[0][1], ends[1][1], strict=True))
+
+
+def test_a_sure_soft_label_costs_what_the_label_itself_costs_and_a_smoothed_one_more():
+    _, labels = _data()
+    given = np.random.default_rng(1).dirichlet(np.ones(7) / 3, len(labels)).astype(np.float32)
+    hard = np.array(metrics.cross_entropy(labels, given))
+    assert np.array(metrics.cross_entropy(soften(labels, 0.0), given)) == pytest.approx(hard, rel=1e-4, abs=1e-5)
+    smoothed = np.array(metrics.cross_entropy(soften(labels, 0.1), given)).mean()
+    everywhere = -np.log(np.clip(given, 1e-7, 1)).mean(axis=1)
+    assert smoothed == pytest.approx((0.9 * hard + 0.1 * everywhere).mean(), rel=1e-4)
+
+
+def test_scores_of_soft_labels_take_the_largest_share_for_the_answer():
+    true, guessed = np.array([0, 1, 2, 3]), np.eye(7)[[0, 1, 2, 6]]
+    soft = 0.6 * np.eye(7)[true] + 0.4 * np.eye(7)[[6, 6, 6, 6]]
+    found = []
+    for labels in (true, soft.astype(np.float32)):
+        accuracy, macro = metrics.Accuracy(), MacroScores()
+        accuracy.update_state(labels, guessed)
+        macro.update_state(labels, guessed)
+        found.append([float(accuracy.result()), *(float(score) for score in macro.result().values())])
+    assert found[0] == found[1] and found[0][0] == 0.75
+
+
+def test_smoothing_and_val_in_one_training_leave_vals_loss_plain():
+    x, y = _data()
+    model = _classifier()
+    smoothed = Batches(x, y, 8, 3, changes=Changes(label_smoothing=0.3))
+    table = loop.fit(model, smoothed, Batches(x, y, 16), "fine_tune", 0, 1)
+    given = loop.predict(model, x)
+    assert table["val_loss"].iloc[0] == pytest.approx(log_loss(y, given, labels=range(7)), rel=1e-4)
+    smoothed_loss = np.array(metrics.cross_entropy(soften(y, 0.3), given)).mean()
+    assert abs(smoothed_loss - table["val_loss"].iloc[0]) > 1e-3
+
+
+def test_cosine_rises_to_the_rate_in_warming_up_and_ends_at_nothing():
+    rate = optimizers.make_rate("cosine", 0.4, steps_per_epoch=10, epochs=6, warmup_epochs=1.5)
+    assert [float(rate(step)) for step in (0, 15)] == pytest.approx([0.004, 0.4])
+    assert float(rate(15 + 15)) == pytest.approx(0.4 * (1 + np.cos(np.pi / 3)) / 2)
+    assert float(rate(60)) == pytest.approx(0, abs=1e-8)
+    values = [float(rate(step)) for step in range(61)]
+    assert np.diff(values[:16]) == pytest.approx(np.full(15, 0.396 / 15), abs=1e-6)
+    assert max(np.diff(values[15:])) < 0
+
+
+def test_without_warming_up_a_cosine_begins_at_the_rate_and_a_plateau_is_the_rate_itself():
+    assert float(optimizers.make_rate("cosine", 0.4, 10, 6, 0)(0)) == pytest.approx(0.4)
+    assert optimizers.make_rate("plateau", 0.4, 10, 6, 3) == 0.4
+
+
+def test_a_warm_up_as_long_as_training_is_refused():
+    with pytest.raises(ValueError, match="warmup_epochs is 6, expected less than the 6 epochs"):
+        optimizers.make_rate("cosine", 0.4, 10, 6, 6)
+
+
+def test_the_compiled_step_follows_the_cosine():
+    model = _still_model(AdamW(optimizers.make_rate("cosine", RATE, 2, 4, 0), DECAY))
+    kept = _KeepWeights()
+    model.fit(np.ones((16, 3)), np.zeros((16, 4)), batch_size=8, epochs=4, callbacks=[kept], verbose=0)
+    rates = [RATE * (1 + np.cos(np.pi * step / 8)) / 2 for step in range(8)]
+    assert _shrinkage(kept) == pytest.approx(np.array(rates) * DECAY, abs=1e-6)

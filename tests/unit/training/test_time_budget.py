@@ -1,0 +1,175 @@
+"""Training says early how long it takes, stops in time, and keeps the best weights."""
+
+from fer_utils.training import time_budget
+from fer_utils.training.checkpoint import TrainingCheckpoint
+from fer_utils.training.time_budget import TimeBudget
+
+import keras
+import numpy as np
+import pytest
+
+STEPS = 20
+
+
+class Clock:
+    """A clock that the tests turn on."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Work(keras.callbacks.Callback):
+    """Lets training take time on `clock`, and VAL's loss be what the test says."""
+
+    def __init__(self, clock: Clock, step: float, validation: float, losses: list[float]):
+        super().__init__()
+        self.clock, self.step, self.validation, self.losses = clock, step, validation, losses
+        self.steps_done, self.weights = 0, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.clock.now += self.step
+        self.steps_done += 1
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.clock.now += self.validation
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["val_loss"] = self.losses[epoch]
+        self.weights.append(self.model.get_weights()[0].copy())
+
+
+def train(minutes: float, step: float = 1.0, validation: float = 2.0, epochs: int = 5, losses=None, at_once=1, n=STEPS):
+    """Train a small model; return (work, budget, model)."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01), "mse", steps_per_execution=at_once)
+    x = np.random.default_rng(0).normal(size=(n, 3)).astype("float32")
+    clock = Clock()
+    work = Work(clock, step, validation, losses or [1.0 / (1 + epoch) for epoch in range(epochs)])
+    budget = TimeBudget("phase", minutes, clock.now, clock)
+    data = {"x": x, "y": x.sum(axis=1), "validation_data": (x[:1], x[:1, :1]), "batch_size": 1}
+    model.fit(**data, epochs=epochs, callbacks=[work, budget], verbose=0)
+    return work, budget, model
+
+
+def test_without_a_budget_everything_is_trained_and_the_last_weights_stay(capsys):
+    work, budget, model = train(0, losses=[1.0, 0.1, 2.0, 3.0, 4.0])
+    assert work.steps_done == 5 * STEPS and not budget.stopped
+    assert np.array_equal(model.get_weights()[0], work.weights[-1])
+    assert "budget" not in capsys.readouterr().out
+
+
+def test_the_estimate_comes_after_the_first_steps_and_is_right(capsys):
+    train(0, step=3.0, epochs=5)
+    said = capsys.readouterr().out
+    assert "phase: 3,000 ms a step" in said and f"{STEPS} steps" in said
+    assert "without validation 60 s an epoch" in said and "at most 5 min for 5 epochs" in said
+    assert said.count("ms a step") == 1
+
+
+@pytest.mark.parametrize(("at_once", "n"), [(7, STEPS), (STEPS, STEPS), (1, 1), (1, 3)])
+def test_the_estimate_holds_for_steps_at_once_and_for_short_epochs(capsys, at_once, n):
+    # The clock turns once an execution, and validation turns it too.
+    train(0, step=60.0, validation=1000.0, at_once=at_once, n=n)
+    said = capsys.readouterr().out
+    assert said.count("ms a step") == 1
+    executions = -(-n // at_once)
+    seconds = float(said.split(": ")[1].split(" ms")[0].replace(",", "")) / 1000 * n
+    assert seconds == pytest.approx(60 * executions, rel=0.35)
+
+
+def test_it_stops_after_an_epoch_where_another_would_not_fit(capsys):
+    # An epoch takes 20 + 2 seconds, the reserve is 3 x 2 + 60: two epochs end at 44, a third would at 66 + 66 > 120.
+    work, budget, _ = train(2)
+    assert budget.stopped and work.steps_done == 2 * STEPS
+    assert "stops training after epoch 2: another would not fit" in capsys.readouterr().out
+
+
+def test_it_stops_within_an_epoch_where_the_time_runs_out_there(capsys):
+    # No epoch is measured yet when step 7 ends at 70 seconds: 70 + 60 > 120.
+    work, _, _ = train(2, step=10.0)
+    assert work.steps_done == 7
+    assert f"in epoch 1, after 7 of {STEPS} steps" in capsys.readouterr().out
+    assert len(work.weights) == 1  # validated all the same
+
+
+def test_the_best_weights_so_far_come_back():
+    work, budget, model = train(3, epochs=8, losses=[1.0, 0.1, *([0.5] * 6)])
+    assert budget.stopped and len(work.weights) > 2
+    assert np.array_equal(model.get_weights()[0], work.weights[1])
+    assert not np.array_equal(work.weights[1], work.weights[-1])
+
+
+def test_a_kill_after_the_stop_keeps_the_best_weights_and_what_ended_training(tmp_path):
+    ends = []
+    for _ in range(2):
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+        model.compile(keras.optimizers.SGD(3.0), "mse")  # overshoots: the first epoch is the best
+        x, clock = np.ones((4, 1)), Clock()
+        budget = TimeBudget("phase", 10, clock.now, clock)
+        turn = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs, clock=clock: setattr(clock, "now", clock.now + 250)
+        )
+        checkpoint = TrainingCheckpoint(tmp_path / "checkpoint.npz", "key")
+        done = checkpoint.resume([budget])
+        model.fit(
+            x,
+            2 * x,
+            validation_data=(x, 2 * x),
+            initial_epoch=done,
+            epochs=done if checkpoint.is_stopped else 9,
+            callbacks=[turn, budget, checkpoint],
+            verbose=0,
+        )
+        ends.append((model.get_weights()[0].item(), budget.ended_by(len(checkpoint.rows), 9), len(checkpoint.rows)))
+    losses = [row["val_loss"] for row in checkpoint.rows]
+    assert ends[0] == ends[1] and ends[0][1] == "time budget" and ends[0][2] < 9
+    assert min(losses) < losses[-1]
+
+
+def test_what_ended_training_is_named():
+    _, budget, _ = train(0)
+    assert [budget.ended_by(n, 5) for n in (3, 5)] == ["early stopping", "last epoch"]
+
+
+def test_the_last_epoch_is_not_called_a_stop():
+    work, budget, _ = train(2, epochs=2)
+    assert work.steps_done == 2 * STEPS and not budget.stopped
+
+
+def test_a_large_budget_leaves_a_share_of_itself():
+    # Epochs end at 1002, 2004, … seconds. The sixth would end at 6012: with 6 for validation and SAVING it would fit into
+    # 6120, with 5 % of them it does not.
+    work, budget, _ = train(102, step=50.0, epochs=9)
+    assert budget.stopped and work.steps_done == 5 * STEPS
+
+
+def test_time_before_training_counts():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, clock = np.ones((8, 1)), Clock()
+    budget = TimeBudget("phase", 10, clock.now - 9.5 * 60, clock)
+    history = model.fit(x, x, validation_data=(x, x), batch_size=1, epochs=3, callbacks=[budget], verbose=0)
+    assert budget.stopped and len(history.epoch) == 1
+
+
+@pytest.mark.parametrize(("pace", "said"), [(1.0, "pass: about 2 min for 100 batches"), (0.1, "")])
+def test_a_long_pass_is_announced_early_and_yields_every_batch(capsys, pace, said):
+    clock, seen, early = Clock(), [], ""
+    for batch in time_budget.announced(range(100), "pass", clock):
+        clock.now += pace
+        seen.append(batch)
+        if batch < 10:
+            early += capsys.readouterr().out
+    assert seen == list(range(100))
+    assert early.strip() == said and not capsys.readouterr().out
+
+
+def test_an_estimate_of_steps_under_a_millisecond_says_how_long_they_take(capsys):
+    train(0, step=0.00042, epochs=5)
+    assert capsys.readouterr().out.startswith(
+        "phase: 0.42 ms a step; without validation under 1 s an epoch of 20 steps, at most under 1 s for 5 epochs"
+    )
