@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 PARTIAL = ".partial-"  # the mark of a file or folder that is being written
 _OLD = "-old-"  # after the mark: a folder that is giving way to a new one
 
-observer: Callable[[Path], None] | None = None  # is told of each path before something takes its place there
-
 
 class OutputError(OSError):
     """An output place cannot be written: full, read-only or no folder."""
@@ -31,12 +29,13 @@ class TornFile(ValueError):
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which takes its place when the block ends without an error.
 
     The temporary path keeps the suffix of `path`, since writers choose their format by it. The block may make a file or
     a folder there; a folder at `path` gives way whole. Raises OutputError, naming `path`, where the disk is full or
-    read-only; what stood at `path` is then still there.
+    read-only; what stood at `path` is then still there. `before` is called with `path` when all is
+    written, just before it takes its place.
     """
     path = Path(path)
     temporary = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}")
@@ -45,8 +44,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         if not temporary.is_dir():
             _flush(temporary)
-        if observer is not None:
-            observer(path)
+        if before is not None:
+            before(path)
         if temporary.is_dir():
             _swap_folder(temporary, path)
         else:
@@ -135,10 +134,15 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
+def write_text(path: Path, content: str) -> None:
+    """Write `content` as UTF-8, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -5,9 +5,7 @@ Knows how to show tables and pictures; computes nothing that a test would want t
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
-from fer_utils import files
 from fer_utils.classes import CLASSES
 
 import cv2
@@ -23,12 +21,6 @@ RUN_COLOURS = ("#ee7733", "#aa3377", "#33bbee", "#222222", "#999933", "#882255")
 _HATCH = "////"  # marks a changed version of a split: balanced, or at another temperature
 FACES_IN_A_ROW = 9  # of figures with groups of faces
 _CURVES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, 120 dots an inch, atomically."""
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, bbox_inches="tight")
 
 
 def class_counts(counts: pd.DataFrame, title: str) -> Figure:
@@ -63,6 +55,12 @@ def faces(
     return figure
 
 
+def batch(images: np.ndarray, labels: np.ndarray, title: str) -> Figure:
+    """The images of a batch, (n, height, width, 1) of 0–255, under their labels: places in CLASSES, or shares (n, 7)."""
+    codes = labels.argmax(axis=1) if labels.ndim == 2 else labels
+    return faces(images[..., 0], [CLASSES[code] for code in codes], 6, title)
+
+
 def groups_of_faces(groups: Sequence[tuple[np.ndarray, Sequence[str]]], title: str) -> Figure:
     """Faces that belong together, each group in a frame of its own; groups follow each other along rows.
 
@@ -93,14 +91,18 @@ def groups_of_faces(groups: Sequence[tuple[np.ndarray, Sequence[str]]], title: s
     return figure
 
 
-def heat_on_faces(
-    images: np.ndarray, heat: np.ndarray, titles: Sequence[str], places: Sequence[tuple[int, int]], rows: dict[str, str]
-) -> Figure:
-    """Grey faces, uint8 (n, 48, 48), under their titles, each above itself under its heat map; a column a class.
+def heat_on_faces(images: np.ndarray, heat: np.ndarray, table: pd.DataFrame) -> Figure:
+    """Grey faces, uint8 (n, 48, 48), and below each the same face under its heat map: a column a class, right ones on top.
 
-    heat: (n, squares, squares), 0 to 1; the hotter, the less of the face shows through. places: row and column of each face.
-    rows: each row's name, and what is written in it where a class has no face.
+    heat: (n, squares, squares), 0 to 1; the hotter, the less of the face shows through. table: label, predicted and
+    confidence of each face, at most one right and one wrong prediction of each label.
     """
+    rows = {
+        "predicted right": "never right",
+        "predicted wrong": "never wrong",
+    }  # and what stands where there is no face
+    titles = [f"{row.predicted} {row.confidence:.2f}" for row in table.itertuples()]
+    places = [(int(row.label != row.predicted), CLASSES.index(row.label)) for row in table.itertuples()]
     figure, grid = plt.subplots(
         2 * len(rows), len(CLASSES), figsize=(1.3 * len(CLASSES) + 1, 2.75 * len(rows)), layout="constrained"
     )

@@ -18,95 +18,84 @@
 #
 # **In:** `TRAIN_BALANCED/`, `VAL/`. **Out:** `head.weights.h5`, `history_head.csv`, `trained_head.csv`, learning curves.
 #
-# **Takes** one pass of all images through ResNet50, then seconds: the backbone is frozen and the augmentation already on
-# disk, so what it computes for an image never changes, and is computed once instead of once an epoch.
+# **Takes** one pass of all images through ResNet50, then seconds. The backbone is frozen and the augmented copies are on
+# disk, so what it computes for an image never changes. It is computed once instead of once an epoch.
 #
-# **Expect** a modest score. With weights from ImageNet the features describe objects; with random ones (`weights` is
+# **Expect** a modest score. With weights from ImageNet the features describe objects. With random ones (`weights` is
 # `none`, as in the demo) they describe little, and the score stays near chance. Phase 2 learns to tell expressions apart.
 
 # %% tags=["parameters"]
-profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
-run: str = "auto"  # name of the run's folder; auto takes the profile's name
-outputs_dir: str = "outputs"  # folder of all runs, from the project's root
-data_dir: str = ""  # folder of the image folders; empty: the run's own
+# What the specification names
 seed: int = 42  # >= 0; every random choice follows from it
 image_size: int = 224  # >= 32; pixels a side that ResNet50 sees; the cpu profile takes 96
 weights: str = "imagenet"  # imagenet, a path to a ResNet50 notop .h5, or none
 batch_size: int = 64  # >= 1; specification
+epochs: int = 10  # >= 1; specification
+learning_rate: float = 5e-4  # > 0; specification, Adam
+# Beyond it
 limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
+# The machine
+profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
+run: str = "auto"  # name of the run's folder; auto takes the profile's name
+outputs_dir: str = "outputs"  # folder of all runs, from the project's root
+data_dir: str = ""  # folder of the image folders; empty: the run's own
 cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
 cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
 cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
 strategy: str = "auto"  # auto | none | mirrored; auto: mirrored over several GPUs where a step has work for them
 precision: str = "auto"  # auto | float32 | mixed_float16; auto: mixed on GPUs with tensor cores
 deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
-epochs: int = 10  # >= 1; specification
-learning_rate: float = 5e-4  # > 0; specification, Adam
 time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
 
 # %% [markdown]
 # ## Setup
 
 # %%
-from fer_utils import files, plots
+from fer_utils import plots
 from fer_utils.data import loading
-from fer_utils.pipeline import paths, stages
-from fer_utils.training import devices, frozen_prefix, loop, network, optimizers, time_budget
-from fer_utils.training.checkpoint import TrainingCheckpoint
+from fer_utils.pipeline import stages
+from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 stage = stages.begin("train_head", globals())
-folders = stage.folders
-stage.require(folders.balanced, folders.manifest, folders.split("TRAIN_BALANCED"), folders.split("VAL"))
-kernels = "deterministic" if devices.make_reproducible(seed, deterministic) else "default"
-print(f"computing on {devices.describe()} in {devices.choose_precision(precision)} with {kernels} kernels")
+devices.set_up(seed, deterministic, precision)
 
 # %% [markdown]
 # ## Load
 # Every image is decoded once and stays in memory, 2.3 kB each. TEST is not read here: choices are made on VAL.
 
 # %%
-manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
-balanced = loading.read_table(folders.balanced, ("label", "path", "train_path"))
-train = loading.load_faces(balanced, folders.data, limit_per_class, seed)
-val = loading.load_faces(manifest[manifest["split"] == "VAL"], folders.data, limit_per_class, seed)
-print(f"{len(train):,} images to train on, {len(val):,} to validate on")
+balanced, manifest = stage.read("balanced.csv"), stage.read("manifest.csv")
+train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed)
 
 # %% [markdown]
 # ## Model
-# Raw grey images go in; the model itself makes them RGB, resizes them and applies ResNet50's own preprocessing. The head
+# Raw grey images go in. The model itself makes them RGB, resizes them and applies ResNet50's own preprocessing. The head
 # is the specification's: global average pooling, 32 units, batch normalisation, dropout, seven probabilities.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 replicas = devices.choose_strategy(strategy)
 with devices.scope(replicas):
-    model = network.build(image_size, paths.weights_source(weights))
+    model = network.build(image_size, weights)
     prefix, head = frozen_prefix.split(model)
 pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %% [markdown]
 # ## Do
-# One pass through the frozen backbone, unless an earlier run left its features; then the head trains on them. The table
-# leaves out precision and recall; they are in `history_head.csv`.
+# One pass through the frozen backbone, unless an earlier run left its features. Then the head trains on them. The table
+# leaves out precision and recall, which are in `history_head.csv`.
 
 # %%
-cache_folder = paths.cache_folder(cache_dir, outputs_dir)
-plan = frozen_prefix.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder)
+plan = frozen_prefix.plan(prefix, len(train) + len(val), cache, cache_dtype, stage.cache_folder)
 print(plan)
 with devices.scope(replicas):
-    trained, (train_inputs, val_inputs) = frozen_prefix.prepare(
-        prefix, head, (train.images, val.images), plan, cache_folder
-    )
-    loop.compile_for_training(
-        trained, optimizers.make_optimizer("adam", learning_rate, 0.0), steps_per_execution=loop.HEAD_STEPS
-    )
+    image_sets = train.images, val.images
+    trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, head, image_sets, plan, stage.cache_folder)
+    adam = optimizers.make_optimizer("adam", learning_rate, weight_decay=0.0)
+    loop.compile_for_training(trained, adam, steps_per_execution=loop.HEAD_STEPS)
 
 # %%
-budget = time_budget.TimeBudget("head", time_budget_minutes)
 history = loop.fit(
     trained,
     loop.Batches(train_inputs, train.labels, batch_size, seed),
@@ -114,37 +103,31 @@ history = loop.fit(
     "head",
     first_epoch=0,
     epochs=epochs,
-    callbacks=[budget],
-    checkpoint=TrainingCheckpoint(folders.checkpoint("train_head"), stage.key_digest),
+    checkpoint=stage.checkpoint,
+    time_budget_minutes=time_budget_minutes,
 )
-history[["epoch", "seconds", "learning_rate", *loop.SCORES]].round(loop.SHOWN_DIGITS)
+loop.shown(history)
 
 # %% [markdown]
 # ## Look
-# Training's own curve is measured with dropout on, VAL's without.
+# TRAIN's own curve is measured with dropout on, VAL's without.
 
 # %%
-figure = plots.learning_curves(history)
-plots.save(figure, folders.figure("learning_curves_head"))
-plt.show()
+stage.show(plots.learning_curves(history), "learning_curves_head")
 best = history.loc[history["val_loss"].idxmin()]
-print(
-    f"lowest VAL loss {best['val_loss']:.3f} in epoch {best['epoch']:.0f}: accuracy {best['val_accuracy']:.3f}, macro F1 {best['val_macro_f1']:.3f}"
-)
+print(f"lowest VAL loss {best['val_loss']:.3f} in epoch {best['epoch']:.0f}")
+print(f"there VAL's accuracy is {best['val_accuracy']:.3f}, its macro F1 {best['val_macro_f1']:.3f}")
 
 # %% [markdown]
 # ## Check and save
-# What the whole model says of VAL images is what training said of them. Which images trained is saved with the weights.
+# The whole model says of VAL images what training said of them. Which images trained is saved with the weights.
 
 # %%
-some = np.arange(min(64, len(val)))
-whole = model(val.images[some], training=False).numpy()
-difference = abs(whole - loop.predict(trained, val_inputs[some])).max()
+difference = frozen_prefix.largest_difference(model, trained, val.images, val_inputs)
 assert difference < frozen_prefix.TOLERANCE[plan.dtype], difference
-with files.replacing(folders.head_weights) as temporary:
-    network.plain_copy(head).save_weights(temporary)
-files.write_csv(folders.history_head, history)
-files.write_csv(folders.trained_head, loading.originals(train.table))
+stage.save(network.plain_copy(head).save_weights, "head.weights.h5")
+stage.save(history, "history_head.csv")
+stage.save(loading.originals(train.table), "trained_head.csv")
 
 # %% [markdown]
 # ## Summary
@@ -152,10 +135,10 @@ files.write_csv(folders.trained_head, loading.originals(train.table))
 # %%
 last = history.iloc[-1]
 stage.finish(
-    outputs=[folders.head_weights, folders.history_head, folders.trained_head],
+    outputs=["head.weights.h5", "history_head.csv", "trained_head.csv"],
     figures={
         "epochs": len(history),
-        "ended by": budget.ended_by(len(history), epochs),
+        "ended by": history.attrs["ended_by"],
         "VAL accuracy": round(last["val_accuracy"], 4),
         "VAL macro F1": round(last["val_macro_f1"], 4),
     },

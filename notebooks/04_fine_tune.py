@@ -19,28 +19,18 @@
 # **In:** `TRAIN_BALANCED/`, `VAL/`, `head.weights.h5`. **Out:** `model.keras`, `model.weights.h5`,
 # `history_fine_tune.csv`, `trained.csv`, learning curves over both phases.
 #
-# **Takes** most of the run's time: hours on a CPU with the full datasets, tens of minutes on a GPU.
+# **Takes** most of the run's time. After the first steps the notebook says how long an epoch takes here.
 #
-# **Expect** VAL to rise at once and TRAIN to leave it behind after some epochs; then the rate falls, the weight decay
+# **Expect** VAL to rise at once, and TRAIN to leave it behind after some epochs. Then the rate falls, the weight decay
 # rises, and early stopping takes the best weights back. From random weights (`weights` is `none`) VAL may fall in the
 # first epoch, before it rises.
 
 # %% tags=["parameters"]
-profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
-run: str = "auto"  # name of the run's folder; auto takes the profile's name
-outputs_dir: str = "outputs"  # folder of all runs, from the project's root
-data_dir: str = ""  # folder of the image folders; empty: the run's own
+# What the specification names
 seed: int = 42  # >= 0; every random choice follows from it
 image_size: int = 224  # >= 32; pixels a side that ResNet50 sees; the cpu profile takes 96
 weights: str = "imagenet"  # imagenet, a path to a ResNet50 notop .h5, or none
 batch_size: int = 64  # >= 1; specification
-limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
-cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
-cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
-cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
-strategy: str = "auto"  # auto | none | mirrored; auto: mirrored over several GPUs where a step has work for them
-precision: str = "auto"  # auto | float32 | mixed_float16; auto: mixed on GPUs with tensor cores
-deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
 epochs: int = 20  # >= 1; specification: further epochs, counted on from phase 1
 unfreeze_top: int = 50  # >= 0; specification: layers of the backbone that train
 batch_norm: str = "frozen"  # frozen | trained; specification is frozen; trained suits random weights
@@ -52,6 +42,8 @@ weight_decay_cap: float = 0.1  # > 0; the decay rises no higher
 lr_factor: float = 0.5  # > 0, < 1; specification: the rate falls to this share on a plateau
 lr_patience: int = 2  # >= 1; epochs without a lower VAL loss before the rate falls
 stop_patience: int = 6  # >= 1; specification: epochs without a lower VAL loss before training stops
+# Beyond it
+limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
 schedule: str = "plateau"  # plateau | cosine; specification is plateau; cosine follows the steps down to nothing
 warmup_epochs: float = 0.0  # >= 0; cosine only: epochs in which the rate rises to learning_rate
 clip_norm: float = 0.0  # >= 0; gradients of a larger norm over all weights are scaled down to it, 0: off
@@ -59,117 +51,108 @@ augmentation: str = "none"  # none | light | heavy; on the fly, on top of the co
 mixup: float = 0.0  # >= 0; alpha of the Beta distribution that pictures are mixed by, 0: off; 0.2 is common
 label_smoothing: float = 0.0  # >= 0, < 1; share of each TRAIN label spread over all classes
 weight_averaging: float = 0.0  # >= 0, < 1; decay a step of the average that VAL scores and that is kept, 0: off
+# The machine
+profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
+run: str = "auto"  # name of the run's folder; auto takes the profile's name
+outputs_dir: str = "outputs"  # folder of all runs, from the project's root
+data_dir: str = ""  # folder of the image folders; empty: the run's own
+cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
+cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
+cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
+strategy: str = "auto"  # auto | none | mirrored; auto: mirrored over several GPUs where a step has work for them
+precision: str = "auto"  # auto | float32 | mixed_float16; auto: mixed on GPUs with tensor cores
+deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
 time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
 
 # %% [markdown]
 # ## Setup
 
 # %%
-from fer_utils import files, plots
-from fer_utils.classes import CLASSES
+from fer_utils import plots
 from fer_utils.data import loading
 from fer_utils.data.augmentation import Changes
-from fer_utils.pipeline import paths, stages
-from fer_utils.training import devices, frozen_prefix, loop, metrics, network, optimizers, time_budget
+from fer_utils.pipeline import stages
+from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
 from fer_utils.training.averaging import WeightAveraging
-from fer_utils.training.checkpoint import TrainingCheckpoint
 
 import keras
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 stage = stages.begin("fine_tune", globals())
-folders = stage.folders
-stage.require(folders.balanced, folders.manifest, folders.split("VAL"))
-stage.require(folders.head_weights, folders.history_head, folders.trained_head)
-kernels = "deterministic" if devices.make_reproducible(seed, deterministic) else "default"
-print(f"computing on {devices.describe()} in {devices.choose_precision(precision)} with {kernels} kernels")
+devices.set_up(seed, deterministic, precision)
 
 # %% [markdown]
 # ## Load
 # The same images as in phase 1. TEST is not read here either.
 
 # %%
-manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
-balanced = loading.read_table(folders.balanced, ("label", "path", "train_path"))
-head_history = loading.read_table(folders.history_head, ("epoch", "phase", "val_loss"))
-head_trained = loading.read_table(folders.trained_head, ("train_path",))
-train = loading.load_faces(balanced, folders.data, limit_per_class, seed)
-val = loading.load_faces(manifest[manifest["split"] == "VAL"], folders.data, limit_per_class, seed)
-print(f"{len(train):,} images to train on, {len(val):,} to validate on")
+balanced, manifest = stage.read("balanced.csv"), stage.read("manifest.csv")
+train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed)
+head_history = stage.read("history_head.csv")
 
 # %% [markdown]
 # ## Model
-# The network of phase 1 with its trained head; now the top layers of the backbone train too. With `batch_norm` frozen,
+# The network of phase 1 with its trained head. Now the top layers of the backbone train too. With `batch_norm` frozen,
 # every BatchNormalization of the backbone stays as it is: batches of faces would upset the statistics that its weights
 # rely on.
 
 # %%
 replicas = devices.choose_strategy(strategy, batch_size * image_size**2)
 with devices.scope(replicas):
-    model = network.build(image_size, paths.weights_source(weights))
+    model = network.build(image_size, weights)
     _, head = frozen_prefix.split(model)
-    head.load_weights(folders.head_weights)
+    head.load_weights(stage.path("head.weights.h5"))
     n_training = network.unfreeze_top(model, unfreeze_top, batch_norm)
     prefix, suffix = frozen_prefix.split(model)
 print(f"{n_training} layers of the backbone's top {unfreeze_top} train weights")
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %% [markdown]
 # ## Look at what training sees
-# The first batch as it reaches the network. As specified it is what 02 wrote; with `augmentation` every epoch shows other
+# The first batch as it reaches the network. As specified it is what 02 wrote. With `augmentation` every epoch shows other
 # pictures, with `mixup` two in one.
 
 # %%
 changes = Changes(augmentation, mixup, label_smoothing)
-begins = len(head_history)
-shown, targets = loop.Batches(train.images, train.labels, batch_size, seed, begins, changes)[0]
-titles = [CLASSES[code] for code in np.asarray(metrics.likeliest(targets))[:12]]
-plots.save(plots.faces(shown[:12, ..., 0], titles, 6, "What training sees"), folders.figure("batch"))
-plt.show()
+first_epoch = len(head_history)
+shown, targets = loop.Batches(train.images, train.labels, batch_size, seed, first_epoch, changes)[0]
+stage.show(plots.batch(shown[:12], targets[:12], "What training sees"), "batch")
 print(f"grey levels {shown.min():.0f} to {shown.max():.0f} of 255, the mean {shown.mean():.0f}")
 
 # %% [markdown]
 # ## Do
-# What the frozen layers compute for an image never changes: it is computed once, and training begins where they end.
-# Unless the images themselves change.
+# What the frozen layers compute for an image never changes, unless the image itself does. It is computed once, and
+# training begins where they end.
 
 # %%
-cache_folder = paths.cache_folder(cache_dir, outputs_dir)
-plan = frozen_prefix.plan(prefix, len(train) + len(val), cache, cache_dtype, cache_folder, changes.of_pictures)
+n_images = len(train) + len(val)
+plan = frozen_prefix.plan(prefix, n_images, cache, cache_dtype, stage.cache_folder, changes.of_pictures)
 print(plan)
 with devices.scope(replicas):
-    trained, (train_inputs, val_inputs) = frozen_prefix.prepare(
-        prefix, suffix, (train.images, val.images), plan, cache_folder
-    )
-    batches = loop.Batches(train_inputs, train.labels, batch_size, seed, begins, changes)
+    image_sets = train.images, val.images
+    trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, suffix, image_sets, plan, stage.cache_folder)
+    batches = loop.Batches(train_inputs, train.labels, batch_size, seed, first_epoch, changes)
     rate = optimizers.make_rate(schedule, learning_rate, len(batches), epochs, warmup_epochs)
     loop.compile_for_training(trained, optimizers.make_optimizer(optimizer, rate, weight_decay, clip_norm))
 
 # %% [markdown]
-# On the schedule `plateau` the rate halves when VAL's loss stands still; then `IncreaseWeightDecayOnLRDrop` raises the
+# On the schedule `plateau` the rate halves when VAL's loss stands still. Then `IncreaseWeightDecayOnLRDrop` raises the
 # weight decay. With `weight_averaging` VAL scores the average of the weights, and the best average is what is kept.
 
 # %%
-budget = time_budget.TimeBudget("fine_tune", time_budget_minutes)
-callbacks = []
-if weight_averaging:
-    callbacks.append(WeightAveraging(weight_averaging))
+callbacks = [WeightAveraging(weight_averaging)] if weight_averaging else []
 if schedule == "plateau":
     callbacks.append(keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=lr_factor, patience=lr_patience))
     if optimizer == "adamw":
         callbacks.append(optimizers.IncreaseWeightDecayOnLRDrop(weight_decay_factor, weight_decay_cap))
 callbacks.append(keras.callbacks.EarlyStopping(monitor="val_loss", patience=stop_patience, restore_best_weights=True))
-callbacks.append(budget)
 
 # %% [markdown]
 # VAL's loss is the plain cross-entropy whatever TRAIN's is, so that runs compare. TRAIN's scores are of the pictures as
-# training sees them; under `mixup` the larger share of a label counts as the right answer. The table leaves out precision,
-# recall and weight decay; they are in `history_fine_tune.csv`.
+# training sees them. Under `mixup` the larger share of a label counts as the right answer. The table leaves out
+# precision, recall and weight decay, which are in `history_fine_tune.csv`.
 
 # %%
 history = loop.fit(
@@ -177,56 +160,48 @@ history = loop.fit(
     batches,
     loop.Batches(val_inputs, val.labels, loop.PREDICT_BATCH),
     "fine_tune",
-    first_epoch=begins,
+    first_epoch=first_epoch,
     epochs=epochs,
     callbacks=callbacks,
-    checkpoint=TrainingCheckpoint(folders.checkpoint("fine_tune"), stage.key_digest),
+    checkpoint=stage.checkpoint,
+    time_budget_minutes=time_budget_minutes,
 )
-history[["epoch", "seconds", "learning_rate", *loop.SCORES]].round(loop.SHOWN_DIGITS)
+loop.shown(history)
 
 # %% [markdown]
 # ## Look
-# Both phases on one axis, the switch marked.
+# Both phases on one axis, with the switch marked.
 
 # %%
-both = pd.concat([head_history, history], ignore_index=True)
-figure = plots.learning_curves(both)
-plots.save(figure, folders.figure("learning_curves"))
-plt.show()
+stage.show(plots.learning_curves(pd.concat([head_history, history], ignore_index=True)), "learning_curves")
 best = history.loc[history["val_loss"].idxmin()]
-print(
-    f"lowest VAL loss {best['val_loss']:.3f} in epoch {best['epoch']:.0f} of {history['epoch'].max()}: accuracy {best['val_accuracy']:.3f}"
-)
-print(f"there TRAIN's accuracy is {best['accuracy']:.3f}, {best['accuracy'] - best['val_accuracy']:+.3f} against VAL")
+accuracies = best["val_accuracy"], best["accuracy"]
+print(f"lowest VAL loss {best['val_loss']:.3f} in epoch {best['epoch']:.0f} of {history['epoch'].max()}")
+print(f"there VAL's accuracy is {accuracies[0]:.3f}, TRAIN's {accuracies[1]:.3f}")
 
 # %% [markdown]
 # What the callbacks did to the learning rate and the weight decay. A step shrinks a weight by their product.
 
 # %%
-figure = plots.rates(history)
-plots.save(figure, folders.figure("rates"))
-plt.show()
-print(
-    f"rate {history['learning_rate'].iloc[0]:.2g} → {history['learning_rate'].iloc[-1]:.2g}, decay {history['weight_decay'].iloc[0]:.2g} → {history['weight_decay'].iloc[-1]:.2g}"
-)
+stage.show(plots.rates(history), "rates")
+ends = history[["learning_rate", "weight_decay"]].iloc[[0, -1]].to_numpy().T
+print(f"rate {ends[0, 0]:.2g} → {ends[0, 1]:.2g}, decay {ends[1, 0]:.2g} → {ends[1, 1]:.2g}")
 
 # %% [markdown]
 # ## Save and check
 # The best weights are back in place, and the layers that trained are the whole network's own. The saved file holds layers
-# of Keras alone, so it loads without this project, and computes in float32 whatever it was trained in. `trained.csv` lists the images that the model has seen in either
-# phase: 05 says of every score how many of its pictures are among them.
+# of Keras alone, so it loads without this project, and computes in float32 whatever it was trained in. `trained.csv` lists
+# the images that the model has seen in either phase. 05 says of every score how many of its pictures are among them.
 
 # %%
 plain = network.for_inference(model)
-with files.replacing(folders.model) as temporary:
-    plain.save(temporary)
-with files.replacing(folders.model_weights) as temporary:
-    plain.save_weights(temporary)
-files.write_csv(folders.history_fine_tune, history)
-files.write_csv(folders.trained, loading.originals(train.table, head_trained))
+stage.save(plain.save, "model.keras")
+stage.save(plain.save_weights, "model.weights.h5")
+stage.save(history, "history_fine_tune.csv")
+stage.save(loading.originals(train.table, stage.read("trained_head.csv")), "trained.csv")
 
 # %%
-reloaded = keras.saving.load_model(folders.model, compile=False, safe_mode=True)
+reloaded = keras.saving.load_model(stage.path("model.keras"), compile=False, safe_mode=True)
 some = val.images[:64]
 assert abs(reloaded(some, training=False) - plain(some, training=False)).numpy().max() < 1e-5
 
@@ -235,10 +210,10 @@ assert abs(reloaded(some, training=False) - plain(some, training=False)).numpy()
 
 # %%
 stage.finish(
-    outputs=[folders.model, folders.model_weights, folders.history_fine_tune, folders.trained],
+    outputs=["model.keras", "model.weights.h5", "history_fine_tune.csv", "trained.csv"],
     figures={
         "epochs": len(history),
-        "ended by": budget.ended_by(len(history), epochs),
+        "ended by": history.attrs["ended_by"],
         "VAL accuracy": round(best["val_accuracy"], 4),
         "VAL macro F1": round(best["val_macro_f1"], 4),
     },

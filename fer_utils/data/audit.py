@@ -122,6 +122,25 @@ def cross_split_counts(table: pd.DataFrame) -> dict[str, int]:
     return counts
 
 
+def count_table(counts: dict[str, int]) -> pd.DataFrame:
+    """The counts of cross_split_counts, a row each: `TEST images with a copy in TRAIN`."""
+    names = [" images with a copy in ".join(key.upper().split("_IMAGES_IN_")) for key in counts]
+    return pd.DataFrame({"under the split as specified": counts.values()}, names)
+
+
+def pairs_across_splits(table: pd.DataFrame) -> list[list[int]]:
+    """For each image of VAL and TEST with a copy in TRAIN: its row, and the row of the first such copy."""
+    held_out = table.index[table["split"].isin(["VAL", "TEST"]) & shares_group_with(table, "TRAIN")]
+    in_train = table[table["split"] == "TRAIN"].drop_duplicates("group").reset_index().set_index("group")["index"]
+    return [[row, in_train[table["group"][row]]] for row in held_out]
+
+
+def groups_with_conflicting_labels(table: pd.DataFrame) -> list[list[int]]:
+    """For each group of copies whose labels disagree: the rows of one copy of each label."""
+    conflicts = table[table["label_conflict"]].drop_duplicates(["group", "label"])
+    return [list(rows) for rows in conflicts.groupby("group").groups.values()]
+
+
 def summary(table: pd.DataFrame, pairs: pd.DataFrame, policy: str) -> dict[str, Any]:
     """The content of leakage.json: of the splits as they stand, and of the sources as they came."""
     sizes = np.bincount(table["group"])

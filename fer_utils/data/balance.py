@@ -4,12 +4,12 @@ Knows targets and the augmentation pipeline; knows nothing of sources, splits or
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from fer_utils import images
+from fer_utils import files, images, progress
 from fer_utils.classes import CLASSES
 from fer_utils.data import augmentation
 
@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+BALANCED = "TRAIN_BALANCED"
 _POOL_PAYS_FROM = 2_000  # augmentations; under about two seconds of work, starting processes costs more
 
 
@@ -50,6 +51,22 @@ def plan_balance(table: pd.DataFrame, targets: Mapping[str, int], max_per_class:
     return pd.concat(parts, ignore_index=True)
 
 
+def to_table(plan: pd.DataFrame) -> pd.DataFrame:
+    """balanced.csv: label, path, train_path (of the TRAIN image behind it), both relative to the image folder, and copy."""
+    names = [f"{BALANCED}/{balanced_name(path, copy)}" for path, copy in zip(plan["path"], plan["copy"], strict=True)]
+    return plan.rename(columns={"path": "train_path"}).assign(path=names)[["label", "path", "train_path", "copy"]]
+
+
+def count_table(train: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
+    """Images of each class (rows, in CLASSES order) in TRAIN, in TRAIN_BALANCED, and how many of the latter are augmented."""
+    counts = {
+        "TRAIN": train["label"].value_counts(),
+        BALANCED: plan["label"].value_counts(),
+        "of them augmented": plan.loc[plan["copy"] > 0, "label"].value_counts(),
+    }
+    return pd.DataFrame(counts).reindex(CLASSES).fillna(0).astype(int).rename_axis(None)
+
+
 def balanced_name(path: str, copy: int) -> str:
     """`<class>/<file>` of a planned image inside TRAIN_BALANCED."""
     file = Path(path)
@@ -57,32 +74,32 @@ def balanced_name(path: str, copy: int) -> str:
     return f"{file.parent.name}/{name}"
 
 
-def write_balanced(
-    plan: pd.DataFrame, read_from: Path, folder: Path, seed: int, workers: int, progress: Callable[[Iterable], Iterable]
-) -> None:
-    """Write every planned image below `folder`; `plan["path"]` is relative to `read_from`.
+def write_balanced(plan: pd.DataFrame, folder: Path, seed: int, workers: int) -> None:
+    """Write every planned image to TRAIN_BALANCED below `folder`, which `plan["path"]` is relative to too.
 
     Originals are copied byte for byte, augmented copies written as PNG by `workers` processes. 0 workers: one a core, or
     this process alone where there is little to do.
     """
-    for label in CLASSES:
-        (folder / label).mkdir(parents=True, exist_ok=True)
-    originals, copies = plan[plan["copy"] == 0], plan[plan["copy"] > 0]
-    for path in progress(originals["path"]):
-        (folder / balanced_name(path, 0)).write_bytes((read_from / path).read_bytes())
-    jobs = [
-        (path, int(copy), read_from, folder, seed) for path, copy in zip(copies["path"], copies["copy"], strict=True)
-    ]
-    workers = workers or (os.cpu_count() or 1 if len(jobs) >= _POOL_PAYS_FROM else 1)
+    with files.replacing(folder / BALANCED) as temporary, progress.bar(None, "writing images", len(plan)) as bar:
+        for label in CLASSES:
+            (temporary / label).mkdir(parents=True)
+        originals, copies = plan[plan["copy"] == 0], plan[plan["copy"] > 0]
+        for path in originals["path"]:
+            (temporary / balanced_name(path, 0)).write_bytes((folder / path).read_bytes())
+            bar.update()
+        jobs = [(path, int(copy), folder, temporary, seed) for path, copy in copies[["path", "copy"]].to_numpy()]
+        workers = workers or (os.cpu_count() or 1 if len(jobs) >= _POOL_PAYS_FROM else 1)
+        for _ in _augmented(jobs, workers):
+            bar.update()
+
+
+def _augmented(jobs: list[tuple], workers: int) -> Iterator[None]:
     if workers == 1:
-        for job in progress(jobs):
-            _write_augmented(job)
+        yield from map(_write_augmented, jobs)
         return
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
-        for _ in progress(pool.map(_write_augmented, jobs, chunksize=64)):
-            pass
+    one_thread = {"initializer": cv2.setNumThreads, "initargs": (1,)}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **one_thread) as pool:
+        yield from pool.map(_write_augmented, jobs, chunksize=64)
 
 
 def _write_augmented(job: tuple) -> None:

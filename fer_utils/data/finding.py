@@ -1,8 +1,9 @@
-"""Finds the two source datasets: where a parameter says, in data/, or mounted on Kaggle."""
+"""Finds the two source datasets: where a parameter says, in data/, mounted on Kaggle, or drawn for the demo."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from fer_utils import places
+from fer_utils import files, places
 from fer_utils.classes import CLASSES, EMOTION_DETECTION_SPELLINGS
 
 # What to download and where to put it, by the name of the notebook parameter.
@@ -15,6 +16,23 @@ CLASS_FOLDERS = {
     "fer2013": CLASSES,
     "emotion_detection": tuple(EMOTION_DETECTION_SPELLINGS.get(name, name) for name in CLASSES),
 }
+
+
+def find_or_draw(given: Mapping[str, str], demo_images: int, seed: int, folder: Path) -> dict[str, Path]:
+    """Where the source datasets are, by name; those given as `demo` are drawn below `folder` first.
+
+    given: name → `auto`, a path, or `demo`. Raises NotFoundHere as find_dataset does.
+    """
+    drawn = folder / "demo_sources"
+    if "demo" in given.values():
+        from fer_utils.data import demo  # OpenCV takes a while to import
+
+        with files.replacing(drawn) as temporary:
+            demo.write_datasets(temporary, demo_images, seed)
+    return {
+        name: drawn / DATASETS[name][1] if place == "demo" else find_dataset(name, place)
+        for name, place in given.items()
+    }
 
 
 def find_dataset(name: str, given: str) -> Path:

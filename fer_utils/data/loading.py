@@ -8,10 +8,19 @@ from pathlib import Path
 
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
+from fer_utils.data.splits import MANIFEST_COLUMNS
 
 import numpy as np
 import pandas as pd
 
+# The columns that the stages read of each table.
+COLUMNS = {
+    "manifest.csv": MANIFEST_COLUMNS,
+    "balanced.csv": ("path", "label", "train_path"),
+    "trained_head.csv": ("train_path",),
+    "trained.csv": ("train_path",),
+    "history_head.csv": ("epoch", "phase", "val_loss"),
+}
 _LEADS_OUT = r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"  # an absolute path, or one with a step up
 
 
@@ -25,6 +34,30 @@ class Faces:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def grey(self, rows) -> np.ndarray:
+        """The images of these rows, uint8 (n, 48, 48)."""
+        return self.images[np.asarray(rows, int), ..., 0]
+
+
+def load_training(
+    balanced: pd.DataFrame, manifest: pd.DataFrame, folder: Path, limit_per_class: int, seed: int
+) -> tuple[Faces, Faces]:
+    """The images to train on, as balanced.csv lists them, and those of VAL to validate on: see load_faces."""
+    tables = balanced, manifest[manifest["split"] == "VAL"]
+    train, val = (load_faces(table, folder, limit_per_class, seed) for table in tables)
+    print(f"{len(train):,} images to train on, {len(val):,} to validate on")
+    return train, val
+
+
+def load_scored(manifest: pd.DataFrame, folder: Path, limit_per_class: int, seed: int) -> dict[str, Faces]:
+    """The images of VAL and of TEST, by the split's name: see load_faces."""
+    faces = {
+        split: load_faces(manifest[manifest["split"] == split], folder, limit_per_class, seed)
+        for split in ("VAL", "TEST")
+    }
+    print(", ".join(f"{len(images):,} images of {split}" for split, images in faces.items()))
+    return faces
 
 
 def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed: int = 0) -> Faces:

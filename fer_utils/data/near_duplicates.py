@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from fer_utils.images import BLANK_STD, SIZE
+from fer_utils.progress import bar
 
 import cv2
 import numpy as np
@@ -79,12 +80,14 @@ def find_pairs(
     _check(images)
     exact, pictures = _exact_copies(images, np.flatnonzero(~is_blank(images)))
     found, open_pairs = [exact], []
-    for done, (first, second, flipped) in _candidates(_descriptors(images, pictures)):
-        near, rest = _confirm(images, pictures[first], pictures[second], flipped, max_distance)
-        found.append(near)
-        open_pairs.append(rest)
-        if progress:
-            progress(done, len(pictures))
+    with bar(description="searching copies", total=len(pictures)) as shown:
+        for done, (first, second, flipped) in _candidates(_descriptors(images, pictures)):
+            near, rest = _confirm(images, pictures[first], pictures[second], flipped, max_distance)
+            found.append(near)
+            open_pairs.append(rest)
+            shown.update(done - shown.n)
+            if progress:
+                progress(done, len(pictures))
     pairs = pd.concat(found, ignore_index=True)
     if open_pairs:
         crops = _confirm_aligned(images, pd.concat(open_pairs, ignore_index=True), pairs, max_distance)

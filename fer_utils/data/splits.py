@@ -1,13 +1,14 @@
 """Merges the open sources into one table, gives each image its split, and writes the split folders."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from fer_utils import files, images
+from fer_utils import files, images, progress
 from fer_utils.classes import CLASSES
-from fer_utils.data.sources import DatasetError, Source
+from fer_utils.data.sources import DatasetError, Source, open_source
 
 import numpy as np
 import pandas as pd
@@ -66,14 +67,24 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Merged:
-    """All source images. table: a row an image; pixels: uint8 (n, 48, 48); data: the image files' bytes, in row order."""
+    """All source images. table: a row an image; pixels: uint8 (n, 48, 48); data: the image files' bytes, in row order.
+
+    ignored: files of the sources that are no images.
+    """
 
     table: pd.DataFrame
     pixels: np.ndarray
     data: list[bytes]
+    ignored: list[str]
 
 
-def read_all(sources: Sequence[Source], unreadable: str, progress: Callable[[Iterable], Iterable]) -> Merged:
+def read_sources(places: Mapping[str, Path], unreadable: str) -> Merged:
+    """Open the source datasets, name → folder, zip or CSV file, and read all their images: see read_all."""
+    with ExitStack() as stack:
+        return read_all([stack.enter_context(open_source(path, name)) for name, path in places.items()], unreadable)
+
+
+def read_all(sources: Sequence[Source], unreadable: str) -> Merged:
     """Read and check every image of the sources; nothing is written.
 
     table: the sources' columns and file (`<source>_<part>_<name>`, unique in its class), fingerprint, flags (space
@@ -84,7 +95,9 @@ def read_all(sources: Sequence[Source], unreadable: str, progress: Callable[[Ite
     pixels = np.zeros((len(table), images.SIZE, images.SIZE), np.uint8)
     data, marks, faults = [], [], []
     readers = {source.name: source for source in sources}
-    for row, (name, path) in enumerate(zip(progress(table["source"]), table["source_path"], strict=True)):
+    for row, (name, path) in enumerate(
+        zip(progress.bar(table["source"], "reading images"), table["source_path"], strict=True)
+    ):
         content = b""
         try:
             content = readers[name].read(path)
@@ -105,7 +118,7 @@ def read_all(sources: Sequence[Source], unreadable: str, progress: Callable[[Ite
     table["file"] = _unique_names(table, marks)
     table["fingerprint"] = [images.fingerprint(image) for image in pixels]
     table["flags"] = [" ".join(flags) for flags in marks]
-    return Merged(table, pixels, data)
+    return Merged(table, pixels, data, [file for source in sources for file in source.ignored])
 
 
 def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
@@ -139,17 +152,16 @@ def to_manifest(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(path=path.where(table["split"] != "", ""))[list(MANIFEST_COLUMNS)]
 
 
-def write_split_folders(
-    manifest: pd.DataFrame, data: list[bytes], folder: Path, progress: Callable[[Iterable], Iterable]
-) -> None:
-    """Write TRAIN, VAL and TEST below `folder`, each replaced whole; byte for byte but for repaired images."""
-    bar = iter(progress(range(int((manifest["split"] != "").sum()))))
-    for split in SPLITS:
-        with files.replacing(folder / split) as temporary:
-            for label in CLASSES:
-                (temporary / label).mkdir(parents=True)
-            for row in np.flatnonzero(manifest["split"] == split):
-                (temporary / Path(manifest["path"].iat[row]).relative_to(split)).write_bytes(data[row])
-                next(bar)
-    for _ in bar:
-        pass
+def write_split_folders(manifest: pd.DataFrame, data: list[bytes], folder: Path) -> None:
+    """Write TRAIN, VAL and TEST below `folder`, each replaced whole; byte for byte but for repaired images.
+
+    Raises OutputError where the disk is full or read-only; the split's old folder is then still there.
+    """
+    with progress.bar(description="writing images", total=int((manifest["split"] != "").sum())) as bar:
+        for split in SPLITS:
+            with files.replacing(folder / split) as temporary:
+                for label in CLASSES:
+                    (temporary / label).mkdir(parents=True)
+                for row in np.flatnonzero(manifest["split"] == split):
+                    (temporary / Path(manifest["path"].iat[row]).relative_to(split)).write_bytes(data[row])
+                    bar.update()

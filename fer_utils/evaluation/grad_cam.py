@@ -13,7 +13,7 @@ SMALLEST_MAP = 5  # squares a side: with fewer, a heat map cannot tell mouth fro
 BATCH = 32
 
 
-def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def heat_maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """How much each part of each image speaks for a class: float32 (n, squares, squares), 0 to 1, 1 the strongest.
 
     images: uint8 (n, height, width, 1). classes: int (n,), the class asked about. The maps are of the deepest layer of the

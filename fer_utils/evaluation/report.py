@@ -1,13 +1,8 @@
-"""The HTML report of a run: one file, figures inside, readable without Jupyter.
-
-Knows a run's results and how to lay them out; computes no score.
-"""
+"""The HTML report of a run: one file, figures inside, readable without Jupyter."""
 
 import base64
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from fer_utils import files
-from fer_utils.pipeline.paths import RunFolders
 
 import pandas as pd
 from jinja2 import Environment
@@ -163,40 +158,43 @@ def leak_note(metrics: dict, split: str) -> str:
     return f"WARNING: the model was trained on copies of {seen:,} of {n:,} pictures (params/clean.yaml avoids it)"
 
 
-def write_report(folders: RunFolders, metrics: dict) -> None:
-    """Write the run's report.html. A figure that is not there is named as missing."""
-    matrices = {split: folders.for_split("confusion_matrix", split, ".png") for split in ("TEST", "VAL")}
+def confusion_title(metrics: dict, split: str) -> str:
+    """The title of a split's confusion matrix: its scores, and what the model has seen of it."""
+    found = metrics[split.lower()]
+    return f"{split}: accuracy {found['accuracy']:.3f}, macro F1 {found['macro_f1']:.3f}\n{leak_note(metrics, split)}"
+
+
+def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequence[str] = ()) -> str:
+    """The report of the run called `run`, as HTML. A figure that is not there is named as missing.
+
+    figure: gives the PNG file of a figure's name. notebooks: file names of the executed notebooks, which the report links
+    to in the folder `notebooks` beside it.
+    """
     sections = [
-        (title, [_embedded(caption, folders.figure(name)) for caption, name in shown.items()])
+        (title, [_embedded(caption, figure(name)) for caption, name in shown.items()])
         for title, shown in _SECTIONS.items()
     ]
-    sections.insert(0, ("VAL", [_embedded("Confusion matrix of VAL", matrices["VAL"])]))
-    page = Environment(autoescape=True).from_string(_PAGE)
-    with files.replacing(folders.report) as temporary:
-        temporary.write_text(
-            page.render(
-                style=STYLE,
-                run=folders.run.name,
-                metrics=metrics,
-                drawn=drawn_line(metrics),
-                honesty=honesty_line(metrics),
-                scores=html_table(score_table(metrics), index=True),
-                calibration=html_table(calibration_table(metrics), index=True),
-                opening=_embedded("Confusion matrix of TEST", matrices["TEST"]),
-                sections=sections,
-                per_class=html_table(pd.DataFrame(metrics["per_class"]["test"])),
-                seconds=html_table(
-                    pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"])
-                ),
-                parameters=[
-                    (stage, html_table(pd.DataFrame(values.items(), columns=["name", "value"], dtype=str)))
-                    for stage, values in metrics["run"]["params"].items()
-                ],
-                versions=html_table(pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"])),
-                notebooks=sorted(path.name for path in folders.notebooks.glob("*.ipynb")),
-            ),
-            encoding="utf-8",
-        )
+    sections.insert(0, ("VAL", [_embedded("Confusion matrix of VAL", figure("confusion_matrix_val"))]))
+    template = Environment(autoescape=True).from_string(_PAGE)
+    return template.render(
+        style=STYLE,
+        run=run,
+        metrics=metrics,
+        drawn=drawn_line(metrics),
+        honesty=honesty_line(metrics),
+        scores=html_table(score_table(metrics), index=True),
+        calibration=html_table(calibration_table(metrics), index=True),
+        opening=_embedded("Confusion matrix of TEST", figure("confusion_matrix_test")),
+        sections=sections,
+        per_class=html_table(pd.DataFrame(metrics["per_class"]["test"])),
+        seconds=html_table(pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"])),
+        parameters=[
+            (stage, html_table(pd.DataFrame(values.items(), columns=["name", "value"], dtype=str)))
+            for stage, values in metrics["run"]["params"].items()
+        ],
+        versions=html_table(pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"])),
+        notebooks=sorted(notebooks),
+    )
 
 
 def _embedded(caption: str, path: Path) -> tuple[str, str]:

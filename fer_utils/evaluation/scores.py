@@ -3,6 +3,8 @@
 Knows metrics; knows nothing of models, files or plots.
 """
 
+from collections.abc import Mapping
+
 from fer_utils.classes import CLASSES
 
 import numpy as np
@@ -152,6 +154,35 @@ def scores_with_parts(predictions: pd.DataFrame) -> dict:
     return overall(predictions) | scores_of_parts(predictions)
 
 
+def seen_counts(predictions: Mapping[str, pd.DataFrame]) -> dict[str, int]:
+    """How many images of VAL and of TEST the model was trained on a copy of, as metrics.json names them."""
+    return {
+        f"{split.lower()}_images_seen_in_training": int(table["seen_in_training"].sum())
+        for split, table in predictions.items()
+    }
+
+
+def metrics(
+    predictions: Mapping[str, pd.DataFrame], policy: str, augmented: Mapping[str, pd.DataFrame], views: str
+) -> dict:
+    """The scores of VAL and TEST as metrics.json holds them, with what the model has seen of them.
+
+    policy: of 01, on leakage. augmented: predictions with test-time augmentation by `views`; empty where there is none.
+    """
+    found = {split.lower(): scores_with_parts(table) for split, table in predictions.items()}
+    found["leakage"] = {"policy": policy, **seen_counts(predictions)}
+    if augmented:
+        parts = {split.lower(): scores_with_parts(table) for split, table in augmented.items()}
+        found["test_time_augmentation"] = {"kind": views, **parts}
+    return found
+
+
+def temperature_scaling(predictions: Mapping[str, pd.DataFrame], temperature: float) -> dict:
+    """The temperature, and loss and calibration error of VAL and TEST at it, as metrics.json holds them."""
+    scaled = {split.lower(): scores_at(table, temperature) for split, table in predictions.items()}
+    return {"temperature": temperature, **scaled}
+
+
 def class_report(predictions: pd.DataFrame) -> pd.DataFrame:
     """Precision, recall, F1 and support: a row a class, then macro and weighted averages."""
     report = classification_report(
@@ -201,6 +232,17 @@ def most_confused(predictions: pd.DataFrame, n: int) -> pd.DataFrame:
         if counts[row, column]
     ]
     return pd.DataFrame(pairs, columns=["label", "predicted", "n", "share"])
+
+
+def surest_of_pairs(predictions: pd.DataFrame, pairs: pd.DataFrame, n: int = 10) -> dict[str, list[int]]:
+    """For each pair of `most_confused`, in words: the rows of its `n` surest mistakes."""
+    ranked = surest(predictions)
+    return {
+        f"{pair.label} taken for {pair.predicted}: {pair.n:,} images, {pair.share:.0%} of {pair.label}": list(
+            ranked.index[(ranked["label"] == pair.label) & (ranked["predicted"] == pair.predicted)][:n]
+        )
+        for pair in pairs.itertuples()
+    }
 
 
 def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:

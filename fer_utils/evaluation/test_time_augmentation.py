@@ -13,6 +13,7 @@ import numpy as np
 CROP_SHARE = 0.9  # of a side, for each of ten crops
 
 VIEWS: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
+    "none": lambda images: [images],
     "flip": lambda images: _with_mirrored([images]),
     "ten_crop": lambda images: _with_mirrored(_five_crops(images)),
 }
@@ -21,7 +22,7 @@ VIEWS: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
 def predict_with_views(model: keras.Model, images: np.ndarray, kind: str) -> np.ndarray:
     """Probabilities averaged over the views of `kind`: float32 (n, 7).
 
-    images: (n, height, width, 1). kind: `flip`, the image and its mirror image, or `ten_crop`, its four corners and its
+    images: (n, height, width, 1). kind: `none`, the image alone, `flip`, the image and its mirror image, or `ten_crop`, its four corners and its
     centre, each also mirrored (Krizhevsky et al. 2012, section 4.1).
     """
     views = VIEWS[kind](images)

@@ -154,7 +154,7 @@ def _all_stages(values: Mapping[str, Mapping[str, Any]], package: NotebookNode) 
             joined.append(new_code_cell(_FORGET))
         joined += own
     end = '<a id="results"></a>\n\n# Results\n\nFew files in the output: what is looked at first, and one zip of the rest.'
-    return [*joined, new_markdown_cell(end), new_code_cell(_code("handover.deliver(folders)", "handover"))]
+    return [*joined, new_markdown_cell(end), new_code_cell(_code("handover.deliver(stage.folders)", "kaggle.handover"))]
 
 
 def _one_stage(stage: str, values: Mapping[str, Any], package: NotebookNode) -> list[NotebookNode]:
@@ -163,9 +163,9 @@ def _one_stage(stage: str, values: Mapping[str, Any], package: NotebookNode) -> 
         restore = f'handover.restore("{stage}", paths.run_folders(run, outputs_dir, data_dir))'
         text = new_markdown_cell("## Input\nWhat the notebook before this one left, attached as its output.")
         place = cells.index(_parameters_cell(cells)) + 1
-        cells[place:place] = [text, new_code_cell(_code(restore, "handover", "paths"))]
+        cells[place:place] = [text, new_code_cell(_code(restore, "kaggle.handover", "pipeline.paths"))]
     images = handover.IMAGES_LEFT[stage]
-    end = f"handover.pack(folders, {images!r})" if images else "handover.deliver(folders)"
+    end = f"handover.pack(stage.folders, {images!r})" if images else "handover.deliver(stage.folders)"
     text = new_markdown_cell(
         "## Output\nFew files, for the next notebook to attach." if images else "## Output\nFew files."
     )
@@ -175,12 +175,13 @@ def _one_stage(stage: str, values: Mapping[str, Any], package: NotebookNode) -> 
         package,
         *cells[1:],
         text,
-        new_code_cell(_code(end, "handover")),
+        new_code_cell(_code(end, "kaggle.handover")),
     ]
 
 
 def _code(line: str, *modules: str) -> str:
-    return f"from fer_utils import {', '.join(modules)}\n\n{line};"
+    rooms = [module.rpartition(".") for module in modules]
+    return "\n".join([*(f"from fer_utils.{room} import {name}" for room, _, name in rooms), "", f"{line};"])
 
 
 def _how_to_read() -> str:

@@ -314,6 +314,7 @@ class _WithoutShowing(ast.NodeTransformer):
         while isinstance(function, ast.Attribute):
             function = function.value
         shows = isinstance(function, ast.Name) and function.id in self._showing
+        shows |= isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "stage.show"
         if not shows or any(keyword.arg == "file" for keyword in node.keywords):
             return node
         return _effects(*node.args, *(keyword.value for keyword in node.keywords))

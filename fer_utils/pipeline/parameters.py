@@ -3,10 +3,11 @@
 Knows how a parameter is declared and what it may be; knows nothing of what it is for. A parameters cell declares one
 parameter a line:
 
+    # What the specification names
     epochs: int = 10  # >= 1; specification
     optimizer: str = "adamw"  # adamw | adam; specification
 
-The type and, before the `;`, the values allowed are read from here alone.
+The type and, before the `;`, the values allowed are read from here alone. A line that begins with `# ` heads a group.
 """
 
 import ast
@@ -119,7 +120,7 @@ def read_cell(source: str, name: str) -> dict[str, Parameter]:
         raise ParameterError(f"{name}: {len(tagged)} cells start with {CELL_MARK}, expected one")
     found = {}
     for line in tagged[0].splitlines()[1:]:
-        if line.strip():
+        if line.strip() and not line.startswith("# "):
             parameter = _declared(line, name)
             found[parameter.name] = parameter
     return found

@@ -23,11 +23,12 @@ class RunFolders:
         return self.run / f"{stem}_{split.lower()}{suffix}"
 
     def figure(self, name: str) -> Path:
-        """A figure that is no named result."""
-        return self.run / "figures" / f"{name}.png"
+        """A figure: the confusion matrices are results of the run, the others lie in a folder of their own."""
+        folder = self.run if name.startswith("confusion_matrix_") else self.run / "figures"
+        return folder / f"{name}.png"
 
     def is_figure(self, path: Path) -> bool:
-        """Whether a path is that of such a figure."""
+        """Whether a path is that of a figure which is no result."""
         return path.is_relative_to(self.run / "figures")
 
     def stage_record(self, stage: str) -> Path:
@@ -111,11 +112,6 @@ def run_folders(run: str, outputs_dir: str, data_dir: str) -> RunFolders:
         raise ValueError(f"run is {run!r}, expected a plain folder name such as 'demo' or 'lr_1e-3'")
     folder = places.place(outputs_dir) / run
     return RunFolders(folder, _data_folder(data_dir) if data_dir else folder / "images")
-
-
-def weights_source(weights: str) -> str:
-    """The parameter `weights` for a working folder of any kind: `imagenet` and `none` as they are, else the file's path."""
-    return weights if weights in ("imagenet", "none") else str(places.place(weights))
 
 
 def _data_folder(given: str) -> Path:

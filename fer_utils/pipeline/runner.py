@@ -68,7 +68,7 @@ def _check_inputs(
                 finding.find_dataset(name, values["merge_split"][name])
     for stage in {"train_head", "fine_tune"} & set(chosen):
         weights = values[stage]["weights"]
-        if weights not in ("imagenet", "none") and not Path(paths.weights_source(weights)).is_file():
+        if weights not in ("imagenet", "none") and not places.place(weights).is_file():
             raise ParameterError(f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there")
     picture = values["evaluate"]["picture"]
     if "evaluate" in chosen and picture and not places.place(picture).is_file():

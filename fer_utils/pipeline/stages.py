@@ -1,17 +1,21 @@
-"""Begins and ends a stage: checks its parameters, finds and locks its folders, records what it did.
-
-Knows what every notebook does first and last; knows nothing of what a stage computes.
-"""
+"""A stage under way, as its notebook sees it: begun, its results read, saved and shown, and finished."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fer_utils import files, places
 from fer_utils.pipeline import cells, defaults, keys, lock, parameters, paths, records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+BLOCK = 4096  # bytes that a file takes on the disk at least
 
 
 @dataclass
@@ -35,25 +39,76 @@ class Stage:
     _written: list[Path] = field(default_factory=list)
     _on_record: set[Path] = field(default_factory=set)  # outputs that the stage's record vouches for
 
-    def require(self, *needed: Path) -> None:
-        """Raise NotFoundHere, naming the stage to run first, unless all these files and folders are there.
+    @property
+    def images(self) -> Path:
+        """The folder with the image folders TRAIN, VAL, TEST and TRAIN_BALANCED."""
+        return self.folders.data
 
-        Raises TornFile, naming it, for one that is not as the stage that wrote it left it.
-        """
-        written = {}
-        for name, record in records.read(self.folders).items():
-            written |= {output: (name, found) for output, found in record["outputs"].items()}
-        for path in needed:
-            if not path.exists():
-                earlier = list(parameters.STAGES.values())[: list(parameters.STAGES).index(self.name)]
-                raise places.NotFoundHere(
-                    f"{self.name}: {path} is missing; run the notebooks before it first ({', '.join(earlier)}), with the "
-                    f"same `run` and `data_dir`, or `python run_all.py --run {self.folders.run.name}`"
-                )
-            writer, found = written.get(keys.output_name(path, self.folders), (None, None))
-            damage = keys.damage(path, found) if writer else None
-            if damage:
-                raise files.TornFile(f"{path}: {damage}; run {writer} again, or run_all.py, which sees that by itself")
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of activations that runs share."""
+        return paths.cache_folder(self.namespace["cache_dir"], self.namespace["outputs_dir"])
+
+    @property
+    def checkpoint(self) -> tuple[Path, str]:
+        """What training is saved as after each epoch: the file, and what a training must share to go on from it."""
+        return self.folders.checkpoint(self.name), self.key_digest
+
+    def path(self, name: str) -> Path:
+        """The place of a result, such as `model.keras`, or with `images/` before it of an image folder."""
+        return keys.output_path(name, self.folders)
+
+    def read(self, name: str) -> Any:
+        """An earlier result: a table of a `.csv`, the content of a `.json`. Raises TornFile where it is not whole."""
+        if name.endswith(".json"):
+            return files.read_json(self.path(name))
+        from fer_utils.data import loading  # pandas takes a while to import
+
+        return loading.read_table(self.path(name), loading.COLUMNS.get(name, ()))
+
+    def save(self, content: Any, name: str) -> None:
+        """Write a result, whole or not at all: a table, a text, a function that writes to a path, else JSON."""
+        write = content if callable(content) else partial(_write, content)
+        with files.replacing(self.path(name), self._note_placing) as temporary:
+            write(temporary)
+
+    def show(self, figure: "Figure", name: str) -> None:
+        """Show a figure, and save it as PNG, 120 dots an inch, for the report."""
+        with files.replacing(self.folders.figure(name), self._note_placing) as temporary:
+            figure.savefig(temporary, dpi=120, bbox_inches="tight")
+        import matplotlib.pyplot as plt  # takes a while to import
+
+        plt.show()
+
+    def figure_file(self, name: str) -> Path:
+        """The PNG file of a figure of this run, in whichever stage it was shown."""
+        return self.folders.figure(name)
+
+    def executed_notebooks(self) -> list[str]:
+        """File names of the run's executed notebooks, in the folder `notebooks` of its folder."""
+        return [path.name for path in self.folders.notebooks.glob("*.ipynb")]
+
+    def require_space(self, n_images: int) -> None:
+        """Raise OutputError unless the disk has room for so many images of the dataset's size, a block of BLOCK bytes each."""
+        files.require_space(self.images, BLOCK * n_images)
+
+    def discard(self, name: str) -> None:
+        """Remove a result that is written last, before those that it vouches for are replaced."""
+        path = self.path(name)
+        self._note_placing(path)
+        path.unlink(missing_ok=True)
+
+    def about_run(self) -> dict[str, Any]:
+        """What the stages of the run ran with, the versions of now, and the seconds that each stage took."""
+        found = records.read(self.folders)
+        own = {"parameters": self.parameters | self._changed(), "seconds": self.seconds()}
+        stages = {**found, self.name: own}
+        return {
+            "params": {name: record["parameters"] for name, record in stages.items()},
+            "versions": records.versions(),
+            "seed": self.parameters["seed"],
+            "seconds_per_stage": {name: record["seconds"] for name, record in stages.items()},
+        }
 
     @property
     def key_digest(self) -> str:
@@ -88,7 +143,7 @@ class Stage:
         }
         return {name: value for name, value in plain.items() if value != self.parameters[name]}
 
-    def note_placing(self, path: Path) -> None:
+    def _note_placing(self, path: Path) -> None:
         """Take note that a file or folder is about to take its place at `path`.
 
         The first output to give way takes the stage's record with it: a process that dies from here on leaves outputs of
@@ -96,24 +151,24 @@ class Stage:
         """
         if path in self._on_record and not self.folders.is_figure(path):
             self.folders.stage_record(self.name).unlink(missing_ok=True)
-        if path.is_relative_to(self.folders.run) or path.is_relative_to(self.folders.data):
-            self._written.append(path)
+        self._written.append(path)
 
     def seconds(self) -> float:
         """Seconds since the stage began."""
         return round(time.monotonic() - self.began, 1)
 
-    def finish(self, outputs: Sequence[Path], figures: dict[str, Any]) -> None:
-        """Check that the stage's outputs are there, and record them, its key, parameters, seconds and key figures.
+    def finish(self, outputs: Sequence[str], figures: dict[str, Any]) -> None:
+        """Check that the stage's outputs, named as for `path`, are there; record them, its key, parameters, seconds and figures.
 
-        On record stands all that the stage wrote, figures and tables too, not the outputs alone. The parameters are those
+        On record stands all that the stage saved, figures and tables too, not the outputs alone. The parameters are those
         that the notebook's variables hold now; `by_hand` says where what ran is not what the file and the setup say.
         """
-        missing = [str(path) for path in outputs if not path.exists()]
+        expected = [self.path(name) for name in outputs]
+        missing = [str(path) for path in expected if not path.exists()]
         if missing:
             raise places.NotFoundHere(f"{self.name} ended without writing {', '.join(missing)}")
         checkpoint = self.folders.checkpoint(self.name)
-        written = {path for path in (*outputs, *self._written) if path.exists()} - {checkpoint}
+        written = {path for path in (*expected, *self._written) if path.exists()} - {checkpoint}
         key, by_hand = self._against_file(cells.differences)
         changed, seconds = self._changed(), self.seconds()
         by_hand = [f"{name} became {value!r} after the setup" for name, value in changed.items()] + by_hand
@@ -155,6 +210,19 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
     folders = paths.run_folders(values["run"], values["outputs_dir"], values["data_dir"])
     _print_setup(stage, resolved, folders)
     locks = lock.hold_for_stage(folders)
+    try:
+        return _begun(stage, resolved, folders, namespace, locks)
+    except BaseException:
+        for held in locks:
+            held.release()
+        raise
+
+
+def _begun(
+    stage: str, resolved: "_Resolved", folders: paths.RunFolders, namespace: Mapping[str, Any], locks: list
+) -> Stage:
+    """The stage under way, in folders that this process holds."""
+    values = resolved.values[stage]
     records.clear_leftovers(folders)
     if not folders.description.is_file():
         records.describe_run(folders, resolved.profile, resolved.values)
@@ -165,8 +233,36 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
     begun = Stage(
         stage, values, folders, key, locks, resolved.from_profile, namespace, history, source, _on_record=on_record
     )
-    files.observer = begun.note_placing
+    _require_inputs(begun, found)
     return begun
+
+
+def _write(content: Any, path: Path) -> None:
+    if isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    elif hasattr(content, "to_csv"):
+        files.write_csv(path, content)
+    else:
+        files.write_json(path, content)
+
+
+def _require_inputs(stage: Stage, recorded: Mapping[str, dict]) -> None:
+    """Raise NotFoundHere, naming the notebooks to run first, unless all that the stage reads is there.
+
+    Raises TornFile, naming it, for what is not as the stage that wrote it left it.
+    """
+    for name, writer in keys.INPUTS[stage.name].items():
+        path = stage.path(name)
+        if not path.exists():
+            earlier = list(parameters.STAGES.values())[: list(parameters.STAGES).index(stage.name)]
+            raise places.NotFoundHere(
+                f"{stage.name}: {path} is missing; run the notebooks before it first ({', '.join(earlier)}), with the "
+                f"same `run` and `data_dir`, or `python run_all.py --run {stage.folders.run.name}`"
+            )
+        described = recorded.get(writer, {}).get("outputs", {}).get(name)
+        damage = keys.damage(path, described) if described else None
+        if damage:
+            raise files.TornFile(f"{path}: {damage}; run {writer} again, or run_all.py, which sees that by itself")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fer_utils import places
 from fer_utils.images import UnreadableImage
 
 import cv2
@@ -75,6 +76,11 @@ def load(path: Path) -> Picture:
         return Picture(str(path), read_image(path))
     except UnreadableImage as error:
         raise UnreadableImage(f"{path}: {error}") from error
+
+
+def given(path: str) -> Picture | None:
+    """The photograph at a path as a notebook's parameter gives it; None for no path. Raises UnreadableImage."""
+    return load(places.place(path)) if path else None
 
 
 def read_image(path: Path) -> np.ndarray:

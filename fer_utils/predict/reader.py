@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fer_utils.classes import CLASSES
 from fer_utils.predict import detection, drawing
@@ -10,6 +11,9 @@ from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import PassedOver, Picture
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BATCH = 64  # faces a step of the model
 HELD_BYTES = 200_000_000  # of pictures that wait for their batch to fill
@@ -46,6 +50,15 @@ class Reading:
     def drawn(self) -> np.ndarray:
         """The picture with its faces framed, RGB."""
         return drawing.drawn(self.picture.rgb, [face.box for face in self.faces], [face.label for face in self.faces])
+
+    def figure(self) -> "Figure":
+        """The same as a figure."""
+        import matplotlib.pyplot as plt  # takes a while to import
+
+        figure, axes = plt.subplots(layout="constrained")
+        axes.imshow(self.drawn())
+        axes.set_axis_off()
+        return figure
 
 
 class Reader:
@@ -91,6 +104,12 @@ class Reader:
         """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7)."""
         starts = range(0, len(crops), batch)
         return np.concatenate([self._step(crops[i : i + batch, ..., None].astype(np.float32)) for i in starts])
+
+
+def read_photograph(model_file: Path, photograph: Picture) -> Reading:
+    """The faces of one photograph."""
+    (reading,) = Reader(model_file, detection.Detector()).read([photograph])
+    return reading
 
 
 def load_model(path: Path):

@@ -26,6 +26,12 @@ def describe() -> str:
     return ", ".join(names) or f"CPU, {os.cpu_count()} cores"
 
 
+def set_up(seed: int, deterministic: str = "auto", precision: str = "float32") -> None:
+    """Seed everything, choose kernels and precision, and say what TensorFlow computes on: see the two functions below."""
+    kernels = "deterministic" if make_reproducible(seed, deterministic) else "default"
+    print(f"computing on {describe()} in {choose_precision(precision)} with {kernels} kernels")
+
+
 def make_reproducible(seed: int, deterministic: str = "auto") -> bool:
     """Seed Python, NumPy and TensorFlow; return whether TensorFlow was told to take deterministic kernels.
 

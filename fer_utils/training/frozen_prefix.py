@@ -176,6 +176,17 @@ def prepare(
     return suffix, [arrays[0] if len(arrays) == 1 else arrays for arrays in kept]
 
 
+def largest_difference(model: keras.Model, trained: keras.Model, images: np.ndarray, inputs, n: int = 64) -> float:
+    """How far the probabilities of the whole model lie from those of what trained, on the first `n` images.
+
+    inputs: what `prepare` gave for these images. Beyond TOLERANCE of the plan's float the two do not belong together.
+    """
+    first = np.arange(min(n, len(images)))
+    chosen = tuple(array[first] for array in inputs) if isinstance(inputs, tuple) else inputs[first]
+    whole = model(images[first], training=False).numpy()
+    return float(abs(whole - loop.predict(trained, chosen)).max())
+
+
 def free_memory() -> int:
     """Bytes of memory that a process may still take: the machine's, or what its control group leaves it."""
     free = psutil.virtual_memory().available

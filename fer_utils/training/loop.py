@@ -1,10 +1,8 @@
-"""The two training phases: batches, optimisers, callbacks, metrics, history.
-
-Knows how to fit; knows nothing of folders, of the network's layers or of plots.
-"""
+"""The training loop of both phases, and prediction: batches, callbacks, history."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from fer_utils import progress
 from fer_utils.training import devices, time_budget
@@ -12,6 +10,7 @@ from fer_utils.training.checkpoint import TrainingCheckpoint
 from fer_utils.training.metrics import Accuracy, MacroScores, cross_entropy
 from fer_utils.training.network import compiled
 from fer_utils.training.optimizers import LossScale, innermost
+from fer_utils.training.time_budget import TimeBudget
 
 import keras
 import numpy as np
@@ -21,9 +20,7 @@ import tensorflow as tf
 PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reuse each weight read more often
 HEAD_STEPS = 32  # the head alone takes 1 ms a step: run by run of 32, Keras asks for no more time than they do
 HISTORY_FIRST = ("epoch", "phase", "learning_rate", "weight_decay", "seconds")
-# What a notebook shows of a history, and with how many digits.
 SCORES = ("loss", "accuracy", "macro_f1", "val_loss", "val_accuracy", "val_macro_f1")
-SHOWN_DIGITS = dict.fromkeys(SCORES, 4)
 
 
 class Batches(keras.utils.PyDataset):
@@ -187,26 +184,32 @@ def fit(
     first_epoch: int,
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    checkpoint: TrainingCheckpoint | None = None,
+    checkpoint: tuple[Path, str] | None = None,
+    time_budget_minutes: float = 0.0,
 ) -> pd.DataFrame:
     """Train a compiled model for up to `epochs` epochs and return the history, a row an epoch.
 
     Epochs count on from `first_epoch` (0 for phase 1); the history's `epoch` is the number of epochs finished, 1 the
-    first. With a checkpoint, training goes on from the last epoch that an earlier process finished, to the same history.
+    first; its `attrs["ended_by"]` says what ended training. With a checkpoint, its file and a key (see TrainingCheckpoint),
+    training goes on from the last epoch that an earlier process finished, to the same history. time_budget_minutes: see
+    TimeBudget.
     Raises FloatingPointError where the loss is no number any more, ValueError for a batch that devices cannot share evenly,
     Interrupted where someone stops it: called again with the same model, callbacks and a checkpoint at the same path, it
     goes on after the last finished epoch.
     """
     _share_evenly(train, val, model.distribute_strategy.num_replicas_in_sync)
-    done = first_epoch + (checkpoint.resume(callbacks) if checkpoint else 0)
-    rows = list(checkpoint.rows) if checkpoint else []
+    budget = TimeBudget(phase, time_budget_minutes)
+    callbacks = [*callbacks, budget]
+    saved = TrainingCheckpoint(*checkpoint) if checkpoint else None
+    done = first_epoch + (saved.resume(callbacks) if saved else 0)
+    rows = list(saved.rows) if saved else []
     bar = _EpochBar(done)
     try:
         history = model.fit(
             train,
             validation_data=val,
             initial_epoch=done,
-            epochs=done if checkpoint and checkpoint.is_stopped else first_epoch + epochs,
+            epochs=done if saved and saved.is_stopped else first_epoch + epochs,
             shuffle=False,  # else Keras shuffles the batches once more, by a stream of its own
             callbacks=[
                 _TakeOrder(train),
@@ -214,13 +217,13 @@ def fit(
                 _RecordRates(),
                 *callbacks,
                 keras.callbacks.TerminateOnNaN(),
-                *([checkpoint] if checkpoint else []),
+                *([saved] if saved else []),
                 bar,
             ],
             verbose=0,
         )
     except KeyboardInterrupt:
-        kept = checkpoint.after_interrupt() if checkpoint else "nothing of it is kept"
+        kept = saved.after_interrupt() if saved else "nothing of it is kept"
         raise Interrupted(f"{phase} stopped in epoch {train.epoch + 1}; {kept}") from None
     finally:
         bar.on_train_end()  # Keras leaves it out where an error ends training
@@ -231,7 +234,14 @@ def fit(
         raise FloatingPointError(
             f"{phase}: the loss is no number in epoch {table['epoch'].iloc[-1]}: lower learning_rate"
         )
-    return table[[*HISTORY_FIRST, *(name for name in table if name not in HISTORY_FIRST)]]
+    table = table[[*HISTORY_FIRST, *(name for name in table if name not in HISTORY_FIRST)]]
+    table.attrs["ended_by"] = budget.ended_by(len(table), epochs)
+    return table
+
+
+def shown(history: pd.DataFrame) -> pd.DataFrame:
+    """What a notebook shows of a history; the file has more."""
+    return history[["epoch", "seconds", "learning_rate", *SCORES]].round(dict.fromkeys(SCORES, 4))
 
 
 def _share_evenly(train: Batches, val: Batches, devices_in_sync: int) -> None:

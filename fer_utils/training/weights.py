@@ -35,14 +35,14 @@ class WeightsError(ValueError):
 
 
 def load(backbone: keras.Model, weights: str) -> None:
-    """Load `imagenet` or the file at a path into ResNet50 without top.
+    """Load `imagenet` or the file at a path, a relative one from the project's root, into ResNet50 without top.
 
     `imagenet` takes the first mounted file that fits, and says which, else the file that Keras downloads. Raises
     WeightsError, naming the file, what it holds and the way out.
     """
     if weights == "imagenet":
         _load_imagenet(backbone)
-    elif load_file(backbone, Path(weights)) == "older":
+    elif load_file(backbone, places.place(weights)) == "older":
         print(f"weights from {weights}: the layout of Keras before 2019, loaded by name")
 
 

@@ -234,7 +234,5 @@ def test_the_first_cells_of_a_finished_stage_leave_its_record_and_its_outputs_do
 
 def test_a_weights_file_and_a_picture_are_looked_for_from_the_project(project):
     (project.folder / "some.h5").write_bytes(b"")
-    printed = project.run(
-        "from fer_utils import places\nfrom fer_utils.pipeline import paths\nprint(paths.weights_source('some.h5'), places.place('a.png'))"
-    )
+    printed = project.run("from fer_utils import places\nprint(places.place('some.h5'), places.place('a.png'))")
     assert printed == f"{project.folder}/some.h5 {project.folder}/a.png\n"

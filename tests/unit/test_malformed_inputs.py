@@ -9,13 +9,13 @@ import pickle
 import stat
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 from fer_utils import files, images
 from fer_utils.data import loading
 from fer_utils.data.sources import DatasetError, open_source
-from fer_utils.pipeline import cells, parameters, paths, records, runs, stages
-from fer_utils.training import devices
+from fer_utils.pipeline import cells, lock, parameters, paths, records, runs, stages
+from fer_utils.training import devices, network
+from fer_utils.training import weights as weights_files
 
 import pytest
 
@@ -178,11 +178,9 @@ def test_a_stage_opened_by_hand_refuses_an_input_that_was_cut_off(fake_run, stag
     place = run.folders.data / name.removeprefix("images/") if name.startswith("images/") else run.folders.run / name
     place.write_bytes(place.read_bytes()[:-2])
     whole = place.parent.parent if name.startswith("images/") else place
-    begun = stages.begin(stage, dict(run.values[stage]))
     with pytest.raises(files.TornFile, match=rf"{whole.name}.*; run \w+ again, or run_all\.py"):
-        begun.require(whole)
-    for lock in begun.locks:
-        lock.release(force=True)
+        stages.begin(stage, dict(run.values[stage]))
+    assert not lock.is_held(run.folders)
 
 
 def test_a_record_cannot_make_a_run_read_or_remove_outside_its_folder(fake_run, tmp_path):
@@ -206,8 +204,8 @@ def test_the_setup_of_05_refuses_a_picture_that_cannot_be_read(fake_run, tmp_pat
     setup = cells.code_cells((ROOT / "notebooks/05_evaluate.py").read_text())[0]
     with pytest.raises(images.UnreadableImage, match=rf"{tmp_path}/me\.png: .*{found}"):
         exec(setup, variables)
-    for lock in variables["stage"].locks:
-        lock.release(force=True)
+    for held in variables["stage"].locks:
+        held.release(force=True)
 
 
 @pytest.mark.parametrize("notebook", ["03_train_head.py", "04_fine_tune.py"])
@@ -215,16 +213,16 @@ def test_relative_weights_start_at_the_project_in_a_notebook_too(notebook, monke
     class Built(Exception):
         pass
 
-    def build(image_size, weights):
-        raise Built(weights)
+    def load_file(backbone, path):
+        raise Built(path)
 
+    monkeypatch.setattr(weights_files, "load_file", load_file)
     monkeypatch.chdir(ROOT / "notebooks")  # where JupyterLab's kernels stand
     (cell,) = [
         code for code in cells.code_cells((ROOT / "notebooks" / notebook).read_text()) if "network.build(" in code
     ]
-    variables = {"paths": paths, "devices": devices, "network": SimpleNamespace(build=build)}
+    variables = {"devices": devices, "network": network}
     variables |= {"image_size": 32, "weights": "data/some.h5", "strategy": "none", "batch_size": 8}
     with pytest.raises(Built) as caught:
         exec(cell, variables)
     assert str(caught.value) == str(ROOT / "data/some.h5")
-    assert [paths.weights_source(given) for given in ("imagenet", "none")] == ["imagenet", "none"]

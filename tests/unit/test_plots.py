@@ -85,12 +85,12 @@ def test_a_second_series_of_a_split_is_hatched():
 
 def test_grad_cam_names_its_rows_and_says_where_a_class_was_never_right():
     faces = np.zeros((8, 48, 48), np.uint8)
-    places = [(0, column) for column in (0, 2, 3, 4, 5, 6)] + [(1, 0), (1, 1)]
-    rows = {"predicted right": "never right", "predicted wrong": "never wrong"}
-    figure = plots.heat_on_faces(faces, np.zeros((8, 5, 5)), ["t"] * 8, places, rows)
+    right = [CLASSES[column] for column in (0, 2, 3, 4, 5, 6)]
+    table = pd.DataFrame({"label": [*right, *CLASSES[:2]], "predicted": [*right, *CLASSES[1::-1]], "confidence": 0.5})
+    figure = plots.heat_on_faces(faces, np.zeros((8, 5, 5)), table)
     grid = np.array(figure.axes).reshape(4, 7)
     assert [axes.get_title() for axes in grid[0]] == list(CLASSES)
-    assert [grid[row, 0].get_ylabel() for row in (0, 2)] == list(rows)
+    assert [grid[row, 0].get_ylabel() for row in (0, 2)] == ["predicted right", "predicted wrong"]
     said = [[" ".join(text.get_text() for text in axes.texts) for axes in grid[row]] for row in (0, 2)]
     assert said == [["", "never right", *[""] * 5], ["", "", *["never wrong"] * 5]]
     n_images = np.array([[len(axes.images) for axes in row] for row in grid])

@@ -27,7 +27,7 @@ def sample(real_data) -> tuple[pd.DataFrame, np.ndarray]:
         for name, n in SAMPLE.items():
             source = stack.enter_context(open_source(real_data[name], name))
             sources.append(replace(source, table=source.table.sample(n, random_state=13).sort_index()))
-        merged = splits.read_all(sources, "error", iter)
+        merged = splits.read_all(sources, "error")
     seen = ~near_duplicates.is_blank(merged.pixels)
     table, pixels = merged.table[seen].reset_index(drop=True), merged.pixels[seen]
     table["split"] = splits.assign_splits(table, 0.25, "all", 42)
@@ -81,7 +81,7 @@ def test_emotion_detection_is_fer2013_again(real_data):
         sources = [stack.enter_context(open_source(path, name)) for name, path in real_data.items()]
         parts = [x.table.query("part == 'test' and label in ('angry', 'disgust', 'surprise')") for x in sources]
         few = [replace(x, table=part.reset_index(drop=True)) for x, part in zip(sources, parts, strict=True)]
-        merged = splits.read_all(few, "error", iter)
+        merged = splits.read_all(few, "error")
     groups = near_duplicates.group(len(merged.pixels), near_duplicates.find_pairs(merged.pixels))
     first = (merged.table["source"] == splits.FER2013).to_numpy()
     known = set(zip(groups[first], merged.table["label"][first], strict=True))

@@ -23,7 +23,7 @@ NO_PAIRS = pd.DataFrame({"first": [], "second": [], "kind": [], "distance": []})
 def _merge(*paths: Path, unreadable: str = "error") -> splits.Merged:
     with ExitStack() as stack:
         named = zip(paths, (FER2013, EMOTION_DETECTION), strict=False)
-        return splits.read_all([stack.enter_context(open_source(*one)) for one in named], unreadable, iter)
+        return splits.read_all([stack.enter_context(open_source(*one)) for one in named], unreadable)
 
 
 def _manifest(merged: splits.Merged) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def test_every_source_image_stands_in_the_manifest_once_and_on_disk(drawn, tmp_p
     }
     assert set(zip(manifest["source"], manifest["source_path"], strict=True)) == on_disk
     assert len(manifest) == len(on_disk) == 700
-    splits.write_split_folders(manifest, merged.data, tmp_path / "images", iter)
+    splits.write_split_folders(manifest, merged.data, tmp_path / "images")
     assert _on_disk(tmp_path / "images") == set(manifest["path"])
     for row in manifest.sample(30, random_state=0).itertuples():
         source = drawn[0] if row.source == FER2013 else drawn[1]
@@ -146,7 +146,7 @@ def test_excluded_images_stay_in_the_manifest_and_out_of_the_folders(fer2013, tm
     excluded = manifest[manifest["flags"] == "unreadable"]
     assert sorted(excluded["source_path"]) == sorted(damaged)
     assert set(excluded["split"]) == set(excluded["path"]) == {""}
-    splits.write_split_folders(manifest, merged.data, tmp_path / "images", iter)
+    splits.write_split_folders(manifest, merged.data, tmp_path / "images")
     assert len(_on_disk(tmp_path / "images")) == 347
     for path in (tmp_path / "images").rglob("*.*"):
         images.decode(path.read_bytes(), str(path))
@@ -161,7 +161,7 @@ def test_a_repaired_image_is_written_as_png_and_the_source_is_left_alone(fer2013
     before = {path: path.read_bytes() for path in (colour, large)}
     merged = _merge(fer2013)
     manifest = _manifest(merged)
-    splits.write_split_folders(manifest, merged.data, tmp_path / "images", iter)
+    splits.write_split_folders(manifest, merged.data, tmp_path / "images")
     for path, flag in ((colour, "colour"), (large, "resized")):
         row = _row(manifest, path.name)
         assert row["flags"] == flag and row["path"].endswith(".png")
@@ -188,8 +188,8 @@ def test_writing_again_replaces_each_folder_whole(drawn, tmp_path):
     manifest, data = _some(drawn)
     (tmp_path / "TRAIN" / "happy").mkdir(parents=True)
     (tmp_path / "TRAIN" / "happy" / "stale.png").write_bytes(b"old")
-    splits.write_split_folders(manifest, data, tmp_path, iter)
-    splits.write_split_folders(manifest, data, tmp_path, iter)
+    splits.write_split_folders(manifest, data, tmp_path)
+    splits.write_split_folders(manifest, data, tmp_path)
     assert _on_disk(tmp_path) == set(manifest["path"])
     assert {path.name for path in tmp_path.iterdir()} == set(SPLITS)
     assert {path.name for path in (tmp_path / "VAL").iterdir()} == set(CLASSES)
@@ -205,7 +205,7 @@ def test_a_full_disk_is_explained_and_leaves_what_was_there(drawn, tmp_path, mon
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(files.OutputError, match=r"no space left on the disk while writing .*TRAIN: free some"):
-        splits.write_split_folders(manifest, data, tmp_path, iter)
+        splits.write_split_folders(manifest, data, tmp_path)
     assert _on_disk(tmp_path) == {"TRAIN/old.txt"}  # neither a half folder nor a partial one
 
 
@@ -224,7 +224,7 @@ def test_a_read_only_folder_is_explained(tmp_path, monkeypatch, number):
 def test_a_disk_that_is_full_indeed_is_explained_and_left_clean(drawn, tiny_disk):
     manifest, data = _some(drawn)
     with pytest.raises(files.OutputError, match="no space left"):
-        splits.write_split_folders(manifest, data, tiny_disk, iter)
+        splits.write_split_folders(manifest, data, tiny_disk)
     assert _on_disk(tiny_disk) == set()
 
 

@@ -40,7 +40,7 @@ def test_heat_lies_where_the_class_is_told_from(bright_is_happy):
     images = np.zeros((40, 6, 6, 1), np.uint8)  # more than a batch
     images[:, 1, 4] = 200
     images[:, 5, 0] = 100
-    heat = grad_cam.grad_cam(bright_is_happy, images, np.full(40, CLASSES.index("happy")))
+    heat = grad_cam.heat_maps(bright_is_happy, images, np.full(40, CLASSES.index("happy")))
     expected = np.zeros((6, 6))
     expected[1, 4], expected[5, 0] = 1, 0.5
     assert heat.shape == (40, 6, 6) and heat == pytest.approx(np.broadcast_to(expected, heat.shape), abs=1e-6)
@@ -48,11 +48,11 @@ def test_heat_lies_where_the_class_is_told_from(bright_is_happy):
 
 def test_what_speaks_against_a_class_is_cold(bright_is_happy):
     images = np.full((1, 6, 6, 1), 90, np.uint8)
-    assert (grad_cam.grad_cam(bright_is_happy, images, np.array([CLASSES.index("sad")])) == 0).all()
+    assert (grad_cam.heat_maps(bright_is_happy, images, np.array([CLASSES.index("sad")])) == 0).all()
 
 
 @pytest.mark.filterwarnings("ignore:weights is 'none'")
 def test_the_maps_of_resnet50_have_squares_enough():
     faces = np.random.default_rng(0).integers(0, 255, (1, 48, 48, 1), np.uint8)
-    heat = grad_cam.grad_cam(network.build(48, "none"), faces, np.array([3]))
+    heat = grad_cam.heat_maps(network.build(48, "none"), faces, np.array([3]))
     assert heat.shape == (1, 6, 6) and heat.max() in (0, 1) and heat.min() >= 0

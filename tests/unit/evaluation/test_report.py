@@ -85,8 +85,7 @@ def test_the_report_shows_parameters_as_they_are_written(metrics, tmp_path):
         "versions": {},
         "seconds_per_stage": {"fine_tune": 4321.9},
     }
-    report.write_report(folders, metrics)
-    page = folders.report.read_text()
+    page = report.page(metrics, "r", folders.figure)
     for value in ("8e-05", "20", "123456", "adamw", "1.234e-05", "4,322"):
         assert f"<td>{value}</td>" in page
 
@@ -124,8 +123,7 @@ def page(metrics, tmp_path):
         path.write_bytes(path.stem.encode())
 
     def write() -> str:
-        report.write_report(folders, metrics)
-        return folders.report.read_text()
+        return report.page(metrics, "r", folders.figure)
 
     return write
 

@@ -43,8 +43,7 @@ def test_a_run_without_scores_has_dashes(two, fake_run):
     assert table.loc["TEST accuracy", "half"] == "–" and table.loc["state", "half"] == "stopped before balance"
 
 
-def test_mcnemar_counts_the_images_that_one_run_alone_gets_right(two, monkeypatch):
-    monkeypatch.setattr(files, "observer", None)  # the stages' own process has ended
+def test_mcnemar_counts_the_images_that_one_run_alone_gets_right(two):
     for fake, right in zip(two, (7, 2), strict=True):
         path = fake.folders.for_split("predictions", "TEST", ".csv")
         table = pd.read_csv(path)

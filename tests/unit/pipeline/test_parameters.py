@@ -280,7 +280,9 @@ def test_a_notebook_names_its_kernel_and_has_one_parameters_cell_of_declarations
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     statements = ast.parse(tagged[0].source).body
-    assert len(statements) == len([line for line in tagged[0].source.splitlines() if line.strip()])
+    assert len(statements) == len(
+        [line for line in tagged[0].source.splitlines() if line.strip() and not line.startswith("# ")]
+    )
     assert all(isinstance(one, ast.AnnAssign) and isinstance(one.value, ast.Constant) for one in statements)
     names = [one.target.id for one in statements]
     assert len(set(names)) == len(names)

@@ -14,6 +14,7 @@ from fer_utils.pipeline import lock, paths, records, runner, stages
 from fer_utils.pipeline.parameters import STAGES
 
 import pytest
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -155,7 +156,7 @@ def _die(stage: stages.Stage) -> None:
 def test_a_stage_that_only_began_keeps_its_record(fake_run):
     run = fake_run().do()
     stage = stages.begin("fine_tune", dict(run.values["fine_tune"]) | {"epochs": 9})
-    files.write_json(run.folders.figure("batch"), "a look")
+    stage.show(Figure(), "batch")
     _die(stage)
     assert run.due() == {}
 
@@ -163,8 +164,8 @@ def test_a_stage_that_only_began_keeps_its_record(fake_run):
 def test_a_figure_that_a_look_drew_again_is_no_reason_and_one_that_is_gone_is(fake_run):
     run = fake_run()
     stage = stages.begin("merge_split", dict(run.values["merge_split"]))
-    files.write_json(run.folders.figure("faces"), "as recorded")
-    stage.finish(*run._merge_split(""))
+    stage.show(Figure(), "faces")
+    run.finish(stage)
     run.folders.figure("faces").write_text("drawn again")
     assert "merge_split" not in run.due()
     run.folders.figure("faces").unlink()
@@ -176,30 +177,32 @@ def test_a_stage_that_died_after_its_first_output_gave_way_has_no_record(fake_ru
     run = fake_run().do()
     before = run.folders.stage_record(name).read_bytes()
     stage = stages.begin(name, dict(run.values[name]))
-    with (
-        pytest.raises(RuntimeError),
-        files.replacing(run.folders.model if name == "fine_tune" else run.folders.balanced),
-    ):
+
+    def fail(path):
         raise RuntimeError  # before anything gave way
+
+    with pytest.raises(RuntimeError):
+        stage.save(fail, "model.keras" if name == "fine_tune" else "balanced.csv")
     assert run.folders.stage_record(name).read_bytes() == before
     if name == "fine_tune":
-        files.write_json(run.folders.model, ["model", ""])  # the content on record: its digest would tell nothing
+        stage.save(["model", ""], "model.keras")  # the content on record: its digest would tell nothing
     else:
-        run._pictures("TRAIN_BALANCED", "")
+        run._pictures(stage, "TRAIN_BALANCED", "")
     _die(stage)
     assert run.due()[name] == ["it has not run yet"]
 
 
 def test_the_record_is_gone_before_the_output_is(fake_run, monkeypatch):
     run = fake_run().do()
-    _die(stages.begin("fine_tune", dict(run.values["fine_tune"])))
+    stage = stages.begin("fine_tune", dict(run.values["fine_tune"]))
+    _die(stage)
 
     def stopped(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", stopped)
     with pytest.raises(KeyboardInterrupt):
-        files.write_json(run.folders.model, 1)
+        stage.save(lambda path: path.write_text("1"), "model.keras")
     assert not run.folders.stage_record("fine_tune").exists()
 
 
@@ -353,7 +356,7 @@ def test_what_was_done_by_hand_is_a_reason_to_run(fake_run):
     digest = stage.key_digest
     variables["seed"] = 3
     assert stage.key_digest != digest  # a checkpoint of it is no other training's
-    stage.finish(*run._merge_split(""))
+    run.finish(stage)
     record = records.read(run.folders)["merge_split"]
     assert record["parameters"]["seed"] == 3
     assert json.loads(run.folders.description.read_text())["parameters"]["merge_split"]["seed"] == 3
