@@ -3,7 +3,6 @@
 from fer_utils.data.augmentation import Changes
 from fer_utils.training import loop, optimizers
 from fer_utils.training.averaging import WeightAveraging
-from fer_utils.training.checkpoint import TrainingCheckpoint
 from fer_utils.training.loop import Batches
 
 import keras
@@ -75,7 +74,7 @@ def _fit(*extra, path=None, schedule="cosine", averaging=True, **data) -> tuple[
     images, labels = _data(**data)
     model = _model(schedule)
     callbacks = [WeightAveraging(DECAY)] if averaging else []
-    checkpoint = TrainingCheckpoint(path, "k") if path else None
+    checkpoint = (path, "k") if path else None
     train = Batches(images[:N], labels[:N], BATCH, 1, 3, Changes("heavy", 0.2, 0.1))
     val = Batches(images[N:], labels[N:], 20)
     table = loop.fit(model, train, val, "fine_tune", 3, EPOCHS, [*callbacks, *extra], checkpoint)

@@ -52,7 +52,7 @@ def _train(path, stop_patience=4, kill_in=None, key="k", extra=()) -> tuple[pd.D
     model, callbacks = _model(), [*_callbacks(stop_patience), *extra]
     if kill_in is not None:
         callbacks.append(KillIn(kill_in))
-    checkpoint = TrainingCheckpoint(path, key) if path else None
+    checkpoint = (path, key) if path else None
     train, val = _data()
     table = loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, checkpoint)
     return table.drop(columns="seconds"), model.get_weights()
@@ -114,9 +114,9 @@ def test_interrupted_training_goes_on_with_the_same_objects_to_the_same_end(unin
     for epoch in stops:
         kept = f"finished epochs kept in c.npz: {epoch - 3}" if epoch > 3 else "no epoch of it is finished"
         with pytest.raises(loop.Interrupted, match=f"fine_tune stopped in epoch {epoch + 1}; {kept}"):
-            loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, TrainingCheckpoint(path, "k"))
+            loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, (path, "k"))
         assert not tqdm._instances  # else the next bar would be drawn a line below
-    table = loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, TrainingCheckpoint(path, "k"))
+    table = loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, (path, "k"))
     pd.testing.assert_frame_equal(table.drop(columns="seconds"), uninterrupted[0], rtol=1e-5)
     assert all(
         one == pytest.approx(two, abs=1e-5) for one, two in zip(model.get_weights(), uninterrupted[1], strict=True)
@@ -125,7 +125,7 @@ def test_interrupted_training_goes_on_with_the_same_objects_to_the_same_end(unin
 
 def test_a_notebook_shows_one_line_of_an_interrupt(tmp_path, capsys):
     shell = InteractiveShell(user_ns={"training": loop, "model": _model(), "data": _data()})
-    shell.user_ns |= {"checkpoint": TrainingCheckpoint(tmp_path / "c.npz", "k"), "stop": _InterruptIn([4])}
+    shell.user_ns |= {"checkpoint": (tmp_path / "c.npz", "k"), "stop": _InterruptIn([4])}
     shell.run_cell("training.fit(model, *data, 'fine_tune', 3, 6, [stop], checkpoint)")
     said = capsys.readouterr().out.split("\r")[-1].strip()
     assert said == (
@@ -227,7 +227,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     path = tmp_path / "c.npz"
     with pytest.raises(Killed):
         _train(path, kill_in=4)
-    checkpoint = TrainingCheckpoint(path, "k")
+    checkpoint = (path, "k")
     other = keras.Sequential([keras.Input((5,)), keras.layers.Dense(7, activation="softmax")])
     loop.compile_for_training(other, optimizers.AdamW(0.03, 0.01))
     x, y = np.zeros((8, 5), "float32"), np.zeros(8, "int32")

@@ -15,7 +15,6 @@ from pathlib import Path
 from fer_utils.data.augmentation import Changes
 from fer_utils.training import devices, loop, optimizers
 from fer_utils.training.averaging import WeightAveraging
-from fer_utils.training.checkpoint import TrainingCheckpoint
 
 import keras
 import numpy as np
@@ -49,7 +48,7 @@ def stopped(folder: Path) -> dict:
             model = keras.Sequential([keras.Input((12,)), *layers])
             loop.compile_for_training(model, optimizers.make_optimizer("adamw", 0.01, 0.1, 1.0), loop.HEAD_STEPS)
         train = loop.Batches(features, labels.astype(np.int32), BATCH, seed)
-        checkpoint = TrainingCheckpoint(folder / file, "key")
+        checkpoint = (folder / file, "key")
         history = loop.fit(model, train, loop.Batches(*val, 256), "test", 0, epochs, (), checkpoint)
         return model, history[["loss", "val_loss", "val_accuracy"]].to_numpy().tolist()
 
