@@ -10,6 +10,7 @@ from pathlib import Path
 
 import run_all
 from fer_utils.classes import CLASSES
+from fer_utils.data import splits
 from fer_utils.pipeline import paths, runner, runs
 
 import jupytext
@@ -54,7 +55,8 @@ class Project:
         for *_, path in rows:
             (self.folders.data / path).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(self.folders.data / path)
-        pd.DataFrame(rows, columns=["split", "label", "path"]).to_csv(self.folders.manifest, index=False)
+        manifest = pd.DataFrame(rows, columns=["split", "label", "path"]).reindex(columns=splits.MANIFEST_COLUMNS)
+        manifest.to_csv(self.folders.manifest, index=False)
         self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder / "notebooks"))
         self.run(SMALL_FIGURES)
 
