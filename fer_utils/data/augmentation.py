@@ -1,8 +1,4 @@
-"""What training sees of a batch: pictures moved, mirrored and lit anew each time, mixed in pairs, labels softened.
-
-Knows raw pictures and labels as arrays; knows nothing of files, of networks, or of the copies that 02 writes to disk.
-All of it follows from the generator handed in, so that a batch does not depend on what was drawn before it.
-"""
+"""Augmentation: random changes of each training batch, mixup, label smoothing, and the augmented copies of stage 02."""
 
 import os
 import random
@@ -19,34 +15,37 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look at PyPI on imp
 
 @dataclass(frozen=True)
 class Strength:
-    """How far a picture may be changed. All moves are drawn evenly from minus to plus what stands here."""
+    """How much a picture may be changed. Each amount is drawn uniformly between minus and plus the value given here."""
 
     shift: float  # share of the side
     degrees: float
     zoom: float  # share of the scale
     light: float  # brightness, as a share of 255, and contrast, as a share of itself
-    erased: float  # how many pictures lose a rectangle
+    erased: float  # share of the pictures that lose a rectangle
 
 
 STRENGTHS = {
     "light": Strength(shift=0.08, degrees=10, zoom=0.1, light=0.2, erased=0.0),
-    # Khaireddin & Chen 2021 (arXiv:2105.03588; code: usef-kh/fer): shift and zoom of 20 %, 10 degrees, half of them erased.
+    # Khaireddin & Chen 2021 (arXiv:2105.03588; code: usef-kh/fer): shift and zoom of 20 %, 10 degrees, half of the pictures erased.
     "heavy": Strength(shift=0.2, degrees=10, zoom=0.2, light=0.2, erased=0.5),
 }
-ERASED_AREA = (0.02, 0.33)  # of the picture; with ERASED_ASPECT the figures of Zhong et al. 2020 (arXiv:1708.04896)
-ERASED_ASPECT = (0.3, 3.3)  # height to width
+# Share of the picture, and width to height: the values of Zhong et al. 2020 (arXiv:1708.04896). albumentations draws only
+# areas that fit at every aspect, which for a square picture is at most 0.3.
+ERASED_AREA = (0.02, 0.33)
+ERASED_ASPECT = (0.3, 3.3)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What happens to each batch before a step: changes(inputs, labels, rng) gives the inputs and labels to train on.
+    """The changes of each training batch: changes(inputs, labels, rng) returns the inputs and labels to train on.
 
-    augmentation: `none` or a name of STRENGTHS. mixup: alpha of the Beta distribution from which each pair's shares are
-    drawn (Zhang et al. 2018, arXiv:1710.09412), 0 for none. label_smoothing: what is taken from the label and spread
-    over all seven classes (Szegedy et al. 2016, arXiv:1512.00567).
+    augmentation: `none` or a name of STRENGTHS. mixup: alpha of the Beta distribution of the mixing shares (Zhang et al.
+    2018, arXiv:1710.09412), 0 for none. label_smoothing: the share of each label that is spread over all seven classes
+    (Szegedy et al. 2016, arXiv:1512.00567).
 
-    Inputs are uint8 (n, height, width, 1), or anything where pictures stay as they are; they come back as they went in,
-    mixed ones as float32. Labels are int (n,); softened or mixed they come back as float32 (n, 7), else unchanged.
+    Inputs are uint8 (n, height, width, 1) and keep type and shape; mixup returns float32. Without augmentation and mixup
+    inputs may be anything and are returned unchanged. Labels are int (n,); with mixup or smoothing they become float32
+    (n, 7). The result depends on the arguments and the generator alone.
     """
 
     augmentation: str = "none"
@@ -55,12 +54,12 @@ class Changes:
 
     @property
     def of_pictures(self) -> bool:
-        """Whether a picture differs from epoch to epoch, so that nothing computed for it may be kept."""
+        """Whether pictures differ from epoch to epoch, so that nothing computed from them can be reused."""
         return self.augmentation != "none" or self.mixup > 0
 
     def __call__(self, inputs, labels: np.ndarray, rng: np.random.Generator) -> tuple:
         if self.of_pictures and (not isinstance(inputs, np.ndarray) or inputs.dtype != np.uint8 or inputs.ndim != 4):
-            raise TypeError("augmentation and mixup change raw pictures, uint8 (n, height, width, 1), nothing computed")
+            raise TypeError("augmentation and mixup change raw pictures, uint8 (n, height, width, 1), not activations")
         if self.augmentation != "none":
             inputs = augment(inputs, STRENGTHS[self.augmentation], rng)
         if not self.mixup and not self.label_smoothing:
@@ -70,61 +69,75 @@ class Changes:
 
 
 def augment(images: np.ndarray, strength: Strength, rng: np.random.Generator) -> np.ndarray:
-    """Each picture mirrored or not, moved, lit and perhaps erased in part; uint8 (n, height, width, 1) in and out."""
-    moved = np.stack([_moved(image[..., 0], strength, rng) for image in images])
-    contrast = 1 + rng.uniform(-strength.light, strength.light, (len(images), 1, 1))
-    brightness = 255 * rng.uniform(-strength.light, strength.light, (len(images), 1, 1))
-    middle = moved.mean(axis=(1, 2), keepdims=True)
-    lit = np.clip((moved - middle) * contrast + middle + brightness, 0, 255).round().astype(np.uint8)
-    for place in np.flatnonzero(rng.random(len(lit)) < strength.erased):
-        _erase(lit[place], rng)
-    return lit[..., None]
+    """Augment each picture on its own: uint8 (n, height, width, 1) in and out."""
+    pipeline = online_pipeline(strength)
+    pipeline.set_random_state(rng, random.Random(int(rng.integers(2**63))))  # one stream for all steps, as below
+    return np.stack([pipeline(image=image)["image"] for image in images])
 
 
-def _moved(image: np.ndarray, strength: Strength, rng: np.random.Generator) -> np.ndarray:
-    height, width = image.shape
-    if rng.random() < 0.5:
-        image = image[:, ::-1]
-    angle = rng.uniform(-strength.degrees, strength.degrees)
-    scale = 1 + rng.uniform(-strength.zoom, strength.zoom)
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
-    matrix[:, 2] += rng.uniform(-strength.shift, strength.shift, 2) * (width, height)
-    # No black corners for the network to learn.
-    return cv2.warpAffine(np.ascontiguousarray(image), matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+@lru_cache
+def online_pipeline(strength: Strength):
+    """The steps of `augment`: flip, shift, zoom, rotation, contrast, brightness, random erasing.
 
+    The pipeline holds the state of its random generators, so only one thread at a time may use it.
+    """
+    import albumentations as A  # noqa: N812 (the library's own convention); slow to import
 
-def _erase(image: np.ndarray, rng: np.random.Generator) -> None:
-    """Fill a rectangle with noise, in place."""
-    area = rng.uniform(*ERASED_AREA) * image.size
-    aspect = np.exp(rng.uniform(*np.log(ERASED_ASPECT)))
-    height = int(np.clip(round(np.sqrt(area * aspect)), 1, image.shape[0]))
-    width = int(np.clip(round(np.sqrt(area / aspect)), 1, image.shape[1]))
-    top, left = rng.integers(image.shape[0] - height + 1), rng.integers(image.shape[1] - width + 1)
-    image[top : top + height, left : left + width] = rng.integers(0, 256, (height, width))
+    class SubpixelAffine(A.Affine):
+        """Affine cuts shifts down to whole pixels: of 8 % of 48, which is 3.84 pixels, it reaches 3."""
+
+        def _get_translate_params(self, image_shape: tuple[int, int]) -> dict[str, float]:
+            height, width = image_shape[:2]
+            share = {axis: self.py_random.uniform(*limits) for axis, limits in self.translate_percent.items()}
+            return {"x": share["x"] * width, "y": share["y"] * height}
+
+    class BrightnessAndContrastAboutMean(A.RandomBrightnessContrast):
+        """RandomBrightnessContrast (2.0.8) scales about black, so that more contrast also brightens; here about the mean."""
+
+        def get_params_dependent_on_data(self, params: dict, data: dict) -> dict[str, float]:
+            drawn = super().get_params_dependent_on_data(params, data)
+            return {"alpha": drawn["alpha"], "beta": drawn["beta"] + float(data["image"].mean()) * (1 - drawn["alpha"])}
+
+    shifts = (-strength.shift, strength.shift)
+    return A.Compose(
+        [
+            A.HorizontalFlip(p=0.5),
+            SubpixelAffine(
+                translate_percent={"x": shifts, "y": shifts},  # as a dictionary: drawn separately for each axis
+                scale=(1 - strength.zoom, 1 + strength.zoom),
+                keep_ratio=True,
+                rotate=(-strength.degrees, strength.degrees),
+                border_mode=cv2.BORDER_REFLECT_101,  # no black corners for the network to learn
+                p=1.0,
+            ),
+            BrightnessAndContrastAboutMean(brightness_limit=strength.light, contrast_limit=strength.light, p=1.0),
+            A.Erasing(scale=ERASED_AREA, ratio=ERASED_ASPECT, fill="random", p=strength.erased),
+        ]
+    )
 
 
 def soften(labels: np.ndarray, smoothing: float) -> np.ndarray:
-    """Labels (n,) as probabilities, float32 (n, 7), each giving `smoothing` of itself to all classes alike."""
-    sure = np.eye(len(CLASSES), dtype=np.float32)[labels]
-    return sure * np.float32(1 - smoothing) + np.float32(smoothing / len(CLASSES))
+    """Labels (n,) as probabilities, float32 (n, 7), with the share `smoothing` spread evenly over all classes."""
+    one_hot = np.eye(len(CLASSES), dtype=np.float32)[labels]
+    return one_hot * np.float32(1 - smoothing) + np.float32(smoothing / len(CLASSES))
 
 
 def mix(
     images: np.ndarray, labels: np.ndarray, alpha: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each picture and its label (n, 7) mixed with another of the batch, its own share drawn from Beta(alpha, alpha)."""
+    """Mix each picture and its label (n, 7) with another of the batch; the shares are drawn from Beta(alpha, alpha)."""
     share = rng.beta(alpha, alpha, len(images)).astype(np.float32)
     partner = rng.permutation(len(images))
-    of_image, of_label = share[:, None, None, None], share[:, None]
-    mixed = of_image * images + (1 - of_image) * images[partner]
-    return mixed.astype(np.float32), of_label * labels + (1 - of_label) * labels[partner]
+    image_share, label_share = share[:, None, None, None], share[:, None]
+    mixed = image_share * images + (1 - image_share) * images[partner]
+    return mixed.astype(np.float32), label_share * labels + (1 - label_share) * labels[partner]
 
 
 @lru_cache(maxsize=1)
 def offline_pipeline():
     """The specification's pipeline: flip, rotation, shear, brightness, contrast, hue shift.
 
-    It takes and returns RGB. A hue shift leaves a grey picture as it is (its saturation is 0); it stands in the pipeline
+    It takes and returns RGB. The hue shift does not change grey pictures (their saturation is 0); it is in the pipeline
     because the specification names it, and would act on colour pictures.
     """
     import albumentations as A  # noqa: N812 (the library's own convention); slow to import
@@ -147,11 +160,11 @@ def offline_pipeline():
 def augmented_copy(image: np.ndarray, path: str, copy: int, seed: int) -> np.ndarray:
     """The `copy`-th augmentation of one image: uint8 grey (48, 48) in and out.
 
-    It depends on (seed, path, copy) alone, so neither the number of workers nor the order of the work changes it.
+    It depends on (seed, path, copy) alone, not on the number of workers or the order of the work.
     """
-    own_seed = np.random.SeedSequence([seed, copy, *path.encode()]).generate_state(1)[0]
+    copy_seed = np.random.SeedSequence([seed, copy, *path.encode()]).generate_state(1)[0]
     pipeline = offline_pipeline()
-    # One stream for all steps: `set_random_seed` would start each step's own stream at the same number, so that flip,
-    # rotation and brightness happen together or not at all, and a copy in eleven is the very image it was made from.
-    pipeline.set_random_state(np.random.default_rng(own_seed), random.Random(int(own_seed)))
+    # One stream for all steps: `set_random_seed` gives each step a stream with the same seed. Then flip, rotation and
+    # brightness happen together or not at all, and one copy in eleven equals its original.
+    pipeline.set_random_state(np.random.default_rng(copy_seed), random.Random(int(copy_seed)))
     return pipeline(image=np.repeat(image[..., None], 3, axis=2))["image"][..., 0]
