@@ -1,7 +1,4 @@
-"""The seven classes: their names, their order, and the spellings that sources use for them.
-
-Knows nothing of folders, images or models.
-"""
+"""The seven classes: their names, their order, and the spellings that the source datasets use."""
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
@@ -19,7 +16,7 @@ CSV_CODES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 
 def class_of(spelling: str) -> str | None:
-    """The class that a source's folder name stands for, or None where it stands for none."""
+    """The class for a source's folder name, or None if the name is unknown."""
     name = spelling.strip().lower()
     name = _SPELLINGS.get(name, name)
     return name if name in CLASSES else None

@@ -1,7 +1,4 @@
-"""Writing that leaves either the old file or the new one, never half of one.
-
-Knows files and folders in general; knows nothing of what stands in them.
-"""
+"""Atomic writing of files and folders, and reading of JSON files with clear errors."""
 
 import contextlib
 import errno
@@ -14,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import pandas as pd  # slow to import: a look at what a run holds should not wait for it
+    import pandas as pd  # slow to import, and not needed to list runs
 
-PARTIAL = ".partial-"  # the mark of a file or folder that is being written
-_OLD = "-old-"  # after the mark: a folder that is giving way to a new one
+PARTIAL = ".partial-"  # prefix of a file or folder that is being written
+_OLD = "-old-"  # after the prefix: a folder that is being replaced
 
 
 class OutputError(OSError):
@@ -25,17 +22,17 @@ class OutputError(OSError):
 
 
 class TornFile(ValueError):
-    """A file of a run's folder is not whole; the message names it and the way out."""
+    """A file in a run's folder is damaged; the message names the file and says what to do."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which takes its place when the block ends without an error.
+    """Yield a temporary path beside `path`, which replaces `path` when the block ends without an error.
 
-    The temporary path keeps the suffix of `path`, since writers choose their format by it. The block may make a file or
-    a folder there; a folder at `path` gives way whole. Raises OutputError, naming `path`, where the disk is full or
-    read-only; what stood at `path` is then still there. `before` is called with `path` when all is
-    written, just before it takes its place.
+    The temporary path keeps the suffix of `path`, since writers choose their format by it. The block may create a file or
+    a folder there; a folder at `path` is replaced as a whole. Raises OutputError, naming `path`, if the disk is full or
+    read-only; the old content of `path` is then unchanged. `before` is called with `path` when everything is written,
+    just before the replacement.
     """
     path = Path(path)
     temporary = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}")
@@ -57,7 +54,7 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
 
 
 def _flush(path: Path) -> None:
-    """Have the file on the disk before its name: a machine that stops must not leave the name with nothing in it."""
+    """Write the file to disk before it gets its final name, so that a crash leaves no empty file under that name."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -71,7 +68,7 @@ def _swap_folder(new: Path, path: Path) -> None:
 
 
 def explained(error: OSError, path: Path) -> OSError:
-    """The error as OutputError, with the way out, where the disk is full or read-only; else as it is."""
+    """An OutputError that says what to do, if the disk is full or read-only; otherwise the error itself."""
     if isinstance(error, OutputError):
         return error
     if error.errno == errno.ENOSPC:
@@ -82,13 +79,13 @@ def explained(error: OSError, path: Path) -> OSError:
 
 
 def place_copy(source: Path, path: Path) -> None:
-    """Have at `path` what is at `source`, atomically: a copy of a file, or a folder of hard links (else copies) of files."""
+    """Copy `source` to `path`, atomically: a file as a copy, a folder as hard links to its files, or copies without links."""
 
-    def link(one: str, other: str) -> None:
+    def link(existing: str, new: str) -> None:
         try:
-            os.link(one, other)
+            os.link(existing, new)
         except OSError:  # another disk, or a file system without links
-            shutil.copy2(one, other)
+            shutil.copy2(existing, new)
 
     with replacing(path) as temporary:
         if source.is_dir():
@@ -98,7 +95,7 @@ def place_copy(source: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a whole folder, where there is one."""
+    """Remove a file or a whole folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -106,9 +103,9 @@ def remove(path: Path) -> None:
 
 
 def remove_partials(folder: Path) -> list[Path]:
-    """Clear what a killed process left half-written directly in `folder`; return the temporary paths found.
+    """Remove partial files that a killed process left directly in `folder`; return the temporary paths found.
 
-    A folder that was giving way when the process died, its successor not yet in place, takes its place again.
+    If the process died while it replaced a folder, and the new folder is not in place, the old one is restored.
     """
     left = sorted(folder.glob(f"{PARTIAL}*")) if folder.is_dir() else []
     for temporary in left:
@@ -121,7 +118,7 @@ def remove_partials(folder: Path) -> list[Path]:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise OutputError, before any work, where `folder` cannot be written or has less than `needed` bytes free."""
+    """Raise OutputError if `folder` cannot be written or has less than `needed` bytes free."""
     with replacing(folder / "write_test") as probe:
         probe.write_bytes(b"")
     (folder / "write_test").unlink()
@@ -146,7 +143,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raise TornFile, naming the file, where it is torn."""
+    """Read a JSON file; raise TornFile, naming the file, if it is damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

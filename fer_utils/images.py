@@ -1,7 +1,4 @@
-"""Pictures in memory and on disk: decoding, repairing, encoding, fingerprints.
-
-Knows what a face picture of this project is (48×48, 8-bit grey); knows nothing of datasets, splits or models.
-"""
+"""Decodes, converts, encodes and fingerprints the project's face pictures: 48×48 pixels, 8-bit grey."""
 
 import hashlib
 import io
@@ -15,7 +12,7 @@ from PIL import Image
 
 SIZE = 48
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
-BLANK_STD = 2.0  # grey levels; below it a picture holds one grey and no face
+BLANK_STD = 2.0  # grey levels; a picture with a lower standard deviation is one grey area without a face
 
 
 class UnreadableImage(ValueError):
@@ -23,7 +20,7 @@ class UnreadableImage(ValueError):
 
 
 def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Decode an image file's bytes to uint8 grey of shape (48, 48), and say what had to be done for it.
+    """Decode an image file's bytes to uint8 grey of shape (48, 48), and list the conversions made.
 
     The second value holds any of `colour` (was not 8-bit grey, is now by ITU-R 601 luma), `resized` (was not 48×48) and
     `blank` (a picture of one grey, standard deviation under BLANK_STD). Raises UnreadableImage, naming `name`, for an
@@ -35,18 +32,18 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "BMP")) as picture:
             flags = [] if picture.mode == "L" else ["colour"]
             grey = np.asarray(picture.convert("L"))
-    except Exception as error:  # Pillow's decoders raise some ten kinds at damaged bytes, TypeError among them
+    except Exception as error:  # Pillow's decoders raise about ten types for damaged bytes, among them TypeError
         raise UnreadableImage(f"{name}: not a whole image file ({error})") from error
     if grey.shape != (SIZE, SIZE):
         flags.append("resized")
         grey = cv2.resize(grey, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    if cv2.meanStdDev(grey)[1].item() < BLANK_STD:  # NumPy's is many times slower
+    if cv2.meanStdDev(grey)[1].item() < BLANK_STD:  # np.std is many times slower
         flags.append("blank")
     return grey, tuple(flags)
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Encode uint8 grey (height, width) as PNG: lossless."""
+    """Encode uint8 grey (height, width) as PNG, which is lossless."""
     return cv2.imencode(".png", image)[1].tobytes()
 
 

@@ -1,6 +1,6 @@
-"""Looks through what is mounted, within bounds: a mount may hold hundreds of thousands of files.
+"""Finds the project's and Kaggle's folders, and searches mounted folders.
 
-Knows how to walk and to list folders; knows nothing of what is looked for.
+Searches are limited, since a mounted dataset may have hundreds of thousands of files.
 """
 
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 
 MAX_DEPTH = 7  # Kaggle mounts a model at models/<owner>/<model>/<framework>/<variation>/<version>
 MAX_FOLDERS = 5_000
-MAX_ENTRIES = 1_000  # of one folder; folders of images have tens of thousands
+MAX_ENTRIES = 1_000  # read from each folder; folders of images have tens of thousands
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Yield (folder, names of its folders, names of its files) of `root` and below, the nearest first, names sorted.
+    """Yield (folder, names of its folders, names of its files) of `root` and below, breadth first, names sorted.
 
-    A caller may take names out of the list of folders to leave them out. Stops after MAX_DEPTH levels and MAX_FOLDERS
-    folders, and reads MAX_ENTRIES entries of a folder; a folder that cannot be read counts as empty.
+    A caller may remove names from the list of folders to skip them. Stops after MAX_DEPTH levels and MAX_FOLDERS
+    folders, and reads at most MAX_ENTRIES entries of a folder. A folder that cannot be read counts as empty.
     """
     waiting = deque([(root, 0)])
     for _ in range(MAX_FOLDERS):
@@ -43,12 +43,12 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def find_files(root: Path, suffix: str) -> list[Path]:
-    """The files below `root` whose names end in `suffix`, whatever its case, the nearest first."""
+    """The files below `root` whose names end in `suffix`, in any case, breadth first."""
     return [folder / name for folder, _, files in walk(root) for name in files if name.lower().endswith(suffix)]
 
 
 def find_parts(root: Path, parts: Sequence[str], classes: Sequence[str]) -> list[Path]:
-    """The folders at or below `root` that hold a folder of each part, with a folder of each class in it."""
+    """The folders at or below `root` that have a folder for each part, each with a folder for each class."""
     found = []
     for folder, folders, _ in walk(root):
         if set(parts) <= set(folders) and all((folder / part / name).is_dir() for part in parts for name in classes):
@@ -58,7 +58,7 @@ def find_parts(root: Path, parts: Sequence[str], classes: Sequence[str]) -> list
 
 
 def describe(root: Path, lines: int = 40) -> str:
-    """What is mounted, for an error: the folders of the first three levels with their numbers of entries, a line each."""
+    """What is mounted, for an error message: a line for each folder of the first levels with some of its entries."""
     found = []
     for folder, folders, files in walk(root):
         depth = len(folder.relative_to(root).parts)
@@ -78,7 +78,7 @@ class NotFoundHere(FileNotFoundError):
 
 
 def project_root() -> Path:
-    """The folder with `notebooks/`: the working folder or the nearest one above it, else the working folder."""
+    """The working folder or its nearest parent that has `notebooks/`; without one, the working folder."""
     here = Path.cwd()
     for folder in (here, *here.parents):
         if _holds_notebooks(folder):
@@ -87,7 +87,7 @@ def project_root() -> Path:
 
 
 def source_root() -> Path:
-    """The folder with this project's `notebooks/` and `params/`: the project's root, else where this package lies."""
+    """The folder with this project's `notebooks/` and `params/`: the project's root, or else this package's parent folder."""
     root = project_root()
     return root if _holds_notebooks(root) else Path(__file__).resolve().parents[1]
 
@@ -97,7 +97,7 @@ def _holds_notebooks(folder: Path) -> bool:
 
 
 def kaggle_root() -> Path:
-    """`/kaggle`; the environment variable FER_KAGGLE_ROOT moves it, for tests."""
+    """`/kaggle`, or the folder in the environment variable FER_KAGGLE_ROOT, which tests set."""
     return Path(os.environ.get("FER_KAGGLE_ROOT", "/kaggle"))
 
 
@@ -107,7 +107,7 @@ def on_kaggle() -> bool:
 
 
 def place(given: str) -> Path:
-    """A folder as given in a parameter; `/kaggle/…` moves with Kaggle's root, a relative one starts at the project's."""
+    """The path for a parameter's value: `/kaggle/…` is below Kaggle's root, a relative path below the project's root."""
     path = Path(given)
     if path.is_relative_to("/kaggle"):
         return kaggle_root() / path.relative_to("/kaggle")
@@ -115,5 +115,5 @@ def place(given: str) -> Path:
 
 
 def shows_gpu() -> bool:
-    """Whether an NVIDIA driver shows a GPU; asks no TensorFlow, whose import takes seconds."""
+    """Whether an NVIDIA driver shows a GPU. Does not import TensorFlow, which takes seconds."""
     return any(Path("/dev").glob("nvidia[0-9]*"))

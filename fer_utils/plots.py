@@ -1,6 +1,6 @@
-"""Figures, each a function that returns a matplotlib Figure.
+"""Figures of the notebooks and reports: each function returns a matplotlib Figure.
 
-Knows how to show tables and pictures; computes nothing that a test would want to see, reads and writes no results.
+No scores are computed here, and no results are read or written.
 """
 
 import itertools
@@ -15,16 +15,16 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-# Paul Tol's bright and muted sets, which colour-blind readers can tell apart. In every figure a split has its one colour.
+# Paul Tol's bright and muted colour schemes, safe for colour-blind readers. A split has the same colour in every figure.
 COLOURS = {"TRAIN": "#4477aa", "VAL": "#cc6677", "TEST": "#228833"}
-RUN_COLOURS = ("#ee7733", "#aa3377", "#33bbee", "#222222", "#999933", "#882255")  # runs: none of the splits' colours
-_HATCH = "////"  # marks a changed version of a split: balanced, or at another temperature
-FACES_IN_A_ROW = 9  # of figures with groups of faces
+RUN_COLOURS = ("#ee7733", "#aa3377", "#33bbee", "#222222", "#999933", "#882255")  # different from the splits' colours
+_HATCH = "////"  # for a changed version of a split: balanced, or at another temperature
+FACES_IN_A_ROW = 9  # in figures with groups of faces
 _CURVES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
 def class_counts(counts: pd.DataFrame, title: str) -> Figure:
-    """Bars of images a class (rows) for each column, a split's name or TRAIN_BALANCED, numbers on top."""
+    """Bars of the number of images of each class (rows) for each column, a split's name or TRAIN_BALANCED."""
     figure, axes = plt.subplots(figsize=(12, 4), layout="constrained")
     counts.plot.bar(ax=axes, width=0.9, rot=0, color=[COLOURS[name.split("_")[0]] for name in counts])
     for name, bars in zip(counts, axes.containers, strict=True):
@@ -56,13 +56,13 @@ def faces(
 
 
 def batch(images: np.ndarray, labels: np.ndarray, title: str) -> Figure:
-    """The images of a batch, (n, height, width, 1) of 0–255, under their labels: places in CLASSES, or shares (n, 7)."""
+    """The images of a batch, (n, height, width, 1) of 0–255, with their labels: indices into CLASSES, or shares (n, 7)."""
     codes = labels.argmax(axis=1) if labels.ndim == 2 else labels
     return faces(images[..., 0], [CLASSES[code] for code in codes], 6, title)
 
 
 def groups_of_faces(groups: Sequence[tuple[np.ndarray, Sequence[str]]], title: str) -> Figure:
-    """Faces that belong together, each group in a frame of its own; groups follow each other along rows.
+    """Groups of faces that belong together, each with a frame around it, arranged in rows.
 
     groups: grey faces, uint8 (n, 48, 48), and a title for each; at least one group.
     """
@@ -92,15 +92,12 @@ def groups_of_faces(groups: Sequence[tuple[np.ndarray, Sequence[str]]], title: s
 
 
 def heat_on_faces(images: np.ndarray, heat: np.ndarray, table: pd.DataFrame) -> Figure:
-    """Grey faces, uint8 (n, 48, 48), and below each the same face under its heat map: a column a class, right ones on top.
+    """Grey faces, uint8 (n, 48, 48), each with its heat map below it: one column per class, right predictions on top.
 
-    heat: (n, squares, squares), 0 to 1; the hotter, the less of the face shows through. table: label, predicted and
+    heat: (n, squares, squares), 0 to 1; higher values cover more of the face. table: label, predicted and
     confidence of each face, at most one right and one wrong prediction of each label.
     """
-    rows = {
-        "predicted right": "never right",
-        "predicted wrong": "never wrong",
-    }  # and what stands where there is no face
+    rows = {"predicted right": "never right", "predicted wrong": "never wrong"}  # name → text where there is no face
     titles = [f"{row.predicted} {row.confidence:.2f}" for row in table.itertuples()]
     places = [(int(row.label != row.predicted), CLASSES.index(row.label)) for row in table.itertuples()]
     figure, grid = plt.subplots(
@@ -115,7 +112,7 @@ def heat_on_faces(images: np.ndarray, heat: np.ndarray, table: pd.DataFrame) -> 
         for column in {*range(len(CLASSES))} - {column for place, column in places if place == row}:
             grid[2 * row, column].set(xlim=(0, 1), ylim=(1, 0), aspect="equal")
             grid[2 * row, column].text(0.5, 0.5, nothing, fontsize=8, color="grey", ha="center", va="center")
-            grid[2 * row + 1, column].set_visible(column == 0)  # the first one holds the row's name
+            grid[2 * row + 1, column].set_visible(column == 0)  # the first one has the row's name
     for image, hot, title, (row, column) in zip(images, heat, titles, places, strict=True):
         for axes in grid[2 * row : 2 * row + 2, column]:
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
@@ -128,9 +125,9 @@ def heat_on_faces(images: np.ndarray, heat: np.ndarray, table: pd.DataFrame) -> 
 
 
 def rows_of_faces(rows: dict[str, np.ndarray]) -> Figure:
-    """Rows of faces, uint8 (n, 48, 48), each under its title."""
+    """Rows of faces, uint8 (n, 48, 48), each row with its title."""
     columns = max(map(len, rows.values()))
-    # No constrained layout: it would keep a title's width free in the first column alone.
+    # Not constrained layout: it would widen the first column to the width of the title.
     figure, grid = plt.subplots(
         len(rows),
         columns,
@@ -148,7 +145,7 @@ def rows_of_faces(rows: dict[str, np.ndarray]) -> Figure:
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
-    """Loss, accuracy and macro F1 of TRAIN and VAL over the epochs, the switch of phases and the best epoch marked."""
+    """Loss, accuracy and macro F1 of TRAIN and VAL over the epochs, with the change of phase and the best epoch marked."""
     figure, row = plt.subplots(1, len(_CURVES), figsize=(14, 4), layout="constrained")
     phases = history["phase"].unique()
     for axes, (name, label) in zip(row, _CURVES.items(), strict=True):
@@ -175,7 +172,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
 
 def compared_curves(histories: dict[str, pd.DataFrame]) -> Figure:
-    """VAL's loss, accuracy and macro F1 over the epochs, a line a run; dotted where phase 1 ends."""
+    """VAL's loss, accuracy and macro F1 over the epochs, one line per run; dotted lines mark the end of phase 1."""
     figure, row = plt.subplots(1, len(_CURVES), figsize=(14, 4), layout="constrained")
     enough = len(histories) <= len(RUN_COLOURS)
     palette = RUN_COLOURS[: len(histories)] if enough else sns.color_palette("husl", len(histories))
@@ -209,7 +206,7 @@ def compared_confusions(counts: dict[str, np.ndarray]) -> Figure:
 
 
 def rates(history: pd.DataFrame) -> Figure:
-    """Learning rate, weight decay and their product, the share of itself that a weight loses a step, over the epochs."""
+    """Learning rate, weight decay and their product, the share by which a step shrinks a weight, over the epochs."""
     figure, row = plt.subplots(1, 3, figsize=(14, 2.8), layout="constrained")
     product = history["learning_rate"] * history["weight_decay"]
     columns = {
@@ -249,7 +246,7 @@ def confusion_matrix(counts: np.ndarray, title: str) -> Figure:
 
 
 def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> Figure:
-    """Histograms of the distances of copies, kind by kind, and of nearest strangers; the line between them marked."""
+    """Histograms of the distances of copies, by kind, and of nearest different pictures; `line` is the threshold."""
     figure, axes = plt.subplots(figsize=(10, 3.5), layout="constrained")
     finite = strangers[np.isfinite(strangers)]
     shown = {f"nearest others (sample of {len(finite):,})": (finite, "#777777")}
@@ -272,9 +269,9 @@ def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> F
 
 
 def reliability(bins: dict[str, pd.DataFrame]) -> Figure:
-    """Accuracy against confidence, and how many images each bin holds: bars side by side in bins of equal width.
+    """Accuracy against confidence, and the number of images in each bin: bars side by side in bins of equal width.
 
-    bins: for each name, which begins with a split's, a table of `evaluation.reliability`. A second table of a split is hatched.
+    bins: name → table of `evaluation.scores.reliability`; a name begins with a split's. A second table of a split is hatched.
     """
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(10, 5.5), sharex=True, height_ratios=(2, 1), layout="constrained"

@@ -1,7 +1,4 @@
-"""How far a long step has come: a bar in a notebook; under run_all.py a report that its terminal shows.
-
-Knows tqdm and the file through which a kernel reports; knows nothing of terminals.
-"""
+"""Progress of long steps: a bar in a notebook, or under run_all.py reports in a file that `pipeline.terminal` shows."""
 
 import json
 import os
@@ -12,14 +9,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 REPORTS = "FER_PROGRESS"  # environment variable: the file that run_all.py reads its kernels' reports from
-SHORT = 30  # seconds; what takes less needs no announcement
+SHORT = 30  # seconds; a shorter step is not announced
 
 
 def bar(rows: Iterable | None = None, description: str = "", total: int | None = None, unit: str = "images") -> tqdm:
-    """A bar that goes away when done, over `rows` or, without them, moved by its `update`.
+    """A progress bar over `rows`, or without rows one advanced by its `update`. It is removed when done.
 
-    In a notebook it is text on standard output: where it goes away, standard error leaves a pink strip in JupyterLab, and
-    tqdm's own notebook bar needs ipywidgets. Under run_all.py it leaves nothing in the notebook and reports instead.
+    In a notebook it is text on standard output: standard error would leave an empty pink strip in JupyterLab, and tqdm's
+    notebook bar needs ipywidgets. Under run_all.py nothing is printed in the notebook; progress is reported instead.
     """
     if REPORTS in os.environ:
         return _Reporter(rows, description, total, unit=unit)
@@ -27,14 +24,14 @@ def bar(rows: Iterable | None = None, description: str = "", total: int | None =
 
 
 def announce(text: str, seconds: float) -> None:
-    """Print how long a step will take; run_all.py shows it too where that is more than SHORT seconds."""
+    """Print how long a step will take; run_all.py also shows it if that is more than SHORT seconds."""
     print(text)
     if REPORTS in os.environ and seconds > SHORT:
         _report({"say": text})
 
 
 def in_words(seconds: float) -> str:
-    """A duration as a person says it: `under 1 s`, `45 s`, `12 min`, `3 h 05 min`."""
+    """A duration in words: `under 1 s`, `45 s`, `12 min`, `3 h 05 min`."""
     if seconds < 1:
         return "under 1 s"
     if seconds < 90:
@@ -44,7 +41,7 @@ def in_words(seconds: float) -> str:
 
 
 class _Reporter(tqdm):
-    """A bar that draws nothing and reports where it stands, at most twice a second."""
+    """A bar that prints nothing and reports its progress, at most twice a second."""
 
     def __init__(self, rows: Iterable | None, description: str, total: int | None, unit: str):
         super().__init__(rows, description, total, unit=unit, mininterval=0.5, gui=True)  # gui: tqdm prints nothing

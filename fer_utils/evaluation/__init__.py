@@ -1,1 +1,1 @@
-"""What is said of a trained model: scores, test-time augmentation, Grad-CAM, the report."""
+"""Evaluation of a trained model: scores, test-time augmentation, Grad-CAM, the report."""

@@ -1,7 +1,4 @@
-"""Where a model looks: Grad-CAM.
-
-Knows the network's layers; knows nothing of files, scores or plots.
-"""
+"""Grad-CAM: heat maps of the image parts that speak for a class."""
 
 from fer_utils.training import network
 
@@ -9,17 +6,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-SMALLEST_MAP = 5  # squares a side: with fewer, a heat map cannot tell mouth from eyes
+SMALLEST_MAP = 5  # squares per side; with fewer, a heat map cannot separate mouth and eyes
 BATCH = 32
 
 
 def heat_maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """How much each part of each image speaks for a class: float32 (n, squares, squares), 0 to 1, 1 the strongest.
 
-    images: uint8 (n, height, width, 1). classes: int (n,), the class asked about. The maps are of the deepest layer of the
-    backbone that has SMALLEST_MAP squares a side: its last one from 160 px on, an earlier one at smaller sizes. As Selvaraju
-    et al. 2017, "Grad-CAM": a layer's channels weighted by the mean gradient of the class's score before softmax, what
-    speaks against it cut off. An image where nothing speaks for the class gets zeros.
+    images: uint8 (n, height, width, 1). classes: int (n,), the class for each image. The maps come from the deepest layer
+    of the backbone with at least SMALLEST_MAP squares per side: the last one from 160 px on, an earlier one at smaller
+    sizes. As in Selvaraju et al. 2017, "Grad-CAM", the layer's channels are weighted by the mean gradient of the class's
+    score before softmax, and negative values are set to zero. A map without positive values is all zeros.
     """
     explain = _explainer(model)
     maps = [

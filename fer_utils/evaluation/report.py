@@ -1,4 +1,4 @@
-"""The HTML report of a run: one file, figures inside, readable without Jupyter."""
+"""The HTML report of a run: one file with embedded figures, readable without Jupyter."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ img { max-width: 100%; } figure { margin: 1.5rem 0; } figcaption { color: #555; 
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
-# What the report shows after its opening: captions and the names of figures, as the notebooks save them.
+# Sections of the report after its opening: caption → name under which a notebook saved the figure.
 _SECTIONS = {
     "Mistakes": {
         "Classes most often confused on TEST, the most confident predictions first": "confused_pairs",
@@ -84,17 +84,17 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 
 
 def score_table(metrics: dict) -> pd.DataFrame:
-    """The scores of metrics.json as a table: a row for VAL, TEST and each part of them that is told apart.
+    """The scores of metrics.json as a table: a row for VAL, TEST and each of their parts.
 
-    The same rows again for test-time augmentation, where there was any.
+    With test-time augmentation, the same rows follow again for its scores.
     """
     rows = {}
     augmented = metrics.get("test_time_augmentation", {})
     for found, views in ((metrics, ""), (augmented, f", {augmented.get('kind')}")):
         for split in ("VAL", "TEST"):
-            of = found.get(split.lower(), {})
-            parts = {f"{split}, {part}": of[part] for part in ("public", "private", "unseen") if part in of}
-            rows |= {f"{name}{views}": row for name, row in ({split: of} | parts).items() if row}
+            whole = found.get(split.lower(), {})
+            parts = {f"{split}, {part}": whole[part] for part in ("public", "private", "unseen") if part in whole}
+            rows |= {f"{name}{views}": row for name, row in ({split: whole} | parts).items() if row}
     columns = ["n", "accuracy", "macro_f1", "macro_precision", "macro_recall", "loss", "calibration_error"]
     table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
     for name, place in (("accuracy", 2), ("macro_f1", 4)):
@@ -104,12 +104,12 @@ def score_table(metrics: dict) -> pd.DataFrame:
 
 
 def calibration_table(metrics: dict) -> pd.DataFrame:
-    """Loss and calibration error of VAL and TEST as they are, and at the temperature fitted on VAL."""
+    """Loss and calibration error of VAL and TEST without scaling, and at the temperature fitted on VAL."""
     scaled = metrics["temperature_scaling"]
     rows = {
-        f"{split}{name}": {column: of[split.lower()][column] for column in ("loss", "calibration_error")}
+        f"{split}{name}": {column: found[split.lower()][column] for column in ("loss", "calibration_error")}
         for split in ("VAL", "TEST")
-        for name, of in (("", metrics), (f" at temperature {scaled['temperature']:.2f}", scaled))
+        for name, found in (("", metrics), (f" at temperature {scaled['temperature']:.2f}", scaled))
     }
     return pd.DataFrame(rows).T
 
@@ -117,8 +117,8 @@ def calibration_table(metrics: dict) -> pd.DataFrame:
 def seen_in_training(metrics: dict, split: str) -> int | None:
     """How many scored images of VAL or TEST have a copy among the images that the model was trained on.
 
-    None for a run that was scored by an earlier version of this project: it counted the copies in TRAIN, of which a part
-    trains. Where it counted none, there is none.
+    None for a run that was scored by an earlier version of this project, which counted the copies in TRAIN: only part of
+    TRAIN is trained on. If that count is 0, the result is 0.
     """
     leakage = metrics["leakage"]
     counted = leakage.get(f"{split.lower()}_images_seen_in_training")
@@ -126,7 +126,7 @@ def seen_in_training(metrics: dict, split: str) -> int | None:
 
 
 def drawn_line(metrics: dict) -> str:
-    """Of a run on the demo's faces, a sentence that says so; else nothing."""
+    """A sentence that says that the faces are drawn, for a run on the demo's faces; otherwise empty."""
     sources = metrics["run"]["params"].get("merge_split", {})
     if "demo" not in (sources.get("fer2013"), sources.get("emotion_detection")):
         return ""
@@ -151,7 +151,7 @@ def honesty_line(metrics: dict) -> str:
 
 
 def leak_note(metrics: dict, split: str) -> str:
-    """A few words on how much of a split the model has seen in training, for a figure's title."""
+    """A short note for a figure's title: how much of a split the model has seen in training."""
     seen, n = seen_in_training(metrics, split), metrics[split.lower()]["n"]
     if not seen:
         return "the model was trained on no copy of these pictures"
@@ -159,16 +159,16 @@ def leak_note(metrics: dict, split: str) -> str:
 
 
 def confusion_title(metrics: dict, split: str) -> str:
-    """The title of a split's confusion matrix: its scores, and what the model has seen of it."""
+    """The title of a split's confusion matrix: its scores, and how much of it the model has seen in training."""
     found = metrics[split.lower()]
     return f"{split}: accuracy {found['accuracy']:.3f}, macro F1 {found['macro_f1']:.3f}\n{leak_note(metrics, split)}"
 
 
 def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequence[str] = ()) -> str:
-    """The report of the run called `run`, as HTML. A figure that is not there is named as missing.
+    """The report of the run called `run`, as HTML. A figure that does not exist is named as missing.
 
-    figure: gives the PNG file of a figure's name. notebooks: file names of the executed notebooks, which the report links
-    to in the folder `notebooks` beside it.
+    figure: returns the PNG file for a figure's name. notebooks: file names of the executed notebooks, which the report
+    links to in the folder `notebooks` beside it.
     """
     sections = [
         (title, [_embedded(caption, figure(name)) for caption, name in shown.items()])
@@ -209,13 +209,13 @@ class _Safe(str):
 
 
 def html_table(table: pd.DataFrame, index: bool = False) -> _Safe:
-    """A table as HTML, its text escaped and its numbers `significant`; one that is too wide scrolls by itself."""
+    """A table as HTML, with text escaped and numbers formatted by `significant`; a wide table scrolls."""
     html = table.to_html(index=index, border=0, float_format=significant, escape=True)
     return _Safe(f'<div class="wide">{html}</div>')
 
 
 def significant(value: float) -> str:
-    """A number with four significant digits, one over 1,000 as a whole number: 0, 0.4670, 312.5, 12,346, 2.100e-38."""
+    """A number with four significant digits, from 1,000 on as a whole number: 0, 0.4670, 312.5, 12,346, 2.100e-38."""
     if value == 0:
         return "0"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")

@@ -1,7 +1,4 @@
-"""Scores of predictions: plain functions of labels and probabilities.
-
-Knows metrics; knows nothing of models, files or plots.
-"""
+"""Scores of predictions, computed from tables of labels and probabilities."""
 
 from collections.abc import Mapping
 
@@ -15,16 +12,16 @@ from sklearn.metrics import classification_report, confusion_matrix, precision_r
 
 PROBABILITIES = tuple(f"p_{label}" for label in CLASSES)
 KEPT_COLUMNS = ("path", "label", "usage", "seen_in_training", "label_conflict", "flags")
-RESAMPLES = 2000  # bootstrap: enough that an interval's ends move in the third digit only
-CALIBRATION_BINS = 15  # as Guo et al. 2017, "On Calibration of Modern Neural Networks"
-TEMPERATURES = (0.05, 20.0)  # the range searched
-SMALLEST_PROBABILITY = 1e-7  # as keras.config.epsilon(): the loss of a probability of 0 stays finite
+RESAMPLES = 2000  # of the bootstrap; with so many, an interval's ends vary in the third digit only
+CALIBRATION_BINS = 15  # as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
+TEMPERATURES = (0.05, 20.0)  # range of the search
+SMALLEST_PROBABILITY = 1e-7  # as keras.config.epsilon(), so that the loss stays finite for a probability of 0
 
 
 def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
-    """One row an image: what it is, what it was taken for, and all seven probabilities.
+    """One row per image: its columns, the predicted class, and all seven probabilities.
 
-    table: KEPT_COLUMNS, as far as it has them (others are kept out). probabilities: (n, 7), rows sum to 1.
+    table: those of KEPT_COLUMNS that it has are kept, other columns are left out. probabilities: (n, 7), rows sum to 1.
     """
     predicted = [CLASSES[place] for place in probabilities.argmax(axis=1)]
     rows = table[[column for column in KEPT_COLUMNS if column in table]].assign(predicted=predicted)
@@ -32,7 +29,7 @@ def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataF
 
 
 def overall(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
-    """What is said of a set of predictions.
+    """The scores of a set of predictions.
 
     n, loss (sparse categorical cross-entropy, nats), accuracy, macro precision, recall and F1 (zero_division 0);
     accuracy_interval and macro_f1_interval, 95 % bootstrap; calibration_error (see calibration_error).
@@ -61,8 +58,8 @@ def _loss(predictions: pd.DataFrame) -> float:
 def bootstrap_intervals(counts: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
     """95 % percentile intervals of accuracy and macro F1 under resampling of images with replacement.
 
-    counts: (7, 7) confusion counts. Both scores depend on the images through these counts alone, and resampling images
-    draws the counts from a multinomial distribution: so they are drawn directly, which is the same and much faster.
+    counts: (7, 7) confusion counts. Both scores depend on the images only through these counts. Resampling images draws
+    the counts from a multinomial distribution, so they are drawn directly: equivalent and much faster.
     """
     n = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(n, counts.ravel() / n, RESAMPLES).reshape(-1, *counts.shape)
@@ -74,9 +71,9 @@ def bootstrap_intervals(counts: np.ndarray, seed: int = 0) -> dict[str, list[flo
 
 
 def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
-    """How often predictions of a confidence are right: a row a bin of equal width that holds any.
+    """Accuracy of the predictions by confidence: one row for each non-empty bin; bins have equal width.
 
-    Columns: low and high, the bin's ends; n; the means confidence and accuracy.
+    Columns: low and high, the bin's ends; n; mean confidence and accuracy.
     """
     confidence = predictions[list(PROBABILITIES)].max(axis=1)
     right = predictions["label"] == predictions["predicted"]
@@ -93,10 +90,10 @@ def calibration_error(bins: pd.DataFrame) -> float:
 
 
 def fit_temperature(predictions: pd.DataFrame) -> float:
-    """The temperature by which scores are divided before softmax so that the loss of these predictions is lowest.
+    """The temperature that minimises the loss of these predictions when the scores before softmax are divided by it.
 
-    Temperature scaling (Guo et al. 2017, section 4.2): above 1 the model is too sure of itself, below 1 not sure enough;
-    what it predicts stays the same.
+    Temperature scaling (Guo et al. 2017, section 4.2): above 1 the model is overconfident, below 1 underconfident. The
+    predicted classes stay the same.
     """
 
     def loss(log_temperature: float) -> float:
@@ -112,7 +109,7 @@ def scores_at(predictions: pd.DataFrame, temperature: float) -> dict[str, float]
 
 
 def at_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
-    """The predictions with probabilities softmax(log(p) / temperature): their logarithms are the scores but for a constant."""
+    """The predictions with probabilities softmax(log(p) / temperature); log(p) equals the scores up to a constant."""
     logits = np.log(np.clip(predictions[list(PROBABILITIES)].to_numpy(), SMALLEST_PROBABILITY, 1)) / temperature
     scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
     return predictions.assign(**dict(zip(PROBABILITIES, (scaled / scaled.sum(axis=1, keepdims=True)).T, strict=True)))
@@ -121,8 +118,9 @@ def at_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFram
 def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
     """McNemar's exact test of two models' predictions for the same images.
 
-    Returns n (images both cover), only_first and only_second (images that one alone gets right) and p_value, two-sided:
-    the chance of so uneven a share were both equally good. Raises ValueError where no image is in both.
+    Returns n (images in both tables), only_first and only_second (images that only that model gets right) and p_value,
+    two-sided: the probability of a split at least as uneven if both were equally good. Raises ValueError if no image is
+    in both tables.
     """
     both = first.merge(second, on="path", suffixes=("_1", "_2"))
     if not len(both):
@@ -135,10 +133,9 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
 
 
 def scores_of_parts(predictions: pd.DataFrame) -> dict[str, dict]:
-    """The scores of the parts that can be told apart: public, private, and unseen, the images that training saw
-    no copy of.
+    """The scores of the parts of a split: public, private, and unseen, the images without a copy in training.
 
-    `unseen` is there only where it is a part: neither all images nor none.
+    An empty part is left out, and so is `unseen` if it would be all images.
     """
     found = {
         "public": predictions[predictions["usage"] == "PublicTest"],
@@ -150,12 +147,12 @@ def scores_of_parts(predictions: pd.DataFrame) -> dict[str, dict]:
 
 
 def scores_with_parts(predictions: pd.DataFrame) -> dict:
-    """The scores of the whole, and under their names those of its parts, as metrics.json holds them."""
+    """The scores of all predictions, and those of the parts under their names, as in metrics.json."""
     return overall(predictions) | scores_of_parts(predictions)
 
 
 def seen_counts(predictions: Mapping[str, pd.DataFrame]) -> dict[str, int]:
-    """How many images of VAL and of TEST the model was trained on a copy of, as metrics.json names them."""
+    """The number of images of VAL and of TEST with a copy in training, under the names in metrics.json."""
     return {
         f"{split.lower()}_images_seen_in_training": int(table["seen_in_training"].sum())
         for split, table in predictions.items()
@@ -165,9 +162,9 @@ def seen_counts(predictions: Mapping[str, pd.DataFrame]) -> dict[str, int]:
 def metrics(
     predictions: Mapping[str, pd.DataFrame], policy: str, augmented: Mapping[str, pd.DataFrame], views: str
 ) -> dict:
-    """The scores of VAL and TEST as metrics.json holds them, with what the model has seen of them.
+    """The scores of VAL and TEST as in metrics.json, with the number of images seen in training.
 
-    policy: of 01, on leakage. augmented: predictions with test-time augmentation by `views`; empty where there is none.
+    policy: the leakage policy of stage 01. augmented: predictions with test-time augmentation by `views`, or empty.
     """
     found = {split.lower(): scores_with_parts(table) for split, table in predictions.items()}
     found["leakage"] = {"policy": policy, **seen_counts(predictions)}
@@ -178,13 +175,13 @@ def metrics(
 
 
 def temperature_scaling(predictions: Mapping[str, pd.DataFrame], temperature: float) -> dict:
-    """The temperature, and loss and calibration error of VAL and TEST at it, as metrics.json holds them."""
+    """The temperature, and loss and calibration error of VAL and TEST at it, as in metrics.json."""
     scaled = {split.lower(): scores_at(table, temperature) for split, table in predictions.items()}
     return {"temperature": temperature, **scaled}
 
 
 def class_report(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Precision, recall, F1 and support: a row a class, then macro and weighted averages."""
+    """Precision, recall, F1 and support: one row per class, then macro and weighted averages."""
     report = classification_report(
         predictions["label"], predictions["predicted"], labels=CLASSES, output_dict=True, zero_division=0
     )
@@ -199,23 +196,23 @@ def class_report(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def confusion(predictions: pd.DataFrame) -> np.ndarray:
-    """Counts, shape (7, 7): row the true class, column the predicted one, in order of CLASSES."""
+    """Counts, shape (7, 7): rows are true classes, columns predicted classes, in order of CLASSES."""
     return confusion_matrix(predictions["label"], predictions["predicted"], labels=CLASSES)
 
 
 def surest(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The predictions with their `confidence`, the highest probability, surest first."""
+    """The predictions with their `confidence`, the highest probability, most confident first."""
     confidence = predictions[list(PROBABILITIES)].max(axis=1)
     return predictions.assign(confidence=confidence).sort_values(["confidence", "path"], ascending=[False, True])
 
 
 def worst_mistakes(predictions: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The `n` wrong predictions with the most confidence, surest first."""
+    """The `n` wrong predictions with the highest confidence, most confident first."""
     return surest(predictions[predictions["label"] != predictions["predicted"]]).head(n)
 
 
 def surest_of_each_class(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Of each label the surest right prediction and the surest wrong one, as far as there are any."""
+    """The most confident right and the most confident wrong prediction of each label, where they exist."""
     right = (predictions["label"] == predictions["predicted"]).rename("right")
     return surest(predictions).groupby(["label", right], sort=False).head(1)
 
@@ -235,7 +232,7 @@ def most_confused(predictions: pd.DataFrame, n: int) -> pd.DataFrame:
 
 
 def surest_of_pairs(predictions: pd.DataFrame, pairs: pd.DataFrame, n: int = 10) -> dict[str, list[int]]:
-    """For each pair of `most_confused`, in words: the rows of its `n` surest mistakes."""
+    """For each pair of `most_confused`: a description → the rows of its `n` most confident mistakes."""
     ranked = surest(predictions)
     return {
         f"{pair.label} taken for {pair.predicted}: {pair.n:,} images, {pair.share:.0%} of {pair.label}": list(

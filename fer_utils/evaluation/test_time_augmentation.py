@@ -1,7 +1,4 @@
-"""Test-time augmentation: an image is shown in several views, and what the model says of them is averaged.
-
-Knows views of an image; knows nothing of where images or models come from.
-"""
+"""Test-time augmentation: the model's probabilities are averaged over several views of an image."""
 
 from collections.abc import Callable
 
@@ -10,7 +7,7 @@ from fer_utils.training import loop
 import keras
 import numpy as np
 
-CROP_SHARE = 0.9  # of a side, for each of ten crops
+CROP_SHARE = 0.9  # of the image's side, for each of the ten crops
 
 VIEWS: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
     "none": lambda images: [images],
@@ -22,8 +19,8 @@ VIEWS: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
 def predict_with_views(model: keras.Model, images: np.ndarray, kind: str) -> np.ndarray:
     """Probabilities averaged over the views of `kind`: float32 (n, 7).
 
-    images: (n, height, width, 1). kind: `none`, the image alone, `flip`, the image and its mirror image, or `ten_crop`, its four corners and its
-    centre, each also mirrored (Krizhevsky et al. 2012, section 4.1).
+    images: (n, height, width, 1). kind: `none` (the image alone), `flip` (the image and its mirror image) or `ten_crop`
+    (crops of the four corners and the centre, and their mirror images; Krizhevsky et al. 2012, section 4.1).
     """
     views = VIEWS[kind](images)
     together = loop.predict(model, np.concatenate(views))

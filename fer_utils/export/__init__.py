@@ -1,1 +1,1 @@
-"""A trained model for use elsewhere: TFLite, ONNX and a model card."""
+"""Export of a trained model: TFLite, ONNX and a model card."""

@@ -1,7 +1,6 @@
-"""Takes a run's model elsewhere: Keras, weights, TFLite and ONNX, each measured against Keras, with a model card.
+"""Exports a run's model as Keras, weights, TFLite and ONNX, compares each with Keras, and adds a model card.
 
-Knows converters and how to measure what they made; knows nothing of training. The packages that ONNX needs are the extra
-`export` of this project.
+The packages that ONNX needs are the extra `export` of this project.
 """
 
 import importlib.util
@@ -30,22 +29,22 @@ import tensorflow as tf
 from keras import ops
 
 PACKAGES = ("tf2onnx", "onnxruntime")
-PARITY = 1e-3  # of a probability: what a float32 format may differ from Keras
+PARITY = 1e-3  # largest difference of a probability from Keras for a float32 format
 PARITY_FLOAT16 = 5e-3  # weights rounded to 11 bits: 0.0016 was measured on a fine-tuned ResNet50
 COMPARED, REPRESENTATIVE, TIMED = 500, 200, 50  # images of VAL, images of TRAIN_BALANCED, single images timed
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as `images.decode` makes colour grey; they add up to 1
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in `images.decode`; the sum is 1
 OPSET = 17
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
 class ExportError(RuntimeError):
-    """A model cannot be exported, or an export does not say what the model says."""
+    """A model cannot be exported, or an export's probabilities differ from the model's."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One exported file: its size, time and how far it is from Keras on the compared images of VAL."""
+    """One exported file: its size, its time, and its difference from Keras on the compared images of VAL."""
 
     format: str
     file: str
@@ -54,14 +53,14 @@ class Measured:
     largest_difference: float
     same_class: float
     accuracy: float
-    allowed: float | None  # difference; None where it is measured alone
+    allowed: float | None  # largest difference allowed; None: no limit
 
 
 def export(folders: RunFolders, folder: Path) -> list[Measured]:
-    """Write the run's model to `folder` in every format, and a model card; return what was measured.
+    """Write the run's model to `folder` in every format, and a model card; return the measurements.
 
-    The folder appears whole or not at all. Raises ExportError for missing packages, for a folder that is no earlier export,
-    and where a float format differs from Keras by more than is allowed; NotFoundHere where the run is not finished.
+    The folder is written atomically. Raises ExportError for missing packages, for a folder that is no earlier export, and
+    if a float format differs from Keras by more than is allowed; NotFoundHere if the run is not finished.
     """
     _require_packages()
     _require_run(folders)
@@ -96,7 +95,7 @@ def _require_run(folders: RunFolders) -> None:
 
 
 def _images(folders: RunFolders) -> tuple[Faces, Faces]:
-    """Images of VAL to compare on, and of TRAIN_BALANCED to choose int8's ranges by; TEST is left alone."""
+    """Images of VAL for the comparison, and of TRAIN_BALANCED to choose int8's ranges. TEST is not used."""
     manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
     balanced = loading.read_table(folders.balanced, ("label", "path"))
     tables = (manifest[manifest["split"] == "VAL"], COMPARED), (balanced, REPRESENTATIVE)
@@ -107,9 +106,9 @@ def _images(folders: RunFolders) -> tuple[Faces, Faces]:
 
 
 def for_any_colour(model: keras.Model) -> keras.Model:
-    """The model, made to take pixels 0–255 of shape (n, height, width, 1) or (n, height, width, 3), grey or RGB.
+    """The model with input pixels 0–255 of shape (n, height, width, 1) or (n, height, width, 3), grey or RGB.
 
-    Grey is the sum of the channels weighted by LUMA; weights that add up to 1 leave a single channel as it is.
+    Grey is the sum of the channels weighted by LUMA. The weights sum to 1, so a single channel is unchanged.
     """
     pixels = keras.Input((None, None, None), name="pixels")
     grey = ops.sum(pixels * np.array(LUMA, np.float32), axis=-1, keepdims=True)
@@ -129,7 +128,7 @@ def _write_formats(model: keras.Model, folder: Path, representative: Faces) -> N
 
 
 def _tflite(saved: Path, representative: np.ndarray | None) -> bytes:
-    """The model for TFLite: float16 weights, or int8 with the ranges that the representative images show."""
+    """The model for TFLite: float16 weights, or int8 with ranges measured on the representative images."""
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if representative is None:
@@ -140,7 +139,7 @@ def _tflite(saved: Path, representative: np.ndarray | None) -> bytes:
 
 
 def _write_onnx(saved: Path, file: Path) -> None:
-    # In a process of its own: the converter's command is its documented way for a SavedModel.
+    # In a separate process: for a SavedModel, tf2onnx documents its command line.
     command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(saved), "--output", str(file)]
     done = subprocess.run([*command, "--opset", str(OPSET)], capture_output=True, text=True)
     if done.returncode or not file.is_file():
@@ -148,7 +147,7 @@ def _write_onnx(saved: Path, file: Path) -> None:
 
 
 def measure(folder: Path, compared: Faces) -> list[Measured]:
-    """Compare every exported file in `folder` with its model.keras on the images: answers, size, time for one image."""
+    """Compare every exported file in `folder` with its model.keras: probabilities on the images, size, time per image."""
     kinds = {
         "Keras": ("model.keras", _keras, PARITY),
         "TFLite, float16": ("model_float16.tflite", _lite, PARITY_FLOAT16),
@@ -171,7 +170,7 @@ def measure(folder: Path, compared: Faces) -> list[Measured]:
 
 
 def _seconds(ready: dict[str, Predict], pixels: np.ndarray) -> dict[str, float]:
-    """The median time for one image, the formats in turn."""
+    """The median time for one image in seconds, for each format; the formats take turns."""
     found: dict[str, list[float]] = {kind: [] for kind in ready}
     for image in pixels:
         for kind, predict in ready.items():
@@ -221,7 +220,7 @@ def _check(measured: Sequence[Measured]) -> None:
 
 
 def table(measured: Sequence[Measured]) -> pd.DataFrame:
-    """What was measured, a row a format."""
+    """The measurements, one row per format."""
     rows = {
         row.format: {
             "file": row.file,

@@ -1,7 +1,4 @@
-"""The model card: what a model was trained on, how good it is, and what it must not be used for.
-
-Knows a run's metrics and how to tell them; computes nothing.
-"""
+"""The model card: training data, scores, limits and prohibited uses of a run's model."""
 
 from fer_utils import files
 from fer_utils.classes import CLASSES
@@ -33,7 +30,7 @@ Intervals: 95 %, bootstrap over images. Of each class on TEST:
 
 ## Data
 
-{% if drawn %}Faces drawn from parameters by `fer_utils/demo.py`, in the layouts of FER2013 and Emotion Detection FER.{% else %}FER2013 (Goodfellow et al. 2013) merged with Emotion Detection FER, which holds the same pictures re-encoded.{% endif %}
+{% if drawn %}Faces drawn from parameters by `fer_utils/data/demo.py`, in the layouts of FER2013 and Emotion Detection FER.{% else %}FER2013 (Goodfellow et al. 2013) merged with Emotion Detection FER, which holds the same pictures re-encoded.{% endif %}
 Leakage policy of this run: `{{ policy }}` ({{ meaning }}). Backbone: ResNet50 with {{ weights }}.
 
 ## Meant for, and its limits
@@ -82,7 +79,7 @@ _MEANING = {
 
 
 def text(folders: RunFolders, formats: pd.DataFrame, n_compared: int) -> str:
-    """The card of a finished run, in Markdown. formats: a row an exported file, compared on `n_compared` images of VAL."""
+    """The card of a finished run, in Markdown. formats: one row per exported file, compared on `n_compared` images of VAL."""
     metrics = files.read_json(folders.metrics)
     trained = metrics["run"]["params"]["fine_tune"]
     policy = metrics["leakage"]["policy"]

@@ -1,1 +1,1 @@
-"""The notebooks on Kaggle: written for upload, and handing a run on from one to the next."""
+"""Kaggle: export of the notebooks, and transfer of a run from one notebook to the next."""

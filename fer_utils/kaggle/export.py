@@ -1,7 +1,6 @@
-"""Writes folders that `kaggle kernels push` takes: a notebook with this package inside, and its metadata.
+"""Writes folders for `kaggle kernels push`: a notebook that contains this package, and its metadata.
 
-Knows notebooks, Kaggle's metadata and its limits; knows nothing of what a stage does. Kaggle has no checkout and often
-no internet, so everything that a notebook needs travels in it.
+Kaggle has no checkout of this project and often no internet, so a notebook contains everything that it needs.
 """
 
 import base64
@@ -27,14 +26,14 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 TITLE = "FER ResNet50"
-MAX_BYTES = 900_000  # Kaggle takes 1,000,000 of a notebook's source
-MACHINE = "NvidiaTeslaT4"  # as Kaggle's client spells the machine with T4 GPUs
-WEIGHTS = "keras/resnet50"  # the dataset in which Keras publishes ResNet50's ImageNet weights on Kaggle
+MAX_BYTES = 900_000  # Kaggle's limit for a notebook's source is 1,000,000
+MACHINE = "NvidiaTeslaT4"  # the machine with T4 GPUs, as spelled by Kaggle's client
+WEIGHTS = "keras/resnet50"  # Keras' dataset on Kaggle with ResNet50's ImageNet weights
 NEEDS_WEIGHTS = ("train_head", "fine_tune")
-# Takes the variables of the stage before away. `%reset` would take `__main__.__spec__` too, and without it no pool of
-# spawned processes starts.
+# Deletes the variables of the previous stage. `%reset` would also delete `__main__.__spec__`, which pools of spawned
+# processes need.
 _FORGET = "%reset_selective -f ."
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date: one source gives one hash
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date, so that equal sources give equal hashes
 
 _UNPACK = '''\
 # The helper package fer_utils, compressed. It is unpacked into a folder: to read, and for tracebacks that show its lines.
@@ -57,22 +56,22 @@ for module in sorted(home.glob("fer_utils/**/*.py")):
 
 
 class ExportError(parameters.ParameterError):
-    """What was asked for does not make notebooks that Kaggle takes."""
+    """The arguments do not give notebooks that Kaggle accepts."""
 
 
 def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, weights: str) -> list[Path]:
-    """Write a folder for all five stages in one notebook, and one for each stage alone; return them.
+    """Write a folder for one notebook with all five stages, and a folder for each single stage; return them.
 
     values: stage → parameter → value, written into the parameters cells. owner: the user name on Kaggle. weights: the
     dataset (`owner/slug`) or model version (`owner/model/framework/variation/version`) with a ResNet50 notop file, or
-    empty. Raises ExportError for what Kaggle's client or Kaggle would refuse.
+    empty. Raises ExportError for values that Kaggle or its client would reject.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", owner):
         raise ExportError(
             f"the Kaggle user name is {owner!r}, expected letters, digits and dashes, as in your profile's URL"
         )
     _check_weights_source(weights)
-    if not all(own["data_dir"] for own in values.values()):
+    if not all(stage_values["data_dir"] for stage_values in values.values()):
         raise ExportError("data_dir is empty: on Kaggle the image folders need a place outside the results")
     package = _package()
     written = [_write(folder, TITLE, _all_stages(values, package), _metadata(owner, TITLE, weights, kernels=[]))]
@@ -95,7 +94,7 @@ def _check_weights_source(weights: str) -> None:
 
 
 def slug(title: str) -> str:
-    """The slug that Kaggle makes of a title: lower case, dashes for spaces."""
+    """Kaggle's slug for a title: lower case, dashes for spaces."""
     return title.lower().replace(" ", "-")
 
 
@@ -121,7 +120,7 @@ def _metadata(owner: str, title: str, weights: str, kernels: list[str], datasets
 
 
 def _package() -> NotebookNode:
-    """The cell that holds this package, the notebooks' source and the profiles, and unpacks them."""
+    """The cell that contains this package, the notebooks' source and the profiles, and unpacks them."""
     root = places.source_root()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
@@ -139,21 +138,21 @@ def _package() -> NotebookNode:
 
 
 def _all_stages(values: Mapping[str, Mapping[str, Any]], package: NotebookNode) -> list[NotebookNode]:
-    cells = {stage: _stage_cells(stage, own) for stage, own in values.items()}
-    contents = "\n".join(f"- [{_headline(own[0].source)}](#{stage})" for stage, own in cells.items())
+    cells_of = {stage: _stage_cells(stage, stage_values) for stage, stage_values in values.items()}
+    contents = "\n".join(f"- [{_headline(cells[0].source)}](#{stage})" for stage, cells in cells_of.items())
     top = (
         f"# Facial expression recognition with ResNet50\n\nFive stages in one notebook, first to last cell.\n\n{contents}\n"
         "- [Results](#results)\n\nEach stage has its own parameters cell; stages pass state through files alone. "
         f"{_how_to_read()}"
     )
     joined = [new_markdown_cell(top), package]
-    for stage, own in cells.items():
-        own[0].source = f'<a id="{stage}"></a>\n\n{own[0].source}'
-        _parameters_cell(own).metadata["tags"] = [f"parameters-{stage}"]  # papermill knows one `parameters` cell only
+    for stage, cells in cells_of.items():
+        cells[0].source = f'<a id="{stage}"></a>\n\n{cells[0].source}'
+        _parameters_cell(cells).metadata["tags"] = [f"parameters-{stage}"]  # papermill allows one `parameters` cell
         if joined[-1] is not package:
             joined.append(new_code_cell(_FORGET))
-        joined += own
-    end = '<a id="results"></a>\n\n# Results\n\nFew files in the output: what is looked at first, and one zip of the rest.'
+        joined += cells
+    end = '<a id="results"></a>\n\n# Results\n\nThe output: confusion matrices, scores, report and model, and one zip of the rest.'
     return [*joined, new_markdown_cell(end), new_code_cell(_code("handover.deliver(stage.folders)", "kaggle.handover"))]
 
 
@@ -161,7 +160,7 @@ def _one_stage(stage: str, values: Mapping[str, Any], package: NotebookNode) -> 
     cells = _stage_cells(stage, values)
     if stage != next(iter(parameters.STAGES)):
         restore = f'handover.restore("{stage}", paths.run_folders(run, outputs_dir, data_dir))'
-        text = new_markdown_cell("## Input\nWhat the notebook before this one left, attached as its output.")
+        text = new_markdown_cell("## Input\nThe output of the previous notebook, attached to this one.")
         place = cells.index(_parameters_cell(cells)) + 1
         cells[place:place] = [text, new_code_cell(_code(restore, "kaggle.handover", "pipeline.paths"))]
     images = handover.IMAGES_LEFT[stage]

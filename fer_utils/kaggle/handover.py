@@ -1,8 +1,7 @@
-"""Passes a run from one Kaggle notebook to the next, and leaves few files behind.
+"""Transfers a run from one Kaggle notebook to the next as one zip file.
 
-Kaggle keeps a notebook's `/kaggle/working` alone, where many small files are slow, and mounts it read-only in the next.
-So a stage packs its run into one zip, and the next one finds it by the record that each stage leaves. Knows files of a
-run; knows nothing of what a stage computes.
+Kaggle keeps only a notebook's `/kaggle/working`, where many small files are slow, and mounts it read-only in the next
+notebook. The next notebook finds the zip by the record that each finished stage writes.
 """
 
 import shutil
@@ -21,8 +20,8 @@ IMAGES_LEFT = {
     "fine_tune": ("VAL", "TEST"),
     "evaluate": (),
 }
-_RUN = "run"  # the folder inside the zip that holds the run's own files; image folders lie beside it
-_COMPRESSED = (".csv", ".json", ".html")  # the rest is compressed already
+_RUN = "run"  # the folder in the zip with the run's files; the image folders are beside it
+_COMPRESSED = (".csv", ".json", ".html")  # other files are compressed already
 
 
 def pack(folders: paths.RunFolders, images: Sequence[str] = ()) -> Path:
@@ -44,7 +43,7 @@ def pack(folders: paths.RunFolders, images: Sequence[str] = ()) -> Path:
 
 
 def deliver(folders: paths.RunFolders) -> list[Path]:
-    """Leave the results beside the run's folder: confusion matrices, scores, report and model, and one zip of the rest."""
+    """Move confusion matrices, scores, report and model beside the run's folder, and the rest into one zip."""
     results = [
         *(folders.for_split("confusion_matrix", split, ".png") for split in ("VAL", "TEST")),
         folders.metrics,
@@ -61,10 +60,10 @@ def deliver(folders: paths.RunFolders) -> list[Path]:
 
 
 def restore(stage: str, folders: paths.RunFolders) -> None:
-    """Unpack what the notebook before `stage` left, unless it is here already.
+    """Unpack the output of the stage before `stage`, unless it is there already.
 
-    Looks through everything mounted for a zip that `pack` wrote, or a folder with its content, by the record of the stage
-    before. Raises NotFoundHere, saying what to attach and what is mounted, where none or several are found.
+    Searches everything mounted for a zip that `pack` wrote, or a folder with its content, by the record of the previous
+    stage. Raises NotFoundHere, saying what to attach and what is mounted, if none or several are found.
     """
     names = list(parameters.STAGES)
     before = names[names.index(stage) - 1]
@@ -94,7 +93,7 @@ def restore(stage: str, folders: paths.RunFolders) -> None:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("[!.]*") if path.is_file())  # no lock of this session
+    return sorted(path for path in folder.rglob("[!.]*") if path.is_file())  # without hidden files, such as locks
 
 
 def _add(packed: zipfile.ZipFile, path: Path, name: str) -> None:
