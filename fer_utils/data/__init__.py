@@ -1,1 +1,1 @@
-"""The datasets: found, read, split, audited for copies, balanced, augmented and loaded."""
+"""The datasets: finding, reading, splitting, auditing for copies, balancing, augmenting and loading them."""

@@ -1,7 +1,4 @@
-"""The leakage audit: which images are copies of which, across splits and within, and what is done about it.
-
-Knows splits, labels and groups of copies; leaves finding copies to `near_duplicates`.
-"""
+"""The leakage audit: describes copies across and within splits, and applies the leakage policy."""
 
 from itertools import combinations
 from typing import Any
@@ -17,15 +14,15 @@ _STRENGTH = {kind: strength for strength, kind in enumerate(near_duplicates.KIND
 
 
 class LeakageError(ValueError):
-    """Copies stand across splits where the policy allows none."""
+    """Copies are in different splits, which the policy does not allow."""
 
 
 def describe_copies(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Add what the pairs of copies say of each image.
+    """Add the columns group, relation and label_conflict.
 
-    group: a number that all copies of one picture share. relation: the closest tie of the image to another of its group,
-    `exact`, `re-encoded`, `cropped` or `flipped`; "" where it has no copy. label_conflict: whether the group's labels disagree.
-    pairs: as `near_duplicates.find_pairs` gives them for the table's rows.
+    group: a number shared by all copies of one picture. relation: the closest relation to another image of the group,
+    `exact`, `re-encoded`, `cropped` or `flipped`, or "" without a copy. label_conflict: whether the group's labels differ.
+    pairs: the result of `near_duplicates.find_pairs` for the table's rows.
     """
     groups = near_duplicates.group(len(table), pairs)
     both = pd.concat(
@@ -42,16 +39,16 @@ def describe_copies(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares_group_with(table: pd.DataFrame, *splits: str) -> pd.Series:
-    """Whether an image's group also stands in one of `splits`: bool, on the table's index."""
+    """Whether an image of the same group is in one of `splits`: bool, on the table's index."""
     return _in_groups_of(table, table["split"].isin(splits))
 
 
 def seen_in_training(manifest: pd.DataFrame, trained: pd.Series) -> pd.Series:
-    """Whether the model has seen an image's picture: whether it trained on a copy of it. Bool, on the manifest's index.
+    """Whether the model was trained on an image or a copy of it: bool, on the manifest's index.
 
-    trained: paths of the images of TRAIN that the model was trained on, as `datasets.originals` gives them. These are
-    fewer than TRAIN holds: 02 thins out large classes, and `limit_per_class` draws from what is left. Raises ValueError
-    for a path that is not an image of the manifest's TRAIN.
+    trained: paths of the images of TRAIN that the model was trained on, from `loading.originals`. These are fewer than in
+    TRAIN: stage 02 reduces large classes, and `limit_per_class` draws from the rest. Raises ValueError for a path that is
+    not an image of the manifest's TRAIN.
     """
     train = manifest.loc[manifest["split"] == "TRAIN", "path"]
     unknown = trained[~trained.isin(train)]
@@ -68,12 +65,12 @@ def _in_groups_of(table: pd.DataFrame, rows: pd.Series) -> pd.Series:
 
 
 def apply_policy(table: pd.DataFrame, policy: str, train_copies: str) -> pd.DataFrame:
-    """Act on the audit.
+    """Apply the leakage policy to the table.
 
-    `keep` changes nothing. `drop` takes out of TRAIN every image whose group stands in VAL or TEST, out of VAL every
-    image whose group stands in TEST, and with `train_copies="one"` leaves one image of a group in TRAIN, the first that
-    carries the group's commonest label; what is taken out has split "" and the flag `dropped:leak` or `dropped:copy`.
-    `fail` raises LeakageError, with the counts, where any group stands in two splits.
+    `keep` changes nothing. `drop` removes every image from TRAIN whose group is in VAL or TEST, and every image from VAL
+    whose group is in TEST. With `train_copies="one"` it keeps one image of each group in TRAIN, the first with the group's
+    most common label. A removed image has split "" and the flag `dropped:leak` or `dropped:copy`. `fail` raises
+    LeakageError, with the counts, if any group is in two splits.
     """
     if policy not in POLICIES:
         raise ValueError(f"leakage is {policy!r}, expected one of {', '.join(POLICIES)}")
@@ -103,7 +100,7 @@ def _drop(table: pd.DataFrame, rows: pd.Series, flag: str) -> None:
 
 
 def require_no_leak(table: pd.DataFrame) -> None:
-    """Raise LeakageError, with the counts, where a group of copies stands in two splits."""
+    """Raise LeakageError, with the counts, if a group of copies is in two splits."""
     crossing = cross_split_counts(table)
     if any(crossing.values()):
         counts = "; ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in crossing.items() if count)
@@ -113,36 +110,36 @@ def require_no_leak(table: pd.DataFrame) -> None:
 
 
 def cross_split_counts(table: pd.DataFrame) -> dict[str, int]:
-    """For each ordered pair of splits how many images of the first have a copy in the second."""
+    """For each ordered pair of splits, the number of images of the first with a copy in the second."""
     counts = {}
-    for one, two in combinations(SPLITS, 2):
-        for first, second in ((one, two), (two, one)):
+    for pair in combinations(SPLITS, 2):
+        for first, second in (pair, pair[::-1]):
             inside = (table["split"] == first) & shares_group_with(table, second)
             counts[f"{first.lower()}_images_in_{second.lower()}"] = int(inside.sum())
     return counts
 
 
 def count_table(counts: dict[str, int]) -> pd.DataFrame:
-    """The counts of cross_split_counts, a row each: `TEST images with a copy in TRAIN`."""
+    """The counts of cross_split_counts, one row each: `TEST images with a copy in TRAIN`."""
     names = [" images with a copy in ".join(key.upper().split("_IMAGES_IN_")) for key in counts]
     return pd.DataFrame({"under the split as specified": counts.values()}, names)
 
 
 def pairs_across_splits(table: pd.DataFrame) -> list[list[int]]:
-    """For each image of VAL and TEST with a copy in TRAIN: its row, and the row of the first such copy."""
+    """For each image of VAL and TEST with a copy in TRAIN: its row, and the row of the first copy in TRAIN."""
     held_out = table.index[table["split"].isin(["VAL", "TEST"]) & shares_group_with(table, "TRAIN")]
     in_train = table[table["split"] == "TRAIN"].drop_duplicates("group").reset_index().set_index("group")["index"]
     return [[row, in_train[table["group"][row]]] for row in held_out]
 
 
 def groups_with_conflicting_labels(table: pd.DataFrame) -> list[list[int]]:
-    """For each group of copies whose labels disagree: the rows of one copy of each label."""
+    """For each group of copies with different labels: the rows of one copy of each label."""
     conflicts = table[table["label_conflict"]].drop_duplicates(["group", "label"])
     return [list(rows) for rows in conflicts.groupby("group").groups.values()]
 
 
 def summary(table: pd.DataFrame, pairs: pd.DataFrame, policy: str) -> dict[str, Any]:
-    """The content of leakage.json: of the splits as they stand, and of the sources as they came."""
+    """The content of leakage.json: counts for the final splits and for the sources."""
     sizes = np.bincount(table["group"])
     return {
         "policy": policy,

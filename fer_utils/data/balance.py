@@ -1,7 +1,4 @@
-"""Balances TRAIN: fills small classes with augmented copies, thins out large ones.
-
-Knows targets and the augmentation pipeline; knows nothing of sources, splits or models.
-"""
+"""Balances TRAIN: adds augmented copies to small classes, and removes random images from large ones."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -18,18 +15,18 @@ import numpy as np
 import pandas as pd
 
 BALANCED = "TRAIN_BALANCED"
-_POOL_PAYS_FROM = 2_000  # augmentations; under about two seconds of work, starting processes costs more
+_POOL_PAYS_FROM = 2_000  # augmentations; below about two seconds of work, starting processes takes longer
 
 
 def plan_balance(table: pd.DataFrame, targets: Mapping[str, int], max_per_class: int, seed: int) -> pd.DataFrame:
-    """Decide which images TRAIN_BALANCED holds.
+    """Decide which images are in TRAIN_BALANCED.
 
-    A class under its target is filled up to it with augmented copies, its images taking turns in a random order; a
-    class at or above its target gets none. Then a class over `max_per_class` is thinned to it at random.
+    A class below its target gets augmented copies up to the target, from its images in turn, in a random order; a class at
+    or above its target gets none. Then a class with more than `max_per_class` images is reduced to it at random.
 
-    table: columns label and path, one row a TRAIN image. Returns columns label, path (of the TRAIN image), copy (0: the
-    image itself; k ≥ 1: its k-th augmented copy), in order of class, path and copy; the choice depends on `seed` and
-    the paths alone, not on the rows' order. Raises ValueError for a class without images.
+    table: columns label and path, one row per TRAIN image. Returns columns label, path (of the TRAIN image), copy (0: the
+    image itself; k ≥ 1: its k-th augmented copy), in order of class, path and copy; the choice depends only on `seed` and
+    the paths, not on the rows' order. Raises ValueError for a class without images.
     """
     parts = []
     for code, label in enumerate(CLASSES):
@@ -52,13 +49,13 @@ def plan_balance(table: pd.DataFrame, targets: Mapping[str, int], max_per_class:
 
 
 def to_table(plan: pd.DataFrame) -> pd.DataFrame:
-    """balanced.csv: label, path, train_path (of the TRAIN image behind it), both relative to the image folder, and copy."""
+    """balanced.csv: label, path, train_path (of the original in TRAIN), both relative to the image folder, and copy."""
     names = [f"{BALANCED}/{balanced_name(path, copy)}" for path, copy in zip(plan["path"], plan["copy"], strict=True)]
     return plan.rename(columns={"path": "train_path"}).assign(path=names)[["label", "path", "train_path", "copy"]]
 
 
 def count_table(train: pd.DataFrame, plan: pd.DataFrame) -> pd.DataFrame:
-    """Images of each class (rows, in CLASSES order) in TRAIN, in TRAIN_BALANCED, and how many of the latter are augmented."""
+    """Number of images per class (rows, in CLASSES order) in TRAIN, in TRAIN_BALANCED, and of augmented ones in it."""
     counts = {
         "TRAIN": train["label"].value_counts(),
         BALANCED: plan["label"].value_counts(),
@@ -75,10 +72,10 @@ def balanced_name(path: str, copy: int) -> str:
 
 
 def write_balanced(plan: pd.DataFrame, folder: Path, seed: int, workers: int) -> None:
-    """Write every planned image to TRAIN_BALANCED below `folder`, which `plan["path"]` is relative to too.
+    """Write every planned image to TRAIN_BALANCED below `folder`; `plan["path"]` is relative to `folder` too.
 
-    Originals are copied byte for byte, augmented copies written as PNG by `workers` processes. 0 workers: one a core, or
-    this process alone where there is little to do.
+    Originals are copied byte for byte, augmented copies are written as PNG by `workers` processes. 0 workers: one per
+    core, or only this process if there is little to do.
     """
     with files.replacing(folder / BALANCED) as temporary, progress.bar(None, "writing images", len(plan)) as bar:
         for label in CLASSES:

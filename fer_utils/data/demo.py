@@ -1,7 +1,6 @@
 """Draws the demo datasets: cartoon faces in the exact layouts of the two real datasets.
 
-Knows how an expression moves brows, eyes and mouth; knows nothing of splits or training.
-The two folders hold the same pictures, as the two real datasets do: one as JPEG, one as PNG.
+Both folders have the same pictures, as the two real datasets do: one as JPEG, one as PNG.
 """
 
 from dataclasses import dataclass, replace
@@ -13,9 +12,9 @@ from fer_utils.images import SIZE
 import cv2
 import numpy as np
 
-_CANVAS = 4 * SIZE  # drawn large, then shrunk: smooth lines
+_CANVAS = 4 * SIZE  # drawn large, then shrunk, for smooth lines
 
-# Shares of the classes in FER2013's train folder (3995, 436, 4097, 7215, 4830, 3171, 4965 of 28,709).
+# Class shares in FER2013's train folder (3995, 436, 4097, 7215, 4830, 3171, 4965 of 28,709).
 _SHARES = {
     "angry": 0.139,
     "disgust": 0.015,
@@ -29,7 +28,7 @@ _SHARES = {
 
 @dataclass(frozen=True)
 class Expression:
-    """What the muscles do; 0 is a face at rest, ±1 the full movement.
+    """Movements of the face; 0 is a face at rest, ±1 the full movement.
 
     brow_raise: whole brow up (+) or down (-). brow_tilt: inner ends up (+, worry) or down (-, anger).
     eye_open: wide (+) or narrowed (-). mouth_curve: corners up (+) or down (-).
@@ -66,7 +65,7 @@ def draw_face(label: str, rng: np.random.Generator) -> np.ndarray:
     """
     face = _perform(EXPRESSIONS[label], rng)
     skin = rng.uniform(110, 210)
-    backdrop = rng.uniform(20, 235, (4, 4)).astype(np.float32)  # blurred patches: no two faces before the same wall
+    backdrop = rng.uniform(20, 235, (4, 4)).astype(np.float32)  # blurred patches, so that backgrounds differ
     canvas = cv2.resize(backdrop, (_CANVAS, _CANVAS), interpolation=cv2.INTER_CUBIC)
     _draw_head(canvas, skin, rng)
     _draw_features(canvas, face, skin, rng)
@@ -172,7 +171,7 @@ def write_datasets(folder: Path, n_images: int, seed: int) -> tuple[Path, Path]:
     `<folder>/fer2013` has `train/<class>/Training_*.jpg` and `test/<class>/{PublicTest,PrivateTest}_*.jpg`, four fifths
     and one fifth of the images; `<folder>/emotion-detection-fer` has the same pictures as `im*.png` under its own class
     spellings. As in FER2013 a few test images repeat a train image, one of them under another label, and one is blank.
-    Raises ValueError where `n_images` is too small for each class to stand in each part.
+    Raises ValueError if `n_images` is too small for every class to be in every part.
     """
     if n_images < 350:
         raise ValueError(f"n_images is {n_images}, the demo needs at least 350: its rarest class has 1.5 % of them")
@@ -198,8 +197,8 @@ def _blemish(train: list, test: list, rng: np.random.Generator) -> None:
     for position in chosen:
         label = test[position][0]
         test[position] = (label, next(image for name, image in train[position:] + train if name == label))
-    other = "sad" if test[chosen[0]][0] != "sad" else "neutral"
-    test[chosen[0]] = (other, test[chosen[0]][1])
+    wrong_label = "sad" if test[chosen[0]][0] != "sad" else "neutral"
+    test[chosen[0]] = (wrong_label, test[chosen[0]][1])
     train[-1] = (train[-1][0], np.zeros((SIZE, SIZE), np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""Finds the two source datasets: where a parameter says, in data/, mounted on Kaggle, or drawn for the demo."""
+"""Finds the two source datasets: at a parameter's path, in data/, mounted on Kaggle, or drawn for the demo."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 from fer_utils import files, places
 from fer_utils.classes import CLASSES, EMOTION_DETECTION_SPELLINGS
 
-# What to download and where to put it, by the name of the notebook parameter.
+# Notebook parameter → Kaggle's owner/slug, and the folder's name in data/.
 DATASETS = {
     "fer2013": ("msambare/fer2013", "fer2013"),
     "emotion_detection": ("ananthu017/emotion-detection-fer", "emotion-detection-fer"),
 }
-# The class folders that tell the datasets apart, wherever they are mounted.
+# The class folders, which differ between the datasets and so identify a mounted one.
 CLASS_FOLDERS = {
     "fer2013": CLASSES,
     "emotion_detection": tuple(EMOTION_DETECTION_SPELLINGS.get(name, name) for name in CLASSES),
@@ -19,7 +19,7 @@ CLASS_FOLDERS = {
 
 
 def find_or_draw(given: Mapping[str, str], demo_images: int, seed: int, folder: Path) -> dict[str, Path]:
-    """Where the source datasets are, by name; those given as `demo` are drawn below `folder` first.
+    """The paths of the source datasets, by name; those given as `demo` are drawn below `folder` first.
 
     given: name → `auto`, a path, or `demo`. Raises NotFoundHere as find_dataset does.
     """
@@ -36,11 +36,11 @@ def find_or_draw(given: Mapping[str, str], demo_images: int, seed: int, folder: 
 
 
 def find_dataset(name: str, given: str) -> Path:
-    """Where a source dataset is: at `given`, or with `auto` in the usual places.
+    """The path of a source dataset: `given`, or with `auto` the first that exists of the usual places.
 
-    In this order: `/kaggle/input/datasets/<owner>/<slug>`, `/kaggle/input/<slug>`, any folder mounted on Kaggle that
-    holds `train/` and `test/` with the dataset's class folders, `data/<slug>`, `data/<slug>.zip`. Raises NotFoundHere,
-    naming the dataset to get and what is there; also where several mounted folders fit.
+    These are, in order: `/kaggle/input/datasets/<owner>/<slug>`, `/kaggle/input/<slug>`, any folder mounted on Kaggle that
+    has `train/` and `test/` with the dataset's class folders, `data/<slug>`, `data/<slug>.zip`. Raises NotFoundHere,
+    naming the dataset to download and what is there, if none exists, or if several mounted folders match.
     """
     owner_slug, local = DATASETS[name]
     if given != "auto":
@@ -67,14 +67,14 @@ def find_dataset(name: str, given: str) -> Path:
 
 
 def held_data() -> list[str]:
-    """What lies in the project's `data/`, by name, folders with a slash; without hidden files."""
+    """The names in the project's `data/`, folders with a slash, without hidden files."""
     data = places.project_root() / "data"
     found = sorted(data.iterdir()) if data.is_dir() else []
     return [f"{path.name}/" if path.is_dir() else path.name for path in found if not path.name.startswith(".")]
 
 
 def has_datasets() -> bool:
-    """Whether both source datasets stand in a usual place."""
+    """Whether both source datasets are in one of the usual places."""
     try:
         return all(find_dataset(name, "auto") for name in DATASETS)
     except places.NotFoundHere:

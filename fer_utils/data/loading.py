@@ -1,7 +1,4 @@
-"""Loads what 01 and 02 wrote into arrays for training and evaluation.
-
-Knows image tables and labels; knows nothing of how they came about or of models.
-"""
+"""Loads the tables and images that stages 01 and 02 wrote, as arrays for training and evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +10,7 @@ from fer_utils.data.splits import MANIFEST_COLUMNS
 import numpy as np
 import pandas as pd
 
-# The columns that the stages read of each table.
+# The columns that the stages read from each table.
 COLUMNS = {
     "manifest.csv": MANIFEST_COLUMNS,
     "balanced.csv": ("path", "label", "train_path"),
@@ -26,7 +23,7 @@ _LEADS_OUT = r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"  # an absolute path, or o
 
 @dataclass(frozen=True)
 class Faces:
-    """Images with their labels. images: uint8 (n, 48, 48, 1); labels: int32 (n,), places in CLASSES; table: a row an image."""
+    """Images with labels. images: uint8 (n, 48, 48, 1); labels: int32 (n,), indices into CLASSES; table: one row per image."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -43,7 +40,7 @@ class Faces:
 def load_training(
     balanced: pd.DataFrame, manifest: pd.DataFrame, folder: Path, limit_per_class: int, seed: int
 ) -> tuple[Faces, Faces]:
-    """The images to train on, as balanced.csv lists them, and those of VAL to validate on: see load_faces."""
+    """The training images listed in balanced.csv, and the images of VAL: see load_faces."""
     tables = balanced, manifest[manifest["split"] == "VAL"]
     train, val = (load_faces(table, folder, limit_per_class, seed) for table in tables)
     print(f"{len(train):,} images to train on, {len(val):,} to validate on")
@@ -61,7 +58,7 @@ def load_scored(manifest: pd.DataFrame, folder: Path, limit_per_class: int, seed
 
 
 def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed: int = 0) -> Faces:
-    """Load the images at `table["path"]`, relative to `folder`; with a limit, that many of each class, drawn by `seed`."""
+    """Load the images at `table["path"]`, relative to `folder`; with a limit, at most that many of each class, drawn by `seed`."""
     table = take_per_class(table, limit_per_class, seed) if limit_per_class else table.reset_index(drop=True)
     missing = [path for path in table["path"] if not (folder / path).is_file()]
     if missing:
@@ -74,7 +71,7 @@ def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed
 
 
 def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
-    """At most `limit` rows of each label, drawn by `seed`, in their old order."""
+    """At most `limit` rows of each label, drawn by `seed`, in their original order."""
     kept = []
     for code, label in enumerate(CLASSES):
         rows = np.flatnonzero(table["label"] == label)
@@ -83,20 +80,20 @@ def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
 
 
 def originals(*tables: pd.DataFrame) -> pd.DataFrame:
-    """The images of TRAIN behind rows of balanced.csv: column train_path, each once, in order.
+    """The originals in TRAIN of rows of balanced.csv: column train_path, each once, sorted.
 
-    An augmented copy stands for the image that it was made from: who trains on it has seen that picture.
+    A model that was trained on an augmented copy has seen the original picture.
     """
     return pd.DataFrame({"train_path": sorted(set().union(*(table["train_path"] for table in tables)))})
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Read a CSV that a stage wrote, empty cells as empty text; raise TornFile, naming it, where it is not whole."""
+    """Read a CSV that a stage wrote, empty cells as empty text; raise TornFile, naming it, if it is damaged."""
     try:
         table = pd.read_csv(path, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise files.TornFile(f"{path} is not a whole table ({error}): run its stage again") from error
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what stands beyond the header for row names
+    if not isinstance(table.index, pd.RangeIndex):  # pandas uses columns beyond the header as row names
         raise files.TornFile(f"{path} has rows longer than its header: run its stage again")
     missing = [column for column in columns if column not in table]
     if missing:

@@ -1,18 +1,17 @@
-"""Finds which pictures are the same picture: re-encoded, resized, brighter, of other contrast, cropped or mirrored.
+"""Finds copies of the same picture: re-encoded, resized, changed in brightness or contrast, cropped or mirrored.
 
-Knows pictures and pairs of pictures; knows nothing of folders, splits, labels or policies.
+Candidates are pairs with a high cosine similarity of the 8 × 8 lowest DCT frequencies, weighted by frequency. The weight
+separates faces: on FER2013, with a cosine of 0.85, it gives 0.3 candidates per image, against 10 without it and 16 for
+8 × 8 pixels. The descriptors of a picture and its mirror image differ only in signs.
 
-Candidates come from a cosine of 8 × 8 low DCT frequencies weighted by frequency. The weight is what tells faces apart:
-on FER2013, with a cosine of 0.85, it leaves 0.3 candidates an image, against 10 without it and 16 for 8 × 8 pixels.
-A picture and its mirror image differ in that descriptor by signs alone.
-
-Pixels decide, first as they lie (`picture_distance`). Of 2,000 FER2013 images the listed changes stay below 0.09 (JPEG
-40: 99 % below 0.06). Different photographs were first seen at 0.26, and in between lie crops of one photograph.
-So what is left open is aligned (`aligned_distance`), and there a gap opens: of 15,650 open pairs 2,013 end at 0.20 or less,
-134 between 0.20 and 0.25, and from 0.25 on there are ever more. Looked at on FER2013: the 94 pairs nearest below 0.20
-are one photograph each; from 0.23 on there are pairs of strangers. What is NOT found: crops further apart (their
-descriptors differ), other frames of a series, and retouched, recoloured or heavily watermarked versions; the README
-counts them. `tests/benchmarks/near_duplicates.py` measures recall, strays, time, memory and what a second method finds.
+Candidates are then compared by pixels, first without alignment (`picture_distance`). For 2,000 FER2013 images the changes
+above give distances below 0.09 (JPEG 40: 99 % below 0.06). The smallest distance seen between different photographs was
+0.26; crops of one photograph are in between. So the other candidates are aligned (`aligned_distance`). Of 15,650 such
+pairs on FER2013, 2,013 then have a distance of at most 0.20, 134 between 0.20 and 0.25, and from 0.25 on the number
+grows. On inspection the 94 pairs closest below 0.20 were all copies; from 0.23 on there were different photographs. NOT
+found are crops with a larger offset (their descriptors differ), other frames of a series, and retouched, recoloured or
+heavily watermarked versions; the README has their numbers. `tests/benchmarks/near_duplicates.py` measures recall, false
+matches, time and memory, and compares with a second method.
 """
 
 import hashlib
@@ -31,23 +30,23 @@ from scipy.sparse.csgraph import connected_components
 KINDS = ("exact", "re-encoded", "cropped", "flipped")
 
 MIN_SIMILARITY = 0.85  # cosine of two descriptors
-MAX_DISTANCE = 0.20  # residual over contrast, see `picture_distance` and `aligned_distance`
+MAX_DISTANCE = 0.20  # residual divided by contrast, see `picture_distance` and `aligned_distance`
 
-_FREQUENCIES = 8  # a side of the block of lowest DCT frequencies
-_SIGNS = np.tile((-1.0) ** np.arange(_FREQUENCIES), _FREQUENCIES).astype(np.float32)  # what mirroring does to them
-_CONTRAST_FLOOR = 10.0  # grey levels: JPEG's noise does not shrink with a picture's contrast
-_UNCLIPPED = (5, 250)  # grey values between which a pixel still follows brightness and contrast, after JPEG too
-_ROWS, _COLUMNS = 1024, 8192  # similarities held at once: 32 MB
-_BATCH = 256  # pairs confirmed at once by a thread: some 25 MB
+_FREQUENCIES = 8  # side of the block of lowest DCT frequencies
+_SIGNS = np.tile((-1.0) ** np.arange(_FREQUENCIES), _FREQUENCIES).astype(np.float32)  # effect of mirroring on them
+_CONTRAST_FLOOR = 10.0  # grey levels; JPEG noise does not decrease with a picture's contrast
+_UNCLIPPED = (5, 250)  # grey values between which a pixel is not clipped, also after JPEG
+_ROWS, _COLUMNS = 1024, 8192  # block of similarities in memory: 32 MB
+_BATCH = 256  # pairs that a thread compares at once: about 25 MB
 
-_MAX_MOVE = 8.0  # pixels that an alignment may move a corner; FER2013's crops need 6
-_ECC_BLUR = 5  # pixels, a side of the Gaussian before aligning
+_MAX_MOVE = 8.0  # pixels; largest shift of a corner by alignment; FER2013's crops need 6
+_ECC_BLUR = 5  # pixels, size of the Gaussian filter before alignment
 _CORNERS = np.array([(x, y, 1) for x in (0, SIZE - 1) for y in (0, SIZE - 1)])
 _ECC_STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
 
 
 def is_blank(images: np.ndarray) -> np.ndarray:
-    """Which images hold no picture: bool (n,), True where the grey values' standard deviation is below 2.
+    """Which images are blank: bool (n,), True if the standard deviation of the grey values is below 2.
 
     `images`: uint8 (n, 48, 48). Raises ValueError on any other shape or type.
     """
@@ -64,7 +63,7 @@ def find_pairs(
     max_distance: float = MAX_DISTANCE,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """All pairs that are the same picture, one row a pair, sorted.
+    """All pairs of copies of the same picture, one row per pair, sorted.
 
     `images`: uint8 (n, 48, 48). `progress(done, total)` is called with counts of images while the search runs.
     Columns: `first`, `second` (int positions, first < second) · `kind` ("exact": pixel for pixel; "re-encoded":
@@ -72,10 +71,10 @@ def find_pairs(
     "flipped": the mirror image, re-encoded, cropped or neither) · `distance` (float, 0 … `max_distance`, see
     `picture_distance`, for crops `aligned_distance`).
 
-    Exact copies are paired with the first of their kind alone, and only that first one appears in the other pairs:
-    k copies give k - 1 rows instead of k(k - 1)/2. Of two groups of nearer copies that are crops of one another the
-    likeliest pair alone is compared and listed. Whole clusters come from `group`, given all pairs. Blank images are in no
-    pair. Raises ValueError on any other shape or type.
+    Each exact copy is paired only with the first of its kind, and only that first one is in other pairs: k copies give
+    k - 1 rows instead of k(k - 1)/2. If two groups of closer copies are crops of each other, only their most similar pair
+    is compared and listed. `group` gives complete clusters from all pairs. Blank images are in no pair. Raises ValueError
+    on any other shape or type.
     """
     _check(images)
     exact, pictures = _exact_copies(images, np.flatnonzero(~is_blank(images)))
@@ -92,15 +91,15 @@ def find_pairs(
     if open_pairs:
         crops = _confirm_aligned(images, pd.concat(open_pairs, ignore_index=True), pairs, max_distance)
         pairs = pd.concat([pairs, crops], ignore_index=True)
-    # A symmetric picture resembles its copy both ways: the nearer one tells what was done to it.
+    # A symmetric picture matches its copy both mirrored and not: the smaller distance decides.
     pairs = pairs.sort_values(["first", "second", "distance"], kind="stable")
     return pairs.drop_duplicates(["first", "second"]).reset_index(drop=True)
 
 
 def group(n: int, pairs: pd.DataFrame) -> np.ndarray:
-    """Group number of each of `n` images, int (n,): images joined by a chain of pairs share one.
+    """Group number of each of `n` images, int (n,): images connected by a chain of pairs share one.
 
-    Groups are numbered 0, 1, … in the order of their first image. Raises ValueError where a pair lies outside 0 … n-1.
+    Groups are numbered 0, 1, … in the order of their first image. Raises ValueError if a pair is outside 0 … n-1.
     """
     first, second = pairs["first"].to_numpy(np.int64), pairs["second"].to_numpy(np.int64)
     if len(pairs) and (min(first.min(), second.min()) < 0 or max(first.max(), second.max()) >= n):
@@ -112,30 +111,30 @@ def group(n: int, pairs: pd.DataFrame) -> np.ndarray:
 
 
 def picture_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How far two pictures are from being one, pair by pair: float32 (n,), 0 (the same) … about 1 (unrelated).
+    """The distance of pictures, pair by pair: float32 (n,), 0 (the same) … about 1 (unrelated).
 
-    The best gain and offset turn one picture into the other, values beyond 0 … 255 clipped; what stays different,
-    slightly blurred (1 pixel), is the residual. The distance is its root mean square over the contrast (standard
-    deviation) of the picture turned into, in the better of the two directions: clipping cannot be undone.
+    The best gain and offset map one picture to the other, with values clipped to 0 … 255. The residual is the remaining
+    difference, slightly blurred (1 pixel). The distance is its root mean square divided by the contrast (standard
+    deviation) of the target picture, in the better of the two directions, since clipping cannot be reversed.
     `first`, `second`: uint8 (n, 48, 48). Raises ValueError on other shapes or types.
     """
     _check_pairs(first, second)
-    with ThreadPoolExecutor() as pool:  # NumPy lets go of Python's lock
+    with ThreadPoolExecutor() as pool:  # NumPy releases the GIL
         blocks = pool.map(lambda block: _fitted(first[block], second[block]), _blocks(len(first), _BATCH))
         return np.concatenate([np.empty(0, np.float32), *blocks])
 
 
 def aligned_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How far two pictures are from being one once one is moved onto the other, pair by pair: float32 (n,), 0 … 1.
+    """The distance of pictures after alignment, pair by pair: float32 (n,), 0 … 1.
 
-    OpenCV's ECC (Evangelidis & Psarakis 2008, doi:10.1109/TPAMI.2008.113) finds the affine map that makes the
-    correlation ρ over the common area largest, blind to gain and offset; the distance is √(1 - ρ²), the residual over the
-    contrast, in the better of the two directions. It is 1 where no map is found, or only one that moves a corner by more
-    than 8 pixels.
+    OpenCV's ECC (Evangelidis & Psarakis 2008, doi:10.1109/TPAMI.2008.113) finds the affine map with the largest
+    correlation ρ over the common area, independent of gain and offset. The distance is √(1 - ρ²), the residual divided by
+    the contrast, in the better of the two directions. It is 1 if no map is found, or one that moves a corner by more than
+    8 pixels.
     `first`, `second`: uint8 (n, 48, 48). Raises ValueError on other shapes or types.
     """
     _check_pairs(first, second)
-    with ThreadPoolExecutor() as pool:  # OpenCV lets go of Python's lock
+    with ThreadPoolExecutor() as pool:  # OpenCV releases the GIL
         there, back = (
             np.fromiter(pool.map(_aligned_correlation, *pair), np.float32, len(first))
             for pair in ((first, second), (second, first))
@@ -146,8 +145,8 @@ def aligned_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def nearest_strangers(images: np.ndarray, groups: np.ndarray, sample: int = 1000, seed: int = 0) -> np.ndarray:
     """Distance from each of a random sample of images to the nearest image of another group: float32 (sample,).
 
-    `images`: uint8 (n, 48, 48); `groups`: int (n,) from `group`. Nearest of the 8 most similar descriptors, each way
-    round, as it lies or aligned; blank images are left out. Fewer than `sample` images are all taken.
+    `images`: uint8 (n, 48, 48); `groups`: int (n,) from `group`. The nearest of the 8 images with the most similar
+    descriptors, mirrored or not, aligned or not. Blank images are left out. With fewer than `sample` images all are used.
     """
     _check(images)
     pictures = np.flatnonzero(~is_blank(images))
@@ -189,7 +188,7 @@ def _blocks(n: int, size: int) -> Iterator[slice]:
 
 
 def _exact_copies(images: np.ndarray, pictures: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
-    """Pairs of each copy with its first, and the positions of the distinct pictures."""
+    """Pairs of each exact copy with the first one, and the positions of the distinct pictures."""
     digests = [hashlib.blake2b(images[i].tobytes(), digest_size=16).digest() for i in pictures]
     codes, _ = pd.factorize(np.array(digests, dtype=object))
     _, start = np.unique(codes, return_index=True)
@@ -209,9 +208,9 @@ def _cosines() -> np.ndarray:
 
 
 def _descriptors(images: np.ndarray, pictures: np.ndarray) -> np.ndarray:
-    """Float32 (len(pictures), 64), unit norm: the lowest DCT frequencies, each times its frequency, mean left out.
+    """Float32 (len(pictures), 64), unit norm: the lowest DCT frequencies, each times its frequency, without the mean.
 
-    Faces resemble one another in the lowest frequencies; the weight evens out what the 1/f spectrum gives them.
+    Faces are similar in the lowest frequencies; the weight compensates for the 1/f spectrum.
     """
     basis = _cosines()
     weight = np.hypot(*np.mgrid[:_FREQUENCIES, :_FREQUENCIES]).astype(np.float32)
@@ -230,8 +229,8 @@ def _mirror(descriptors: np.ndarray) -> np.ndarray:
 def _candidates(descriptors: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """For each block of rows: rows done, and (first, second, flipped) of the similar pairs, first < second.
 
-    Mirroring changes the sign of the odd horizontal frequencies. So with the products of the even and of the odd ones,
-    their sum is the cosine of two pictures, and their difference that of one and the other's mirror image.
+    Mirroring changes the sign of the odd horizontal frequencies. So the sum of the products of the even and of the odd
+    frequencies is the cosine of two pictures, and their difference that of a picture and the other's mirror image.
     """
     is_odd = _SIGNS < 0
     even, odd = np.ascontiguousarray(descriptors[:, ~is_odd]), np.ascontiguousarray(descriptors[:, is_odd])
@@ -249,7 +248,9 @@ def _candidates(descriptors: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray
 def _similar(even: np.ndarray, odd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     larger = np.abs(odd)
     larger += even
-    hit = np.flatnonzero(larger.max(axis=1) >= MIN_SIMILARITY)  # few rows: one pass over memory, not three
+    hit = np.flatnonzero(
+        larger.max(axis=1) >= MIN_SIMILARITY
+    )  # few rows, so that most of the memory is read once, not three times
     plain, mirrored = (np.nonzero(cosine >= MIN_SIMILARITY) for cosine in (even[hit] + odd[hit], even[hit] - odd[hit]))
     first, second = np.hstack([plain, mirrored])
     return hit[first], second, np.repeat([False, True], [len(plain[0]), len(mirrored[0])])
@@ -258,7 +259,7 @@ def _similar(even: np.ndarray, odd: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 def _confirm(
     images: np.ndarray, first: np.ndarray, second: np.ndarray, flipped: np.ndarray, max_distance: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The candidates that are one picture as they lie, and the others."""
+    """The candidates that are copies without alignment, and the other candidates."""
     distance = picture_distance(images[first], _mirrored(images[second], flipped))
     rows = _rows(first, second, np.where(flipped, "flipped", "re-encoded").astype(object), distance)
     near = distance <= max_distance
@@ -268,11 +269,11 @@ def _confirm(
 def _confirm_aligned(
     images: np.ndarray, candidates: pd.DataFrame, known: pd.DataFrame, max_distance: float
 ) -> pd.DataFrame:
-    """The candidates that are one picture once aligned; of two groups of `known` pairs the nearest candidate is tried."""
+    """The candidates that are copies after alignment; for two groups of `known` pairs only the nearest is tried."""
     groups = group(len(images), known)
     ends = np.sort(groups[candidates[["first", "second"]].to_numpy()], axis=1)
-    tried = candidates.assign(one=ends[:, 0], two=ends[:, 1])[ends[:, 0] != ends[:, 1]]
-    tried = tried.sort_values(["distance", "first", "second"]).drop_duplicates(["one", "two", "kind"])
+    tried = candidates.assign(group_1=ends[:, 0], group_2=ends[:, 1])[ends[:, 0] != ends[:, 1]]
+    tried = tried.sort_values(["distance", "first", "second"]).drop_duplicates(["group_1", "group_2", "kind"])
     flipped = (tried["kind"] == "flipped").to_numpy()
     distance = aligned_distance(images[tried["first"]], _mirrored(images[tried["second"]], flipped))
     kind = np.where(flipped, "flipped", "cropped").astype(object)
@@ -284,7 +285,7 @@ def _aligned_correlation(first: np.ndarray, second: np.ndarray) -> float:
     start = np.eye(2, 3, dtype=np.float32)
     try:
         correlation, warp = cv2.findTransformECC(first, second, start, cv2.MOTION_AFFINE, _ECC_STOP, None, _ECC_BLUR)
-    except cv2.error:  # no map raises the correlation
+    except cv2.error:  # ECC found no map
         return 0.0
     moved = np.abs(_CORNERS @ warp.T - _CORNERS[:, :2]).max()
     return min(max(correlation, 0.0), 1.0) if moved <= _MAX_MOVE else 0.0
@@ -298,12 +299,12 @@ def _fitted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a, b = (x.reshape(-1, SIZE * SIZE).astype(np.float32) for x in (first, second))
     low, high = np.minimum(a, b), np.maximum(a, b)
     weight = ((low > _UNCLIPPED[0]) & (high < _UNCLIPPED[1])).astype(np.float32)
-    weight[weight.mean(axis=1) < 0.1] = 1  # too few to fit a line to
+    weight[weight.mean(axis=1) < 0.1] = 1  # too few pixels for a fit
     return np.minimum(_residual(a, b, weight), _residual(b, a, weight))
 
 
 def _residual(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Root mean square of what the best gain and offset leave of `target`, over its contrast: float32 (n,)."""
+    """Root mean square residual of `target` after the best gain and offset, divided by its contrast: float32 (n,)."""
     total = weight.sum(axis=1, keepdims=True)
     source_mean = (weight * source).sum(axis=1, keepdims=True) / total
     target_mean = (weight * target).sum(axis=1, keepdims=True) / total

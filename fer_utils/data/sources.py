@@ -1,8 +1,8 @@
 """Reads the two source datasets, as folders, as Kaggle's zip files or as the original CSV; never writes to them.
 
-Knows layouts and spellings; knows nothing of splits. What it does with odd input:
+Handling of unusual input:
 
-| found                                              | answer                                                   |
+| found                                              | result                                                   |
 |----------------------------------------------------|----------------------------------------------------------|
 | dataset, `train` or `test` missing                 | error: what to download, where to put it                 |
 | class folder missing or empty                      | error that names the class                               |
@@ -34,23 +34,23 @@ import pandas as pd
 
 COLUMNS = ("source", "part", "label", "usage", "source_path")
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
-MAX_IMAGE_BYTES = 10_000_000  # a 48×48 picture has about 2,000: a larger entry is no face, or a zip bomb
-MAX_UNPACKED_BYTES = 4_000_000_000  # the larger of the datasets unpacks to 0.3 GB as CSV
+MAX_IMAGE_BYTES = 10_000_000  # a 48×48 picture has about 2,000; a larger entry is no face picture, or a zip bomb
+MAX_UNPACKED_BYTES = 4_000_000_000  # the larger dataset unpacks to 0.3 GB as CSV
 
 _CSV_PARTS = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
 _USAGES = tuple(_CSV_PARTS)
 
 
 class DatasetError(ValueError):
-    """A source dataset is missing or not laid out as it should be."""
+    """A source dataset is missing or has an unknown layout."""
 
 
 @dataclass
 class Source:
     """One open source dataset.
 
-    `table` has a row an image, in natural order of the path: source (its name), part (`train` or `test`), label,
-    usage (`Training`, `PublicTest`, `PrivateTest`, or empty where the source does not tell), source_path (inside the
+    `table` has one row per image, in natural order of the path: source (its name), part (`train` or `test`), label,
+    usage (`Training`, `PublicTest`, `PrivateTest`, or empty if the source does not distinguish them), source_path (inside the
     source; for a CSV `fer2013.csv#ROW`). `ignored` lists files that are no images.
     """
 
@@ -67,9 +67,9 @@ class Source:
 
 @contextmanager
 def open_source(path: Path, name: str) -> Iterator[Source]:
-    """Open the dataset at `path`: a folder, a zip file, a CSV file, or a folder or zip that holds one of these.
+    """Open the dataset at `path`: a folder, a zip file, a CSV file, or a folder or zip that contains one of these.
 
-    Raises DatasetError, naming `path`, what was found there and the way out, where the layout is not understood.
+    Raises DatasetError, naming `path`, what was found there and what to do, if the layout is unknown.
     """
     path = Path(path)
     if not path.exists():
@@ -122,7 +122,7 @@ class _FolderReader:
 
 
 class _ZipReader:
-    """Reads entries in place; nothing is extracted, so no entry's name can reach outside."""
+    """Reads entries without extracting them, so that no entry's name can lead out of the folder."""
 
     def __init__(self, path: Path, name: str):
         self.path = path
@@ -170,7 +170,7 @@ class _ZipReader:
 
 
 def _fault_of(info: zipfile.ZipInfo) -> str | None:
-    """What makes an entry one that no dataset has, in words, or None."""
+    """A description of why an entry is rejected, or None."""
     parts = PurePosixPath(info.filename.replace("\\", "/")).parts
     if ".." in parts or parts[:1] == ("/",) or ":" in info.filename.split("/")[0]:
         return "whose name leads out of the folder"
@@ -182,7 +182,7 @@ def _fault_of(info: zipfile.ZipInfo) -> str | None:
 
 
 class _CsvReader:
-    """The original `emotion,pixels,Usage` table; `icml_face_data.csv` orders its columns otherwise and pads the names."""
+    """The original `emotion,pixels,Usage` table; `icml_face_data.csv` has another order of columns and spaces in their names."""
 
     def __init__(self, stream, file: str, path: Path):
         with stream:
@@ -238,8 +238,10 @@ def _table(files: list[str], path: Path, name: str) -> tuple[pd.DataFrame, list[
         records.append((name, part, label, _usage(parts[-1]), file))
     for part, found in homes.items():
         if len(found) > 1:
-            one, two = sorted(found)[:2]
-            raise DatasetError(f"{name}: {path} holds its {part} images under both {one}/ and {two}/: keep one of them")
+            first, second = sorted(found)[:2]
+            raise DatasetError(
+                f"{name}: {path} holds its {part} images under both {first}/ and {second}/: keep one of them"
+            )
     table = pd.DataFrame(records, columns=COLUMNS)
     _require_all_classes(table, path, name)
     order = sorted(range(len(table)), key=lambda row: natural_key(table["source_path"].iat[row]))
@@ -247,7 +249,7 @@ def _table(files: list[str], path: Path, name: str) -> tuple[pd.DataFrame, list[
 
 
 def _place(file: str, path: Path, name: str) -> tuple[str, str, str]:
-    """Which part, class and home folder an image file's path means."""
+    """The part, the class and the folder above the part's classes of an image file's path."""
     parts = PurePosixPath(file).parts
     part = parts[-3].lower() if len(parts) >= 3 else ""
     if part not in ("train", "test"):

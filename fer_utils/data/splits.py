@@ -1,4 +1,4 @@
-"""Merges the open sources into one table, gives each image its split, and writes the split folders."""
+"""Merges the sources into one table, assigns each image to a split, and writes the split folders."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,60 +16,19 @@ import pandas as pd
 SPLITS = ("TRAIN", "VAL", "TEST")
 FER2013 = "fer2013"
 EMOTION_DETECTION = "emotion_detection"
-
-
-def assign_splits(table: pd.DataFrame, val_fraction: float, test_usage: str, seed: int) -> pd.Series:
-    """Give each image its split.
-
-    TRAIN takes every Emotion Detection FER image and the rest of FER2013's train part, of which VAL takes
-    round(n × val_fraction) of each class; TEST takes FER2013's test part: all of it, or with `test_usage="private"` the
-    PrivateTest images alone, the others then standing in no split (""). So does an image flagged `unreadable`.
-
-    table: columns source, part, label, usage, flags. Returns a Series of TRAIN, VAL, TEST or "" on the same index.
-    Raises ValueError for an unknown `test_usage`, for a fraction outside (0, 1), and for "private" where the source does
-    not tell Public from Private.
-    """
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction is {val_fraction}, expected a share between 0 and 1")
-    readable = ~table["flags"].str.split().map(lambda flags: "unreadable" in flags).astype(bool)
-    split = pd.Series("TRAIN", index=table.index).where(readable, "")
-    is_fer = readable & (table["source"] == FER2013)
-    is_test = is_fer & (table["part"] == "test")
-    split[is_test] = "TEST"
-    if test_usage == "private":
-        if not (table.loc[is_test, "usage"] == "PrivateTest").any():
-            raise ValueError("test_usage is 'private', but this FER2013 does not tell PublicTest from PrivateTest")
-        split[is_test & (table["usage"] != "PrivateTest")] = ""
-    elif test_usage != "all":
-        raise ValueError(f"test_usage is {test_usage!r}, expected 'all' or 'private'")
-    for code, label in enumerate(CLASSES):
-        members = table.index[is_fer & (table["part"] == "train") & (table["label"] == label)]
-        chosen = np.random.default_rng([seed, code]).permutation(len(members))[: round(len(members) * val_fraction)]
-        split[members[chosen]] = "VAL"
-    return split
-
-
-def count_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Images of each class (rows, in CLASSES order, then `total`) in each split (columns)."""
-    counts = pd.crosstab(table["label"], table["split"]).reindex(index=CLASSES, columns=SPLITS, fill_value=0)
-    counts.loc["total"] = counts.sum()
-    counts.columns.name = counts.index.name = None
-    return counts
-
-
 MANIFEST_COLUMNS = (
     "split", "label", "source", "usage", "source_path", "path", "fingerprint", "flags", "group", "relation", "label_conflict"
 )  # fmt: skip
-_REPAIRED = {"colour", "resized"}  # flags whose picture is no longer what the source's file holds
-_COPY = re.compile(r"_aug\d+$", re.IGNORECASE)  # how names of augmented copies end, see `balance.balanced_name`
-_SHOWN = 10
+_REPAIRED = {"colour", "resized"}  # flags of pictures that differ from the source's file
+_COPY = re.compile(r"_aug\d+$", re.IGNORECASE)  # end of the names of augmented copies, see `balance.balanced_name`
+_SHOWN = 10  # unreadable images named in an error
 
 
 @dataclass(frozen=True)
 class Merged:
-    """All source images. table: a row an image; pixels: uint8 (n, 48, 48); data: the image files' bytes, in row order.
+    """All source images. table: one row per image; pixels: uint8 (n, 48, 48); data: the image files' bytes, in row order.
 
-    ignored: files of the sources that are no images.
+    ignored: files of the sources that are not images.
     """
 
     table: pd.DataFrame
@@ -87,9 +46,9 @@ def read_sources(places: Mapping[str, Path], unreadable: str) -> Merged:
 def read_all(sources: Sequence[Source], unreadable: str) -> Merged:
     """Read and check every image of the sources; nothing is written.
 
-    table: the sources' columns and file (`<source>_<part>_<name>`, unique in its class), fingerprint, flags (space
-    separated). An image that is empty, cut off or foreign raises DatasetError, with the names of the first ten, after all
-    have been tried; with `unreadable="exclude"` it stays in the table, flagged `unreadable`, its pixels 0.
+    The table has the sources' columns and file (`<source>_<part>_<name>`, unique in its class), fingerprint and flags
+    (separated by spaces). Images that are empty, truncated or of another format raise DatasetError, with the names of the
+    first ten, after all were read; with `unreadable="exclude"` they stay in the table, flagged `unreadable`, with pixels 0.
     """
     table = pd.concat([source.table for source in sources], ignore_index=True)
     pixels = np.zeros((len(table), images.SIZE, images.SIZE), np.uint8)
@@ -122,10 +81,10 @@ def read_all(sources: Sequence[Source], unreadable: str) -> Merged:
 
 
 def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
-    """`<source>_<part>_<name>`; the second of one name in a class is numbered and flagged `renamed`.
+    """`<source>_<part>_<name>`; a repeated name in a class is numbered and flagged `renamed`.
 
-    One name whatever its suffix and its case: augmented copies of `a.jpg` and `a.png` would both be `a_aug1.png`. So would
-    an image that comes under that name: it is numbered too.
+    Names are compared without suffix and case, since augmented copies of `a.jpg` and `a.png` would both be `a_aug1.png`.
+    An image that already has a name like an augmented copy's is numbered too.
     """
     names, taken = [], set()
     for row, (source, part, label, path) in enumerate(
@@ -146,16 +105,55 @@ def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
     return names
 
 
+def assign_splits(table: pd.DataFrame, val_fraction: float, test_usage: str, seed: int) -> pd.Series:
+    """Assign each image to a split.
+
+    VAL is round(n × val_fraction) images of each class of FER2013's train part. TRAIN is the rest of that part and every
+    Emotion Detection FER image. TEST is FER2013's test part: all of it, or with `test_usage="private"` only the
+    PrivateTest images; the others are then in no split (""). Images flagged `unreadable` are in no split either.
+
+    table: columns source, part, label, usage, flags. Returns a Series of TRAIN, VAL, TEST or "" on the same index.
+    Raises ValueError for an unknown `test_usage`, for a fraction outside (0, 1), and for "private" if the source does not
+    distinguish Public and Private.
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction is {val_fraction}, expected a share between 0 and 1")
+    readable = ~table["flags"].str.split().map(lambda flags: "unreadable" in flags).astype(bool)
+    split = pd.Series("TRAIN", index=table.index).where(readable, "")
+    is_fer = readable & (table["source"] == FER2013)
+    is_test = is_fer & (table["part"] == "test")
+    split[is_test] = "TEST"
+    if test_usage == "private":
+        if not (table.loc[is_test, "usage"] == "PrivateTest").any():
+            raise ValueError("test_usage is 'private', but this FER2013 does not tell PublicTest from PrivateTest")
+        split[is_test & (table["usage"] != "PrivateTest")] = ""
+    elif test_usage != "all":
+        raise ValueError(f"test_usage is {test_usage!r}, expected 'all' or 'private'")
+    for code, label in enumerate(CLASSES):
+        members = table.index[is_fer & (table["part"] == "train") & (table["label"] == label)]
+        chosen = np.random.default_rng([seed, code]).permutation(len(members))[: round(len(members) * val_fraction)]
+        split[members[chosen]] = "VAL"
+    return split
+
+
+def count_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Number of images of each class (rows, in CLASSES order, then `total`) in each split (columns)."""
+    counts = pd.crosstab(table["label"], table["split"]).reindex(index=CLASSES, columns=SPLITS, fill_value=0)
+    counts.loc["total"] = counts.sum()
+    counts.columns.name = counts.index.name = None
+    return counts
+
+
 def to_manifest(table: pd.DataFrame) -> pd.DataFrame:
-    """The manifest of a table that has splits and audit columns; `path` is relative to the image folder, "" in no split."""
+    """The manifest of a table with splits and audit columns; `path` is relative to the image folder, "" without a split."""
     path = table["split"] + "/" + table["label"] + "/" + table["file"]
     return table.assign(path=path.where(table["split"] != "", ""))[list(MANIFEST_COLUMNS)]
 
 
 def write_split_folders(manifest: pd.DataFrame, data: list[bytes], folder: Path) -> None:
-    """Write TRAIN, VAL and TEST below `folder`, each replaced whole; byte for byte but for repaired images.
+    """Write TRAIN, VAL and TEST below `folder`, each folder atomically; only converted images differ from the source.
 
-    Raises OutputError where the disk is full or read-only; the split's old folder is then still there.
+    Raises OutputError if the disk is full or read-only; the split's old folder is then unchanged.
     """
     with progress.bar(description="writing images", total=int((manifest["split"] != "").sum())) as bar:
         for split in SPLITS:

@@ -1,7 +1,7 @@
 """Compares the cells that a kernel ran with the code cells of a notebook's file.
 
-Knows code and its names; knows nothing of stages. Comments and layout make no difference. Cells that only look at
-things make none either: a cell counts as foreign where it changes a name that the file's cells read.
+Comments and layout are ignored. So are additional cells that only inspect values: a cell counts as foreign only if it
+changes a name that the file's cells read.
 """
 
 import ast
@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
-# Methods that change an object in place: of a list, a dictionary, a model.
+# Methods that change an object in place: a list, a dictionary, a model.
 _CHANGING = {"append", "clear", "compile", "extend", "fit", "insert", "load_weights", "pop", "remove", "set_weights"}
 _CHANGING |= {"assign", "reverse", "setdefault", "sort", "update"}
-_RUNS_CODE = {"capture", "prun", "time"}  # magics that run the code they are given in the notebook's own variables
+_RUNS_CODE = {"capture", "prun", "time"}  # magics that run their argument as code with the notebook's variables
 
 
 def code_cells(source: str) -> list[str]:
@@ -24,7 +24,7 @@ def code_cells(source: str) -> list[str]:
 
 
 class History:
-    """The cells that this kernel has run since the one that makes this object, that one included."""
+    """The cells that this kernel has run, from the one that creates this object on."""
 
     def __init__(self, namespace: Mapping[str, Any]):
         ipython = sys.modules.get("IPython")
@@ -36,24 +36,24 @@ class History:
         return self._shell.history_manager.input_hist_parsed if self._shell else [""]
 
     def cells(self) -> list[str] | None:
-        """Their code, in the order they ran; None where no IPython kernel runs the notebook, and nothing is known."""
+        """The code of the cells, in the order they ran; None without an IPython kernel."""
         return [code for code in self._inputs()[self._first :] if code.strip()] if self._shell else None
 
 
 def changes(file: Sequence[str], ran: Sequence[str]) -> dict[str, set[str]]:
-    """Cells that ran and are not among the file's, and change names that these read: cell → the names."""
-    own = {_normal(code) for code in file}
+    """Cells that ran, are not in the file, and change names that the file's cells read: cell → the names."""
+    in_file = {_normal(code) for code in file}
     needed = set().union(*map(_needs, file))
     imported = {item for code in file for item in imports(_parse(code))}
-    foreign = [code for code in ran if _normal(code) not in own]
+    foreign = [code for code in ran if _normal(code) not in in_file]
     found = {code: needed if _runs_a_file(code) else sets(code, imported) & needed for code in foreign}
     return {code: names for code, names in found.items() if names}
 
 
 def differences(file: Sequence[str], ran: Sequence[str]) -> list[str]:
-    """Where what ran is not what the file says, in words; empty where the file's cells ran, each after those it needs.
+    """Differences between the cells that ran and the file; empty if the file's cells ran, each after those it needs.
 
-    Cells may run twice. A cell that ran again after one that reads what it sets is a difference.
+    Cells may run twice. It is a difference if a cell ran again and a cell that reads its results did not.
     """
     says = [
         f"a cell that is not in the file, {_begins(code)}, changes {', '.join(sorted(names))}"
@@ -71,7 +71,7 @@ def differences(file: Sequence[str], ran: Sequence[str]) -> list[str]:
 
 
 def _begins(code: str) -> str:
-    """The first line that a cell's reader would know it by."""
+    """The first line of a cell that is not an import, to identify the cell."""
     statements = _parse(code).body
     told = [node for node in statements if not isinstance(node, (ast.Import, ast.ImportFrom))] or statements
     line = ast.unparse(told[0]).splitlines()[0] if told else code.strip().splitlines()[0]
@@ -79,10 +79,10 @@ def _begins(code: str) -> str:
 
 
 def _parse(code: str) -> ast.Module:
-    """The code as Python sees it, without magics that only show or set up; empty where it is no Python."""
+    """The parsed code, without magics that only show or set up; empty if it is not valid Python."""
     try:
         tree = ast.parse(code)
-    except SyntaxError:  # it did not run
+    except SyntaxError:  # such a cell did not run
         return ast.Module([], [])
     body: list[ast.stmt] = []
     for statement in tree.body:
@@ -96,7 +96,7 @@ def _parse(code: str) -> ast.Module:
 
 
 def _magic(statement: ast.stmt) -> list[Any] | None:
-    """The arguments of a magic, its name first, of a shell command `["!", command]`; None for another statement."""
+    """The arguments of a magic, its name first; for a shell command `["!", command]`; None for other statements."""
     call = statement.value if isinstance(statement, ast.Expr) else None
     if not (isinstance(call, ast.Call) and ast.unparse(call.func).startswith("get_ipython().")):
         return None
@@ -113,16 +113,16 @@ def _compiled(code: str) -> CodeType:
 
 
 def _needs(code: str) -> set[str]:
-    """The names that a cell reads before it has set them itself, in its functions too."""
-    own: set[str] = set()
+    """The names that a cell reads before it sets them, including those read in its functions."""
+    set_here: set[str] = set()
     needed: set[str] = set()
     for instruction in dis.get_instructions(_compiled(code)):
         if instruction.opname in ("STORE_NAME", "DELETE_NAME"):
-            own.add(instruction.argval)
+            set_here.add(instruction.argval)
         elif instruction.opname == "LOAD_NAME":
-            needed |= {instruction.argval} - own
+            needed |= {instruction.argval} - set_here
         elif isinstance(instruction.argval, CodeType):
-            needed |= {name for name, is_set in _globals(instruction.argval) if not is_set} - own
+            needed |= {name for name, is_set in _globals(instruction.argval) if not is_set} - set_here
     return needed
 
 
@@ -143,7 +143,7 @@ def _runs_a_file(code: str) -> bool:
 
 
 def sets(code: str, imported: Collection[tuple[str, str]] = ()) -> set[str]:
-    """The names that a cell sets, or whose objects it changes in place; not what it imports as in `imported`."""
+    """The names that a cell sets, or whose objects it changes in place, without imports that are in `imported`."""
     tree = _parse(code)
     found = {name for name, origin in imports(tree) if (name, origin) not in imported}
     names = {name for name, _ in imports(tree)}
@@ -168,7 +168,7 @@ def _root(node: ast.expr) -> set[str]:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """(local name, dotted name) of what a tree imports, also inside functions."""
+    """(local name, dotted name) of everything that a tree imports, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             home = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""

@@ -1,7 +1,4 @@
-"""Runs side by side: what differs in their parameters beside what differs in their results, as one HTML page and a CSV.
-
-Knows results of runs and how to set them against each other; trains and scores nothing.
-"""
+"""Compares runs: differences in parameters and in results, as one HTML page and a CSV."""
 
 import base64
 import io
@@ -23,7 +20,7 @@ from matplotlib.figure import Figure
 
 _SPLITS = ("VAL", "TEST")
 _SCORES = ("accuracy", "macro_f1", "loss", "calibration_error")
-_PLACES = {"run", "profile", "outputs_dir", "data_dir"}  # parameters that say where a run is, not what it does
+_PLACES = {"run", "profile", "outputs_dir", "data_dir"}  # parameters that do not affect results
 _LONGEST_NAME = 100
 
 _PAGE = """<!doctype html>
@@ -36,8 +33,8 @@ _PAGE = """<!doctype html>
 <p>In brackets 95 % bootstrap intervals. Choose between runs by VAL; TEST is for the one that was chosen.</p>
 <h2>The same images, run against run</h2>
 {% if tests is none %}<p>No two runs have predictions of the same images.</p>{% else %}{{ tests }}
-<p>McNemar's exact test, two-sided, on the images that both runs predicted: how likely is so uneven a share of images that
-only one of them gets right, were both equally good? Each p is of its pair alone: of {{ n_tests }} tests, one counts
+<p>McNemar's exact test, two-sided, on the images that both runs predicted: p is the probability of counts at least as
+uneven if both runs were equally good. Each p is for its pair only: with {{ n_tests }} tests, a difference is significant
 below 0.05 ÷ {{ n_tests }} = {{ "%.2g"|format(0.05 / n_tests) }}.</p>{% endif %}
 {% for title, data in figures %}<h2>{{ title }}</h2><figure><img alt="{{ title }}" src="data:image/png;base64,{{ data }}">
 </figure>{% endfor %}
@@ -46,36 +43,39 @@ below 0.05 ÷ {{ n_tests }} = {{ "%.2g"|format(0.05 / n_tests) }}.</p>{% endif %
 
 
 def differing_parameters(compared: Sequence[Run]) -> pd.DataFrame:
-    """Parameters, package versions and the profile that are not the same in all runs: a row each, a column a run."""
+    """Parameters, package versions and the profile that differ between the runs: one row each, one column per run."""
     rows: dict[str, list[str]] = {"profile": [run.profile for run in compared]}
     for stage in STAGES:
         used = [_ran_with(run, stage) for run in compared]
-        for name in dict.fromkeys(name for own in used for name in own if name not in _PLACES):
-            rows[f"{stage}.{name}"] = [str(own.get(name, "–")) for own in used]
+        for name in dict.fromkeys(name for values in used for name in values if name not in _PLACES):
+            rows[f"{stage}.{name}"] = [str(values.get(name, "–")) for values in used]
         versions = [run.records.get(stage, {}).get("versions", {}) for run in compared]
-        for package in dict.fromkeys(package for own in versions for package in own):
-            rows[f"{stage}: {package}"] = [own.get(package, "–") for own in versions]
+        for package in dict.fromkeys(package for installed in versions for package in installed):
+            rows[f"{stage}: {package}"] = [installed.get(package, "–") for installed in versions]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=[run.name for run in compared])
     return table[table.nunique(axis=1) > 1]
 
 
 def _ran_with(run: Run, stage: str) -> dict:
-    """The parameters that a stage ran with; of one that has not run, those that it would."""
+    """The parameters that a stage ran with, or would run with if it has not run."""
     return run.records[stage]["parameters"] if stage in run.records else run.parameters[stage]
 
 
 def results(compared: Sequence[Run]) -> pd.DataFrame:
-    """Scores with intervals, leakage, epochs, what ended them, and seconds: a row each, a column a run; "–" where a run has none."""
+    """Scores with intervals, leakage, epochs, the reason for the end of training, and seconds.
+
+    One row each, one column per run; "–" if a run has no value.
+    """
     columns = {}
     for run in compared:
         column = {"state": run.state}
         for split in _SPLITS if run.metrics else ():
-            of = run.metrics[split.lower()]
-            column[f"{split} images"] = f"{of['n']:,}"
+            found = run.metrics[split.lower()]
+            column[f"{split} images"] = f"{found['n']:,}"
             for name in _SCORES:
-                has_interval = f"{name}_interval" in of
+                has_interval = f"{name}_interval" in found
                 column[f"{split} {name}"] = (
-                    runs.with_interval(of, name) if has_interval else report.significant(of[name])
+                    runs.with_interval(found, name) if has_interval else report.significant(found[name])
                 )
             seen = report.seen_in_training(run.metrics, split)
             column[f"{split} images seen in training"] = "–" if seen is None else f"{seen:,}"
@@ -89,17 +89,17 @@ def results(compared: Sequence[Run]) -> pd.DataFrame:
 
 
 def mcnemar_tests(compared: Sequence[Run]) -> pd.DataFrame | None:
-    """McNemar's test of each two runs on VAL and on TEST, as far as both predicted the same pictures; None where none did.
+    """McNemar's test of each pair of runs on VAL and on TEST, on the images that both predicted; None without such images.
 
-    Two images are the same where path and fingerprint of the pixels are.
+    Two images are the same if path and fingerprint of the pixels are equal.
     """
     rows = []
     for split in _SPLITS:
         tables = {run.name: _predictions(run, split) for run in compared if run.metrics}
-        for (first, one), (second, two) in itertools.combinations(tables.items(), 2):
-            if not set(one["path"]) & set(two["path"]):
+        for first, second in itertools.combinations(tables, 2):
+            if not set(tables[first]["path"]) & set(tables[second]["path"]):
                 continue
-            test = scores.mcnemar(one, two)
+            test = scores.mcnemar(tables[first], tables[second])
             rows.append(
                 {
                     "images of": split,
@@ -118,7 +118,9 @@ def _predictions(run: Run, split: str) -> pd.DataFrame:
     needed = ("path", "label", "predicted")
     table = loading.read_table(run.folders.for_split("predictions", split, ".csv"), needed)
     manifest = loading.read_table(run.folders.manifest, ("path", "fingerprint"))
-    fingerprint = manifest[manifest["path"] != ""].set_index("path")["fingerprint"]  # no path: in no split
+    fingerprint = manifest[manifest["path"] != ""].set_index("path")[
+        "fingerprint"
+    ]  # without a path an image is in no split
     return table.assign(path=table["path"] + " " + table["path"].map(fingerprint).fillna(""))
 
 
@@ -128,7 +130,7 @@ def _history(run: Run) -> pd.DataFrame:
 
 
 def write(compared: Sequence[Run], folder: Path) -> tuple[Path, Path]:
-    """Write the comparison below `folder`; return the HTML page and the CSV. Raises TornFile for a result not whole."""
+    """Write the comparison below `folder`; return the HTML page and the CSV. Raises TornFile for a damaged result."""
     names = [run.name for run in compared]
     stem = "compare_" + "_".join(names)
     if len(stem) > _LONGEST_NAME:

@@ -1,6 +1,6 @@
-"""The defaults of the parameters cells as the project ships them: what differs from them was typed by a person.
+"""The shipped defaults of the parameters cells, used to recognise values that a user typed.
 
-A cell that was edited and saved no longer says what its default was. A test keeps this record equal to the cells.
+A cell that was edited and saved no longer has its default. A test keeps these values equal to the cells.
 """
 
 from collections.abc import Mapping
@@ -71,11 +71,11 @@ DEFAULTS = {
 
 
 def typed(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a stage's values that a person typed: they differ from the default on record."""
+    """The values of a stage that a user typed: those that differ from the recorded default."""
     return {name: value for name, value in values.items() if value != DEFAULTS[stage].get(name, value)}
 
 
 def typed_in_cells(declared: Mapping[str, Mapping[str, Parameter]]) -> dict[str, dict[str, Any]]:
-    """What was typed in the parameters cells of these stages and saved: stage → name → value."""
-    cells = {stage: {name: parameter.default for name, parameter in own.items()} for stage, own in declared.items()}
+    """Values that a user typed in the parameters cells of these stages and saved: stage → name → value."""
+    cells = {stage: {name: parameter.default for name, parameter in cell.items()} for stage, cell in declared.items()}
     return {stage: typed(stage, values) for stage, values in cells.items()}

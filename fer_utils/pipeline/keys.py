@@ -1,8 +1,8 @@
-"""What a stage's result depends on, and whether its outputs are still there as they were written.
+"""Computes a stage's key, from everything that its result depends on, and checks that outputs are unchanged.
 
-A key names the notebook's code, the modules of `fer_utils` that it imports, directly or by way of others, its parameters,
-its inputs and the versions of the packages that compute. Comments, docstrings, prose and layout are no part of it, nor is
-code that only prints, draws, times or says where things lie. Knows nothing of how a stage is run.
+A key covers the notebook's code, the modules of `fer_utils` that it imports directly or indirectly, its parameters, its
+inputs, and the versions of packages that affect results. Comments, docstrings, text cells and layout are not part of it,
+nor is code that only prints, draws, measures time or determines paths.
 """
 
 import ast
@@ -20,7 +20,7 @@ from fer_utils.data import finding
 from fer_utils.pipeline import parameters, paths
 from fer_utils.pipeline.cells import imports
 
-# What each stage reads: the output's name → the stage that writes it.
+# The inputs of each stage: name → the stage that writes it.
 INPUTS = {
     "merge_split": {},
     "balance": {"manifest.csv": "merge_split", "images/TRAIN": "merge_split"},
@@ -49,19 +49,19 @@ INPUTS = {
     },
 }
 
-# Parameters that say where or how fast, not what. What the sources hold is an input.
+# Parameters that do not affect results. The content of the sources counts as an input.
 _NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "workers", "cache", "cache_dir", *finding.DATASETS}
 
-# Rooms and modules on which no number that a stage writes depends: they find, check, put in place, record, time and show.
+# Subpackages and modules that do not affect results: they find, check, move, record, measure time and show.
 NOT_COMPUTING = {
     *("pipeline", "kaggle", "predict", "export"),
     *("files", "places", "plots", "progress"),
     *("data.finding", "training.checkpoint", "training.time_budget", "evaluation.report"),
 }
 
-# What only shows: the functions by these names, and the functions of the modules by these names.
+# Functions, and modules whose functions, only show something.
 _SHOWING = {"print", "display", "pyplot", "plots", "report"}
-_SHOWN_AS = {"round", "to_frame"}  # methods that prepare a table which a cell shows
+_SHOWN_AS = {"round", "to_frame"}  # methods that format a table that a cell shows
 
 # Packages whose version can change a result: import name → distribution.
 _PACKAGES = {
@@ -81,9 +81,9 @@ _HASHED_AT_ONCE = 1 << 20
 
 
 def key_of(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, records: Mapping[str, dict]) -> dict:
-    """The key of a stage as it would run now: notebook, code, parameters, inputs, versions, each name → digest or value.
+    """The key of a stage if it ran now: notebook, code, parameters, inputs, versions, each name → digest or value.
 
-    values: the stage's resolved parameters. records: what the run's finished stages recorded, by stage.
+    values: the stage's resolved parameters. records: stage → record of the run's finished stages.
     """
     notebook, code, packages = _code_of(places.source_root() / "notebooks" / parameters.STAGES[stage])
     return {
@@ -96,12 +96,12 @@ def key_of(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, rec
 
 
 def digest(key: Mapping[str, Any]) -> str:
-    """A short name of a key, equal for equal keys."""
+    """A digest of a key, equal for equal keys."""
     return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two keys, in words; empty where nothing does."""
+    """Descriptions of the differences between two keys; empty if there are none."""
     found = ["the notebook's code changed"] if old.get("notebook") != new["notebook"] else []
     for part, says in (
         ("parameters", "{name} was {old!r}, is {new!r}"),
@@ -120,19 +120,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def output_name(path: Path, folders: paths.RunFolders) -> str:
-    """How a record names an output: `images/...` below the image folder, else relative to the run's folder."""
+    """The name of an output in a record: `images/...` in the image folder, otherwise relative to the run's folder."""
     if path.is_relative_to(folders.data):
         return f"images/{path.relative_to(folders.data).as_posix()}"
     return path.relative_to(folders.run).as_posix()
 
 
 def output_path(name: str, folders: paths.RunFolders) -> Path:
-    """The place of an output that a record names."""
+    """The path of an output named in a record."""
     return folders.data / name.removeprefix("images/") if name.startswith("images/") else folders.run / name
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What an output holds: files, bytes and the digest of all content; of a folder also the digest of names and sizes."""
+    """Number of files, bytes and digest of an output; for a folder also the digest of names and sizes."""
     if path.is_dir():
         found = list(_listed(path))
         content = hashlib.blake2b(digest_size=16)
@@ -143,9 +143,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def damage(path: Path, recorded: Mapping[str, Any]) -> str | None:
-    """What is wrong with an output on record, in words, or None.
+    """A description of the damage to a recorded output, or None.
 
-    A file is read whole; of a folder names and sizes are compared, so that a hundred thousand pictures take a second.
+    A file is read completely; for a folder only names and sizes are compared, which takes a second for 100,000 pictures.
     """
     if not path.exists():
         return f"{path.name} is gone"
@@ -170,7 +170,7 @@ def file_digest(path: Path) -> str:
 
 
 def _listed(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Every file below a folder, by name, with its stat."""
+    """Every file below a folder with its stat, sorted by name."""
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
@@ -209,7 +209,7 @@ def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Map
 
 
 def _source_digest(name: str, given: str) -> str:
-    """Names, sizes and times of a source dataset: reading 70,000 pictures to see whether they changed would take longer."""
+    """A digest of names, sizes and times of a source dataset, since reading 70,000 pictures would take too long."""
     if given == "demo":
         return "demo"
     try:
@@ -233,9 +233,9 @@ def _version(package: str) -> str:
 
 
 def notebook_digest(source: str, name: str) -> str:
-    """The digest of a notebook's code without its parameters cell and without what only shows.
+    """The digest of a notebook's code without its parameters cell and without code that only shows something.
 
-    source: the notebook in percent format; `name` stands in errors.
+    source: the notebook in percent format. name: its name in error messages.
     """
     declared = set(parameters.read_cell(source, name))
     tree = ast.parse(source, name)
@@ -244,7 +244,7 @@ def notebook_digest(source: str, name: str) -> str:
 
 
 def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
-    """Digest of a notebook's code, digests of the modules of `fer_utils` that it imports, packages that they all import."""
+    """The digest of a notebook's code, digests of the modules of `fer_utils` that it imports, and imported packages."""
     if not notebook.is_file():
         return "not at hand", {}, []
     source = notebook.read_text(encoding="utf-8")
@@ -262,7 +262,7 @@ def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
 
 
 def _modules(dotted: str) -> list[Path]:
-    """The files of `fer_utils` that importing a dotted name runs; none for another package's."""
+    """The files of `fer_utils` that an import of a dotted name runs; none for other packages."""
     package, *parts = dotted.split(".")
     if package != _PACKAGE.name:
         return []
@@ -271,7 +271,7 @@ def _modules(dotted: str) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-@lru_cache  # a kernel goes on with the code that it has imported, whatever becomes of the file
+@lru_cache  # a kernel keeps using the code that it imported, even if the file changes
 def _read_module(path: Path) -> tuple[str, list[str]]:
     """The digest of a module's code, and the dotted names that it imports."""
     return _parsed(path.read_text(encoding="utf-8"))
@@ -285,16 +285,16 @@ def _parsed(source: str) -> tuple[str, list[str]]:
 
 
 def _digest(tree: ast.Module) -> str:
-    """The digest of code as it computes. Changes the tree."""
+    """The digest of code without what only shows something. Changes the tree."""
     text = ast.unparse(_WithoutShowing(tree).visit(tree))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class _WithoutShowing(ast.NodeTransformer):
-    """Takes out of a tree what only shows: calls that print or draw, values that a cell shows, docstrings.
+    """Removes from a tree what only shows something: calls that print or draw, values that a cell shows, docstrings.
 
-    What may have an effect stays: of a call that shows the calls in its arguments, and the names that its value goes to.
-    A name that the tree also gives to something else counts as computing.
+    What may have an effect is kept: calls in the arguments of a removed call, and names that its value is assigned to. A
+    name that the tree also binds to something else is not treated as showing.
     """
 
     def __init__(self, tree: ast.Module):
@@ -330,7 +330,7 @@ class _WithoutShowing(ast.NodeTransformer):
 
 
 def _effects(*nodes: ast.AST) -> ast.Tuple:
-    """What in these expressions may have an effect, as a tuple: the outermost calls, with loops and conditions around them."""
+    """The parts of these expressions that may have an effect, as a tuple: outermost calls, loops and conditions."""
     found, waiting = [], list(nodes)
     while waiting:
         node = waiting.pop(0)

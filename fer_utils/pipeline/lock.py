@@ -1,9 +1,9 @@
-"""One process a run: locks that hold while their process lives, and no longer.
+"""Locks that let only one process work on a run; a lock is released when its process ends.
 
-Two locks a folder. `runner` is held by run_all.py from start to end, `stage` by the process that computes a stage,
-opened by hand in Jupyter or started by run_all.py. A kernel outlives a killed run_all.py by about a second; its lock
-keeps the next run from writing beside it. On Kaggle a session has its folders to itself: no lock is taken there, and the
-package of locks, which its image may lack, is not imported.
+Each folder has two locks. `runner` is held by run_all.py from start to end, `stage` by the process that computes a stage,
+in Jupyter or started by run_all.py. A kernel survives a killed run_all.py by about a second; meanwhile its lock keeps the
+next run from writing to the same folder. On Kaggle a session is alone with its folders, so no lock is taken and
+`filelock`, which may be missing there, is not imported.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 RUNNER, STAGE = "runner", "stage"
-_PATIENCE = 15  # seconds: an orphaned kernel looks for its parent once a second
+_PATIENCE = 15  # seconds; an orphaned kernel checks for its parent once a second
 
 
 class RunIsBusy(RuntimeError):
@@ -27,9 +27,9 @@ class RunIsBusy(RuntimeError):
 
 @contextlib.contextmanager
 def held_by_runner(folders: paths.RunFolders) -> Iterator[None]:
-    """Hold the run, and its image folder where that lies elsewhere, for the block.
+    """Lock the run, and its image folder if that is elsewhere, for the block.
 
-    Raises RunIsBusy where another run_all.py holds it, or where a notebook computes in it and does not end soon.
+    Raises RunIsBusy if another run_all.py holds it, or if a notebook computes in it and does not end soon.
     """
     with contextlib.ExitStack() as stack:
         for lock in _locks(folders, RUNNER):
@@ -40,9 +40,9 @@ def held_by_runner(folders: paths.RunFolders) -> Iterator[None]:
 
 
 def hold_for_stage(folders: paths.RunFolders) -> "list[FileLock]":
-    """Hold the run for a stage that this process computes, until the locks returned are released or the process ends.
+    """Lock the run for a stage that this process computes, until the returned locks are released or the process ends.
 
-    Beginning again in one process, as a notebook run twice does, is no clash. Raises RunIsBusy.
+    The same process may take the locks again, as a notebook that runs twice does. Raises RunIsBusy.
     """
     return [_acquired(lock, _PATIENCE) for lock in _locks(folders, STAGE)]
 
@@ -74,7 +74,7 @@ def _acquired(lock: "FileLock", seconds: float) -> "FileLock":
 
 
 def is_held(folders: paths.RunFolders) -> bool:
-    """Whether a process works on the run at this moment."""
+    """Whether a process works on the run now."""
     from filelock import Timeout
 
     for kind in (RUNNER, STAGE):

@@ -1,13 +1,12 @@
 """Reads the parameters cells, profiles and overrides, and resolves them to one checked value each.
 
-Knows how a parameter is declared and what it may be; knows nothing of what it is for. A parameters cell declares one
-parameter a line:
+A parameters cell declares one parameter per line:
 
     # What the specification names
     epochs: int = 10  # >= 1; specification
     optimizer: str = "adamw"  # adamw | adam; specification
 
-The type and, before the `;`, the values allowed are read from here alone. A line that begins with `# ` heads a group.
+The type and, before the `;`, the allowed values are declared only there. A line that begins with `# ` is a heading.
 """
 
 import ast
@@ -34,7 +33,7 @@ STAGES = {
     "fine_tune": "04_fine_tune.py",
     "evaluate": "05_evaluate.py",
 }
-COMMON = "common"  # the section of a profile that holds for every stage which has the parameter
+COMMON = "common"  # section of a profile whose values apply to every stage with the parameter
 CELL_MARK = '# %% tags=["parameters"]'
 
 _LINE = re.compile(r"^(?P<code>\w+: (?P<type>int|float|str|bool) = (?P<value>[^#]+?))  # (?P<comment>.+)$")
@@ -45,12 +44,12 @@ _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 class ParameterError(ValueError):
-    """A parameter, profile or override is not as declared; the message has a line for each fault."""
+    """An invalid parameter, profile or override; the message has a line for each fault."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One declared parameter: its name, type, default, what its value may be, and why."""
+    """One declared parameter: name, type, default, allowed values, and the reason for the default."""
 
     name: str
     type: type
@@ -61,8 +60,8 @@ class Parameter:
     def coerce(self, value: Any) -> Any:
         """`value` as this parameter's type; raises ValueError that says what was expected.
 
-        Text is read as a number or truth value where one is declared, since YAML reads `1e-3` as text and a command line
-        has nothing else.
+        Text is converted to a declared number or truth value, since YAML reads `1e-3` as text and command-line values are
+        text.
         """
         try:
             value = _convert(value, self.type)
@@ -74,7 +73,7 @@ class Parameter:
 
     @property
     def expected(self) -> str:
-        """What a value must be, in words."""
+        """A description of the expected value."""
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[self.type]
         return f"{words} ({self.allowed})" if self.allowed else words
 
@@ -99,7 +98,7 @@ def _convert(value: Any, kind: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         _fail()
     if kind is int and (isinstance(value, int) or re.fullmatch(r"[+-]?\d+", str(value))):
-        return int(value)  # not by way of float, which rounds a long seed
+        return int(value)  # not via float, which would round a long seed
     number = float(value)
     if number != number or number in (float("inf"), float("-inf")):
         _fail()
@@ -148,7 +147,7 @@ def _declared(line: str, name: str) -> Parameter:
 
 
 def with_values(cell: str, values: Mapping[str, Any]) -> str:
-    """The text of a parameters cell with `values` as its defaults; every line keeps its type and comment."""
+    """The text of a parameters cell with `values` as defaults; types and comments are unchanged."""
     lines = []
     for line in cell.splitlines():
         match = _LINE.match(line)
@@ -167,7 +166,7 @@ def declared(notebooks: Path | None = None) -> dict[str, dict[str, Parameter]]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, of which YAML would keep the last in silence."""
+    """SafeLoader that rejects duplicate keys, of which YAML silently keeps the last."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -211,12 +210,12 @@ def resolve(
 ) -> dict[str, dict[str, Any]]:
     """One checked value for every parameter of every stage.
 
-    layers: (where the values come from, section → name → value), later ones win; inside a layer a stage's own section
-    wins over `common`. Raises ParameterError with a line for every fault: where it stands, what was expected, the
-    nearest name known.
+    layers: (origin, section → name → value). Later layers take precedence; within a layer a stage's section takes
+    precedence over `common`. Raises ParameterError with a line for every fault: its origin, what was expected, and the
+    most similar known name.
     """
     faults: list[str] = []
-    values = {stage: {name: parameter.default for name, parameter in own.items()} for stage, own in stages.items()}
+    values = {stage: {name: parameter.default for name, parameter in cell.items()} for stage, cell in stages.items()}
     for origin, sections in layers:
         for section in sorted(sections, key=lambda section: section != COMMON):
             if not sections[section] and section not in (COMMON, *stages):
@@ -257,9 +256,9 @@ def _nearest(name: Any, known: Sequence[str]) -> str:
 
 
 def choose_profile() -> tuple[str, str]:
-    """The profile that suits this machine, and why: (name, reason).
+    """The profile for this machine: (name, reason).
 
-    Raises NotFoundHere where data/ holds something, but not both datasets: faces are drawn only where nobody brought any.
+    Raises NotFoundHere if data/ is not empty but lacks a dataset: faces are drawn only if data/ is empty.
     """
     if places.on_kaggle():
         return "kaggle", "this is a Kaggle machine"

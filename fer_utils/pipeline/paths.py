@@ -1,4 +1,4 @@
-"""The folders and files of a run: where they are and what they are called."""
+"""The folders and files of a run, and their names."""
 
 import os
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from fer_utils import places
 
 @dataclass(frozen=True)
 class RunFolders:
-    """Every file and folder of one run. `run` holds results, `data` the image folders."""
+    """Every file and folder of one run. `run` is the folder of results, `data` that of the image folders."""
 
     run: Path
     data: Path
@@ -23,25 +23,25 @@ class RunFolders:
         return self.run / f"{stem}_{split.lower()}{suffix}"
 
     def figure(self, name: str) -> Path:
-        """A figure: the confusion matrices are results of the run, the others lie in a folder of their own."""
+        """The file of a figure: confusion matrices are in the run's folder, other figures in its folder `figures`."""
         folder = self.run if name.startswith("confusion_matrix_") else self.run / "figures"
         return folder / f"{name}.png"
 
     def is_figure(self, path: Path) -> bool:
-        """Whether a path is that of a figure which is no result."""
+        """Whether a path is a figure in the folder `figures`."""
         return path.is_relative_to(self.run / "figures")
 
     def stage_record(self, stage: str) -> Path:
-        """What a stage's last successful end left on record."""
+        """The record of a stage's last successful end."""
         return self.run / "stages" / f"{stage}.json"
 
     def checkpoint(self, stage: str) -> Path:
-        """Where training stood after the last finished epoch of a stage under way."""
+        """The state of an unfinished training after its last finished epoch."""
         return self.run / f"checkpoint_{stage}.npz"
 
     @property
     def description(self) -> Path:
-        """Profile and parameters of the run: what makes a folder a run."""
+        """Profile and parameters of the run; a folder with this file is a run."""
         return self.run / "run.json"
 
     @property
@@ -104,9 +104,9 @@ class RunFolders:
 
 
 def run_folders(run: str, outputs_dir: str, data_dir: str) -> RunFolders:
-    """The folders of the run called `run`; relative ones start at the project's root.
+    """The folders of the run called `run`; relative paths start at the project's root.
 
-    `data_dir` empty means `<run folder>/images`. Raises ValueError for a run name that is no plain folder name.
+    An empty `data_dir` means `<run folder>/images`. Raises ValueError for a run name that is no plain folder name.
     """
     if not run or run != Path(run).name or run.startswith(".") or "\\" in run:
         raise ValueError(f"run is {run!r}, expected a plain folder name such as 'demo' or 'lr_1e-3'")
@@ -115,7 +115,7 @@ def run_folders(run: str, outputs_dir: str, data_dir: str) -> RunFolders:
 
 
 def _data_folder(given: str) -> Path:
-    """The folder at `given`; where Kaggle's `content` cannot be written, the one of its name in Kaggle's `temp`."""
+    """The folder at `given`; if it is in Kaggle's `content` and cannot be written, the folder of its name in Kaggle's `temp`."""
     folder = places.place(given)
     if places.kaggle_root() / "content" in folder.parents and not _can_be_made(folder):
         return places.kaggle_root() / "temp" / folder.name
@@ -128,5 +128,5 @@ def _can_be_made(folder: Path) -> bool:
 
 
 def cache_folder(cache_dir: str, outputs_dir: str) -> Path:
-    """The folder of activations that runs share: `cache_dir`, or `.cache` under `outputs_dir` where that is empty."""
+    """The folder of cached activations that runs share: `cache_dir`, or if empty `.cache` in `outputs_dir`."""
     return places.place(cache_dir) if cache_dir else places.place(outputs_dir) / ".cache"

@@ -1,4 +1,4 @@
-"""What a run's folder has on record: its description, and for each finished stage what it ran with and wrote."""
+"""Reads and writes a run's records: its description, and the parameters and outputs of each finished stage."""
 
 import importlib.metadata
 import platform
@@ -21,29 +21,29 @@ RECORDED_PACKAGES = (
 
 
 def one_line(figures: dict[str, Any]) -> str:
-    """Key figures in one line, thousands apart: `epochs 10, ended by last epoch`."""
+    """Key figures in one line, with thousands separators: `epochs 10, ended by last epoch`."""
     return ", ".join(
         f"{name} {value}" if isinstance(value, str) else f"{name} {value:,}" for name, value in figures.items()
     )
 
 
 def describe_run(folders: paths.RunFolders, profile: str, values: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write what makes a folder a run for `run_all.py --list`: its profile and the parameters of all stages."""
+    """Write the run's description for `run_all.py --list`: its profile and the parameters of all stages."""
     files.write_json(folders.description, {"profile": profile, "parameters": values})
 
 
 def describe_stage(folders: paths.RunFolders, stage: str, values: Mapping[str, Any]) -> None:
-    """Have the run's description say what a stage of it ran with."""
+    """Update the run's description with the parameters that a stage ran with."""
     described = files.read_json(folders.description)
     if described["parameters"][stage] != values:
         describe_run(folders, described["profile"], described["parameters"] | {stage: values})
 
 
 def clear_leftovers(folders: paths.RunFolders) -> None:
-    """Remove what a killed process left in the run's folder: half-written files, and checkpoints of finished stages.
+    """Remove what a killed process left in the run's folder: partial files, and checkpoints of finished stages.
 
-    For the holder of the run's lock alone. The executed notebooks are left out: run_all.py writes one while its stage runs.
-    A checkpoint that is newer than the stage's record is of a later training, which goes on from it.
+    Only the holder of the run's lock may call this. The executed notebooks are not touched: run_all.py writes one while
+    its stage runs. A checkpoint newer than the stage's record belongs to a later training, which resumes from it.
     """
     below = [folder for folder in folders.run.iterdir() if folder.is_dir()] if folders.run.is_dir() else []
     for folder in {folders.run, folders.data, *below} - {folders.notebooks}:
@@ -66,7 +66,7 @@ def versions() -> dict[str, str]:
 
 
 def read(folders: paths.RunFolders) -> dict[str, dict]:
-    """What the finished stages of a run recorded, in stage order. Raises TornFile for one that is not whole."""
+    """The records of a run's finished stages, in stage order. Raises TornFile for a damaged record."""
     found = {stage: folders.stage_record(stage) for stage in parameters.STAGES}
     return {stage: _read_record(path) for stage, path in found.items() if path.is_file()}
 

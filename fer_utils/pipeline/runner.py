@@ -1,7 +1,6 @@
-"""Runs stages headless: decides which are due, executes their notebooks, says what happened.
+"""Runs stages headless: decides which are due, executes their notebooks, and reports what happened.
 
-Knows papermill and Jupytext; knows nothing of what a stage computes. Both are imported when a notebook runs, so that a
-run with nothing to do ends at once.
+papermill and Jupytext are imported only when a notebook runs, so that a run with nothing to do ends quickly.
 """
 
 import os
@@ -16,13 +15,13 @@ from fer_utils.pipeline.parameters import STAGES, ParameterError
 
 
 class StageFailed(RuntimeError):
-    """A stage did not come to its end."""
+    """A stage did not finish."""
 
 
 def folders_of(values: Mapping[str, Mapping[str, Any]]) -> paths.RunFolders:
-    """The folders of a run whose stages have these parameters: all stages name the same ones."""
-    own = next(iter(values.values()))
-    return paths.run_folders(own["run"], own["outputs_dir"], own["data_dir"])
+    """The folders of a run whose stages have these parameters; they are the same for all stages."""
+    first = next(iter(values.values()))
+    return paths.run_folders(first["run"], first["outputs_dir"], first["data_dir"])
 
 
 def run(
@@ -33,10 +32,10 @@ def run(
     verbose: bool = False,
     donors: Sequence[paths.RunFolders] = (),
 ) -> int:
-    """Run the chosen stages that are due, all of them with `repeat`; return how many ran.
+    """Run the chosen stages that are due, or all chosen stages with `repeat`; return how many ran.
 
-    A stage that is due and that one of the `donors`, other runs, has done with the same key is taken over from it. Holds
-    the run's lock. Says of each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
+    If one of the `donors`, other runs, has finished a due stage with the same key, its outputs are taken over. Holds the
+    run's lock. Prints for each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
     """
     folders = folders_of(values)
     _check_inputs(chosen, values, folders, repeat)
@@ -61,7 +60,7 @@ def run(
 def _check_inputs(
     chosen: Sequence[str], values: Mapping[str, Mapping], folders: paths.RunFolders, repeat: bool
 ) -> None:
-    """What would fail hours later, found before the first kernel starts."""
+    """Find faults before the first kernel starts that would otherwise appear hours later."""
     if "merge_split" in chosen and (repeat or reasons_to_run("merge_split", values["merge_split"], folders)):
         for name in finding.DATASETS:
             if values["merge_split"][name] != "demo":
@@ -77,7 +76,7 @@ def _check_inputs(
 
 
 def _check_earlier_outputs(chosen: Sequence[str], folders: paths.RunFolders) -> None:
-    """Raise NotFoundHere where a chosen stage reads what a stage that is not chosen has not left, or not whole."""
+    """Raise NotFoundHere if an input of a chosen stage, written by a stage not chosen, is missing or damaged."""
     found = records.read(folders)
     faults = []
     for stage in chosen:
@@ -101,14 +100,14 @@ def _check_earlier_outputs(chosen: Sequence[str], folders: paths.RunFolders) -> 
 
 
 def check_phases_agree(values: Mapping[str, Mapping]) -> None:
-    """Raise ParameterError where 04 would go on from another network than 03's, or with other kernels."""
+    """Raise ParameterError if stages 03 and 04 differ in the network or in the kind of kernels."""
     for name in ("weights", "image_size", "deterministic"):
         if values["train_head"][name] != values["fine_tune"][name]:
             raise ParameterError(f"{name} differs between train_head and fine_tune: set common.{name}")
 
 
 def start_afresh(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
-    """Forget what the chosen stages began: their training starts with its first epoch."""
+    """Delete the checkpoints of the chosen stages, so that their training starts from the first epoch."""
     folders = folders_of(values)
     with lock.held_by_runner(folders):
         for stage in chosen:
@@ -116,9 +115,9 @@ def start_afresh(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
 
 
 def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: bool = False) -> None:
-    """Say what `run` would do, and with which parameters; nothing is run or written.
+    """Print what `run` would do, and with which parameters; nothing is run or written.
 
-    Raises NotFoundHere where a chosen stage would find no input.
+    Raises NotFoundHere if an input of a chosen stage is missing.
     """
     folders = folders_of(values)
     _check_earlier_outputs(chosen, folders)
@@ -136,7 +135,7 @@ def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: boo
 
 
 def reasons_to_run(stage: str, values: Mapping[str, Any], folders: paths.RunFolders) -> list[str]:
-    """Why a stage has to run, in words; empty where its outputs are there, whole, and would come out the same."""
+    """The reasons why a stage has to run; empty if its outputs are complete and nothing that they depend on changed."""
     found = records.read(folders)
     if stage not in found:
         return ["it has not run yet"]
@@ -149,15 +148,15 @@ def reasons_to_run(stage: str, values: Mapping[str, Any], folders: paths.RunFold
 
 
 def _damage(name: str, recorded: Mapping[str, Any], folders: paths.RunFolders) -> str | None:
-    """What is wrong with an output on record, in words. A figure has to be there: a look at a notebook draws it again."""
+    """A description of the damage to a recorded output, or None. A figure only has to exist: notebooks draw it again."""
     path = keys.output_path(name, folders)
     return keys.damage(path, recorded) if not (folders.is_figure(path) and path.is_file()) else None
 
 
 def take_over(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, donor: paths.RunFolders) -> bool:
-    """Take a stage's outputs over from another run that has done it with the same key; return whether that was so.
+    """Take over a stage's outputs from another run that finished it with the same key; return whether it did.
 
-    Pictures are hard links where the file system has them: nothing of ours writes into a file that is in place.
+    Pictures become hard links if the file system supports them. This is safe since no file is changed in place.
     """
     record = records.read(donor).get(stage)
     if not record or reasons_to_run(stage, values, donor):
@@ -180,9 +179,9 @@ def _say(stage: str, reasons: Sequence[str]) -> None:
 
 
 def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, verbose: bool = False) -> None:
-    """Execute a stage's notebook; the executed copy stays in the run's folder, written atomically cell by cell.
+    """Execute a stage's notebook; the executed copy in the run's folder is written atomically after each cell.
 
-    Raises StageFailed, naming the cell, the error and the way on.
+    Raises StageFailed, naming the cell, the error and the executed notebook.
     """
     import logging
 
@@ -198,7 +197,7 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
             with files.replacing(Path(path)) as temporary:
                 temporary.write_text(buf, encoding="utf-8")
 
-    # Its reader of parameters cells stumbles over `>=` in a comment; ours has checked every name by then.
+    # papermill's reader of parameters cells warns about `>=` in comments; every name is already checked.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     root = places.project_root()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
@@ -219,7 +218,7 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
                 progress_bar=False,
                 stdout_file=status.output if verbose else None,
                 stderr_file=status.errors,
-                # What ipykernel warns of, kernels on TCP without encryption, never leaves this machine.
+                # ipykernel warns about unencrypted TCP, but the connection stays on this machine.
                 extra_arguments=["--IPKernelApp.log_level=ERROR"],
             )
     except PapermillExecutionError as error:

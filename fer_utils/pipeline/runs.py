@@ -1,7 +1,4 @@
-"""What the runs in an outputs folder hold: parameters, records, scores, state.
-
-Knows how a finished or unfinished run is read; computes no score and writes nothing.
-"""
+"""Reads the runs in an outputs folder: parameters, records, scores, state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +11,7 @@ from fer_utils.pipeline import lock, parameters, paths, records, terminal
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it. `metrics` is None where `evaluate` has not come to its end."""
+    """The content of a run's folder. `metrics` is None if `evaluate` is not finished."""
 
     name: str
     folders: paths.RunFolders
@@ -25,7 +22,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """`done`, `running`, or how far it came."""
+        """`done`, `running`, or the stage before which it stopped."""
         if lock.is_held(self.folders):
             return "running"
         missing = [stage for stage in parameters.STAGES if stage not in self.records]
@@ -33,17 +30,17 @@ class Run:
 
     @property
     def finished(self) -> str:
-        """When its last stage ended, ISO 8601, UTC; empty where none has."""
+        """The end of its last stage, ISO 8601 in UTC; empty if no stage has ended."""
         return max((record["finished"] for record in self.records.values()), default="")
 
     @property
     def seconds(self) -> float:
-        """Seconds that its stages took."""
+        """The total seconds of its stages."""
         return sum(record["seconds"] for record in self.records.values())
 
 
 def read(folder: Path) -> Run:
-    """Read a run's folder. Raises TornFile, naming the file, where one is not whole."""
+    """Read a run's folder. Raises TornFile, naming the file, if one is damaged."""
     description = files.read_json(folder / "run.json")
     try:
         profile, values = description["profile"], description["parameters"]
@@ -64,7 +61,7 @@ def _read_metrics(path: Path) -> dict:
 
 
 def find(outputs: Path, names: Sequence[str]) -> list[Run]:
-    """The runs of these names. Raises NotFoundHere, with the names known, for one that is not there."""
+    """The runs with these names. Raises NotFoundHere, listing the known names, for an unknown one."""
     known = [file.parent.name for file in sorted(outputs.glob("*/run.json"))]
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -80,7 +77,7 @@ INTERVALS = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # scores of metric
 
 
 def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
-    """A row of COLUMNS for each run, by name; and what is wrong with the runs that have a torn file."""
+    """A row of COLUMNS for each run, by name; and the faults of runs with a damaged file."""
     rows, faults = [], []
     for file in sorted(outputs.glob("*/run.json")):
         try:
@@ -100,7 +97,10 @@ def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
 
 
 def score_rows(metrics: dict) -> list[tuple[str, ...]]:
-    """A row of SCORES (ECE: the expected calibration error) for VAL, TEST and each part that is told apart, and again for test-time augmentation."""
+    """A row of SCORES for VAL, TEST and each of their parts, and again for test-time augmentation.
+
+    ECE is the expected calibration error.
+    """
     rows = []
     augmented = metrics.get("test_time_augmentation", {})
     for found, views in ((metrics, ""), (augmented, f", {augmented.get('kind')}")):
@@ -122,7 +122,7 @@ def with_interval(scores: dict, name: str) -> str:
 
 
 def as_lines(rows: Sequence[Sequence[str]], width: int | None = None, apart: int = 2) -> list[str]:
-    """Rows of text as lines with aligned columns; if wider than `width`, the first `apart` cells have their own line."""
+    """Rows of text as lines with aligned columns; if wider than `width`, the first `apart` cells get a separate line."""
     lines = _aligned(rows)
     if width and max(map(len, lines), default=0) > width:
         rest = _aligned([row[apart:] for row in rows])

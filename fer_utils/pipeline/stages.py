@@ -1,4 +1,4 @@
-"""A stage under way, as its notebook sees it: begun, its results read, saved and shown, and finished."""
+"""The interface between a notebook and its run: begin a stage, read, save and show results, finish the stage."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-BLOCK = 4096  # bytes that a file takes on the disk at least
+BLOCK = 4096  # bytes; smallest space of a file on the disk
 
 
 @dataclass
 class Stage:
-    """A stage under way: its name, resolved parameters, the run's folders, its key, the locks it holds, when it began.
+    """A running stage: its name, resolved parameters, the run's folders, its key, its locks, and its start time.
 
-    `from_profile` holds those of the parameters that the profile gave, `namespace` the notebook's variables, `history` the
-    cells that have run since, `source` the notebook's file.
+    `from_profile` has the parameters that come from the profile, `namespace` the notebook's variables, `history` the cells
+    that ran since the start, `source` the text of the notebook's file.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Stage:
     source: str
     began: float = field(default_factory=time.monotonic)
     _written: list[Path] = field(default_factory=list)
-    _on_record: set[Path] = field(default_factory=set)  # outputs that the stage's record vouches for
+    _on_record: set[Path] = field(default_factory=set)  # outputs in the stage's last record
 
     @property
     def images(self) -> Path:
@@ -46,20 +46,20 @@ class Stage:
 
     @property
     def cache_folder(self) -> Path:
-        """The folder of activations that runs share."""
+        """The folder of cached activations that runs share."""
         return paths.cache_folder(self.namespace["cache_dir"], self.namespace["outputs_dir"])
 
     @property
     def checkpoint(self) -> tuple[Path, str]:
-        """What training is saved as after each epoch: the file, and what a training must share to go on from it."""
+        """Arguments of TrainingCheckpoint: the file for the state after each epoch, and the key that must match to resume."""
         return self.folders.checkpoint(self.name), self.key_digest
 
     def path(self, name: str) -> Path:
-        """The place of a result, such as `model.keras`, or with `images/` before it of an image folder."""
+        """The path of a result, such as `model.keras`, or of an image folder, such as `images/VAL`."""
         return keys.output_path(name, self.folders)
 
     def read(self, name: str) -> Any:
-        """An earlier result: a table of a `.csv`, the content of a `.json`. Raises TornFile where it is not whole."""
+        """Read an earlier result: a table from `.csv`, the content of `.json`. Raises TornFile if it is damaged."""
         if name.endswith(".json"):
             return files.read_json(self.path(name))
         from fer_utils.data import loading  # pandas takes a while to import
@@ -67,13 +67,13 @@ class Stage:
         return loading.read_table(self.path(name), loading.COLUMNS.get(name, ()))
 
     def save(self, content: Any, name: str) -> None:
-        """Write a result, whole or not at all: a table, a text, a function that writes to a path, else JSON."""
+        """Write a result atomically: a table, a text, a function that writes to a path, or any content as JSON."""
         write = content if callable(content) else partial(_write, content)
         with files.replacing(self.path(name), self._note_placing) as temporary:
             write(temporary)
 
     def show(self, figure: "Figure", name: str) -> None:
-        """Show a figure, and save it as PNG, 120 dots an inch, for the report."""
+        """Show a figure, and save it as PNG with 120 dpi for the report."""
         with files.replacing(self.folders.figure(name), self._note_placing) as temporary:
             figure.savefig(temporary, dpi=120, bbox_inches="tight")
         import matplotlib.pyplot as plt  # takes a while to import
@@ -81,7 +81,7 @@ class Stage:
         plt.show()
 
     def figure_file(self, name: str) -> Path:
-        """The PNG file of a figure of this run, in whichever stage it was shown."""
+        """The PNG file of a figure of this run, of any stage."""
         return self.folders.figure(name)
 
     def executed_notebooks(self) -> list[str]:
@@ -89,20 +89,19 @@ class Stage:
         return [path.name for path in self.folders.notebooks.glob("*.ipynb")]
 
     def require_space(self, n_images: int) -> None:
-        """Raise OutputError unless the disk has room for so many images of the dataset's size, a block of BLOCK bytes each."""
+        """Raise OutputError unless the disk has room for `n_images` images, each BLOCK bytes."""
         files.require_space(self.images, BLOCK * n_images)
 
     def discard(self, name: str) -> None:
-        """Remove a result that is written last, before those that it vouches for are replaced."""
+        """Remove a result before the results that it describes are replaced; it is written again last."""
         path = self.path(name)
         self._note_placing(path)
         path.unlink(missing_ok=True)
 
     def about_run(self) -> dict[str, Any]:
-        """What the stages of the run ran with, the versions of now, and the seconds that each stage took."""
-        found = records.read(self.folders)
-        own = {"parameters": self.parameters | self._changed(), "seconds": self.seconds()}
-        stages = {**found, self.name: own}
+        """The parameters of the run's stages, the current package versions, and each stage's seconds."""
+        current = {"parameters": self.parameters | self._changed(), "seconds": self.seconds()}
+        stages = {**records.read(self.folders), self.name: current}
         return {
             "params": {name: record["parameters"] for name, record in stages.items()},
             "versions": records.versions(),
@@ -112,9 +111,9 @@ class Stage:
 
     @property
     def key_digest(self) -> str:
-        """A short name of what the stage's result depends on, as things stand when it is asked for.
+        """The current digest of everything that the stage's result depends on.
 
-        Where variables were changed after the setup, or cells ran that are not the file's, they are part of it.
+        Variables that were changed after the setup, and cells that ran but are not in the file, are part of it.
         """
         key, foreign = self._against_file(cells.changes)
         by_hand = [self._changed(), foreign]
@@ -123,9 +122,10 @@ class Stage:
     def _against_file(
         self, compare: Callable[[list[str], list[str]], Iterable[str]]
     ) -> tuple[dict[str, Any], list[str]]:
-        """What `compare` finds between the notebook's cells and those that ran, and the key of the notebook that was compared.
+        """The key of the compared notebook, and what `compare` finds between its cells and those that ran.
 
-        That is the file as the stage found it or, where something else ran, as it is now: JupyterLab saves by itself.
+        The notebook is the file as it was when the stage began. If other code ran, it is the file as it is now, since
+        JupyterLab saves automatically.
         """
         ran = self.history.cells() or []
         found = list(compare(cells.code_cells(self.source), ran)) if ran else []
@@ -136,7 +136,7 @@ class Stage:
         return {**self.key, "notebook": notebook}, list(compare(cells.code_cells(now), ran))
 
     def _changed(self) -> dict[str, Any]:
-        """The parameters whose variables are not what the setup left, with their values of now."""
+        """The parameters whose variables were changed after the setup, with their current values."""
         now = {name: self.namespace.get(name) for name in self.parameters}
         plain = {
             name: value if isinstance(value, (bool, int, float, str)) else repr(value) for name, value in now.items()
@@ -144,10 +144,10 @@ class Stage:
         return {name: value for name, value in plain.items() if value != self.parameters[name]}
 
     def _note_placing(self, path: Path) -> None:
-        """Take note that a file or folder is about to take its place at `path`.
+        """Record that a file or folder is about to be replaced at `path`.
 
-        The first output to give way takes the stage's record with it: a process that dies from here on leaves outputs of
-        two trainings, and no record that calls them whole. Figures may change under a record: a look draws them again.
+        When the first recorded output is replaced, the stage's record is deleted: if the process dies later, the outputs
+        may come from two trainings and must not count as complete. Figures may be drawn again without this.
         """
         if path in self._on_record and not self.folders.is_figure(path):
             self.folders.stage_record(self.name).unlink(missing_ok=True)
@@ -158,10 +158,10 @@ class Stage:
         return round(time.monotonic() - self.began, 1)
 
     def finish(self, outputs: Sequence[str], figures: dict[str, Any]) -> None:
-        """Check that the stage's outputs, named as for `path`, are there; record them, its key, parameters, seconds and figures.
+        """Check that the stage's outputs, named as for `path`, exist; write the stage's record.
 
-        On record stands all that the stage saved, figures and tables too, not the outputs alone. The parameters are those
-        that the notebook's variables hold now; `by_hand` says where what ran is not what the file and the setup say.
+        The record has key, parameters, seconds, key figures and everything that the stage saved. The parameters are the
+        current values of the notebook's variables; `by_hand` lists differences from the file and the setup.
         """
         expected = [self.path(name) for name in outputs]
         missing = [str(path) for path in expected if not path.exists()]
@@ -188,21 +188,21 @@ class Stage:
         checkpoint.unlink(missing_ok=True)
         records.describe_stage(self.folders, self.name, record["parameters"])
         for held in self.locks:
-            held.release(force=True)  # however often this process began the stage
+            held.release(force=True)  # even if this process began the stage several times
         print(f"{self.name} done in {seconds} s: {records.one_line(figures)}")
         if by_hand:
-            print("\n- ".join(["On record, and a reason for run_all.py to run this stage again:", *by_hand]))
+            print("\n- ".join(["Recorded; run_all.py will run this stage again because:", *by_hand]))
 
 
 def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
     """Begin a stage in a notebook: `stage = begin("balance", globals())`.
 
-    Where `profile` is `none` the notebook's variables are taken as they are: run_all.py has injected them. Else the
-    profile's values are put into `namespace`, as run_all.py would; `auto` stands for the profile that suits this machine.
-    A value that differs from the default on record was typed, and wins over the profile. Every value is checked against
-    the parameters cell in the notebook's source. Prints the resolved parameters, where each comes from that is not the
-    default, and the folders. No other process may work in the run's folder: raises RunIsBusy where one does. The record of
-    an earlier end stays until one of its outputs gives way.
+    If `profile` is `none`, the notebook's variables are used unchanged: run_all.py has injected them. Otherwise the
+    profile's values are put into `namespace`, as run_all.py would do; `auto` means the profile for this machine. A value
+    that differs from the recorded default was typed and takes precedence over the profile. Every value is checked against
+    the parameters cell in the notebook's source. Prints the resolved parameters, the origin of each that is not the
+    default, and the folders. Raises RunIsBusy if another process works in the run's folder. The record of an earlier end
+    is kept until one of its outputs is replaced.
     """
     resolved = _resolve(stage, namespace)
     values = resolved.values[stage]
@@ -221,7 +221,7 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
 def _begun(
     stage: str, resolved: "_Resolved", folders: paths.RunFolders, namespace: Mapping[str, Any], locks: list
 ) -> Stage:
-    """The stage under way, in folders that this process holds."""
+    """The running stage, in folders that this process has locked."""
     values = resolved.values[stage]
     records.clear_leftovers(folders)
     if not folders.description.is_file():
@@ -247,9 +247,9 @@ def _write(content: Any, path: Path) -> None:
 
 
 def _require_inputs(stage: Stage, recorded: Mapping[str, dict]) -> None:
-    """Raise NotFoundHere, naming the notebooks to run first, unless all that the stage reads is there.
+    """Raise NotFoundHere, naming the notebooks to run first, if an input of the stage is missing.
 
-    Raises TornFile, naming it, for what is not as the stage that wrote it left it.
+    Raises TornFile, naming the input, if it has changed since its stage wrote it.
     """
     for name, writer in keys.INPUTS[stage.name].items():
         path = stage.path(name)
@@ -267,7 +267,7 @@ def _require_inputs(stage: Stage, recorded: Mapping[str, dict]) -> None:
 
 @dataclass(frozen=True)
 class _Resolved:
-    """A stage's profile, the parameters of all stages, and of its own: which the profile gave, where others come from."""
+    """A stage's profile, the parameters of all stages, the stage's values from the profile, and the origins of others."""
 
     profile: str
     values: dict[str, dict[str, Any]]
@@ -277,15 +277,15 @@ class _Resolved:
 
 def _resolve(stage: str, namespace: Mapping[str, Any]) -> _Resolved:
     declared = parameters.declared()
-    own = declared[stage]
-    given = _given(stage, namespace, own)
+    stage_parameters = declared[stage]
+    given = _given(stage, namespace, stage_parameters)
     profile, content = _profile(given["profile"])
     typed, file, cell = defaults.typed(stage, given), f"params/{profile}.yaml", "the parameters cell"
-    saved = defaults.typed_in_cells({other: cell_of for other, cell_of in declared.items() if other != stage})
+    saved = defaults.typed_in_cells({name: listed for name, listed in declared.items() if name != stage})
     layers = [(cell, {stage: given}), (file, content), ("notebooks/", saved), (cell, {stage: typed})]
     values = parameters.resolve(declared, layers)
     sections = content.get(parameters.COMMON, {}) | content.get(stage, {})
-    gives = {name: own[name].coerce(value) for name, value in sections.items() if name in own}
+    gives = {name: stage_parameters[name].coerce(value) for name, value in sections.items() if name in stage_parameters}
     if values[stage]["run"] == "auto":
         values[stage]["run"] = "run" if profile == "none" else profile
         gives |= {} if profile == "none" else {"run": profile}
@@ -301,9 +301,9 @@ def _resolve(stage: str, namespace: Mapping[str, Any]) -> _Resolved:
     return _Resolved(profile, values, from_profile, origins)
 
 
-def _given(stage: str, namespace: Mapping[str, Any], own: Mapping[str, parameters.Parameter]) -> dict[str, Any]:
-    """The parameters as the notebook's variables hold them; as its cell has them where an earlier setup set them."""
-    missing = [name for name in own if name not in namespace]
+def _given(stage: str, namespace: Mapping[str, Any], declared: Mapping[str, parameters.Parameter]) -> dict[str, Any]:
+    """The values of the notebook's variables; the cell's default for a value that an earlier setup took from the profile."""
+    missing = [name for name in declared if name not in namespace]
     if missing:
         raise parameters.ParameterError(f"{', '.join(missing)} not set: run the parameters cell first")
     earlier = namespace.get("stage")
@@ -312,8 +312,8 @@ def _given(stage: str, namespace: Mapping[str, Any], own: Mapping[str, parameter
     set_since = set().union(*map(cells.sets, earlier.history.cells() or [])) if is_again else set()
     unset = {name for name, value in by_setup.items() if namespace[name] == value and name not in set_since}
     return {
-        name: defaults.DEFAULTS[stage].get(name, own[name].default) if name in unset else namespace[name]
-        for name in own
+        name: defaults.DEFAULTS[stage].get(name, declared[name].default) if name in unset else namespace[name]
+        for name in declared
     }
 
 
@@ -322,7 +322,7 @@ def _read_source(stage: str) -> str:
 
 
 def _profile(name: str) -> tuple[str, dict[str, dict[str, Any]]]:
-    """The profile that `name` stands for, and what it holds."""
+    """The name of the profile, with `auto` resolved, and its content."""
     if name == "none":
         return name, {}
     if name == "auto":

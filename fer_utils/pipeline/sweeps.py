@@ -1,6 +1,6 @@
-"""One run for each combination of parameter values, what they share done once, ranked by VAL.
+"""Runs each combination of parameter values and ranks the runs by VAL; TEST is never used for the ranking.
 
-Knows how runs of a sweep are named, started and ranked; never looks at TEST.
+Stages with the same key are computed once.
 """
 
 import itertools
@@ -36,8 +36,8 @@ def points(texts: Sequence[str]) -> list[dict[str, dict[str, str]]]:
 
 
 def name_of(base: str, point: Mapping[str, Mapping[str, str]]) -> str:
-    """The name of a point's run: `demo__train_head.epochs=3__fine_tune.unfreeze_top=30`."""
-    parts = [f"{stage}.{name}={value}" for stage, own in point.items() for name, value in own.items()]
+    """The name of the run of a point: `demo__train_head.epochs=3__fine_tune.unfreeze_top=30`."""
+    parts = [f"{stage}.{name}={value}" for stage, values in point.items() for name, value in values.items()]
     return re.sub(r"[^\w.=+-]+", "-", "__".join([base, *parts]))
 
 
@@ -46,8 +46,8 @@ def run(
 ) -> list[str]:
     """Run every point of a sweep (run's name → stage → parameters); return the names of those that failed.
 
-    A stage that an earlier run has done with the same key is taken over from it. A run that fails is named at once and
-    does not stop the rest.
+    If an earlier run has finished a stage with the same key, its outputs are taken over. A failed run is reported at once
+    and does not stop the others.
     """
     failed, done = [], []
     for number, (name, values) in enumerate(sweep.items(), 1):
@@ -73,7 +73,7 @@ RANKED = ("rank", "run", "VAL macro F1", "VAL accuracy", "VAL loss", "seconds")
 
 
 def ranking(found: Sequence[runs.Run]) -> list[tuple[str, ...]]:
-    """A row of RANKED for each run, the highest VAL macro F1 first, then VAL accuracy; unfinished ones last, without scores."""
+    """A row of RANKED for each run, by VAL macro F1, then VAL accuracy, highest first; unfinished runs last."""
 
     def order(run: runs.Run) -> tuple[float, float]:
         return (run.metrics["val"]["macro_f1"], run.metrics["val"]["accuracy"])

@@ -1,7 +1,4 @@
-"""What run_all.py shows while a stage runs: one line that is rewritten, or in a log a line now and then.
-
-Knows terminals and the reports of `progress`; knows nothing of what a stage computes.
-"""
+"""run_all.py's output while a stage runs: a status line on a terminal, or a line every LOG_EVERY seconds in a log."""
 
 import json
 import os
@@ -17,16 +14,16 @@ from typing import TextIO
 
 from fer_utils import progress
 
-REFRESH = 0.5  # seconds between two looks at the kernel's reports
-LOG_EVERY = 30  # seconds between two lines of a log; an epoch that ends is worth one before that
-LOG_EPOCH = 5  # seconds that lie between two lines at least
-NARROWEST = 40  # columns
+REFRESH = 0.5  # seconds between two readings of the kernel's reports
+LOG_EVERY = 30  # seconds between two lines of a log; a new epoch gives a line earlier
+LOG_EPOCH = 5  # least seconds between two lines of a log
+NARROWEST = 40  # columns; a narrower terminal counts as this wide
 _HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 _CLEAR = "\r\x1b[K"
 
 
 def columns(stream: TextIO | None = None) -> int | None:
-    """Columns of the terminal that a stream (standard output) goes to; None for a file or a pipe."""
+    """Columns of a stream's terminal (default: standard output); None for a file or a pipe."""
     stream = stream or sys.stdout
     try:
         return max(NARROWEST, os.get_terminal_size(stream.fileno()).columns) if stream.isatty() else None
@@ -35,13 +32,13 @@ def columns(stream: TextIO | None = None) -> int | None:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print to a stream (standard output), folded between words where the terminal is narrower; a log gets it as it is."""
+    """Print to a stream (default: standard output), wrapped to the width of a terminal; a log is not wrapped."""
     stream = stream or sys.stdout
     print("\n".join(folded(line, columns(stream)) for line in text.split("\n")), file=stream, flush=True)
 
 
 def folded(line: str, width: int | None) -> str:
-    """A line as lines of at most `width` columns (None: as it is), but for longer words, such as paths."""
+    """Wrap a line to `width` columns (None: unchanged). Longer words, such as paths, are not split."""
     if not width:
         return line
     return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
@@ -50,10 +47,10 @@ def folded(line: str, width: int | None) -> str:
 class Status:
     """Follows a stage's kernel while it runs: `with Status("fine_tune") as status: …`.
 
-    On a terminal the line is on standard error and is rewritten; elsewhere lines go to standard output, without carriage
-    returns. `output` and `errors` are files for what the notebook writes; it comes out in whole lines of its own.
+    On a terminal the status line is on standard error and is rewritten; elsewhere lines go to standard output, without
+    carriage returns. `output` and `errors` are files for the notebook's output, which is printed in whole lines.
 
-    say_estimates: whether what the kernel announces is shown, which it is not where `output` shows everything.
+    say_estimates: whether the kernel's announcements are shown; False if `output` shows them already.
     """
 
     def __init__(self, stage: str, say_estimates: bool = True, clock: Callable[[], float] = time.monotonic):
@@ -61,7 +58,7 @@ class Status:
         self.output, self.errors = _Lines(self, sys.stdout), _Lines(self, sys.stderr)
         self._heading = "starting"
         self._task: dict = {}
-        self._since: tuple[float, float] | None = None  # when the task was first seen under way, and how far it was
+        self._since: tuple[float, float] | None = None  # time and progress at the first report with progress
         self._width = columns(sys.stderr)
         self._began = self._logged = clock()
         self._logged_task = ""
@@ -90,11 +87,11 @@ class Status:
         self._folder.cleanup()
 
     def seconds(self) -> float:
-        """Seconds since the stage's kernel was asked for."""
+        """Seconds since the stage's kernel was requested."""
         return self.clock() - self._began
 
     def cell_begins(self, notebook: str) -> None:
-        """Take the heading over the cell that runs, from the notebook's JSON as papermill writes it."""
+        """Store the heading above the running cell, from the notebook's JSON as papermill writes it."""
         heading = self._heading
         for cell in json.loads(notebook)["cells"]:
             if cell["cell_type"] == "markdown" and (found := _HEADING.search("".join(cell["source"]))):
@@ -103,7 +100,7 @@ class Status:
                 self._heading = heading
 
     def take(self, report: dict) -> None:
-        """Take one report of the kernel."""
+        """Process one report of the kernel."""
         if "say" in report:
             if self.say_estimates:
                 self.print(sys.stdout, report["say"] + "\n")
@@ -115,7 +112,7 @@ class Status:
             self._since = self._task["at"], report["done"]
 
     def line(self) -> str:
-        """The stage, its seconds, what it does, how far that is, and how long it will take yet."""
+        """The status line: stage, elapsed time, current task, its progress, and the estimated time left."""
         now, task = self.clock(), self._task
         gone = progress.in_words(now - self._began)
         parts = [task["task"] if task else self._heading]
@@ -130,7 +127,7 @@ class Status:
         return f"{self.stage}, {gone}: {', '.join(parts)}"
 
     def print(self, stream: TextIO, lines: str) -> None:
-        """Write whole lines; on a terminal the status line makes room for them."""
+        """Write whole lines; on a terminal the status line is cleared first."""
         with self._lock:
             if self._width:
                 sys.stderr.write(_CLEAR)
@@ -168,7 +165,7 @@ class Status:
 
 
 class _Lines:
-    """A file that hands on whole lines; of one that was rewritten, as bars do, what was seen last."""
+    """A file that passes on whole lines; of a line rewritten with carriage returns, as bars do, only the last version."""
 
     def __init__(self, status: Status, stream: TextIO):
         self.status, self.stream, self._unfinished = status, stream, ""
@@ -179,7 +176,7 @@ class _Lines:
             self.status.print(self.stream, line.rpartition("\r")[2] + "\n")
 
     def flush(self) -> None:
-        """Nothing to do: whole lines are out already."""
+        """Nothing to do: whole lines are already written."""
 
     def end(self) -> None:
         """Finish the last line."""
