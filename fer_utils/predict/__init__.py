@@ -1,1 +1,1 @@
-"""Expressions of the faces in photographs, videos and webcams: `python -m fer_utils.predict PATH…`."""
+"""Predicts the expressions of faces in photographs, videos and webcams: `python -m fer_utils.predict PATH…`."""

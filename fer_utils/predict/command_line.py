@@ -1,7 +1,7 @@
-"""Expressions of the faces in photographs, videos and webcams: `python -m fer_utils.predict PATH…`.
+"""The command line `python -m fer_utils.predict PATH…`, and its output as a table, CSV or JSON.
 
-Knows how pictures, detector and model go together, and the command line; decoding, finding faces and drawing are
-`photographs`, `face_detection` and `annotate`. Exit status: 0 all was read, 1 something was passed over, 2 wrong usage.
+Decoding is in `photographs`, finding faces in `detection`, applying the model in `reader`, drawing in `drawing`. Exit
+status: 0 everything was read, 1 something could not be read, 2 wrong usage.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 
 def find_model(given: str, outputs_dir: str = "outputs") -> Path:
-    """The model file that `given` names: a file, a run, or with nothing given the newest run's that has one."""
+    """The model file for `given`: a file, a run's name, or empty for the newest run with a model."""
     if given and Path(given).is_file():
         return Path(given)
     outputs = places.place(outputs_dir)
@@ -44,7 +44,7 @@ def find_model(given: str, outputs_dir: str = "outputs") -> Path:
 
 
 def rows(reading: Reading) -> list[dict[str, Any]]:
-    """A picture's faces as rows of the CSV; of a picture without a face one row that names the picture alone."""
+    """A picture's faces as rows of the CSV; for a picture without faces one row with only the picture's columns."""
     picture = reading.picture
     place = {"source": picture.source, "frame": picture.frame, "seconds": picture.seconds}
     return [place | _columns(face, number) for number, face in enumerate(reading.faces)] or [place]
@@ -56,7 +56,7 @@ def _columns(face: Face, number: int) -> dict[str, Any]:
 
 
 def as_json(reading: Reading) -> dict[str, Any]:
-    """A picture and its faces as the JSON holds them."""
+    """A picture and its faces as an entry of the JSON output."""
     picture = reading.picture
     height, width = picture.rgb.shape[:2]
     faces = [
@@ -77,23 +77,23 @@ def counted(n: int, noun: str) -> str:
 
 
 def shortened(path: str, width: int) -> str:
-    """A path in at most `width` characters, leading folders left out first: `…/album/holiday.jpg`."""
+    """A path in at most `width` characters; leading folders are omitted first: `…/album/holiday.jpg`."""
     parts = Path(path).parts
     tails = (str(Path("…", *parts[place:])) for place in range(1, len(parts)))
     return next((text for text in (path, *tails) if len(text) <= width), "…" + path[len(path) - width + 1 :])
 
 
-WIDTHS = {"seconds": -8, "box": -22, "expression": 13, "next": 13, "detector": 8}  # of columns; negative: to the right
+WIDTHS = {"seconds": -8, "box": -22, "expression": 13, "next": 13, "detector": 8}  # of columns; negative: aligned right
 
 
 class Table:
-    """Lines for the terminal, a face a line; as wide as the terminal at most, where there is one."""
+    """Lines for the terminal, one per face, at most as wide as the terminal."""
 
     def __init__(self, sources: Sequence[str], is_timed: bool):
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
         shown = [name for name in WIDTHS if name != "seconds" or is_timed]
         longest_name = max((len(Path(source).name) for source in sources), default=0) + len("…/")
-        for name in ("next", "detector"):  # dropped first where a file's name needs the room
+        for name in ("next", "detector"):  # omitted first if a file's name needs the space
             if columns - self._taken(shown) < longest_name:
                 shown.remove(name)
         longest = max((len(source) for source in sources), default=0)
@@ -135,7 +135,7 @@ class Table:
 
 
 class Csv:
-    """Comma-separated lines, a face a line; frame and seconds only where there is a video or a webcam."""
+    """Comma-separated lines, one per face; frame and seconds only with a video or a webcam."""
 
     def __init__(self, sources: Sequence[str], is_timed: bool):
         place = ["source", "frame", "seconds"] if is_timed else ["source"]
@@ -147,11 +147,11 @@ class Csv:
         self._writer.writerows(rows(reading))
 
     def end(self, passed_over: Sequence[PassedOver]) -> None:
-        """What was passed over stands on standard error."""
+        """Nothing to write: pictures that could not be read are reported on standard error."""
 
 
 class Json:
-    """One document, at the end."""
+    """One JSON document, written at the end."""
 
     def __init__(self, sources: Sequence[str], is_timed: bool):
         self._pictures: list[dict] = []
@@ -160,7 +160,7 @@ class Json:
         self._pictures.append(as_json(reading))
 
     def end(self, passed_over: Sequence[PassedOver]) -> None:
-        document = {"pictures": self._pictures, "passed_over": [asdict(one) for one in passed_over]}
+        document = {"pictures": self._pictures, "passed_over": [asdict(failed) for failed in passed_over]}
         print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
@@ -221,7 +221,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 def main(given: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     arguments = _arguments(given)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a machine without GPU is no news
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no messages about a missing GPU
     try:
         model = find_model(arguments.model, arguments.outputs)
         detector = None if arguments.no_detect else detection.Detector(arguments.smallest, arguments.threshold)
@@ -238,16 +238,16 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
-    """Read everything, writing rows and copies as they come; return what was passed over."""
+    """Read all pictures and write rows and copies one by one; return what could not be read."""
     sources, passed_over = photographs.find(arguments.paths)
-    for one in passed_over:
-        _complain(one)
+    for failed in passed_over:
+        _complain(failed)
     is_live = arguments.webcam is not None
     names = [f"webcam {arguments.webcam}"] if is_live else [str(path) for path in sources]
     output = (arguments.format or Table)(names, is_live or any(map(photographs.is_video, sources)))
     pictures = photographs.watch(arguments.webcam, arguments.every) if is_live else _all(sources, arguments.every)
     total = None if is_live else sum(photographs.count(path, arguments.every) for path in sources)
-    # On standard error: standard output is for whoever reads the rows.
+    # On standard error, since standard output is for the rows.
     bar = tqdm(pictures, "pictures", total, leave=False, file=sys.stderr, disable=None)
     with drawing.Copies(arguments.annotate or Path(), sources) as copies:
         try:
@@ -279,5 +279,5 @@ def _copy(copies: drawing.Copies, reading: Reading, every: int) -> None:
         copies.add_frame(picture.source, reading.drawn(), (picture.rate or drawing.RATE) / every)
 
 
-def _complain(one: PassedOver) -> None:
-    tqdm.write(f"passed over: {one.source}: {one.reason}", file=sys.stderr)
+def _complain(failed: PassedOver) -> None:
+    tqdm.write(f"passed over: {failed.source}: {failed.reason}", file=sys.stderr)

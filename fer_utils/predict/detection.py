@@ -1,7 +1,7 @@
-"""Faces in photographs: where they are, and the crop that the model was trained to see.
+"""Finds faces in photographs with MTCNN, and crops them as the training images are cropped.
 
-Knows MTCNN (Zhang et al. 2016, arXiv:1604.02878) as the package `mtcnn` carries it, its weights inside; knows nothing of
-files, of expressions or of the model. The package is imported with the first detector, not with this module.
+MTCNN (Zhang et al. 2016, arXiv:1604.02878) comes from the package `mtcnn`, which includes its weights. The package is
+imported with the first detector, not with this module.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,13 @@ from fer_utils.images import SIZE
 import cv2
 import numpy as np
 
-SMALLEST = 20  # pixels: what MTCNN's first network sees as one face; asking it for larger ones makes 1.0.0 fail (below)
+SMALLEST = (
+    20  # pixels; size of a face for MTCNN's first network; mtcnn 1.0.0 fails with a larger value (see Detector.find)
+)
 THRESHOLD = 0.9  # smallest confidence of a face; measured by tests/benchmarks/detection.py
-MIN_SIDE = 48  # pixels; smaller pictures are framed in black, MTCNN's pyramid would be empty
+MIN_SIDE = 48  # pixels; smaller pictures are padded, since MTCNN's pyramid would be empty
 # Measured on 240 faces of FER2013's train folder: MTCNN's box has a mean side of 0.909 of the picture (10 %–90 %: 0.75–1.12)
-# and its centre lies in the middle, 0.49 across and 0.51 down. The inverse is the square that frames a face likewise.
+# and its centre is in the middle, 0.49 across and 0.51 down. The inverse gives the side of a square like FER2013's crops.
 FRAMING = 1.10
 
 
@@ -25,7 +27,7 @@ class DetectorMissing(ImportError):
 
 @dataclass(frozen=True)
 class Box:
-    """A face's place in pixels of the picture, and how sure the detector is (0–1)."""
+    """A face's position in pixels of the picture, and the detector's confidence (0–1)."""
 
     x: int
     y: int
@@ -35,10 +37,10 @@ class Box:
 
 
 class Detector:
-    """Finds upright faces, frontal or turned within reason.
+    """Finds upright faces, frontal or moderately turned.
 
-    smallest: pixels of the smallest face to look for; a larger one is faster, since the picture is shrunk first.
-    threshold: smallest confidence of a face, 0 to 1; a lower one finds more faces and more that are none.
+    smallest: pixels of the smallest face to find; a larger value is faster, since the picture is shrunk first.
+    threshold: smallest confidence of a face, 0 to 1; a lower value finds more faces and more false ones.
     """
 
     def __init__(self, smallest: int = SMALLEST, threshold: float = THRESHOLD):
@@ -53,8 +55,8 @@ class Detector:
     def find(self, picture: np.ndarray) -> list[Box]:
         """The faces in an RGB picture, uint8 (height, width, 3), from left to right.
 
-        The picture is scaled, never `min_face_size`: with a larger one mtcnn 1.0.0 builds levels too small for its
-        network, and then fails or says that there is no face.
+        The picture is scaled instead of setting `min_face_size`: with a larger one mtcnn 1.0.0 builds levels too small
+        for its network, and then fails or finds no face.
         """
         height, width = picture.shape[:2]
         scaled = _at_least(_scaled(picture, self._scale), MIN_SIDE)
@@ -80,7 +82,7 @@ def _scaled(picture: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _at_least(picture: np.ndarray, side: int) -> np.ndarray:
-    """The picture, black to the right and below where a side is too short: boxes keep their place."""
+    """The picture, padded in black at the right and bottom if a side is too short; boxes keep their coordinates."""
     bottom, right = (max(0, side - length) for length in picture.shape[:2])
     return cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_CONSTANT) if bottom or right else picture
 
@@ -93,9 +95,9 @@ def _box(face: dict, scale: float, width: int, height: int) -> Box:
 
 
 def crop(picture: np.ndarray, box: Box) -> np.ndarray:
-    """The face as FER2013 frames faces: uint8 grey (48, 48), a square of FRAMING times the box's mean side.
+    """The face cropped as in FER2013: uint8 grey (48, 48), a square of FRAMING times the box's mean side.
 
-    What lies outside the picture repeats its edge.
+    Outside the picture the edge pixels are repeated.
     """
     side = max(1, round(FRAMING * (box.width * box.height) ** 0.5))
     left = round(box.x + box.width / 2 - side / 2)
@@ -107,7 +109,7 @@ def crop(picture: np.ndarray, box: Box) -> np.ndarray:
 
 
 def as_model_input(picture: np.ndarray) -> np.ndarray:
-    """A whole RGB picture as the training images are: uint8 grey (48, 48), shrunk by area as `images.decode` does."""
+    """A whole RGB picture like the training images: uint8 grey (48, 48), reduced with area averaging as in `images.decode`."""
     grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
     shrinks = min(grey.shape) > SIZE
     return cv2.resize(grey, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

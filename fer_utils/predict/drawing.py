@@ -1,7 +1,4 @@
-"""Copies of pictures and videos with a frame around every face and what it was read as.
-
-Knows drawing and names of copies; knows nothing of models. Sources are never written.
-"""
+"""Writes copies of pictures and videos with a frame and a label for every face; sources are never changed."""
 
 import contextlib
 from collections.abc import Collection, Sequence
@@ -14,12 +11,12 @@ import cv2
 import numpy as np
 
 COLOUR = (0, 230, 118)  # RGB
-MARK = "_faces"  # between a copy's name and its suffix
-RATE = 10.0  # frames a second of a copy whose source does not tell its own
+MARK = "_faces"  # added to the name of a copy
+RATE = 10.0  # frames per second of a copy if the source's rate is unknown
 
 
 def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str]) -> np.ndarray:
-    """A copy of an RGB picture with boxes and labels, line and letters in proportion to it."""
+    """A copy of an RGB picture with boxes and labels, with lines and letters in proportion to its size."""
     copy = np.ascontiguousarray(picture).copy()
     scale = max(copy.shape[:2]) / 1000
     thickness, size = max(1, round(2 * scale)), max(0.4, 0.7 * scale)
@@ -45,7 +42,7 @@ class Copies:
         return self
 
     def __exit__(self, *error) -> None:
-        if self._video:  # after an error what there is of the video is dropped
+        if self._video:  # after an error the unfinished video is deleted
             self._video[1].__exit__(*error)
 
     def add_picture(self, source: str, rgb: np.ndarray) -> Path:

@@ -1,7 +1,4 @@
-"""Pictures of any kind as RGB: image files, folders of them, videos, webcams.
-
-Knows file formats, EXIF orientation and bit depths; knows nothing of faces or models, and writes nothing.
-"""
+"""Reads pictures as RGB from image files, folders, videos and webcams."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,12 +14,12 @@ from PIL import Image, ImageOps
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"})
-MISCOUNT = 0.02  # share of frames by which a container's own count may be wrong (Matroska's is duration times rate)
+MISCOUNT = 0.02  # tolerated relative error of a container's frame count (Matroska's is duration times rate)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: RGB uint8 (height, width, 3). Of a video also the frame's number from 0, its time, and frames a second."""
+    """One picture: RGB uint8 (height, width, 3). For a video also frame number from 0, time, and frames per second."""
 
     source: str
     rgb: np.ndarray
@@ -33,7 +30,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class PassedOver:
-    """What could not be read, and why."""
+    """A file or frame that could not be read, and the reason."""
 
     source: str
     reason: str
@@ -41,7 +38,7 @@ class PassedOver:
 
 
 def find(places: Sequence[Path]) -> tuple[list[Path], list[PassedOver]]:
-    """The files that `places` name, folders searched to their depth, each file once; and the folders without any."""
+    """The files in `places`, folders searched recursively, each file once; and the folders without pictures or videos."""
     files, empty = [], []
     for place in places:
         if not place.is_dir():
@@ -55,12 +52,12 @@ def find(places: Sequence[Path]) -> tuple[list[Path], list[PassedOver]]:
 
 
 def is_video(path: Path) -> bool:
-    """Whether the file's name is a video's."""
+    """Whether the file's suffix is that of a video."""
     return path.suffix.lower() in VIDEOS
 
 
 def read(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
-    """A file's picture, or every `every`-th frame of a video; in its place what could not be read."""
+    """A file's picture, or every `every`-th frame of a video; PassedOver for what could not be read."""
     if is_video(path):
         yield from read_video(path, every)
         return
@@ -79,20 +76,20 @@ def load(path: Path) -> Picture:
 
 
 def given(path: str) -> Picture | None:
-    """The photograph at a path as a notebook's parameter gives it; None for no path. Raises UnreadableImage."""
+    """The photograph at the path in a notebook's parameter; None for an empty path. Raises UnreadableImage."""
     return load(places.place(path)) if path else None
 
 
 def read_image(path: Path) -> np.ndarray:
     """An image file as RGB uint8 (height, width, 3), turned upright by its EXIF orientation.
 
-    Transparent parts lie on white; 16-bit and float pictures are scaled to 8 bits; of several frames the first is taken.
-    Raises UnreadableImage, naming the file, where it is missing, empty, cut off or no image.
+    Transparent parts become white; 16-bit and float pictures are scaled to 8 bits; of several frames the first is used.
+    Raises UnreadableImage if the file is missing, empty, truncated or no image.
     """
     try:
         with Image.open(path) as picture:
             return _as_rgb(ImageOps.exif_transpose(picture))
-    except Exception as error:  # Pillow's decoders raise some ten kinds at damaged bytes, TypeError among them
+    except Exception as error:  # Pillow's decoders raise about ten types for damaged bytes, among them TypeError
         raise UnreadableImage(f"not a whole image file ({str(error) or type(error).__name__})") from error
 
 
@@ -106,7 +103,7 @@ def _as_rgb(picture: Image.Image) -> np.ndarray:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Grey of more than 8 bits: 0–65535 by its type's range, any other range by its own."""
+    """Scale grey values to 8 bits: from the range 0–1, 0–255 or 0–65535, or else from their minimum and maximum."""
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are no numbers")
     low, high = values.min(), values.max()
@@ -116,7 +113,7 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def read_video(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
-    """Every `every`-th frame of a video; in their place the frames that are broken, at last an end that is missing."""
+    """Every `every`-th frame of a video; PassedOver for broken frames, and at the end for missing ones."""
     video = cv2.VideoCapture(str(path))
     try:
         if not video.isOpened():
@@ -154,7 +151,7 @@ def _frame(video: cv2.VideoCapture, source: str, number: int, rate: float) -> Pi
 
 
 def count(path: Path, every: int = 1) -> int:
-    """How many pictures `read` will about give: 1, or a video's frames as its header tells them."""
+    """The approximate number of pictures from `read`: 1, or the number of frames in a video's header."""
     if not is_video(path):
         return 1
     video = cv2.VideoCapture(str(path))
@@ -165,7 +162,7 @@ def count(path: Path, every: int = 1) -> int:
 
 
 def watch(camera: int, every: int = 1) -> Iterator[Picture | PassedOver]:
-    """The pictures of a webcam, until it stops or the reader does."""
+    """The pictures of a webcam, until it or the caller stops."""
     video = cv2.VideoCapture(camera)
     source = f"webcam {camera}"
     try:

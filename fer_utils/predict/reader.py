@@ -1,4 +1,4 @@
-"""Reads the expressions of the faces in pictures: a detector finds them, a model reads them."""
+"""Predicts the expressions of faces in pictures, with a face detector and a model."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BATCH = 64  # faces a step of the model
-HELD_BYTES = 200_000_000  # of pictures that wait for their batch to fill
+BATCH = 64  # faces per step of the model
+HELD_BYTES = 200_000_000  # limit for pictures that wait for a full batch
 
 
 class NotOurModel(ValueError):
-    """A file that is no model of this project."""
+    """The file is not a model of this project."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Reading:
         return drawing.drawn(self.picture.rgb, [face.box for face in self.faces], [face.label for face in self.faces])
 
     def figure(self) -> "Figure":
-        """The same as a figure."""
+        """The picture with its faces framed, as a figure."""
         import matplotlib.pyplot as plt  # takes a while to import
 
         figure, axes = plt.subplots(layout="constrained")
@@ -62,7 +62,7 @@ class Reading:
 
 
 class Reader:
-    """Reads expressions: a model, and a detector or, for pictures that are crops of a face, none."""
+    """Predicts expressions with a model and a detector; without a detector each picture is the crop of one face."""
 
     def __init__(self, model_file: Path, detector: detection.Detector | None):
         from fer_utils.training.network import compiled  # TensorFlow takes seconds to import
@@ -71,13 +71,13 @@ class Reader:
         self._detector = detector
 
     def read(self, pictures: Iterable[Picture | PassedOver], batch: int = BATCH) -> Iterator[Reading | PassedOver]:
-        """Each picture's faces, in order, faces of several pictures in one step; what was passed over goes through."""
+        """Yield each picture's faces, in order; faces of several pictures share a step. PassedOver is passed on."""
         held, crops = [], []
         for picture in pictures:
             boxes, faces = self._crops(picture)
             held.append((picture, boxes))
             crops += faces
-            waiting = sum(one.rgb.nbytes for one, _ in held if isinstance(one, Picture))
+            waiting = sum(item.rgb.nbytes for item, _ in held if isinstance(item, Picture))
             if len(crops) >= batch or len(held) >= 4 * batch or waiting >= HELD_BYTES:
                 yield from self._read_held(held, crops, batch)
                 held, crops = [], []
@@ -118,7 +118,7 @@ def load_model(path: Path):
 
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras, zipfile and h5py raise a dozen kinds at a file that is no model
+    except Exception as error:  # Keras, zipfile and h5py raise many types for a file that is no model
         raise NotOurModel(f"{path}: not a whole Keras model ({str(error).splitlines()[0]})") from error
     shapes = model.input_shape, model.output_shape
     if shapes[0][-1:] != (1,) or shapes[1] != (None, len(CLASSES)):

@@ -1,1 +1,1 @@
-"""The network and its two training phases."""
+"""The network and its training in two phases."""

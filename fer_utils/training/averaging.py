@@ -1,10 +1,8 @@
 """Averages the weights over the steps of training and scores VAL with the average.
 
-Knows Keras' order of events in `fit`; knows nothing of what is trained.
-
-Keras' own `use_ema` with `SwapEMAWeights` is not used (3.15): it averages trainable weights alone, so that averaged
-kernels would run on the BatchNormalization statistics of others; its average begins without a warm-up, so that it lags
-by its whole decay; and where early stopping ends training, it leaves the weights of the last step in the model.
+Keras' `use_ema` with `SwapEMAWeights` (3.15) is not used for three reasons. It averages only trainable weights, so that
+averaged kernels would be combined with BatchNormalization statistics that are not averaged. Its average has no warm-up,
+so that initial weights keep a large share. After early stopping, the model has the weights of the last step.
 """
 
 import keras
@@ -17,15 +15,15 @@ WARM_UP = 10.0  # as tf.train.ExponentialMovingAverage: after n steps the decay 
 class WeightAveraging(keras.callbacks.Callback):
     """Keep an exponential moving average of the model's weights (Polyak & Juditsky 1992) and validate with it.
 
-    decay: what the average keeps of itself in a step, below 1; less in the first steps, so that it forgets where it began.
-    BatchNormalization's moving statistics are averaged like weights.
+    decay: the share of the average that a step keeps, below 1; it is smaller in the first steps, so that the initial
+    weights are forgotten. BatchNormalization's moving statistics are averaged like weights.
 
-    From the start of a validation pass to the next epoch the model holds the average: validation scores it, callbacks
-    that keep the best weights keep averages, and it stays in the model when training ends. The steps of training go on
-    from the weights' own values. Needs validation data; put it before callbacks that read the weights.
+    From the start of a validation pass to the next epoch the model has the average: validation scores it, callbacks that
+    keep the best weights keep averages, and it remains in the model when training ends. Training steps continue from the
+    weights that are not averaged. Needs validation data; must come before callbacks that read the weights.
     """
 
-    STATE = ("_own", "_steps")  # at the end of an epoch the averages are what the model holds
+    STATE = ("_own", "_steps")  # at the end of an epoch the averages are in the model
 
     def __init__(self, decay: float):
         super().__init__()
@@ -34,13 +32,13 @@ class WeightAveraging(keras.callbacks.Callback):
         self.decay = decay
 
     def on_train_begin(self, logs=None) -> None:
-        self._own: list[np.ndarray] | None = None  # the weights' own values while the model holds the averages
+        self._own: list[np.ndarray] | None = None  # the weights without averaging, while the averages are in the model
         self._steps = 0
         self._averages: list[tf.Variable] = []
         self._update = tf.function(self._move)
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
-        # Here, not earlier: a checkpoint fills the model and this callback after `on_train_begin`.
+        # Not in `on_train_begin`: a checkpoint restores the model and this callback only after it.
         if not self._averages:
             self._averages = [tf.Variable(weight.numpy(), trainable=False) for weight in self.model.weights]
         if self._own is not None:

@@ -1,7 +1,6 @@
-"""Where training stood after its last finished epoch, kept in one file and taken up again after a kill.
+"""Saves the state of a training after each epoch, and resumes from it in a later process.
 
-Knows what the state of a Keras training is: weights, optimiser, random seeds, callbacks, history. Knows nothing of what
-is trained.
+The state is weights, optimiser, random seeds, callbacks and history.
 """
 
 import json
@@ -16,7 +15,7 @@ from fer_utils import files
 import keras
 import numpy as np
 
-# What a callback of Keras remembers from one epoch to the next; our own say so in `STATE`.
+# State of Keras' callbacks between epochs; this project's callbacks declare theirs in `STATE`.
 _STATES = {
     keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch", "best_weights"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
@@ -24,32 +23,31 @@ _STATES = {
 
 
 class TrainingCheckpoint(keras.callbacks.Callback):
-    """Saves all that training goes on from, after each epoch, atomically; goes on from it in a later process.
+    """Saves the state of a training atomically after each epoch; resumes from it in a later process.
 
-    Saved are the model's variables (weights and the states of dropout's seed generators), the optimiser's, what the
-    callbacks remember, and the history. Unlike `keras.callbacks.BackupAndRestore` it brings back the callbacks too, so
-    that the rest of the history is the one of a run that was never interrupted. The order of the batches is no part of
-    it: that follows from the epoch.
+    The file has the model's variables (weights and the states of dropout's seed generators), the optimiser's variables,
+    the state of the callbacks, and the history. Unlike `keras.callbacks.BackupAndRestore` it restores the callbacks too,
+    so that the rest of the history is the same as without an interruption. The order of the batches is not saved: it
+    depends on the number of the epoch.
 
-    path: the file, an .npz without pickles. key: what the training follows from; a file with another key is left alone
-    and replaced after the first epoch. Put it after the callbacks whose state it saves.
+    path: the file, an .npz without pickles. key: identifies the training; a file with another key is ignored, and replaced
+    after the first epoch. This callback must come after those whose state it saves.
     """
 
     def __init__(self, path: Path, key: str):
         super().__init__()
         self.path, self.key = path, key
         self.rows: list[dict[str, float]] = []  # the logs of each finished epoch
-        self.is_stopped = False  # training had ended by itself
+        self.is_stopped = False  # training had ended before its last epoch
         self._callbacks: Sequence[keras.callbacks.Callback] = ()
         self._found: dict[str, np.ndarray] = {}
-        self._before: list[np.ndarray] = []  # the values of all variables, until a first epoch is on file
+        self._before: list[np.ndarray] = []  # the initial values of all variables, until the first epoch is saved
 
     def resume(self, callbacks: Sequence[keras.callbacks.Callback]) -> int:
-        """Read the file, if there is one with this key; return the number of epochs that it has finished.
+        """Read the file, if it exists and has this key; return the number of finished epochs.
 
-        Model, optimiser and `callbacks` take the state over when training begins; the optimiser is built by then, as
-        compile_for_training leaves it. Raises TornFile for a file that is not whole, TypeError for a callback whose state
-        is not known.
+        The state is assigned to model, optimiser and `callbacks` when training begins; the optimiser must be built then,
+        as it is after compile_for_training. Raises TornFile for a damaged file, TypeError for a callback without STATE.
         """
         self._callbacks = callbacks
         for callback in callbacks:
@@ -85,9 +83,9 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         return [*self.model.variables, *self.model.optimizer.variables]
 
     def after_interrupt(self) -> str:
-        """Have training go on, when called again, from the end of an epoch; return what is kept and how, in words.
+        """Prepare resuming after an interruption; return a description of what is kept.
 
-        Where no epoch is on file yet, the variables take the values that they had before training.
+        If no epoch is saved yet, the variables get their initial values again.
         """
         if self._before:
             for variable, value in zip(self._variables(), self._before, strict=True):
@@ -101,7 +99,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         logs = {name: float(value) for name, value in (logs or {}).items()}
         if not np.isfinite(logs.get("loss", 0.0)):
-            return  # nothing to go on from
+            return  # the state is useless
         self.rows.append(logs)
         arrays = {
             **_named("model", [variable.numpy() for variable in self.model.variables]),

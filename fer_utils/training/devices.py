@@ -1,4 +1,4 @@
-"""What TensorFlow computes on: CPU or GPUs, one or several, in which precision, with which kernels."""
+"""Chooses devices, precision and kernels for TensorFlow."""
 
 import contextlib
 import os
@@ -8,9 +8,9 @@ import keras
 import tensorflow as tf
 
 TENSOR_CORES = (7, 0)  # compute capability from which a GPU multiplies float16 in tensor cores
-# An estimate for two T4 on PCIe, not measured. At 15 % of its data sheet's 65 TFLOP/s a T4 takes 26 ms for a step of 64
-# pictures of 128 px (12.2 GFLOP each at 224 px). Halving that saves 13 ms; exchanging the 68 MB of gradients of the top 50
-# layers costs some 10 ms.
+# Pixels per step from which several GPUs pay off. An estimate for two T4 on PCIe, not measured: at 15 % of its data
+# sheet's 65 TFLOP/s a T4 takes 26 ms for a step of 64 pictures of 128 px (12.2 GFLOP each at 224 px). Two GPUs save 13 ms;
+# exchanging the 68 MB of gradients of the top 50 layers takes about 10 ms.
 MIRRORED_FROM = 64 * 128**2
 
 
@@ -20,25 +20,25 @@ def has_gpu() -> bool:
 
 
 def describe() -> str:
-    """The devices that TensorFlow computes on, in words."""
+    """A description of the devices that TensorFlow computes on."""
     gpus = tf.config.list_physical_devices("GPU")
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     return ", ".join(names) or f"CPU, {os.cpu_count()} cores"
 
 
 def set_up(seed: int, deterministic: str = "auto", precision: str = "float32") -> None:
-    """Seed everything, choose kernels and precision, and say what TensorFlow computes on: see the two functions below."""
+    """Set seeds, kernels and precision, and print the devices: see the two functions below."""
     kernels = "deterministic" if make_reproducible(seed, deterministic) else "default"
     print(f"computing on {describe()} in {choose_precision(precision)} with {kernels} kernels")
 
 
 def make_reproducible(seed: int, deterministic: str = "auto") -> bool:
-    """Seed Python, NumPy and TensorFlow; return whether TensorFlow was told to take deterministic kernels.
+    """Seed Python, NumPy and TensorFlow; return whether TensorFlow was set to deterministic kernels.
 
-    deterministic: `yes`, `no`, or `auto`: yes on a GPU, whose default kernels add up in another order in each run; no on a
-    CPU, whose kernels agree from run to run as they are, and where the deterministic ones more than double a step. With
-    deterministic kernels Keras compiles nothing with XLA, and an operation that has none raises UnimplementedError. They
-    stay on until the process ends.
+    deterministic: `yes`, `no`, or `auto`: yes on a GPU, whose default kernels sum in a different order in each run; no on
+    a CPU, whose default kernels are reproducible, and where the deterministic ones more than double a step's time. With
+    deterministic kernels Keras compiles nothing with XLA, and an operation without one raises UnimplementedError. The
+    setting lasts until the process ends.
     """
     keras.utils.set_random_seed(seed)
     chosen = deterministic == "yes" or (deterministic == "auto" and has_gpu())
@@ -48,10 +48,10 @@ def make_reproducible(seed: int, deterministic: str = "auto") -> bool:
 
 
 def choose_precision(precision: str) -> str:
-    """Set Keras' precision and return it: `float32`, `mixed_float16`, or `auto` for what the GPUs gain from.
+    """Set Keras' precision and return it: `float32`, `mixed_float16`, or `auto` for the faster one.
 
-    Softmax and loss stay float32 (fer_utils.model). `auto` is mixed where every GPU has tensor cores, as a T4 or newer
-    has; a P100 and CPUs compute float16 no faster.
+    Softmax and loss stay float32 (fer_utils.training.network). `auto` is mixed if every GPU has tensor cores, as a T4 and
+    newer ones have; a P100 and CPUs are not faster with float16.
     """
     if precision == "auto":
         gpus = tf.config.list_physical_devices("GPU")
@@ -64,13 +64,13 @@ def choose_precision(precision: str) -> str:
 
 
 def choose_strategy(strategy: str, step_pixels: int = 0) -> tf.distribute.Strategy | None:
-    """The way to spread a batch over devices, None for one device; says how many share it.
+    """The strategy that distributes a batch over devices, or None for one device; prints the number of devices.
 
-    `mirrored` takes every GPU of this machine (or every logical CPU device where there is no GPU), `none` one device.
-    `auto` is mirrored where there are several GPUs and a step has enough to compute for them: from MIRRORED_FROM pixels.
-    step_pixels: batch_size × image_size² of what passes through the layers that train; 0 for a head on cached features.
-    Batch sizes stay global: each of n devices gets its n-th part. Several machines are not offered: `fit` of Keras 3
-    fails under MultiWorkerMirroredStrategy (github.com/keras-team/keras/issues/20585).
+    `mirrored` uses every GPU of this machine (without a GPU every logical CPU device), `none` one device. `auto` is
+    mirrored with several GPUs and at least MIRRORED_FROM pixels per step. step_pixels: batch_size × image_size² of the
+    input of the layers that train; 0 for a head on cached features. Batch sizes are global: each of n devices gets an
+    n-th. Several machines are not supported: `fit` of Keras 3 fails under MultiWorkerMirroredStrategy
+    (github.com/keras-team/keras/issues/20585).
     """
     if strategy == "auto":
         several = len(tf.config.list_physical_devices("GPU")) > 1
@@ -85,10 +85,10 @@ def choose_strategy(strategy: str, step_pixels: int = 0) -> tf.distribute.Strate
 
 @lru_cache
 def _mirrored(names: tuple[str, ...]) -> tf.distribute.Strategy:
-    """One strategy a process: 03 and 04 may share a kernel, and the exchanges of two strategies get mixed up there."""
+    """One strategy per process: stages 03 and 04 may share a kernel, and the collectives of two strategies would mix."""
     return tf.distribute.MirroredStrategy(names)
 
 
 def scope(strategy: tf.distribute.Strategy | None) -> contextlib.AbstractContextManager:
-    """Where models are built and compiled for `strategy`."""
+    """The scope in which models for `strategy` are built and compiled."""
     return strategy.scope() if strategy else contextlib.nullcontext()

@@ -1,6 +1,6 @@
-"""Cuts the network where training begins, and computes the frozen part once for every image.
+"""Splits the network before its first trainable layer, and caches the activations of the frozen part.
 
-What it computed is kept on disk, in memory, or not at all.
+The activations are kept on disk, in memory, or not at all.
 """
 
 import contextlib
@@ -21,13 +21,18 @@ import keras
 import numpy as np
 import psutil
 
+DESCRIPTION = "activations.json"
+SHARE = 0.5  # largest share of the free disk or memory; the rest is for training and other programs
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # largest difference of a probability from the whole network's
+FLOAT16_LIMIT = float(np.finfo(np.float16).max)
+
 
 def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """(prefix, suffix), which share their layers with `model`: suffix(prefix(images)) is model(images).
+    """(prefix, suffix), which share their layers with `model`: suffix(prefix(images)) equals model(images).
 
-    The prefix takes raw images and gives what the suffix takes: the tensors that pass from layers which no trainable
-    weight reaches to the others, a list of them where there are several. What is trainable decides, so it has to be set
-    before. Training the suffix trains `model`.
+    The prefix takes raw images. Its outputs, a list if there are several, are the tensors that pass from layers before
+    any trainable weight to the other layers; they are the inputs of the suffix. Trainable layers must be set before the
+    call. Training the suffix trains `model`.
     """
     backbone, pooling = model.get_layer(network.BACKBONE), model.get_layer(network.FEATURES)
     preprocessed = model.get_layer(network.PREPROCESSING)(model.input)
@@ -48,12 +53,12 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
 
 
 def joined(prefix: keras.Model, suffix: keras.Model) -> keras.Model:
-    """Both halves as one model, raw images in, probabilities out: for training without cached activations."""
+    """Both parts as one model from raw images to probabilities, for training without cached activations."""
     return keras.Model(prefix.input, suffix(prefix(prefix.input)), name="whole")
 
 
 def _cut(backbone: keras.Model) -> list:
-    """The tensors that cross from frozen layers to trained ones; none where every layer of the backbone is frozen."""
+    """The tensors that pass from frozen layers to trained ones; none if every layer of the backbone is frozen."""
     trained, cut = set(), {}
     for layer in backbone.layers:
         inputs = layer.input if isinstance(layer.input, list) else [layer.input]
@@ -63,17 +68,10 @@ def _cut(backbone: keras.Model) -> list:
     return list(cut.values())
 
 
-DESCRIPTION = "activations.json"
-SHARE = 0.5  # of the free disk or memory, at most: the rest is for training and for other programs
-TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # of a probability, against the whole network
-FLOAT16_LIMIT = float(np.finfo(np.float16).max)
-
-
 class Rows:
-    """The rows of a `.npy` file, read when they are asked for.
+    """The rows of a `.npy` file, read on demand; indexed with an array of row numbers.
 
-    Indexed with an array of row numbers, like an array. Reading, not mapping: pages of a mapped file count as memory of
-    the process that touched them, and a batch is copied in either case.
+    The file is not memory-mapped: pages of a mapped file count as memory of the process, and a batch is copied anyway.
     """
 
     def __init__(self, path: Path):
@@ -106,7 +104,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where activations go (`disk`, `memory` or `none`), as which float, how many bytes, and why."""
+    """Where activations are kept (`disk`, `memory` or `none`), their float type, their bytes, and the reason."""
 
     place: str
     dtype: str
@@ -122,12 +120,13 @@ class Plan:
 def plan(
     prefix: keras.Model, n_images: int, place: str, dtype: str, folder: Path, pictures_change: bool = False
 ) -> Plan:
-    """Decide where the activations of `n_images` go.
+    """Decide where the activations of `n_images` are kept.
 
-    place: `auto`, `disk`, `memory` or `none`; dtype: `auto`, `float32` or `float16`; a word other than `auto` is obeyed.
-    `auto` prefers the exact float32 and the disk, where the next run finds them, as long as they take at most SHARE of
-    what is free; on a GPU, whose prefix is faster than a disk, only what memory can hold beside it is worth keeping.
-    pictures_change: they differ from epoch to epoch, and nothing computed for them can be kept, whatever `place` says.
+    place: `auto`, `disk`, `memory` or `none`; dtype: `auto`, `float32` or `float16`. Values other than `auto` are used
+    unchanged. `auto` prefers float32, which is exact, and the disk, where the next run finds them, if they take at most
+    SHARE of the free space. With a GPU the disk is used only if they would also fit into memory, since computing the
+    prefix is faster than reading from a disk. pictures_change: the pictures differ from epoch to epoch, so that
+    activations cannot be kept, whatever `place` is.
     """
     if not prefix.weights:
         return Plan("none", "float32", 0, "training starts at the first layer: nothing is frozen before it")
@@ -141,7 +140,7 @@ def plan(
         dtype = "float32" if dtype == "auto" else dtype
         return Plan(place, dtype, sizes[dtype], "as the parameter says")
     disk, memory = _free_disk(folder), free_memory()
-    half = prefix.outputs[0].dtype == "float16"  # mixed precision: float32 would keep nothing more
+    half = prefix.outputs[0].dtype == "float16"  # mixed precision: float32 would not be more exact
     candidates = (dtype,) if dtype != "auto" else ("float16",) if half else ("float32", "float16")
     for name in candidates:
         if sizes[name] <= SHARE * disk and (not devices.has_gpu() or sizes[name] <= SHARE * memory):
@@ -160,11 +159,11 @@ def plan(
 def prepare(
     prefix: keras.Model, suffix: keras.Model, image_sets: Sequence[np.ndarray], chosen: Plan, folder: Path
 ) -> tuple[keras.Model, list]:
-    """What to train and on what: (model, inputs), an entry of `inputs` for each of `image_sets`.
+    """The model to train and its inputs: (model, inputs), with an entry of `inputs` for each of `image_sets`.
 
-    image_sets: raw images, uint8 (n, height, width, 1). With a plan to keep activations the model is `suffix`, an entry
-    the tuple of what its inputs take; else the whole network, and the images themselves. Raises FloatingPointError where
-    activations do not fit into float16.
+    image_sets: raw images, uint8 (n, height, width, 1). If activations are kept, the model is `suffix` and an entry has
+    the activations for its inputs; otherwise the model is the whole network and an entry has the images. Raises
+    FloatingPointError if activations do not fit into float16.
     """
     if chosen.place == "none":
         return joined(prefix, suffix), list(image_sets)
@@ -177,9 +176,9 @@ def prepare(
 
 
 def largest_difference(model: keras.Model, trained: keras.Model, images: np.ndarray, inputs, n: int = 64) -> float:
-    """How far the probabilities of the whole model lie from those of what trained, on the first `n` images.
+    """The largest difference of probabilities between the whole model and the trained one, on the first `n` images.
 
-    inputs: what `prepare` gave for these images. Beyond TOLERANCE of the plan's float the two do not belong together.
+    inputs: the result of `prepare` for these images. More than TOLERANCE for the plan's float type means an error.
     """
     first = np.arange(min(n, len(images)))
     chosen = tuple(array[first] for array in inputs) if isinstance(inputs, tuple) else inputs[first]
@@ -188,7 +187,7 @@ def largest_difference(model: keras.Model, trained: keras.Model, images: np.ndar
 
 
 def free_memory() -> int:
-    """Bytes of memory that a process may still take: the machine's, or what its control group leaves it."""
+    """Bytes of free memory, limited by the process's control group."""
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
@@ -204,7 +203,7 @@ def _free_disk(folder: Path) -> int:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """The caches in a folder, the one used longest ago first."""
+    """The caches in a folder, least recently used first."""
     return sorted((file.parent for file in folder.glob(f"*/{DESCRIPTION}")), key=lambda entry: entry.stat().st_mtime)
 
 
@@ -270,7 +269,7 @@ def _bytes(prefix: keras.Model, n_images: int, dtype: str) -> int:
 
 
 def _make_room(folder: Path, entry: Path, needed: int) -> None:
-    """Delete caches, the one used longest ago first, while `needed` bytes would take more than SHARE of the free disk."""
+    """Delete caches, least recently used first, while `needed` bytes are more than SHARE of the free disk."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in _entries(folder):
         if needed <= SHARE * shutil.disk_usage(folder).free:
@@ -282,7 +281,7 @@ def _make_room(folder: Path, entry: Path, needed: int) -> None:
 
 
 def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
-    """Names what the activations follow from: images and their order, weights, sizes, float, Keras' version."""
+    """A digest of everything that determines the activations: images, weights, sizes, float type, Keras' version."""
     digest = hashlib.blake2b(digest_size=12)
     sizes = [prefix.get_layer(PREPROCESSING).output.shape[1:], *(tensor.shape[1:] for tensor in prefix.outputs)]
     digest.update(json.dumps([sizes, dtype, list(images.shape), keras.__version__]).encode())
@@ -293,8 +292,8 @@ def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
 
 
 def _computed(step: Callable, images: np.ndarray, dtype: str) -> Iterator[list[np.ndarray]]:
-    for given in loop.in_batches(step, images, "frozen layers"):
-        values = keras.tree.flatten(given)
+    for outputs in loop.in_batches(step, images, "frozen layers"):
+        values = keras.tree.flatten(outputs)
         if dtype == "float16":
             highest = max(float(np.abs(value).max()) for value in values)
             if not highest <= FLOAT16_LIMIT:

@@ -17,22 +17,22 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-PREDICT_BATCH = 256  # no gradients to keep: larger batches than training's reuse each weight read more often
-HEAD_STEPS = 32  # the head alone takes 1 ms a step: run by run of 32, Keras asks for no more time than they do
+PREDICT_BATCH = 256  # larger than in training, since there are no gradients to store, and faster
+HEAD_STEPS = 32  # a step of the head takes 1 ms; 32 steps per call make Keras' overhead small
 HISTORY_FIRST = ("epoch", "phase", "learning_rate", "weight_decay", "seconds")
 SCORES = ("loss", "accuracy", "macro_f1", "val_loss", "val_accuracy", "val_macro_f1")
 
 
 class Batches(keras.utils.PyDataset):
-    """Shuffled batches of arrays whose order follows from (seed, epoch) alone, or batches in order.
+    """Batches of arrays, shuffled in an order that depends only on (seed, epoch), or in the original order.
 
-    inputs: an array (n, …) or, for a model of several inputs, a tuple of them; whatever an array of row numbers indexes
-    will do. labels: (n,) int. `seed` None keeps the order. `epoch` is the number of the epoch that is shown; `fit` sets
-    it: Keras' own `on_epoch_end` also comes once before the first epoch, when it traces a model.
+    inputs: an array (n, …) or, for a model with several inputs, a tuple of arrays; any object that can be indexed with an
+    array of row numbers works. labels: (n,) int. `seed` None keeps the order. `epoch` is the number of the current epoch,
+    set by `fit`: Keras also calls `on_epoch_end` before the first epoch, when it traces a model.
 
-    changes: what is done to each batch, such as fer_utils.augmentation.Changes: changes(inputs, labels, generator) gives
-    the inputs and labels shown. The generator follows from (seed, epoch, number of the batch) alone, so a resumed epoch
-    shows the pictures that it would have shown. Needs a seed.
+    changes: changes of each batch, such as fer_utils.data.augmentation.Changes: changes(inputs, labels, generator) returns
+    the inputs and labels to train on. The generator depends only on (seed, epoch, number of the batch), so that a resumed
+    epoch has the same pictures. Needs a seed.
     """
 
     def __init__(
@@ -69,20 +69,20 @@ class Batches(keras.utils.PyDataset):
         return self.changes(inputs, self.labels[chosen], np.random.default_rng([self.seed, self.epoch, index]))
 
     def begin_epoch(self, epoch: int) -> None:
-        """Take the order of that epoch."""
+        """Set the order of that epoch."""
         self.epoch = epoch
         self._order()
 
 
 class Interrupted(KeyboardInterrupt):
-    """Someone stopped a computation; the message says what is saved and how to go on. A notebook shows it alone."""
+    """A user stopped a computation; the message says what is saved and how to continue. A notebook shows no traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        return [f"Interrupted: {self}"]  # IPython asks for it instead of a dozen frames of Keras
+        return [f"Interrupted: {self}"]  # IPython shows it instead of the traceback
 
 
 class _TakeOrder(keras.callbacks.Callback):
-    """Gives each epoch the order of its own number."""
+    """Sets the order of the batches at the start of each epoch."""
 
     def __init__(self, batches: Batches):
         super().__init__()
@@ -93,10 +93,10 @@ class _TakeOrder(keras.callbacks.Callback):
 
 
 class _OneStatistic(keras.callbacks.Callback):
-    """Where several devices share a batch, averages what BatchNormalization has seen over them before VAL is scored.
+    """With several devices, averages BatchNormalization's moving statistics over the devices before VAL is scored.
 
-    Keras 3 creates its moving statistics without an aggregation, so that each device keeps its own, of its own part of
-    the batches. VAL would be scored with all of them, and a saved model would hold the first device's alone.
+    Keras 3 creates moving statistics without an aggregation, so that each device has separate ones, from its part of the
+    batches. VAL would be scored with different statistics, and a saved model would have those of the first device.
     """
 
     def on_test_begin(self, logs=None) -> None:
@@ -109,7 +109,7 @@ class _OneStatistic(keras.callbacks.Callback):
 
 
 class _RecordRates(keras.callbacks.Callback):
-    """Puts into the history what the epoch was trained with, and how long it took."""
+    """Adds learning rate, weight decay and seconds of each epoch to the history."""
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         self._began = time.monotonic()
@@ -125,7 +125,7 @@ class _RecordRates(keras.callbacks.Callback):
 
 
 class _EpochBar(keras.callbacks.Callback):
-    """A progress bar over the steps of all epochs, with the scores of the last epoch."""
+    """A progress bar over the steps of all epochs that shows the scores of the last epoch."""
 
     def __init__(self, initial_epoch: int):
         super().__init__()
@@ -156,11 +156,11 @@ class _EpochBar(keras.callbacks.Callback):
 def compile_for_training(
     model: keras.Model, optimizer: keras.optimizers.Optimizer, steps_per_execution: int = 1
 ) -> None:
-    """Compile with the specification's loss and metrics; `steps_per_execution` helps where a step takes milliseconds.
+    """Compile with the specification's loss and metrics; `steps_per_execution` helps if a step takes milliseconds.
 
-    It is 1 where several devices share a batch: `fit` of Keras 3 (3.13, 3.15) fails there with more ("You must feed a value
-    for placeholder tensor"). XLA only on a single GPU: on a CPU Keras' `jit_compile="auto"` switches it on too, and its
-    convolutions are several times slower there than oneDNN's; over several GPUs it fails in mixed precision
+    With several devices it is 1: with more, `fit` of Keras 3 (3.13, 3.15) fails there ("You must feed a value for
+    placeholder tensor"). XLA is used only on a single GPU: Keras' `jit_compile="auto"` also enables it on a CPU, where its
+    convolutions are several times slower than oneDNN's; with several GPUs it fails in mixed precision
     (github.com/keras-team/keras/issues/21366).
     """
     is_shared = tf.distribute.get_strategy().num_replicas_in_sync > 1
@@ -171,8 +171,8 @@ def compile_for_training(
         jit_compile="auto" if devices.has_gpu() and not is_shared else False,
         steps_per_execution=1 if is_shared else steps_per_execution,
     )
-    # Now, since slots that came into being while Keras traces the step would have it traced a second time. Of the compiled
-    # optimiser: under mixed precision that is a wrapper around the one given, with variables of its own.
+    # Slots that are created while Keras traces the step would cause a second tracing. `model.optimizer`, since in mixed
+    # precision it is a wrapper around `optimizer` with additional variables.
     model.optimizer.build(model.trainable_variables)
 
 
@@ -187,15 +187,14 @@ def fit(
     checkpoint: tuple[Path, str] | None = None,
     time_budget_minutes: float = 0.0,
 ) -> pd.DataFrame:
-    """Train a compiled model for up to `epochs` epochs and return the history, a row an epoch.
+    """Train a compiled model for up to `epochs` epochs and return the history, one row per epoch.
 
-    Epochs count on from `first_epoch` (0 for phase 1); the history's `epoch` is the number of epochs finished, 1 the
-    first; its `attrs["ended_by"]` says what ended training. With a checkpoint, its file and a key (see TrainingCheckpoint),
-    training goes on from the last epoch that an earlier process finished, to the same history. time_budget_minutes: see
-    TimeBudget.
-    Raises FloatingPointError where the loss is no number any more, ValueError for a batch that devices cannot share evenly,
-    Interrupted where someone stops it: called again with the same model, callbacks and a checkpoint at the same path, it
-    goes on after the last finished epoch.
+    Epochs are counted from `first_epoch` (0 for phase 1); the history's `epoch` starts at 1; its `attrs["ended_by"]` says
+    what ended training. checkpoint: a file and a key (see TrainingCheckpoint); training resumes after the last epoch that
+    an earlier process finished, with the same history as without an interruption. time_budget_minutes: see TimeBudget.
+    Raises FloatingPointError if the loss is not finite, ValueError for a batch that devices cannot share evenly, and
+    Interrupted if a user stops it: called again with the same model, callbacks and checkpoint, it resumes after the last
+    finished epoch.
     """
     _share_evenly(train, val, model.distribute_strategy.num_replicas_in_sync)
     budget = TimeBudget(phase, time_budget_minutes)
@@ -210,7 +209,7 @@ def fit(
             validation_data=val,
             initial_epoch=done,
             epochs=done if saved and saved.is_stopped else first_epoch + epochs,
-            shuffle=False,  # else Keras shuffles the batches once more, by a stream of its own
+            shuffle=False,  # `train` is already shuffled
             callbacks=[
                 _TakeOrder(train),
                 _OneStatistic(),
@@ -226,7 +225,7 @@ def fit(
         kept = saved.after_interrupt() if saved else "nothing of it is kept"
         raise Interrupted(f"{phase} stopped in epoch {train.epoch + 1}; {kept}") from None
     finally:
-        bar.on_train_end()  # Keras leaves it out where an error ends training
+        bar.on_train_end()  # Keras does not call it after an error
     table = pd.concat([pd.DataFrame(rows), pd.DataFrame(history.history)], ignore_index=True)
     table.insert(0, "epoch", first_epoch + 1 + np.arange(len(table)))
     table.insert(1, "phase", phase)
@@ -240,15 +239,15 @@ def fit(
 
 
 def shown(history: pd.DataFrame) -> pd.DataFrame:
-    """What a notebook shows of a history; the file has more."""
+    """The columns of a history that a notebook shows."""
     return history[["epoch", "seconds", "learning_rate", *SCORES]].round(dict.fromkeys(SCORES, 4))
 
 
 def _share_evenly(train: Batches, val: Batches, devices_in_sync: int) -> None:
-    """Have the first batch of TRAIN and of VAL fall into parts of one size, a part a device.
+    """Require that the first batch of TRAIN can be divided evenly by the devices, and adjust VAL's batch size to that.
 
-    `fit` of Keras 3 (3.13, 3.15) builds a model on the mean of the parts of its first batch, which ends in "Inputs to operation
-    AddN must have the same size" where they differ. VAL's batches may have any size; TRAIN's are the user's.
+    `fit` of Keras 3 (3.13, 3.15) builds a model on the mean of the parts of the first batch, and fails with "Inputs to
+    operation AddN must have the same size" if their sizes differ. TRAIN's batch size is a parameter of the user.
     """
     first = min(train.batch_size, len(train.labels))
     if first % devices_in_sync:
@@ -261,22 +260,23 @@ def _share_evenly(train: Batches, val: Batches, devices_in_sync: int) -> None:
 
 
 def predict(model: keras.Model, inputs, batch_size: int = PREDICT_BATCH) -> np.ndarray:
-    """The model's output for every input, in order, without training's dropout: float32 (n, …)."""
+    """The model's output for every input, in order, in inference mode: float32 (n, …)."""
     return np.concatenate([*in_batches(compiled(model), inputs, "predicting", batch_size)])
 
 
 def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDICT_BATCH) -> Iterator:
-    """What `step` gives for each batch, in order.
+    """Yield the result of `step` for each batch, in order.
 
-    step: such as fer_utils.model.compiled makes. inputs as for Batches. `description` names the progress bar.
+    step: a function such as from fer_utils.training.network.compiled. inputs: as for Batches. description: the progress
+    bar's text.
     """
     n = len(inputs[0] if isinstance(inputs, tuple) else inputs)
     order = Batches(inputs, np.zeros(n, np.int32), batch_size)
     try:
         with progress.bar(description=description, total=n) as bar:
             for i in time_budget.announced(range(len(order)), description):
-                given = step(order[i][0])
+                outputs = step(order[i][0])
                 bar.update(min(batch_size, n - i * batch_size))
-                yield given
+                yield outputs
     except KeyboardInterrupt:
         raise Interrupted(f"{description} stopped; nothing of this pass is kept. Run this cell again") from None

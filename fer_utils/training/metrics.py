@@ -7,17 +7,17 @@ from keras import ops
 
 
 def is_soft(labels) -> bool:
-    """Whether labels are probabilities (n, 7), as mixup and label smoothing make them, and not places in CLASSES."""
+    """Whether labels are probabilities (n, 7), as from mixup and label smoothing, and not indices into CLASSES."""
     return len(labels.shape) == 2 and labels.shape[-1] == len(CLASSES)
 
 
 def likeliest(labels):
-    """Labels as places in CLASSES; of soft ones the class with the largest share."""
+    """Labels as indices into CLASSES; for soft labels the class with the largest share."""
     return ops.argmax(labels, axis=-1) if is_soft(labels) else labels
 
 
 def cross_entropy(y_true, y_pred):
-    """The specification's loss, and for soft labels its generalisation: what smoothing adds is seen in TRAIN alone."""
+    """The specification's loss, and for soft labels its generalisation. Only TRAIN has soft labels."""
     if is_soft(y_true):
         return keras.losses.categorical_crossentropy(y_true, y_pred)
     return keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
@@ -25,7 +25,7 @@ def cross_entropy(y_true, y_pred):
 
 @keras.saving.register_keras_serializable("fer_utils")
 class Accuracy(keras.metrics.SparseCategoricalAccuracy):
-    """How often the likeliest class is the label, or the largest share of a soft one."""
+    """The share of images whose likeliest class is the label, or the largest share of a soft label."""
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         return super().update_state(likeliest(y_true), y_pred, sample_weight)
@@ -35,8 +35,8 @@ class Accuracy(keras.metrics.SparseCategoricalAccuracy):
 class MacroScores(keras.metrics.Metric):
     """Macro precision, recall and F1 over all batches of an epoch, from one confusion matrix.
 
-    As scikit-learn's `average="macro", zero_division=0`: the plain mean over the seven classes, a class without
-    predictions (or without images) counting 0. Of a soft label the largest share counts.
+    As scikit-learn's `average="macro", zero_division=0`: the mean over the seven classes, where a class without
+    predictions or without images counts as 0. A soft label counts as the class with the largest share.
     """
 
     def __init__(self, name: str = "macro", **kwargs):

@@ -17,8 +17,10 @@ PREPROCESSING = "preprocessing"
 BACKBONE = "resnet50"
 FEATURES = "pooled_features"
 HEAD_LAYERS = ("head_dense", "head_batch_norm", "head_dropout", "probabilities")
-TRAINED_NORM_MOMENTUM = 0.9  # Keras' 0.99 needs some 500 steps to forget where it began: more than a small set has
-MIN_IMAGE_SIZE = 32  # below it ResNet50's five halvings leave nothing
+TRAINED_NORM_MOMENTUM = (
+    0.9  # Keras' 0.99 needs about 500 steps to forget the initial statistics, more than a small dataset has
+)
+MIN_IMAGE_SIZE = 32  # smaller images vanish in ResNet50's five halvings
 
 
 def build(image_size: int, weights: str) -> keras.Model:
@@ -60,8 +62,8 @@ def _head(features):
 def load_backbone(image_size: int, weights: str) -> keras.Model:
     """ResNet50 without top, frozen, its weights from `weights`.
 
-    `imagenet` and paths are what fer_utils.weights.load takes, which also says what it raises; `none` leaves random ones,
-    every residual block as its shortcut alone, and warns.
+    `imagenet` and paths are passed to fer_utils.training.weights.load, which describes its errors. `none` leaves random
+    weights, with every residual block reduced to its shortcut, and warns.
     """
     backbone = _random_backbone(image_size)
     if weights == "none":
@@ -85,10 +87,10 @@ def _random_backbone(image_size: int) -> keras.Model:
 
 
 def _silence_residual_branches(backbone: keras.Model) -> None:
-    """Zero the scale of each residual block's last BatchNormalization: every block starts as its shortcut alone.
+    """Set the scale of each residual block's last BatchNormalization to 0, so that every block starts as its shortcut.
 
-    He et al. 2019 (arXiv:1812.01187, section 3.1): the network starts as a shallower one, which trains more easily. It
-    also keeps what a random backbone computes within float16.
+    He et al. 2019 (arXiv:1812.01187, section 3.1): the network starts as a shallower one, which is easier to train. It
+    also keeps the activations of a random backbone in the range of float16.
     """
     for layer in backbone.layers:
         if re.fullmatch(r"conv\d_block\d_3_bn", layer.name):
@@ -96,10 +98,10 @@ def _silence_residual_branches(backbone: keras.Model) -> None:
 
 
 def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
-    """Make the backbone's top `n_layers` layers trainable; return how many of them train weights.
+    """Make the backbone's top `n_layers` layers trainable; return the number of layers with trainable weights.
 
     batch_norm: `frozen` keeps every BatchNormalization of the backbone in inference mode; `trained` lets those among the
-    top layers learn, which only a backbone without trained statistics needs. Raises ValueError beyond the backbone.
+    top layers learn, which only a backbone without trained statistics needs. Raises ValueError for more layers than the backbone has.
     """
     backbone = model.get_layer(BACKBONE)
     if not 0 <= n_layers <= len(backbone.layers):
@@ -132,10 +134,11 @@ def parameter_counts(model: keras.Model) -> dict[str, int]:
 
 @lru_cache(maxsize=1)
 def compiled(model: keras.Model) -> Callable:
-    """The model as one function of batches of any length, without training's dropout: arrays in, arrays out.
+    """The model as a compiled function in inference mode, from arrays to arrays, for batches of any length.
 
-    Takes an array, or a tuple of them for a model of several inputs; gives an array, or a list of them. It is traced once,
-    which for ResNet50 takes as long as some hundred images of 48 px: the last model's is kept. Keras' `predict` is slow with small batches.
+    Takes an array, or a tuple of arrays for a model with several inputs; returns an array or a list of arrays. Keras'
+    `predict` is slow with small batches. Tracing takes as long as about a hundred images of 48 px for ResNet50, so the
+    function of the last model is cached.
     """
     several = len(model.inputs) > 1
 
@@ -151,9 +154,9 @@ def compiled(model: keras.Model) -> Callable:
 
 
 def for_inference(model: keras.Model) -> keras.Model:
-    """What is saved of a model that `build` made: the same weights in float32, without optimiser, loss and metrics.
+    """A model from `build` for saving: the same weights in float32, without optimiser, loss and metrics.
 
-    A model trained in mixed_float16 would compute in float16 wherever it is loaded, which a CPU does many times slower.
+    A model trained in mixed_float16 would also compute in float16 after loading, which is many times slower on a CPU.
     """
     policy = keras.mixed_precision.dtype_policy()
     if policy.name == "float32":
@@ -168,5 +171,5 @@ def for_inference(model: keras.Model) -> keras.Model:
 
 
 def plain_copy(model: keras.Model) -> keras.Model:
-    """The same layers without optimiser, loss and metrics: a file of it loads with Keras alone."""
+    """The same layers without optimiser, loss and metrics, so that its file can be loaded with only Keras."""
     return keras.Model(model.input, model.output, name=model.name)

@@ -4,14 +4,14 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-WARM_UP_START = 0.01  # of the learning rate: a step of nothing would be a step lost
+WARM_UP_START = 0.01  # of the learning rate; at 0 the first step would change nothing
 
 
 class _OneKernel:
-    """Adam's update of a variable in TensorFlow's own kernel: one pass over memory instead of Keras' dozen.
+    """Adam's update of a variable by TensorFlow's kernel, with one pass over memory instead of about a dozen in Keras.
 
-    The same formula (Kingma & Ba 2015, section 2, the efficient form with `epsilon` added to the root) with the same
-    slots, so that nothing but rounding differs.
+    Formula (Kingma & Ba 2015, section 2, the efficient form with `epsilon` added to the root) and slots are the same, so
+    that results differ only by rounding.
     """
 
     def update_step(self, gradient, variable, learning_rate):
@@ -31,7 +31,7 @@ class _OneKernel:
         )
 
     def _clip_gradients(self, gradients):
-        return gradients  # Keras clips here, each replica its own share; we clip their sum, below
+        return gradients  # Keras clips each replica's gradients here; their sum is clipped below
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         gradients, variables = zip(*super()._all_reduce_sum_gradients(grads_and_vars), strict=True)
@@ -45,7 +45,7 @@ class Adam(_OneKernel, keras.optimizers.Adam):
 
 @keras.saving.register_keras_serializable("fer_utils")
 class AdamW(_OneKernel, keras.optimizers.AdamW):
-    """Keras' AdamW, with a faster update and its weight decay in a variable, so that a change reaches the compiled step.
+    """Keras' AdamW, with a faster update and the weight decay in a variable, so that changes affect the compiled step.
 
     In `keras.optimizers.AdamW` the decay is a Python number, a constant in the compiled step: setting it during `fit`
     changes nothing.
@@ -61,10 +61,10 @@ class AdamW(_OneKernel, keras.optimizers.AdamW):
 
 @keras.saving.register_keras_serializable("fer_utils")
 class LossScale(keras.optimizers.LossScaleOptimizer):
-    """Keras' loss scaling for mixed_float16, which skips a step where the gradients of any device overflow.
+    """Keras' loss scaling for mixed_float16, which skips a step if the gradients of any device overflow.
 
-    Keras (3.13, 3.15) asks the first device alone, before gradients are summed over devices, so that another device's
-    infinite gradients reach the weights.
+    Keras (3.13, 3.15) checks only the first device, before gradients are summed over devices, so that infinite gradients
+    of another device reach the weights.
     """
 
     def check_finite(self, grads):
@@ -79,10 +79,10 @@ class LossScale(keras.optimizers.LossScaleOptimizer):
 class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
     """When the learning rate has dropped, multiply the weight decay by `factor`, up to `cap`.
 
-    Put it after the callback that drops the rate. Keras' decoupled decay shrinks a weight by lr × wd of itself a step.
-    When the rate halves, that product halves too; with factor 2 it stays where it was, with a factor above 2 it rises,
-    and once `cap` is reached it falls with the rate again. Needs `fer_utils.training.AdamW`; raises TypeError for an
-    optimiser whose decay cannot change in the compiled step.
+    This callback must come after the one that lowers the rate. Keras' decoupled decay shrinks a weight by the share
+    lr × wd per step. When the rate halves, that product halves too; with factor 2 it stays constant, with a larger factor
+    it rises, and once `cap` is reached it falls with the rate. Needs `fer_utils.training.optimizers.AdamW`; raises
+    TypeError for an optimiser whose decay cannot change in the compiled step.
     """
 
     STATE = ("_rate",)  # for TrainingCheckpoint
@@ -97,7 +97,8 @@ class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
         optimizer = innermost(self.model.optimizer)
         if not isinstance(optimizer.weight_decay, keras.Variable):
             raise TypeError(
-                f"{type(optimizer).__name__} holds its weight decay as a constant: use fer_utils.training.AdamW"
+                f"{type(optimizer).__name__} holds its weight decay as a constant: "
+                "use fer_utils.training.optimizers.AdamW"
             )
         self._rate = float(optimizer.learning_rate.numpy())
 
@@ -113,12 +114,12 @@ class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
 def make_rate(
     schedule: str, learning_rate: float, steps_per_epoch: int, epochs: int, warmup_epochs: float
 ) -> float | keras.optimizers.schedules.CosineDecay:
-    """What the optimiser takes as its learning rate.
+    """The learning rate or schedule for the optimiser.
 
-    `plateau`: the rate itself, for callbacks to lower. `cosine`: from WARM_UP_START of the rate straight up to it over
-    `warmup_epochs` (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then along a cosine down to nothing at the end of
-    `epochs` (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts). It follows from the optimiser's count of
-    steps, so a checkpoint brings it back. Raises ValueError where nothing is left after warming up.
+    `plateau`: the rate itself, to be lowered by callbacks. `cosine`: linear from WARM_UP_START of the rate to the rate
+    over `warmup_epochs` (Goyal et al. 2017, arXiv:1706.02677, section 2.2), then a cosine down to 0 at the end of `epochs`
+    (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts). It depends on the optimiser's number of steps, which a
+    checkpoint restores. Raises ValueError if the warm-up leaves no epochs.
     """
     if schedule == "plateau":
         return learning_rate
@@ -141,7 +142,7 @@ def make_optimizer(
     """`adamw` with decoupled weight decay, or `adam` without any.
 
     clip_norm: gradients whose norm over all weights is larger are scaled down to it (Pascanu et al. 2013,
-    arXiv:1211.5063, section 3.2); 0 leaves them alone.
+    arXiv:1211.5063, section 3.2); 0 means no clipping.
     """
     clip = {"global_clipnorm": clip_norm or None}
     if name == "adam":
@@ -150,5 +151,5 @@ def make_optimizer(
 
 
 def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimiser itself, where mixed precision has wrapped it to scale the loss."""
+    """The optimiser inside the wrapper for loss scaling, or the optimiser itself without a wrapper."""
     return getattr(optimizer, "inner_optimizer", optimizer)

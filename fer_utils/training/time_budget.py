@@ -1,7 +1,4 @@
-"""Says early how long a long step will take, and stops training before the session's time is up.
-
-Knows clocks and Keras callbacks; knows nothing of what is trained.
-"""
+"""Announces the estimated time of long steps, and stops training before the session's time is over."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,26 +8,25 @@ from fer_utils.progress import SHORT, announce, in_words
 import keras
 import psutil
 
-WARM_UP = 2  # steps that compile and choose kernels, left out of the estimate
-MEASURED = 10  # steps that the estimate is made from
-PASSES_LEFT = 3  # after training stops: its own validation pass, then VAL and TEST in 05
-SAVING = 60  # seconds, at least, for saving the model, reading it back and the report
-SHARE_LEFT = 0.05  # of the budget, at least: 05 runs the whole network, validation may begin at cached activations
+WARM_UP = 2  # steps that compile and choose kernels, excluded from the estimate
+MEASURED = 10  # steps used for the estimate
+PASSES_LEFT = 3  # validation passes after training stops: its last validation, then VAL and TEST in stage 05
+SAVING = 60  # seconds; minimum reserve for saving the model, loading it and the report
+SHARE_LEFT = 0.05  # of the budget; minimum reserve, since stage 05 runs the whole network, but validation may use cached activations
 
 
 class TimeBudget(keras.callbacks.Callback):
     """Print the estimated time after the first steps of a phase, and keep training within a budget.
 
-    minutes: what the session may take, counted from the kernel's start; 0 only prints. Training stops after an epoch
-    where another whole one would not fit, and within an epoch where the time runs out there; both leave time to
-    validate, evaluate and save (PASSES_LEFT validation passes, and SAVING or SHARE_LEFT, whichever is more). Where the
-    budget stopped training, the model goes back to the weights of the lowest `val_loss` so far; `fit` needs validation
-    data.
+    minutes: the session's time limit, from the kernel's start; 0 only prints. Training stops after an epoch if another
+    one would not fit, and within an epoch if the time runs out there. Both leave time to validate, evaluate and save
+    (PASSES_LEFT validation passes, and the larger of SAVING and SHARE_LEFT). If the budget stopped training, the model
+    returns to the weights with the lowest `val_loss` so far; `fit` needs validation data.
 
     began: the session's start on `clock`, in seconds; None: when this process, the kernel, was started.
     """
 
-    STATE = ("_best_loss", "_best_weights", "stopped")  # what a checkpoint brings back
+    STATE = ("_best_loss", "_best_weights", "stopped")  # restored from a checkpoint
 
     def __init__(
         self, phase: str, minutes: float, began: float | None = None, clock: Callable[[], float] = time.monotonic
@@ -44,7 +40,7 @@ class TimeBudget(keras.callbacks.Callback):
         self.stopped = False
 
     def ended_by(self, epochs_trained: int, epochs: int) -> str:
-        """What ended a training of up to `epochs` epochs, in words."""
+        """A description of what ended a training of up to `epochs` epochs."""
         if self.stopped:
             return "time budget"
         return "early stopping" if epochs_trained < epochs else "last epoch"
@@ -53,7 +49,7 @@ class TimeBudget(keras.callbacks.Callback):
         self._best_loss, self._best_weights = float("inf"), None
         self._validation = 0.0  # seconds of the last validation pass
         self._is_warm = self._announced = False
-        self._measured, self._seconds = 0, 0.0  # steps after WARM_UP, and what they took
+        self._measured, self._seconds = 0, 0.0  # steps after WARM_UP, and their seconds
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         self._epoch, self._epoch_began = epoch, self.clock()
@@ -87,7 +83,7 @@ class TimeBudget(keras.callbacks.Callback):
             self.model.set_weights(self._best_weights)
 
     def _measure(self, done: int, now: float) -> None:
-        """Count the steps since the last call (Keras may run several at once); announce when there are enough."""
+        """Count the steps since the last call (Keras may run several at once); announce the time when there are enough."""
         before, since = self._last
         self._last = done, now
         if not self._is_warm:
@@ -119,7 +115,7 @@ class TimeBudget(keras.callbacks.Callback):
 
 
 def announced(batches: Sequence, name: str, clock: Callable[[], float] = time.monotonic) -> Iterator:
-    """The batches one by one; prints after the first ones how long all will take, where that is over SHORT seconds."""
+    """Yield the batches; after the first ones announce the time for all, if that is more than SHORT seconds."""
     for done, batch in enumerate(batches):
         if done == WARM_UP:
             since = clock()

@@ -1,4 +1,4 @@
-"""Finds, checks and loads weights files of ResNet50 without top, in both layouts that Keras has published."""
+"""Finds, checks and loads weights files of ResNet50 without top, in both layouts published by Keras."""
 
 import hashlib
 import re
@@ -11,13 +11,13 @@ import h5py
 import keras
 import numpy as np
 
-# Keras' ImageNet file from before 2019. Its layers have other names and another order than the file of today
+# Keras' ImageNet file from before 2019. Its layers have other names and another order than in today's file
 # (github.com/keras-team/keras-applications/issues/74, github.com/tensorflow/tensorflow/issues/33459).
 OLDER_MD5 = "a268eb855778b3df3c7506639542a6af"
 
 _OLDER_LAYER = re.compile(r"(res|bn)(\d)([a-f])_branch(1|2[abc])")
-_OLDER_BRANCHES = {"1": 0, "2a": 1, "2b": 2, "2c": 3}  # the number that a branch's layer has today
-# What a weight is, by the end of its name: today's word → older ones. Keras 1 called the moving variance `running_std`.
+_OLDER_BRANCHES = {"1": 0, "2a": 1, "2b": 2, "2c": 3}  # branch → number in today's layer name
+# Ends of weights' names: today's → older ones. Keras 1 called the moving variance `running_std`.
 _ROLES = {
     "kernel": ("W",),
     "bias": ("b",),
@@ -35,10 +35,10 @@ class WeightsError(ValueError):
 
 
 def load(backbone: keras.Model, weights: str) -> None:
-    """Load `imagenet` or the file at a path, a relative one from the project's root, into ResNet50 without top.
+    """Load `imagenet` or the file at a path, relative to the project's root, into ResNet50 without top.
 
-    `imagenet` takes the first mounted file that fits, and says which, else the file that Keras downloads. Raises
-    WeightsError, naming the file, what it holds and the way out.
+    `imagenet` uses the first mounted file that fits, and prints which, or else the file that Keras downloads. Raises
+    WeightsError, naming the file, what is wrong with it and what to do.
     """
     if weights == "imagenet":
         _load_imagenet(backbone)
@@ -49,13 +49,13 @@ def load(backbone: keras.Model, weights: str) -> None:
 def load_file(backbone: keras.Model, path: Path) -> str:
     """Load one file; return its layout: `today's` or `older`.
 
-    Layers are found by name, never by position: the two layouts hold the same weights in another order, and swapping two
-    kernels of one shape would raise no error. Takes `.h5` as Keras distributes it and `.weights.h5` as
-    `Model.save_weights` writes it. Raises WeightsError.
+    Layers are matched by name, not by position: the two layouts have different orders, and swapping two kernels of the
+    same shape would raise no error. Accepts `.h5` as distributed by Keras and `.weights.h5` as written by
+    `Model.save_weights`. Raises WeightsError.
     """
     if not path.is_file():
         raise WeightsError(f"weights: no file at {path}; give `imagenet`, `none`, or a path to a ResNet50 notop .h5")
-    # What a file does not hold stays NaN, and is refused below instead of staying random.
+    # Weights missing in the file stay NaN and are rejected below, instead of staying random.
     backbone.set_weights([np.full(weight.shape, np.nan, np.float32) for weight in backbone.weights])
     layout = "today's"
     try:
@@ -64,7 +64,7 @@ def load_file(backbone: keras.Model, path: Path) -> str:
             by_layer = "layer_names" in group.attrs
             if by_layer:
                 layout = _assign(backbone, group, path)
-        if not by_layer:  # the format of Keras 3, which Keras itself checks by the model's structure
+        if not by_layer:  # the format of Keras 3, which Keras checks against the model's structure
             backbone.load_weights(path)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, WeightsError):
@@ -76,7 +76,7 @@ def load_file(backbone: keras.Model, path: Path) -> str:
 
 
 def _assign(backbone: keras.Model, group: h5py.Group, path: Path) -> str:
-    """Give each layer the weights that the file holds under its name, today's or the older one."""
+    """Assign each layer the file's weights under its name, today's or the older one; return the layout."""
     stored = {_text(name): group[_text(name)] for name in group.attrs["layer_names"]}
     stored = {name: layer for name, layer in stored.items() if len(layer.attrs.get("weight_names", ()))}
     named = {todays_name(name): layer for name, layer in stored.items()}
@@ -97,7 +97,7 @@ def _assign(backbone: keras.Model, group: h5py.Group, path: Path) -> str:
 
 
 def _weights_of(layer: h5py.Group) -> Mapping[str, h5py.Dataset]:
-    """Today's word for each weight that a file holds for a layer → its values."""
+    """Today's name of each of a layer's weights in the file → its values."""
     found = {}
     for name in map(_text, layer.attrs["weight_names"]):
         match = _WEIGHT.search(name)
@@ -107,7 +107,7 @@ def _weights_of(layer: h5py.Group) -> Mapping[str, h5py.Dataset]:
 
 
 def todays_name(layer: str) -> str:
-    """Today's name of a ResNet50 layer that has an older one, else the name itself.
+    """Today's name of a ResNet50 layer with an older name, or else the name itself.
 
     `conv1` → `conv1_conv`, `bn_conv1` → `conv1_bn`, `res2a_branch2c` → `conv2_block1_3_conv`, `bn3b_branch2a` →
     `conv3_block2_1_bn`, `res2a_branch1` → `conv2_block1_0_conv`.
@@ -151,7 +151,7 @@ def _load_imagenet(backbone: keras.Model) -> None:
 
 
 def _known(path: Path, layout: str, checksum: str) -> str:
-    """What a mounted file is, in words, by its checksum."""
+    """A description of a mounted file, by its checksum."""
     found = hashlib.md5(path.read_bytes()).hexdigest()
     if found == checksum:
         return "ImageNet's, as Keras publishes them"
@@ -162,7 +162,7 @@ def _known(path: Path, layout: str, checksum: str) -> str:
 
 
 def _check_features(backbone: keras.Model, path: Path) -> None:
-    """Raise WeightsError unless a fixed image's features are finite and differ."""
+    """Raise WeightsError unless the features of a fixed image are finite and not all equal."""
     height, width, channels = backbone.input_shape[1:]
     image = np.linspace(-120, 120, height * width * channels, dtype=np.float32).reshape(1, height, width, channels)
     features = np.array(backbone(image, training=False))
@@ -173,8 +173,8 @@ def _check_features(backbone: keras.Model, path: Path) -> None:
 
 
 def _published() -> tuple[str, str]:
-    """Where Keras has its notop file, and its MD5 checksum."""
-    from keras.src.applications import resnet  # the one home of both
+    """The URL of Keras' notop file, and its MD5 checksum."""
+    from keras.src.applications import resnet  # the only place with both
 
     return (
         resnet.BASE_WEIGHTS_PATH + "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
@@ -185,7 +185,7 @@ def _published() -> tuple[str, str]:
 def _download(url: str, checksum: str, passed_over: list[str]) -> Path:
     try:
         return Path(keras.utils.get_file(Path(url).name, url, cache_subdir="models", file_hash=checksum))
-    except Exception as error:  # urllib, sockets and Keras raise a dozen kinds here
+    except Exception as error:  # urllib, sockets and Keras raise many types here
         mounted = "\nMounted, but not fit:\n" + "\n".join(passed_over) if passed_over else ""
         raise WeightsError(
             f"ImageNet weights could not be downloaded ({error}). With internet elsewhere, fetch {url} and set "

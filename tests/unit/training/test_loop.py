@@ -167,7 +167,7 @@ def test_setting_keras_own_decay_in_mid_fit_changes_nothing_which_is_why_ours_ex
 
 @pytest.mark.parametrize("optimizer", [keras.optimizers.AdamW(RATE, weight_decay=DECAY), keras.optimizers.Adam(RATE)])
 def test_an_optimizer_whose_decay_is_a_constant_is_refused(optimizer):
-    with pytest.raises(TypeError, match=r"use fer_utils\.training\.AdamW"):
+    with pytest.raises(TypeError, match=r"use fer_utils\.training\.optimizers\.AdamW"):
         _fit(optimizer, {}, factor=2.0, cap=1.0)
 
 
