@@ -105,7 +105,7 @@ def require_no_leak(table: pd.DataFrame) -> None:
     if any(crossing.values()):
         counts = "; ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in crossing.items() if count)
         raise LeakageError(
-            f"pictures stand in two splits: {counts}. leakage=drop (params/clean.yaml) takes them out of TRAIN"
+            f"copies of pictures are in two splits: {counts}. leakage=drop (params/clean.yaml) removes them from TRAIN"
         )
 
 

@@ -257,7 +257,7 @@ def _on_disk(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str
 def _open(entry: Path, key: str) -> tuple[Rows, ...]:
     description = files.read_json(entry / DESCRIPTION)
     if description["key"] != key:
-        raise ValueError(f"{entry / DESCRIPTION} is of other activations")
+        raise ValueError(f"{entry / DESCRIPTION} belongs to other activations")
     for name, size in description["files"].items():
         if (entry / name).stat().st_size != size:
             raise ValueError(f"{name} has {(entry / name).stat().st_size:,} bytes, {size:,} were written")
