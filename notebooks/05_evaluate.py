@@ -46,7 +46,6 @@ data_dir: str = ""  # folder of the image folders; empty: the run's own
 
 # %%
 from fer_utils import plots
-from fer_utils.classes import CLASSES
 from fer_utils.data import audit, loading
 from fer_utils.evaluation import grad_cam, report, scores
 from fer_utils.evaluation.test_time_augmentation import predict_with_views
@@ -165,7 +164,7 @@ report.calibration_table(metrics).round(4)
 # %%
 extremes = scores.surest_of_each_class(predictions["TEST"])
 pictures = faces["TEST"].grey(extremes.index)
-heat = grad_cam.heat_maps(model, pictures[..., None], extremes["predicted"].map(CLASSES.index).to_numpy())
+heat = grad_cam.heat_maps(model, pictures[..., None], scores.class_codes(extremes["predicted"]))
 stage.show(plots.heat_on_faces(pictures, heat, extremes), "grad_cam")
 print(f"heat maps of {heat.shape[1]} × {heat.shape[2]} squares, drawn smoothly")
 

@@ -180,6 +180,11 @@ def temperature_scaling(predictions: Mapping[str, pd.DataFrame], temperature: fl
     return {"temperature": temperature, **scaled}
 
 
+def class_codes(labels: pd.Series) -> np.ndarray:
+    """Labels as places in CLASSES, int (n,)."""
+    return labels.map(CLASSES.index).to_numpy()
+
+
 def class_report(predictions: pd.DataFrame) -> pd.DataFrame:
     """Precision, recall, F1 and support: one row per class, then macro and weighted averages."""
     report = classification_report(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 tomllib = pytest.importorskip("tomllib" if __import__("sys").version_info >= (3, 11) else "tomli")
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,3 +49,15 @@ def test_there_is_one_opencv():
     assert [
         name for name, _ in map(_split, [entry for entry in conda + pip if entry != "-e ."]) if "opencv" in name
     ] == ["opencv-python-headless"]
+
+
+def test_what_the_project_asks_for_is_installed_in_the_version_that_was_tested():
+    """The list is renewed by tests/renew_constraints.py, which says how."""
+    project = _project()
+    pinned = {
+        name: Version(bounds.split(";")[0].removeprefix("=="))
+        for name, bounds in map(_split, project["tool"]["uv"]["constraint-dependencies"])
+    }
+    for entry in [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]:
+        asked = Requirement(entry)
+        assert pinned[asked.name] in asked.specifier, entry
