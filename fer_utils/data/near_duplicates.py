@@ -10,7 +10,7 @@ above give distances below 0.09 (JPEG 40: 99 % below 0.06). The smallest distanc
 pairs on FER2013, 2,013 then have a distance of at most 0.20, 134 between 0.20 and 0.25, and from 0.25 on the number
 grows. On inspection the 94 pairs closest below 0.20 were all copies; from 0.23 on there were different photographs. NOT
 found are crops with a larger offset (their descriptors differ), other frames of a series, and retouched, recoloured or
-heavily watermarked versions; the README has their numbers. `tests/benchmarks/near_duplicates.py` measures recall, false
+heavily watermarked versions; docs/measurements.md has their numbers. `tests/benchmarks/near_duplicates.py` measures recall, false
 matches, time and memory, and compares with a second method.
 """
 

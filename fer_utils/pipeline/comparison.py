@@ -82,6 +82,11 @@ def results(compared: Sequence[Run]) -> pd.DataFrame:
         for stage, record in run.records.items():
             figures = record["figures"]
             column |= {f"{stage}: {name}": str(figures[name]) for name in ("epochs", "ended by") if name in figures}
+        column |= {
+            f"{stage}: by hand": "; ".join(record["by_hand"])
+            for stage, record in run.records.items()
+            if record.get("by_hand")
+        }
         column |= {f"{stage}: seconds": f"{record['seconds']:,.0f}" for stage, record in run.records.items()}
         columns[run.name] = column
     rows = dict.fromkeys(row for column in columns.values() for row in column)

@@ -3,7 +3,7 @@
 python tests/benchmarks/demo_seeds.py [--seeds 1 2 3 4 5] [--outputs outputs/demo_seeds] [-p STAGE.NAME=VALUE]
 
 Runs the demo once for each seed with oneDNN's convolutions and once without, each in a folder of its own, and prints TEST's
-scores and the CPU seconds of the run with all its kernels. Exit status 1 where an accuracy is below BAR. Some three minutes
+scores and the CPU seconds of the run with all its kernels. Exit status 1 where an accuracy is below BAR. Some four minutes
 a run on two CPU cores.
 """
 

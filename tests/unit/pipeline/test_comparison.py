@@ -1,5 +1,7 @@
 """Runs listed and set side by side."""
 
+import json
+
 from fer_utils import files, places
 from fer_utils.pipeline import comparison, runs
 
@@ -36,6 +38,15 @@ def test_results_stand_side_by_side_with_intervals(two):
     table = comparison.results(_read(*two))
     assert table.loc["VAL accuracy", "one"] == runs.with_interval(one.metrics["val"], "accuracy")
     assert {"TEST macro_f1", "TEST images seen in training", "fine_tune: epochs", "state"} <= set(table.index)
+
+
+def test_what_was_changed_by_hand_is_marked(two):
+    path = two[1].folders.stage_record("fine_tune")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"by_hand": ["epochs became 9 after the setup", "another cell ran"]}))
+    table = comparison.results(_read(*two))
+    assert list(table.loc["fine_tune: by hand"]) == ["–", "epochs became 9 after the setup; another cell ran"]
+    assert "train_head: by hand" not in table.index
 
 
 def test_a_run_without_scores_has_dashes(two, fake_run):
