@@ -218,8 +218,10 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
                 progress_bar=False,
                 stdout_file=status.output if verbose else None,
                 stderr_file=status.errors,
-                # ipykernel warns about unencrypted TCP, but the connection stays on this machine.
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                # The kernel's own log, not the notebook's: it warns of kernels on TCP without encryption, which never leave
+                # this machine, and calls the interrupt that jupyter_client sends at each shutdown an error. A cell that
+                # fails, or a kernel that dies, is raised here.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
     except PapermillExecutionError as error:
         raise StageFailed(

@@ -192,7 +192,7 @@ def test_a_cell_edited_and_not_saved_is_on_record_and_a_reason(project):
     )
     printed = project.run(*project.cells(edit))
     said = "the cell `targets = dict.fromkeys(CLASSES, target) | {'disgust': ta...` did not run as in the file"
-    assert said in printed and "a reason for run_all.py to run this stage again" in printed
+    assert said in printed and "run_all.py will run this stage again because:" in printed
     assert said in project.due()
 
 
