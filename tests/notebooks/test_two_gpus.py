@@ -25,9 +25,9 @@ SMALL = (
     "train_head.epochs=1",
     "fine_tune.epochs=2",
 )
-# As the profile `strong` has them: BatchNormalization learns, pictures change, weights are averaged.
+# As the profile `strong` has them: every layer with its BatchNormalization, pictures that change, averaged weights.
 STRONG = (
-    "fine_tune.unfreeze_top=14",  # the last residual block: every layer trains alike, and is traced for each device
+    "fine_tune.unfreeze_top=175",
     "fine_tune.batch_norm=trained",
     "fine_tune.augmentation=heavy",
     "fine_tune.mixup=0.2",
