@@ -267,7 +267,7 @@ def test_it_takes_the_branches_that_full_size_on_two_t4_takes(drawn_run):
 
 ANSWER = """
 import sys, keras, numpy as np
-from fer_utils import model as network
+from fer_utils.training import network
 given, answer = sys.argv[1:]
 if given.endswith(".weights.h5"):
     model = network.build(32, "none")

@@ -1,6 +1,6 @@
 """A second method that knows same pictures, independent of the search it checks.
 
-It compares which way grey values rise at 24 × 24 places. The search (`fer_utils.near_duplicates`) compares low
+It compares which way grey values rise at 24 × 24 places. The search (`fer_utils.data.near_duplicates`) compares low
 frequencies, then grey values; neither descriptor, candidates, confirmation nor code are shared.
 
 `tests/benchmarks/near_duplicates.py --only second` measures it. Of 2,000 images a copy reaches SAME after JPEG 40–95,
