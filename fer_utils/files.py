@@ -131,15 +131,15 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write `content` as UTF-8, atomically."""
-    with replacing(path) as temporary:
+def write_text(path: Path, content: str, before: Callable[[Path], None] | None = None) -> None:
+    """Write `content` as UTF-8, atomically; `before` as for `replacing`."""
+    with replacing(path, before) as temporary:
         temporary.write_text(content, encoding="utf-8")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, atomically."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+def write_json(path: Path, content: Any, before: Callable[[Path], None] | None = None) -> None:
+    """Write `content` as indented JSON, atomically; `before` as for `replacing`."""
+    write_text(path, json.dumps(content, indent=2) + "\n", before)
 
 
 def read_json(path: Path) -> Any:
@@ -150,7 +150,7 @@ def read_json(path: Path) -> Any:
         raise TornFile(f"{path} is not whole JSON ({error}): remove it and run its stage again") from error
 
 
-def write_csv(path: Path, table: "pd.DataFrame") -> None:
-    """Write `table` as CSV without its index, atomically."""
-    with replacing(path) as temporary:
+def write_csv(path: Path, table: "pd.DataFrame", before: Callable[[Path], None] | None = None) -> None:
+    """Write `table` as CSV without its index, atomically; `before` as for `replacing`."""
+    with replacing(path, before) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")

@@ -45,34 +45,12 @@ class RunFolders:
         return self.run / "run.json"
 
     @property
-    def demo_sources(self) -> Path:
-        return self.data / "demo_sources"
-
-    @property
     def manifest(self) -> Path:
         return self.run / "manifest.csv"
 
     @property
-    def leakage(self) -> Path:
-        return self.run / "leakage.json"
-
-    @property
     def balanced(self) -> Path:
         return self.run / "balanced.csv"
-
-    @property
-    def trained_head(self) -> Path:
-        """The images of TRAIN that phase 1 trained on."""
-        return self.run / "trained_head.csv"
-
-    @property
-    def trained(self) -> Path:
-        """The images of TRAIN that the model was trained on, in either phase."""
-        return self.run / "trained.csv"
-
-    @property
-    def head_weights(self) -> Path:
-        return self.run / "head.weights.h5"
 
     @property
     def history_head(self) -> Path:
@@ -85,10 +63,6 @@ class RunFolders:
     @property
     def model(self) -> Path:
         return self.run / "model.keras"
-
-    @property
-    def model_weights(self) -> Path:
-        return self.run / "model.weights.h5"
 
     @property
     def metrics(self) -> Path:

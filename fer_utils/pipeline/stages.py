@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +67,16 @@ class Stage:
 
     def save(self, content: Any, name: str) -> None:
         """Write a result atomically: a table, a text, a function that writes to a path, or any content as JSON."""
-        write = content if callable(content) else partial(_write, content)
-        with files.replacing(self.path(name), self._note_placing) as temporary:
-            write(temporary)
+        path, before = self.path(name), self._note_placing
+        if callable(content):
+            with files.replacing(path, before) as temporary:
+                content(temporary)
+        elif isinstance(content, str):
+            files.write_text(path, content, before)
+        elif hasattr(content, "to_csv"):
+            files.write_csv(path, content, before)
+        else:
+            files.write_json(path, content, before)
 
     def show(self, figure: "Figure", name: str) -> None:
         """Show a figure, and save it as PNG with 120 dpi for the report."""
@@ -235,15 +241,6 @@ def _begun(
     )
     _require_inputs(begun, found)
     return begun
-
-
-def _write(content: Any, path: Path) -> None:
-    if isinstance(content, str):
-        path.write_text(content, encoding="utf-8")
-    elif hasattr(content, "to_csv"):
-        files.write_csv(path, content)
-    else:
-        files.write_json(path, content)
 
 
 def _require_inputs(stage: Stage, recorded: Mapping[str, dict]) -> None:

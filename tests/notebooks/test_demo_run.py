@@ -103,7 +103,7 @@ def test_the_manifest_accounts_for_every_file(folders):
     split_folders = [folders.split(split) for split in ("TRAIN", "VAL", "TEST")]
     on_disk = {path.relative_to(folders.data).as_posix() for folder in split_folders for path in folder.rglob("*.*")}
     assert listed == on_disk
-    drawn = [path for path in folders.demo_sources.rglob("*.*") if path.is_file()]
+    drawn = [path for path in (folders.data / "demo_sources").rglob("*.*") if path.is_file()]
     assert len(manifest) == len(drawn)
 
 
@@ -121,8 +121,8 @@ def test_what_trained_is_on_record(folders):
     balanced = set(pd.read_csv(folders.balanced)["train_path"])
     manifest = pd.read_csv(folders.manifest, keep_default_na=False)
     assert balanced < set(manifest.loc[manifest["split"] == "TRAIN", "path"])  # thinned
-    assert set(pd.read_csv(folders.trained_head)["train_path"]) == balanced
-    assert set(pd.read_csv(folders.trained)["train_path"]) == balanced
+    assert set(pd.read_csv(folders.run / "trained_head.csv")["train_path"]) == balanced
+    assert set(pd.read_csv(folders.run / "trained.csv")["train_path"]) == balanced
 
 
 def test_epochs_count_on_from_phase_one(folders):

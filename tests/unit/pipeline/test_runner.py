@@ -81,14 +81,14 @@ def test_a_stage_without_its_inputs_is_refused_before_anything_is_written(fake_r
     files.remove(run.folders.run)
     with pytest.raises(places.NotFoundHere) as caught:
         start("demo", ["fine_tune"], run.values, True)
-    head = run.folders.head_weights
+    head = run.folders.run / "head.weights.h5"
     assert f"fine_tune reads {head}, which train_head writes: {head.name} is missing" in str(caught.value)
     assert executed.names == [] and not run.folders.run.exists()
 
 
 def test_a_stage_whose_input_is_damaged_is_refused_unless_its_writer_runs_too(fake_run, executed):
     executed.run = run = fake_run().do()
-    run.folders.trained.write_text("[")
+    (run.folders.run / "trained.csv").write_text("[")
     with pytest.raises(places.NotFoundHere, match=r"trained\.csv, which fine_tune writes: trained\.csv has 1 bytes of"):
         runner.run("demo", ["evaluate"], run.values, repeat=True)
     runner.run("demo", ["fine_tune", "evaluate"], run.values, repeat=True)
