@@ -143,7 +143,7 @@ def test_runs_of_an_earlier_version_are_listed_and_compared(two, tmp_path):
         metrics["leakage"] = {"policy": "keep", "val_images_in_train": 7, "test_images_in_train": 7}
         files.write_json(fake.folders.metrics, metrics)
         for name in ("trained", "trained_head"):
-            getattr(fake.folders, name).unlink()
+            (fake.folders.run / f"{name}.csv").unlink()
     assert [row[0] for row in runs.list_rows(tmp_path / "outputs")[0]] == ["one", "other"]
     assert comparison.results(_read(*two)).loc["TEST images seen in training"].tolist() == ["–", "–"]
     assert "is not on record" in comparison.write(_read(*two), tmp_path)[0].read_text()
