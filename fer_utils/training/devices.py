@@ -27,9 +27,20 @@ def describe() -> str:
 
 
 def set_up(seed: int, deterministic: str = "auto", precision: str = "float32") -> None:
-    """Set seeds, kernels and precision, and print the devices: see the two functions below."""
+    """Set seeds, kernels and precision, and print the devices: see the functions below."""
+    skip_graph_optimizer()
     kernels = "deterministic" if make_reproducible(seed, deterministic) else "default"
     print(f"computing on {describe()} in {choose_precision(precision)} with {kernels} kernels")
+
+
+def skip_graph_optimizer() -> None:
+    """Without a GPU, switch off TensorFlow's graph optimizer (Grappler) for the functions that are traced from now on.
+
+    For a whole ResNet50 it takes 3 s before the first step and 8 s before the second epoch, and a step takes as long
+    without it (docs/measurements.md). On a GPU it chooses the layout of the tensors, and stays on.
+    """
+    if not has_gpu():
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 def make_reproducible(seed: int, deterministic: str = "auto") -> bool:

@@ -88,6 +88,15 @@ def test_kernels_are_deterministic_where_asked_for_and_on_gpus(deterministic, gp
     assert bool(enabled) is expected
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_graph_optimizer_is_off_without_a_gpu_alone(gpu, monkeypatch):
+    options = []
+    monkeypatch.setattr(devices, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", options.append)
+    devices.set_up(1, deterministic="no", precision="float32")
+    assert options == ([] if gpu else [{"disable_meta_optimizer": True}])
+
+
 @pytest.mark.parametrize(
     ("capability", "expected"), [((7, 5), "mixed_float16"), ((6, 0), "float32"), (None, "float32")]
 )
