@@ -2,36 +2,15 @@
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 WARM_UP_START = 0.01  # of the learning rate; at 0 the first step would change nothing
 
 
-class _OneKernel:
-    """Adam's update of a variable by TensorFlow's kernel, with one pass over memory instead of about a dozen in Keras.
-
-    Formula (Kingma & Ba 2015, section 2, the efficient form with `epsilon` added to the root) and slots are the same, so
-    that results differ only by rounding.
-    """
-
-    def update_step(self, gradient, variable, learning_rate):
-        place = self._get_variable_index(variable)
-        step = ops.cast(self.iterations + 1, "float32")
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=self._momentums[place].value.handle,
-            v=self._velocities[place].value.handle,
-            beta1_power=ops.power(self.beta_1, step),
-            beta2_power=ops.power(self.beta_2, step),
-            lr=ops.cast(learning_rate, "float32"),
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=self.epsilon,
-            grad=ops.cast(gradient, variable.dtype),
-        )
+class _ClipTheSum:
+    """With several devices, clips the sum of their gradients. Keras clips each device's part before they are summed."""
 
     def _clip_gradients(self, gradients):
-        return gradients  # Keras clips each replica's gradients here; their sum is clipped below
+        return gradients
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         gradients, variables = zip(*super()._all_reduce_sum_gradients(grads_and_vars), strict=True)
@@ -39,13 +18,13 @@ class _OneKernel:
 
 
 @keras.saving.register_keras_serializable("fer_utils")
-class Adam(_OneKernel, keras.optimizers.Adam):
-    """Keras' Adam, with a faster update."""
+class Adam(_ClipTheSum, keras.optimizers.Adam):
+    """Keras' Adam, clipped as `_ClipTheSum` says."""
 
 
 @keras.saving.register_keras_serializable("fer_utils")
-class AdamW(_OneKernel, keras.optimizers.AdamW):
-    """Keras' AdamW, with a faster update and the weight decay in a variable, so that changes affect the compiled step.
+class AdamW(_ClipTheSum, keras.optimizers.AdamW):
+    """Keras' AdamW, clipped as `_ClipTheSum` says, its weight decay in a variable, so that changes affect the compiled step.
 
     In `keras.optimizers.AdamW` the decay is a Python number, a constant in the compiled step: setting it during `fit`
     changes nothing.

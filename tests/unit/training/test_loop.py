@@ -202,7 +202,7 @@ def test_optimizers_are_adamw_with_decay_or_adam_without():
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_one_kernel_updates_as_keras_does(name):
+def test_our_optimizers_update_as_those_of_keras_do(name):
     rng = np.random.default_rng(4)
     start = rng.normal(size=(6, 5)).astype(np.float32)
     gradients = rng.normal(size=(8, 6, 5)).astype(np.float32)
