@@ -245,6 +245,23 @@ def confusion_matrix(counts: np.ndarray, title: str) -> Figure:
     return figure
 
 
+def label_agreement(counts: pd.DataFrame) -> Figure:
+    """A heatmap of two label sets: the shares of each row's pictures, with the counts below; rows: FER2013's labels."""
+    shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+    texts = [
+        [f"{share:.0%}\n{n:,}" if n else "" for share, n in zip(*pair, strict=True)]
+        for pair in zip(shares.to_numpy(), counts.to_numpy(), strict=True)
+    ]
+    figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
+    style = {"cmap": "Blues", "linewidths": 0.5, "cbar": False, "annot_kws": {"fontsize": 8}}
+    sns.heatmap(shares, annot=np.array(texts), fmt="", vmin=0, vmax=1, ax=axes, **style)
+    axes.axvline(len(CLASSES), color="black", linewidth=1)
+    axes.set(title="What ten people say of the pictures of each label", xlabel="FER+ (majority)", ylabel="FER2013")
+    axes.tick_params("y", rotation=0)
+    axes.tick_params("x", rotation=0, labelsize=8)
+    return figure
+
+
 def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> Figure:
     """Histograms of the distances of copies, by kind, and of nearest different pictures; `line` is the threshold."""
     figure, axes = plt.subplots(figsize=(10, 3.5), layout="constrained")

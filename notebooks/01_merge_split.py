@@ -35,6 +35,8 @@ val_fraction: float = 0.25  # > 0, < 1; specification: share of FER2013's train 
 demo_images: int = 1500  # >= 350; faces drawn where the sources are demo
 test_usage: str = "all"  # all | private; which of FER2013's test images TEST holds
 leakage: str = "keep"  # keep | drop | fail; specification is keep
+labels: str = "fer2013"  # fer2013 | ferplus; specification is fer2013; ferplus: the majority of ten people's votes
+votes: str = "auto"  # fer2013new.csv of FER+; auto: data/ or Kaggle's mounts, where it is there; none: no votes
 train_copies: str = "one"  # one | all; copies of one picture left in TRAIN under drop
 unreadable: str = "error"  # error | exclude; what to do with image files that cannot be read
 # The machine
@@ -50,7 +52,7 @@ data_dir: str = ""  # folder of the image folders; empty: the run's own
 # %%
 from fer_utils import plots
 from fer_utils.classes import CLASSES
-from fer_utils.data import audit, finding, near_duplicates, splits
+from fer_utils.data import audit, finding, label_sets, near_duplicates, splits
 from fer_utils.pipeline import stages
 
 import numpy as np
@@ -147,6 +149,49 @@ if chosen:
     stage.show(plots.groups_of_faces(groups, "One picture, several labels"), "label_conflicts")
 print(f"groups of copies whose labels disagree: {len(conflicts):,}")
 print(f"images in them: {table['label_conflict'].sum():,}")
+
+# %% [markdown]
+# ## Labels
+# FER2013's labels are known to be noisy. For FER+ ten people voted on each of its pictures. A picture gets its votes by its
+# row in the original CSV: Emotion Detection FER's file names tell it, and FER2013's pictures take it from their copies. The
+# majority rule is FER+'s own: single votes dropped, more than half of the rest.
+
+# %%
+table = label_sets.add_votes(table, merged.pixels, finding.find_votes(votes, found))
+has_votes = (table["votes"] != "").any()
+if has_votes:
+    counts = label_sets.agreement(table)
+    stage.show(plots.label_agreement(counts), "label_agreement")
+    share = label_sets.share_agreeing(counts)
+    print(
+        f"of the pictures that FER+'s majority gives one of the seven classes, {share:.1%} have the same label in FER2013"
+    )
+else:
+    print("no votes of FER+: fer2013new.csv was not found, or `votes` is none")
+
+# %% [markdown]
+# Labels that none of ten people gave while nine or ten agreed on another class. Below, pictures that most of them found to
+# show no face: FER2013 holds placeholders of web pages. `leave_out` of 02 and of 05 keeps these out.
+
+# %%
+if has_votes:
+    nobody, no_face = label_sets.given_by_nobody(table), label_sets.without_face(table)
+    for name, rows in (("labels_by_nobody", nobody), ("not_a_face", no_face)):
+        if len(rows):
+            shown = rows.sample(min(16, len(rows)), random_state=seed)
+            stage.show(plots.faces(merged.pixels[shown.index], label_sets.titles(shown), 8), name)
+    print(f"rows of FER2013 with a label that nobody gave: {len(nobody):,}; without a face: {len(no_face):,}")
+
+# %% [markdown]
+# What FER+ says of the pictures of each source. Under `ferplus` a picture without a class is left out of its split.
+
+# %%
+table = label_sets.choose(table, labels)
+if labels == "ferplus":
+    left_out = label_sets.outcomes(table)[table["flags"].str.contains(label_sets.NO_LABEL)].value_counts()
+    print(f"{left_out.sum():,} images have no class and are left out: {left_out.to_dict()}")
+if has_votes:
+    display(label_sets.count_outcomes(table))
 
 # %% [markdown]
 # ## Do

@@ -30,6 +30,9 @@ seed: int = 42  # >= 0; every random choice follows from it
 target: int = 7000  # >= 0; specification: images that a smaller class is filled up to
 target_disgust: int = 1200  # >= 0; specification: the same for disgust
 max_per_class: int = 9000  # >= 1; specification: larger classes are thinned to it
+# Beyond it
+leave_out: str = "none"  # none | not_a_face | label_issues | both; images of TRAIN that are not trained on
+issues_file: str = ""  # label_issues_train.csv of another run, for leave_out: 03 writes it with find_label_issues
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
 run: str = "auto"  # name of the run's folder; auto takes the profile's name
@@ -56,7 +59,7 @@ stage = stages.begin("balance", globals())
 
 # %%
 manifest = stage.read("manifest.csv")
-train = manifest.loc[manifest["split"] == "TRAIN", ["label", "path"]]
+train = balance.training_images(manifest, leave_out, issues_file)
 print(f"TRAIN has {len(train):,} images")
 
 # %% [markdown]

@@ -34,6 +34,8 @@ epochs: int = 10  # >= 1; specification
 learning_rate: float = 5e-4  # > 0; specification, Adam
 # Beyond it
 limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
+soft_labels: bool = False  # train on the distribution of FER+'s votes where there are some
+find_label_issues: bool = False  # which labels of TRAIN are probably wrong, by cleanlab; some minutes
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
 run: str = "auto"  # name of the run's folder; auto takes the profile's name
@@ -53,10 +55,12 @@ time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session o
 # %%
 from fer_utils import plots
 from fer_utils.data import loading
+from fer_utils.evaluation import label_issues
 from fer_utils.pipeline import stages
 from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
 
 import pandas as pd
+from IPython.display import display
 
 stage = stages.begin("train_head", globals())
 devices.set_up(seed, deterministic, precision)
@@ -67,7 +71,7 @@ devices.set_up(seed, deterministic, precision)
 
 # %%
 balanced, manifest = stage.read("balanced.csv"), stage.read("manifest.csv")
-train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed)
+train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed, soft_labels)
 
 # %% [markdown]
 # ## Model
@@ -98,7 +102,7 @@ with devices.scope(replicas):
 # %%
 history = loop.fit(
     trained,
-    loop.Batches(train_inputs, train.labels, batch_size, seed),
+    loop.Batches(train_inputs, train.targets, batch_size, seed),
     loop.Batches(val_inputs, val.labels, loop.PREDICT_BATCH),
     "head",
     first_epoch=0,
@@ -117,6 +121,27 @@ stage.show(plots.learning_curves(history), "learning_curves_head")
 best = history.loc[history["val_loss"].idxmin()]
 print(f"lowest VAL loss {best['val_loss']:.3f} in epoch {best['epoch']:.0f}")
 print(f"there VAL's accuracy is {best['val_accuracy']:.3f}, its macro F1 {best['val_macro_f1']:.3f}")
+
+# %% [markdown]
+# ## Which labels are probably wrong?
+# With `find_label_issues` a linear probe on the features of phase 1 says of each picture what it shows, each time fitted
+# without that picture and its copies. Confident learning (cleanlab) lists the labels that contradict it. FER+'s votes, where
+# there are some, say how often that is right, beside pictures drawn at random. 02 of another run leaves the listed ones out.
+
+# %%
+if find_label_issues:
+    originals, features = loading.originals_of(train, manifest), train_inputs
+    if plan.place == "none":
+        features = loop.predict(prefix, train.images)
+    issues = label_issues.find_in_training(originals, features, seed)
+    stage.save(issues, "label_issues_train.csv")
+    print(f"{issues['is_issue'].sum():,} of {len(issues):,} labels of TRAIN are probably wrong")
+    worst = issues.head(24)
+    shown = label_issues.titles(worst)
+    stage.show(
+        plots.faces(train.grey(worst["row_in_train"]), shown, 8, "Labels that are probably wrong"), "label_issues"
+    )
+    display(label_issues.worth(issues).round(3))
 
 # %% [markdown]
 # ## Check and save

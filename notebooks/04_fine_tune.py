@@ -44,6 +44,7 @@ lr_patience: int = 2  # >= 1; epochs without a lower VAL loss before the rate fa
 stop_patience: int = 6  # >= 1; specification: epochs without a lower VAL loss before training stops
 # Beyond it
 limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
+soft_labels: bool = False  # train on the distribution of FER+'s votes where there are some
 schedule: str = "plateau"  # plateau | cosine; specification is plateau; cosine follows the steps down to nothing
 warmup_epochs: float = 0.0  # >= 0; cosine only: epochs in which the rate rises to learning_rate
 clip_norm: float = 0.0  # >= 0; gradients of a larger norm over all weights are scaled down to it, 0: off
@@ -87,7 +88,7 @@ devices.set_up(seed, deterministic, precision)
 
 # %%
 balanced, manifest = stage.read("balanced.csv"), stage.read("manifest.csv")
-train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed)
+train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed, soft_labels)
 head_history = stage.read("history_head.csv")
 
 # %% [markdown]
@@ -117,7 +118,7 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 # %%
 changes = Changes(augmentation, mixup, label_smoothing)
 first_epoch = len(head_history)
-shown, targets = loop.Batches(train.images, train.labels, batch_size, seed, first_epoch, changes)[0]
+shown, targets = loop.Batches(train.images, train.targets, batch_size, seed, first_epoch, changes)[0]
 stage.show(plots.batch(shown[:12], targets[:12], "What training sees"), "batch")
 print(f"grey levels {shown.min():.0f} to {shown.max():.0f} of 255, the mean {shown.mean():.0f}")
 
@@ -133,7 +134,7 @@ print(plan)
 with devices.scope(replicas):
     image_sets = train.images, val.images
     trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, suffix, image_sets, plan, stage.cache_folder)
-    batches = loop.Batches(train_inputs, train.labels, batch_size, seed, first_epoch, changes)
+    batches = loop.Batches(train_inputs, train.targets, batch_size, seed, first_epoch, changes)
     rate = optimizers.make_rate(schedule, learning_rate, len(batches), epochs, warmup_epochs)
     loop.compile_for_training(trained, optimizers.make_optimizer(optimizer, rate, weight_decay, clip_norm))
 

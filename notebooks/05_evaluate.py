@@ -30,7 +30,8 @@
 seed: int = 42  # >= 0; every random choice follows from it
 # Beyond it
 limit_per_class: int = 0  # >= 0; images of each class to evaluate, 0: all
-leave_out: str = "none"  # none | conflicts | blanks | both; images kept out of every score
+leave_out: str = "none"  # none | conflicts | blanks | both | not_a_face | all; images kept out of every score
+find_label_issues: bool = False  # which labels of VAL and TEST are probably wrong, by cleanlab
 n_mistakes: int = 24  # >= 0; wrong predictions shown
 n_confused: int = 6  # >= 0; pairs of classes most often confused, shown with faces
 test_time_augmentation: str = "none"  # none | flip | ten_crop; views of an image whose predictions are averaged
@@ -47,7 +48,7 @@ data_dir: str = ""  # folder of the image folders; empty: the run's own
 # %%
 from fer_utils import plots
 from fer_utils.data import audit, loading
-from fer_utils.evaluation import grad_cam, report, scores
+from fer_utils.evaluation import grad_cam, label_issues, report, scores
 from fer_utils.evaluation.test_time_augmentation import predict_with_views
 from fer_utils.pipeline import stages
 from fer_utils.predict import photographs
@@ -95,6 +96,16 @@ policy = stage.read("leakage.json")["policy"]
 metrics = scores.metrics(predictions, policy, augmented, test_time_augmentation)
 display(Markdown(f"**{report.honesty_line(metrics)}**"))
 report.score_table(metrics).drop(columns=["macro_precision", "macro_recall"]).round(4)
+
+# %% [markdown]
+# Against both label sets, where FER+'s votes are there: FER2013's label, and the majority of ten people. How many of the
+# mistakes are on pictures where the two differ?
+
+# %%
+if scores.has_votes(predictions):
+    metrics["label_sets"] = scores.against_both(predictions)
+    display(report.label_set_table(metrics).round(4))
+    print(report.disagreement_line(metrics, "TEST"))
 
 # %% [markdown]
 # ## Class by class
@@ -178,6 +189,21 @@ if len(worst):
     titles = [f"{row.predicted} {row.confidence:.2f}\nlabel: {row.label}" for row in worst.itertuples()]
     stage.show(plots.faces(faces["TEST"].grey(worst.index), titles, 8), "worst_mistakes")
     print(f"the most confident mistake has a probability of {worst['confidence'].iloc[0]:.3f}")
+
+# %% [markdown]
+# With `find_label_issues` confident learning (cleanlab) lists labels that the model's probabilities contradict. The model
+# did not train on these pictures, unless copies were left in TRAIN. FER+'s votes say how often the list is right.
+
+# %%
+for split, table in predictions.items() if find_label_issues else ():
+    issues = label_issues.find_in_predictions(table)
+    stage.save(issues, f"label_issues_{split.lower()}.csv")
+    worst = issues.head(16)
+    shown = label_issues.titles(worst)
+    figure = plots.faces(faces[split].grey(worst.index), shown, 8, f"{split}: labels that are probably wrong")
+    stage.show(figure, f"label_issues_{split.lower()}")
+    print(f"{split}: {issues['is_issue'].sum():,} of {len(issues):,} labels are probably wrong")
+    display(label_issues.worth(issues).round(3))
 
 # %% [markdown]
 # ## Save

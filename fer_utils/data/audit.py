@@ -34,8 +34,12 @@ def describe_copies(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     closest = both.assign(strength=both["kind"].map(_STRENGTH)).sort_values("strength").drop_duplicates("row")
     relation = pd.Series("", index=range(len(table)), dtype=object)
     relation[closest["row"].to_numpy()] = closest["kind"].to_numpy()
-    n_labels = table["label"].groupby(groups).transform("nunique")
-    return table.assign(group=groups, relation=relation.to_numpy(), label_conflict=n_labels.to_numpy() > 1)
+    return mark_conflicts(table.assign(group=groups, relation=relation.to_numpy()))
+
+
+def mark_conflicts(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with label_conflict: whether the labels of a picture's group differ."""
+    return table.assign(label_conflict=table.groupby("group")["label"].transform("nunique") > 1)
 
 
 def shares_group_with(table: pd.DataFrame, *splits: str) -> pd.Series:

@@ -44,8 +44,8 @@ class Changes:
     (Szegedy et al. 2016, arXiv:1512.00567).
 
     Inputs are uint8 (n, height, width, 1) and keep type and shape; mixup returns float32. Without augmentation and mixup
-    inputs may be anything and are returned unchanged. Labels are int (n,); with mixup or smoothing they become float32
-    (n, 7). The result depends on the arguments and the generator alone.
+    inputs may be anything and are returned unchanged. Labels are int (n,) or shares, float32 (n, 7); with mixup or
+    smoothing they become shares. The result depends on the arguments and the generator alone.
     """
 
     augmentation: str = "none"
@@ -117,9 +117,9 @@ def online_pipeline(strength: Strength):
 
 
 def soften(labels: np.ndarray, smoothing: float) -> np.ndarray:
-    """Labels (n,) as probabilities, float32 (n, 7), with the share `smoothing` spread evenly over all classes."""
-    one_hot = np.eye(len(CLASSES), dtype=np.float32)[labels]
-    return one_hot * np.float32(1 - smoothing) + np.float32(smoothing / len(CLASSES))
+    """Labels (n,), or shares (n, 7), as shares, float32 (n, 7), with the share `smoothing` spread evenly over all classes."""
+    shares = labels if labels.ndim == 2 else np.eye(len(CLASSES), dtype=np.float32)[labels]
+    return shares * np.float32(1 - smoothing) + np.float32(smoothing / len(CLASSES))
 
 
 def mix(

@@ -6,7 +6,9 @@ Both folders have the same pictures, as the two real datasets do: one as JPEG, o
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fer_utils.classes import CLASSES, EMOTION_DETECTION_SPELLINGS
+from fer_utils.classes import CLASSES, CSV_CODES, EMOTION_DETECTION_SPELLINGS
+from fer_utils.data.ferplus import ANSWERS, HEADER, LABELS_FILE, USAGES
+from fer_utils.data.finding import VOTES_FILE
 from fer_utils.images import SIZE
 
 import cv2
@@ -56,6 +58,18 @@ EXPRESSIONS = {
     "surprise": Expression(brow_raise=1.0, eye_open=1.0, mouth_open=1.0, mouth_width=-0.8),
     "neutral": Expression(),
 }
+
+# The expression that people take another one for, in the votes on drawn faces.
+_TAKEN_FOR = {
+    "angry": "disgust",
+    "disgust": "angry",
+    "fear": "surprise",
+    "happy": "neutral",
+    "sad": "neutral",
+    "surprise": "fear",
+    "neutral": "sad",
+}
+_VOTERS = 10
 
 
 def draw_face(label: str, rng: np.random.Generator) -> np.ndarray:
@@ -170,18 +184,21 @@ def write_datasets(folder: Path, n_images: int, seed: int) -> tuple[Path, Path]:
 
     `<folder>/fer2013` has `train/<class>/Training_*.jpg` and `test/<class>/{PublicTest,PrivateTest}_*.jpg`, four fifths
     and one fifth of the images; `<folder>/emotion-detection-fer` has the same pictures as `im*.png` under its own class
-    spellings. As in FER2013 a few test images repeat a train image, one of them under another label, and one is blank.
-    Raises ValueError if `n_images` is too small for every class to be in every part.
+    spellings, numbered in each class as they would stand in a CSV. As in FER2013 a few test images repeat a train image,
+    one of them under another label, and one is blank. `<folder>/ferplus` has drawn votes on them, in FER+'s form. Raises ValueError if `n_images` is too small for every class to be in every part.
     """
     if n_images < 350:
         raise ValueError(f"n_images is {n_images}, the demo needs at least 350: its rarest class has 1.5 % of them")
     rng = np.random.default_rng(seed)
     train = _draw_part(round(n_images * 0.8), rng)
     test = _draw_part(n_images - len(train), rng)
+    drawn_as = [label for label, _ in (*train, *test)]
     _blemish(train, test, rng)
     first, second = Path(folder) / "fer2013", Path(folder) / "emotion-detection-fer"
+    usages = []
     for part, faces in (("train", train), ("test", test)):
-        _write_part(first, second, part, faces, rng)
+        usages += _write_part(first, second, part, faces, rng)
+    _write_votes(Path(folder) / "ferplus", [*train, *test], drawn_as, usages, seed)
     return first, second
 
 
@@ -202,14 +219,42 @@ def _blemish(train: list, test: list, rng: np.random.Generator) -> None:
     train[-1] = (train[-1][0], np.zeros((SIZE, SIZE), np.uint8))
 
 
-def _write_part(first: Path, second: Path, part: str, faces: list, rng: np.random.Generator) -> None:
+def _write_part(first: Path, second: Path, part: str, faces: list, rng: np.random.Generator) -> list[str]:
+    """Write one part of both datasets; return the usage of each face."""
     numbers = rng.permutation(len(faces) * 10)[: len(faces)]  # FER2013 numbers its files with gaps
-    for place, (label, image) in enumerate(faces):
-        usage = "Training" if part == "train" else ("PublicTest", "PrivateTest")[place % 2]
+    usages = ["Training" if part == "train" else USAGES[1 + place % 2] for place in range(len(faces))]
+    number_in_class = dict.fromkeys(CLASSES, 0)
+    for place in _csv_order(usages):
+        label, image = faces[place]
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-        _write(first / part / label / f"{usage}_{numbers[place]}.jpg", jpeg)
-        spelled = EMOTION_DETECTION_SPELLINGS.get(label, label)
-        _write(second / part / spelled / f"im{place}.png", cv2.imencode(".png", image)[1].tobytes())
+        _write(first / part / label / f"{usages[place]}_{numbers[place]}.jpg", jpeg)
+        spelled, png = EMOTION_DETECTION_SPELLINGS.get(label, label), cv2.imencode(".png", image)[1].tobytes()
+        _write(second / part / spelled / f"im{number_in_class[label]}.png", png)
+        number_in_class[label] += 1
+    return usages
+
+
+def _csv_order(usages: list[str]) -> list[int]:
+    """The faces in the order in which a CSV would list them: Training, then PublicTest, then PrivateTest."""
+    return sorted(range(len(usages)), key=lambda place: USAGES.index(usages[place]))
+
+
+def _write_votes(folder: Path, faces: list, drawn_as: list[str], usages: list[str], seed: int) -> None:
+    """Write votes on the faces as FER+ does, and FER2013's labels in the same order.
+
+    Most voters name the expression that was drawn, some the one it is taken for; of a blank picture all say: not a face.
+    """
+    rng, rows, digits = np.random.default_rng([seed, 1]), [",".join(HEADER)], ""
+    for number, place in enumerate(_csv_order(usages)):
+        label, image = faces[place]
+        shares = dict.fromkeys(ANSWERS, 0.015)
+        shares[drawn_as[place]], shares[_TAKEN_FOR[drawn_as[place]]] = 0.7, 0.18
+        chances = np.array([*shares.values()]) if image.any() else np.eye(len(ANSWERS))[-1]
+        votes = rng.multinomial(_VOTERS, chances / chances.sum())
+        rows.append(",".join([usages[place], f"fer{number:07}.png", *map(str, votes)]))
+        digits += str(CSV_CODES.index(label))
+    _write(folder / VOTES_FILE, "\n".join([*rows, ""]).encode())
+    _write(folder / LABELS_FILE, digits.encode())
 
 
 def _write(path: Path, data: bytes) -> None:

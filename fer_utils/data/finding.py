@@ -1,4 +1,4 @@
-"""Finds the two source datasets: at a parameter's path, in data/, mounted on Kaggle, or drawn for the demo."""
+"""Finds the two source datasets and FER+'s votes: at a parameter's path, in data/, mounted on Kaggle, or drawn for the demo."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,11 @@ DATASETS = {
     "fer2013": ("msambare/fer2013", "fer2013"),
     "emotion_detection": ("ananthu017/emotion-detection-fer", "emotion-detection-fer"),
 }
+# FER+'s votes on FER2013 (MIT): github.com/microsoft/FERPlus
+VOTES_FILE = "fer2013new.csv"
+VOTES_ADDRESS = "https://raw.githubusercontent.com/microsoft/FERPlus/master/fer2013new.csv"
+VOTES_SHA256 = "9206e20d62f56475939f516847d61753e4860caeac9718b560129541b776fc2c"
+DRAWN = "demo_sources"  # folder of the drawn datasets, below the image folder
 # The class folders, which differ between the datasets and so identify a mounted one.
 CLASS_FOLDERS = {
     "fer2013": CLASSES,
@@ -23,7 +28,7 @@ def find_or_draw(given: Mapping[str, str], demo_images: int, seed: int, folder: 
 
     given: name → `auto`, a path, or `demo`. Raises NotFoundHere as find_dataset does.
     """
-    drawn = folder / "demo_sources"
+    drawn = folder / DRAWN
     if "demo" in given.values():
         from fer_utils.data import demo  # OpenCV takes a while to import
 
@@ -33,6 +38,26 @@ def find_or_draw(given: Mapping[str, str], demo_images: int, seed: int, folder: 
         name: drawn / DATASETS[name][1] if place == "demo" else find_dataset(name, place)
         for name, place in given.items()
     }
+
+
+def find_votes(given: str, found: Mapping[str, Path]) -> Path | None:
+    """FER+'s votes on FER2013: the file `given`, with `none` None, with `auto` the first that exists of the usual places.
+
+    These are the drawn faces' own votes where `found`, the sources, are drawn; any `fer2013new.csv` mounted on Kaggle;
+    `data/fer2013new.csv`. `auto` gives None if there is none. Raises NotFoundHere if `given` does not exist.
+    """
+    if given == "none":
+        return None
+    if given != "auto":
+        path = places.place(given)
+        if not path.is_file():
+            raise places.NotFoundHere(f"votes: no file at {path}; {VOTES_FILE} is at {VOTES_ADDRESS}")
+        return path
+    drawn = {path.parent / "ferplus" / VOTES_FILE for path in found.values() if path.parent.name == DRAWN}
+    if drawn:
+        return drawn.pop()
+    mounted = places.find_files(places.kaggle_root() / "input", VOTES_FILE) if places.on_kaggle() else []
+    return next((path for path in (*mounted, places.project_root() / "data" / VOTES_FILE) if path.is_file()), None)
 
 
 def find_dataset(name: str, given: str) -> Path:

@@ -1,10 +1,12 @@
 """Loads the tables and images that stages 01 and 02 wrote, as arrays for training and evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
+from fer_utils.data import ferplus, finding
+from fer_utils.data.sources import DatasetError
 from fer_utils.data.splits import MANIFEST_COLUMNS
 
 import numpy as np
@@ -13,7 +15,7 @@ import pandas as pd
 # The columns that the stages read from each table.
 COLUMNS = {
     "manifest.csv": MANIFEST_COLUMNS,
-    "balanced.csv": ("path", "label", "train_path"),
+    "balanced.csv": ("path", "label", "train_path", "copy"),
     "trained_head.csv": ("train_path",),
     "trained.csv": ("train_path",),
     "history_head.csv": ("epoch", "phase", "val_loss"),
@@ -23,11 +25,15 @@ _LEADS_OUT = r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"  # an absolute path, or o
 
 @dataclass(frozen=True)
 class Faces:
-    """Images with labels. images: uint8 (n, 48, 48, 1); labels: int32 (n,), indices into CLASSES; table: one row per image."""
+    """Images with labels. images: uint8 (n, 48, 48, 1); labels: int32 (n,), indices into CLASSES; table: one row per image.
+
+    targets: what to train on, the labels or soft labels, float32 (n, 7).
+    """
 
     images: np.ndarray
     labels: np.ndarray
     table: pd.DataFrame
+    targets: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,11 +44,26 @@ class Faces:
 
 
 def load_training(
-    balanced: pd.DataFrame, manifest: pd.DataFrame, folder: Path, limit_per_class: int, seed: int
+    balanced: pd.DataFrame,
+    manifest: pd.DataFrame,
+    folder: Path,
+    limit_per_class: int,
+    seed: int,
+    soft_labels: bool = False,
 ) -> tuple[Faces, Faces]:
-    """The training images listed in balanced.csv, and the images of VAL: see load_faces."""
+    """The training images listed in balanced.csv, and the images of VAL: see load_faces.
+
+    soft_labels: TRAIN's targets are the distributions of FER+'s votes (ferplus.soft_targets), an augmented copy's those of
+    its original. Raises DatasetError if there are no votes.
+    """
     tables = balanced, manifest[manifest["split"] == "VAL"]
     train, val = (load_faces(table, folder, limit_per_class, seed) for table in tables)
+    if soft_labels:
+        votes = train.table["train_path"].map(manifest[manifest["path"] != ""].set_index("path")["votes"])
+        if not (votes != "").any():
+            raise DatasetError(f"soft_labels needs votes, and 01 found none: put {finding.VOTES_FILE} into data/")
+        train = replace(train, targets=ferplus.soft_targets(train.labels, votes))
+        print(f"trained on the votes of {(votes != '').sum():,} images, on the label of {(votes == '').sum():,}")
     print(f"{len(train):,} images to train on, {len(val):,} to validate on")
     return train, val
 
@@ -67,7 +88,7 @@ def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed
         )
     stack = images.load([folder / path for path in table["path"]])
     labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
-    return Faces(stack[..., None], labels, table)
+    return Faces(stack[..., None], labels, table, labels)
 
 
 def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
@@ -77,6 +98,17 @@ def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
         rows = np.flatnonzero(table["label"] == label)
         kept.append(np.random.default_rng([seed, code]).permutation(rows)[:limit])
     return table.iloc[np.sort(np.concatenate(kept))].reset_index(drop=True)
+
+
+def originals_of(train: Faces, manifest: pd.DataFrame) -> pd.DataFrame:
+    """The images of TRAIN among those that train, augmented copies left out: the manifest's rows.
+
+    `row_in_train`: the place of each among the images that train.
+    """
+    rows = train.table.assign(row_in_train=np.arange(len(train)))
+    rows = rows.loc[rows["copy"] == 0, ["train_path", "row_in_train"]]
+    known = manifest[manifest["path"] != ""]
+    return rows.merge(known, left_on="train_path", right_on="path", how="left", validate="one_to_one")
 
 
 def originals(*tables: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,8 @@ SPLITS = ("TRAIN", "VAL", "TEST")
 FER2013 = "fer2013"
 EMOTION_DETECTION = "emotion_detection"
 MANIFEST_COLUMNS = (
-    "split", "label", "source", "usage", "source_path", "path", "fingerprint", "flags", "group", "relation", "label_conflict"
+    "split", "label", "source", "usage", "source_path", "path", "fingerprint", "flags", "group", "relation", "label_conflict",
+    "fer2013_label", "row", "votes", "ferplus_label",
 )  # fmt: skip
 _REPAIRED = {"colour", "resized"}  # flags of pictures that differ from the source's file
 _COPY = re.compile(r"_aug\d+$", re.IGNORECASE)  # end of the names of augmented copies, see `balance.balanced_name`

@@ -4,6 +4,8 @@ import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fer_utils.data.ferplus import RULE
+
 import pandas as pd
 from jinja2 import Environment
 
@@ -28,6 +30,8 @@ img { max-width: 100%; } figure { margin: 1.5rem 0; } figcaption { color: #555; 
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
+LABEL_SET_NAMES = {"fer2013": "FER2013's label", "ferplus": "FER+ majority"}
+
 # Sections of the report after its opening: caption → name under which a notebook saved the figure.
 _SECTIONS = {
     "Mistakes": {
@@ -50,9 +54,17 @@ _SECTIONS = {
         "One face and its augmentations": "augmentations",
         "The same picture on both sides of the split, as the sources come": "pairs_across_splits",
         "One picture, several labels": "label_conflicts",
+        "FER2013's labels and the votes of FER+": "label_agreement",
+        "Labels that none of ten people gave": "labels_by_nobody",
+        "Pictures without a face": "not_a_face",
+        "Labels of TRAIN that are probably wrong": "label_issues",
+        "Labels of TEST that are probably wrong": "label_issues_test",
         "Distances of copies, and of pictures that are none": "pair_distances",
     },
 }
+
+# Figures that a run has only with votes of FER+, or with find_label_issues.
+_OPTIONAL = ("label_agreement", "labels_by_nobody", "not_a_face", "label_issues", "label_issues_test")
 
 _PAGE = """{% macro figure(title, data) %}<figure>
 {% if data %}<img alt="{{ title }}" src="data:image/png;base64,{{ data }}">{% endif %}
@@ -68,7 +80,8 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 <p class="{{ 'warning' if honesty.startswith('WARNING') else 'honesty' }}">{{ honesty }}</p>
 {{ figure(*opening) }}
 <h2>Scores</h2>{{ scores }}
-<h2>TEST, class by class</h2>{{ per_class }}
+{% if label_sets %}<h2>Against both label sets</h2><p>{{ disagreement }}</p>{{ label_sets }}<p>{{ rule }}.</p>{{ label_set_classes }}
+{% endif %}<h2>TEST, class by class</h2>{{ per_class }}
 {% for title, figures in sections %}<h2>{{ title }}</h2>
 {% if title == "Confidence" %}{{ calibration }}{% endif %}
 {% for shown in figures %}{{ figure(*shown) }}{% endfor %}
@@ -101,6 +114,49 @@ def score_table(metrics: dict) -> pd.DataFrame:
         ends = [row[f"{name}_interval"] for row in rows.values()]
         table.insert(place, f"{name} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
     return table.astype({"n": int})
+
+
+def label_set_table(metrics: dict) -> pd.DataFrame:
+    """The scores against FER2013's label and against FER+'s majority, per split and part, and each class's F1."""
+    rows = {}
+    for split in ("VAL", "TEST"):
+        for name, shown in LABEL_SET_NAMES.items():
+            whole = metrics["label_sets"][split.lower()][name]
+            parts = {"": whole} | {
+                f", {part}": whole[part] for part in ("public", "private", "unseen") if part in whole
+            }
+            for part, found in parts.items():
+                intervals = [
+                    "–".join(f"{end:.3f}" for end in found[f"{key}_interval"]) for key in ("accuracy", "macro_f1")
+                ]
+                rows[f"{split}{part}: {shown}"] = {
+                    "n": found["n"],
+                    "accuracy": found["accuracy"],
+                    "accuracy 95 %": intervals[0],
+                    "macro_f1": found["macro_f1"],
+                    "macro_f1 95 %": intervals[1],
+                }
+    return pd.DataFrame(rows).T.infer_objects()
+
+
+def label_set_classes(metrics: dict, split: str) -> pd.DataFrame:
+    """F1 of each class against both label sets."""
+    found = metrics["label_sets"][split.lower()]
+    table = pd.DataFrame({f"F1, {shown}": found[name]["per_class"] for name, shown in LABEL_SET_NAMES.items()})
+    return table.rename_axis("class").reset_index()
+
+
+def disagreement_line(metrics: dict, split: str) -> str:
+    """One sentence on the mistakes where the two label sets differ, and one on the divergence from the votes."""
+    found = metrics["label_sets"][split.lower()]
+    both, far = found["disagreement"], found["divergence"]
+    share = both["errors_where_they_differ"] / max(both["errors"], 1)
+    return (
+        f"{split}: the two label sets differ on {both['differ']:,} of {both['n']:,} pictures that FER+ gives a class, and "
+        f"{both['errors_where_they_differ']:,} of {both['errors']:,} mistakes against FER2013's label are there ({share:.0%}); "
+        f"in {both['of_them_ferplus_label']:,} of these the model says what FER+ says. Mean divergence from the votes: "
+        f"{far['mean']:.3f} nats on {far['n']:,} pictures."
+    )
 
 
 def calibration_table(metrics: dict) -> pd.DataFrame:
@@ -171,7 +227,7 @@ def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequ
     links to in the folder `notebooks` beside it.
     """
     sections = [
-        (title, [_embedded(caption, figure(name)) for caption, name in shown.items()])
+        (title, [_embedded(caption, figure(name)) for caption, name in shown.items() if _is_due(name, figure)])
         for title, shown in _SECTIONS.items()
     ]
     sections.insert(0, ("VAL", [_embedded("Confusion matrix of VAL", figure("confusion_matrix_val"))]))
@@ -184,6 +240,7 @@ def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequ
         honesty=honesty_line(metrics),
         scores=html_table(score_table(metrics), index=True),
         calibration=html_table(calibration_table(metrics), index=True),
+        **_label_sets(metrics),
         opening=_embedded("Confusion matrix of TEST", figure("confusion_matrix_test")),
         sections=sections,
         per_class=html_table(pd.DataFrame(metrics["per_class"]["test"])),
@@ -195,6 +252,22 @@ def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequ
         versions=html_table(pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"])),
         notebooks=sorted(notebooks),
     )
+
+
+def _is_due(name: str, figure: Callable[[str], Path]) -> bool:
+    return name not in _OPTIONAL or figure(name).is_file()
+
+
+def _label_sets(metrics: dict) -> dict:
+    """The template's values for the section on both label sets; empty for a run without votes."""
+    if "label_sets" not in metrics:
+        return {}
+    return {
+        "label_sets": html_table(label_set_table(metrics), index=True),
+        "label_set_classes": html_table(label_set_classes(metrics, "TEST")),
+        "disagreement": disagreement_line(metrics, "TEST"),
+        "rule": RULE,
+    }
 
 
 def _embedded(caption: str, path: Path) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from fer_utils.classes import CLASSES
+from fer_utils.data import ferplus, label_sets
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,10 @@ from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
 PROBABILITIES = tuple(f"p_{label}" for label in CLASSES)
-KEPT_COLUMNS = ("path", "label", "usage", "seen_in_training", "label_conflict", "flags")
+KEPT_COLUMNS = (
+    "path", "label", "usage", "seen_in_training", "label_conflict", "flags", "fingerprint", "fer2013_label", "votes",
+    "ferplus_label",
+)  # fmt: skip
 RESAMPLES = 2000  # of the bootstrap; with so many, an interval's ends vary in the third digit only
 CALIBRATION_BINS = 15  # as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 TEMPERATURES = (0.05, 20.0)  # range of the search
@@ -248,7 +252,63 @@ def surest_of_pairs(predictions: pd.DataFrame, pairs: pd.DataFrame, n: int = 10)
 
 
 def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The table without `conflicts` (images whose copies have another label), `blanks`, `both`, or `none` of them."""
-    conflicts, blanks = table["label_conflict"].astype(bool), table["flags"].str.contains("blank")
-    masks = {"none": blanks & False, "conflicts": conflicts, "blanks": blanks, "both": conflicts | blanks}
-    return table[~masks[what]]
+    """The table without some pictures: those that a parameter `leave_out` of notebook 05 names.
+
+    `conflicts`: pictures whose copies have another label; `blanks`; `both` of these; `not_a_face`: pictures of which most of
+    FER+'s votes say so; `all` three; `none`.
+    """
+    flags = table["flags"].str.split()
+    masks = {
+        "conflicts": table["label_conflict"].astype(bool),
+        "blanks": flags.map(lambda names: "blank" in names),
+        "not_a_face": flags.map(lambda names: label_sets.NO_FACE in names),
+    }
+    parts = {"none": (), "both": ("conflicts", "blanks"), "all": tuple(masks)}.get(what, (what,))
+    left_out = np.any([masks[part] for part in parts], axis=0) if parts else np.zeros(len(table), bool)
+    return table[~left_out]
+
+
+def has_votes(predictions: Mapping[str, pd.DataFrame]) -> bool:
+    """Whether the pictures of VAL and TEST have votes of FER+."""
+    return all("votes" in table and (table["votes"] != "").any() for table in predictions.values())
+
+
+def against_both(predictions: Mapping[str, pd.DataFrame]) -> dict[str, dict]:
+    """The scores of VAL and TEST against FER2013's label and against FER+'s, as in metrics.json.
+
+    For each split `fer2013` and `ferplus`, scores with parts as for the run's own labels (`ferplus`: the pictures to which
+    ferplus.RULE gives a class), each with `per_class` F1; `divergence`: the mean Kullback-Leibler divergence in nats of the
+    model's probabilities from the distribution of a picture's votes (ferplus.distribution) and `n`; `disagreement`: how
+    many pictures both sets have a class for, on how many of these they differ, and how many of the model's errors against
+    FER2013's label fall on these.
+    """
+    return {split.lower(): _against_both(table) for split, table in predictions.items()}
+
+
+def _against_both(table: pd.DataFrame) -> dict:
+    found = {}
+    for name in label_sets.LABEL_SETS:
+        labelled = table.assign(label=table[f"{name}_label"])
+        labelled = labelled[labelled["label"] != ""]
+        f1 = class_report(labelled).iloc[: len(CLASSES)].set_index("class")["f1"]
+        found[name] = scores_with_parts(labelled) | {"per_class": {label: float(value) for label, value in f1.items()}}
+    both = table[table["ferplus_label"] != ""]
+    differ, wrong = both["fer2013_label"] != both["ferplus_label"], both["fer2013_label"] != both["predicted"]
+    found["disagreement"] = {
+        "n": len(both),
+        "differ": int(differ.sum()),
+        "errors": int(wrong.sum()),
+        "errors_where_they_differ": int((wrong & differ).sum()),
+        "of_them_ferplus_label": int((wrong & differ & (both["ferplus_label"] == both["predicted"])).sum()),
+    }
+    return found | {"divergence": divergence(table)}
+
+
+def divergence(predictions: pd.DataFrame) -> dict[str, float]:
+    """Mean Kullback-Leibler divergence, in nats, of the probabilities from the distribution of the votes, and its n."""
+    votes = ferplus.distribution(ferplus.from_text(predictions["votes"])).astype(float)
+    has_class = votes.sum(axis=1) > 0
+    votes = votes[has_class]
+    model = np.clip(predictions[list(PROBABILITIES)].to_numpy(float)[has_class], SMALLEST_PROBABILITY, 1)
+    each = np.where(votes > 0, votes * (np.log(np.where(votes > 0, votes, 1)) - np.log(model)), 0).sum(axis=1)
+    return {"n": int(has_class.sum()), "mean": float(each.mean())}

@@ -50,7 +50,17 @@ INPUTS = {
 }
 
 # Parameters that do not affect results. The content of the sources counts as an input.
-_NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "workers", "cache", "cache_dir", *finding.DATASETS}
+_NOT_COUNTED = {
+    "profile",
+    "run",
+    "outputs_dir",
+    "data_dir",
+    "workers",
+    "cache",
+    "cache_dir",
+    "votes",
+    *finding.DATASETS,
+}
 
 # Subpackages and modules that do not affect results: they find, check, move, record, measure time and show.
 NOT_COMPUTING = {
@@ -67,6 +77,7 @@ _SHOWN_AS = {"round", "to_frame"}  # methods that format a table that a cell sho
 _PACKAGES = {
     "PIL": "pillow",
     "albumentations": "albumentations",
+    "cleanlab": "cleanlab",
     "cv2": "opencv-python-headless",
     "keras": "keras",
     "numpy": "numpy",
@@ -194,7 +205,8 @@ def _outline(found: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
 
 def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Mapping[str, dict]) -> dict[str, str]:
     if stage == "merge_split":
-        return {name: _source_digest(name, values[name]) for name in finding.DATASETS}
+        found = {name: _source_digest(name, values[name]) for name in finding.DATASETS}
+        return found | {"votes": _votes_digest(values)}
     found = {}
     for name, writer in INPUTS[stage].items():
         path = output_path(name, folders)
@@ -202,10 +214,22 @@ def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Map
             found[name] = file_digest(path)
         else:
             found[name] = records.get(writer, {}).get("outputs", {}).get(name, {}).get("digest", "not on record")
-    weights = places.project_root() / values.get("weights", "")
-    if weights.is_file():
-        found["weights"] = file_digest(weights)
+    for name in ("weights", "issues_file"):
+        path = places.project_root() / values.get(name, "")
+        if path.is_file():
+            found[name] = file_digest(path)
     return found
+
+
+def _votes_digest(values: Mapping) -> str:
+    """A digest of FER+'s votes; those of drawn faces follow from the other parameters."""
+    if values["votes"] == "auto" and "demo" in {values[name] for name in finding.DATASETS}:
+        return "demo"
+    try:
+        path = finding.find_votes(values["votes"], {})
+    except places.NotFoundHere:
+        return "not found"
+    return file_digest(path) if path else "none"
 
 
 def _source_digest(name: str, given: str) -> str:

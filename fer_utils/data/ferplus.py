@@ -1,0 +1,152 @@
+"""FER+: ten people's votes on each picture of FER2013, and the labels that follow from them.
+
+Barsoum et al. 2016 (arXiv:1608.01041), github.com/microsoft/FERPlus. The file `fer2013new.csv` has a row for each row of the
+original fer2013.csv, in its order.
+"""
+
+import lzma
+from dataclasses import dataclass
+from pathlib import Path
+
+from fer_utils.classes import CLASSES, CSV_CODES
+from fer_utils.data import finding
+from fer_utils.data.sources import DatasetError
+
+import numpy as np
+import pandas as pd
+
+# Column of the file → what the vote says.
+VOTES = {
+    "neutral": "neutral",
+    "happiness": "happy",
+    "surprise": "surprise",
+    "sadness": "sad",
+    "anger": "angry",
+    "disgust": "disgust",
+    "fear": "fear",
+    "contempt": "contempt",
+    "unknown": "unknown",
+    "NF": "not a face",
+}
+ANSWERS = tuple(VOTES.values())
+NO_MAJORITY = "no majority"
+OUTCOMES = (*CLASSES, "contempt", "unknown", "not a face", NO_MAJORITY)
+RULE = "FER+ majority: single votes dropped, more than half of the rest; contempt, unknown and not a face left out"
+USAGES = ("Training", "PublicTest", "PrivateTest")
+
+LABELS_FILE = "fer2013_labels.txt"  # beside the votes of drawn faces; FER2013's own are part of this package
+LEAST_AGREEMENT = 0.4  # of the most frequent answer with FER2013's label; 0.64 in the right order, 0.18 shuffled
+
+HEADER = ("Usage", "Image name", *VOTES)
+_CLASS_COLUMNS = [ANSWERS.index(label) for label in CLASSES]
+_SHIPPED = Path(__file__).with_name(f"{LABELS_FILE}.xz")
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The votes on each row of fer2013.csv.
+
+    counts: int (n, 10), how many of ten people gave each of ANSWERS. usages and labels: str (n,), FER2013's own.
+    """
+
+    counts: np.ndarray
+    usages: np.ndarray
+    labels: np.ndarray
+
+
+def read(path: Path) -> Votes:
+    """Read `fer2013new.csv`. Raises DatasetError, naming the file, if it does not fit FER2013 row by row."""
+    path, remedy = Path(path), f"download it again from {finding.VOTES_ADDRESS}"
+    try:
+        table = pd.read_csv(path, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is not a table of votes ({error}): {remedy}") from error
+    if tuple(table.columns) != HEADER:
+        raise DatasetError(
+            f"{path} has the columns {', '.join(table.columns[:12])}, expected {', '.join(HEADER)}: {remedy}"
+        )
+    labels = labels_in_row_order(path)
+    if len(table) != len(labels):
+        raise DatasetError(f"{path} has {len(table):,} rows, FER2013 has {len(labels):,}: {remedy}")
+    try:
+        counts = table[list(VOTES)].to_numpy().astype(int)
+    except ValueError as error:
+        raise DatasetError(f"{path} has a vote that is no whole number ({error}): {remedy}") from error
+    wrong = np.flatnonzero((counts < 0).any(axis=1) | (counts.sum(axis=1) == 0) | (counts.sum(axis=1) > 10))
+    if len(wrong):
+        raise DatasetError(
+            f"{path}: row {wrong[0]} has the votes {counts[wrong[0]].tolist()}, expected 1 to 10 in all: {remedy}"
+        )
+    usages = table["Usage"].to_numpy(str)
+    unknown = sorted({*usages} - {*USAGES})
+    if unknown or (np.diff([USAGES.index(usage) for usage in usages]) < 0).any():
+        found = f"the Usage {unknown[0]!r}" if unknown else "its rows in another order"
+        raise DatasetError(f"{path} has {found}; FER2013 lists {', then '.join(USAGES)}: {remedy}")
+    agreement = (np.array(ANSWERS)[counts.argmax(axis=1)] == labels).mean()
+    if agreement < LEAST_AGREEMENT:
+        raise DatasetError(
+            f"{path}: the most frequent answer is FER2013's label for {agreement:.0%} of the rows only, so these rows are not "
+            f"in the order of fer2013.csv: {remedy}"
+        )
+    return Votes(counts, usages, labels)
+
+
+def labels_in_row_order(path: Path) -> np.ndarray:
+    """FER2013's label of each row of fer2013.csv, str (n,): from LABELS_FILE beside `path`, otherwise the real ones."""
+    drawn = path.with_name(LABELS_FILE)
+    text = drawn.read_text("ascii") if drawn.is_file() else lzma.decompress(_SHIPPED.read_bytes()).decode("ascii")
+    return np.array(CSV_CODES)[[int(digit) for digit in text.strip()]]
+
+
+def outcome(counts: np.ndarray) -> np.ndarray:
+    """The answer of the majority of each row, one of OUTCOMES: str (n,). counts: int (n, 10).
+
+    FER+'s own rule (its src/ferplus.py, mode `majority`): answers with a single vote are dropped, and the most frequent
+    answer needs more than half of the remaining votes.
+    """
+    kept = np.where(counts > 1, counts, 0)
+    has_majority = 2 * kept.max(axis=1) > kept.sum(axis=1)
+    return np.where(has_majority, np.array(ANSWERS)[kept.argmax(axis=1)], NO_MAJORITY)
+
+
+def majority(counts: np.ndarray) -> np.ndarray:
+    """The class that RULE gives each row, "" for none: str (n,). counts: int (n, 10)."""
+    found = outcome(counts)
+    return np.where(np.isin(found, CLASSES), found, "")
+
+
+def distribution(counts: np.ndarray) -> np.ndarray:
+    """The shares of the seven classes among the votes, single votes dropped: float32 (n, 7), in order of CLASSES.
+
+    Votes for contempt, unknown and not a face are left out. A row without any other vote has only zeros.
+    """
+    kept = np.where(counts > 1, counts, 0)[:, _CLASS_COLUMNS]
+    return (kept / np.maximum(kept.sum(axis=1, keepdims=True), 1)).astype(np.float32)
+
+
+def is_no_face(counts: np.ndarray) -> np.ndarray:
+    """Whether more than half of the votes say that there is no face: bool (n,)."""
+    return 2 * counts[:, ANSWERS.index("not a face")] > counts.sum(axis=1)
+
+
+def as_text(counts: np.ndarray) -> list[str]:
+    """Votes (n, 10) as the manifest's column `votes`: ten counts in order of ANSWERS, such as `4 0 0 1 3 2 0 0 0 0`."""
+    return [" ".join(map(str, row)) for row in counts]
+
+
+def from_text(column: pd.Series) -> np.ndarray:
+    """The column `votes` as int (n, 10); zeros for a picture without votes."""
+    rows = [[int(count) for count in text.split()] or [0] * len(ANSWERS) for text in column]
+    return np.array(rows, int).reshape(-1, len(ANSWERS))
+
+
+def soft_targets(labels: np.ndarray, votes: pd.Series) -> np.ndarray:
+    """What to train on with soft labels: float32 (n, 7), rows sum to 1.
+
+    The distribution of a picture's votes; the label alone for a picture without votes for a class. labels: int (n,), places
+    in CLASSES. votes: the manifest's column.
+    """
+    shares = distribution(from_text(votes))
+    without = shares.sum(axis=1) == 0
+    shares[without] = np.eye(len(CLASSES), dtype=np.float32)[labels[without]]
+    return shares

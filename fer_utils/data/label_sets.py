@@ -1,0 +1,200 @@
+"""Gives each picture its row of FER2013, its votes of FER+, and the label that a run trains and scores on."""
+
+from pathlib import Path, PurePosixPath
+
+from fer_utils.classes import CLASSES
+from fer_utils.data import audit, ferplus, finding
+from fer_utils.data.ferplus import Votes
+from fer_utils.data.sources import DatasetError
+from fer_utils.data.splits import EMOTION_DETECTION, FER2013
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+
+LABEL_SETS = ("fer2013", "ferplus")
+NO_ROW = -1
+WITHOUT_VOTES = ("unreadable", "blank", "no row found")
+NO_LABEL, NO_FACE = "dropped:no_label", "not_a_face"  # flags
+CLEAR_VOTES = 9  # of ten: pictures with so many votes for another class are shown as labels that nobody would give
+
+
+def find_rows(table: pd.DataFrame, pixels: np.ndarray, votes: Votes) -> pd.Series:
+    """The row of fer2013.csv that each picture is, NO_ROW if it cannot be told: int, on the table's index.
+
+    A picture of the original CSV has its row's number in its path. `train/<class>/imK.png` of Emotion Detection FER is the
+    K-th row of that class among the Training rows, `test/<class>/imK.png` among the other rows. A picture of FER2013's
+    folders gets the row of its copy in Emotion Detection FER with the same label and usage; if there are several, each of
+    the group's pictures gets another one, the nearest by mean difference of grey levels. Never by `Image name`, whose
+    numbers are not rows.
+
+    table: columns source, part, label, usage, source_path, group. pixels: uint8 (n, 48, 48). Raises DatasetError if a CSV's
+    labels are not those of the votes' rows.
+    """
+    rows = pd.Series(NO_ROW, index=table.index)
+    is_csv = table["source_path"].str.contains(r"\.csv#\d+$", case=False)
+    rows[is_csv] = _rows_of_csv(table[is_csv], votes)
+    is_numbered = ~is_csv & (table["source"] == EMOTION_DETECTION)
+    rows[is_numbered] = _rows_of_names(table[is_numbered], votes)
+    is_copy = ~is_csv & (table["source"] == FER2013)
+    rows[is_copy] = _rows_of_copies(table, pixels, rows, is_copy.to_numpy(), votes)
+    return rows
+
+
+def _rows_of_csv(table: pd.DataFrame, votes: Votes) -> np.ndarray:
+    rows = table["source_path"].str.rsplit("#", n=1).str[1].astype(int).to_numpy()
+    fits = rows < len(votes.labels)
+    fits[fits] = votes.labels[rows[fits]] == table["label"].to_numpy()[fits]
+    if not fits.all():
+        path = table["source_path"].iloc[int(np.argmin(fits))]
+        raise DatasetError(
+            f"{path} has another label than FER2013's row of that number, so the votes of {finding.VOTES_FILE} cannot be matched: "
+            "use FER2013's own CSV, or set merge_split.votes to none"
+        )
+    return rows
+
+
+def _rows_of_names(table: pd.DataFrame, votes: Votes) -> list[int]:
+    is_train = votes.usages == "Training"
+    rows_of = {
+        (part, label): np.flatnonzero((is_train == (part == "train")) & (votes.labels == label))
+        for part in ("train", "test")
+        for label in CLASSES
+    }
+    found = []
+    for part, label, path in zip(table["part"], table["label"], table["source_path"], strict=True):
+        number = PurePosixPath(path).stem.removeprefix("im")
+        rows = rows_of[part, label]
+        found.append(int(rows[int(number)]) if number.isdecimal() and int(number) < len(rows) else NO_ROW)
+    return found
+
+
+def _rows_of_copies(
+    table: pd.DataFrame, pixels: np.ndarray, rows: pd.Series, is_copy: np.ndarray, votes: Votes
+) -> np.ndarray:
+    """The rows of the pictures `is_copy`, from the pictures of the same group, label and usage whose rows are known."""
+    known = (rows != NO_ROW).to_numpy()
+    tells_usage = (table["usage"][is_copy] != "").all()  # otherwise PublicTest and PrivateTest are one part
+    part = np.where(known, votes.usages[rows], table["usage"]) if tells_usage else table["part"]
+    block = table["group"].astype(str) + " " + table["label"] + " " + part
+    givers: dict[str, list[int]] = {}
+    for place in np.flatnonzero(known):
+        givers.setdefault(block.iat[place], []).append(place)
+    takers: dict[str, list[int]] = {}
+    for place in np.flatnonzero(is_copy):
+        takers.setdefault(block.iat[place], []).append(place)
+    found = np.full(len(table), NO_ROW)
+    for name, wanting in takers.items():
+        offered = givers.get(name, [])
+        if offered:
+            difference = np.abs(pixels[wanting][:, None].astype(np.int16) - pixels[offered][None]).mean(axis=(2, 3))
+            first, second = linear_sum_assignment(difference) if difference.size > 1 else ([0], [0])
+            found[np.array(wanting)[first]] = rows.to_numpy()[np.array(offered)[second]]
+    return found[is_copy]
+
+
+def add_votes(table: pd.DataFrame, pixels: np.ndarray, file: Path | None) -> pd.DataFrame:
+    """Add the columns fer2013_label, row, votes and ferplus_label, "" where unknown; flag pictures that are no face.
+
+    table: as for find_rows, with flags. file: FER+'s votes, or None for none.
+    """
+    table = table.assign(fer2013_label=table["label"], row="", votes="", ferplus_label="")
+    if file is None:
+        return table
+    votes = ferplus.read(file)
+    rows = find_rows(table, pixels, votes)
+    matched = (rows != NO_ROW).to_numpy()
+    counts = votes.counts[rows[matched]]
+    table.loc[matched, "row"] = rows[matched].astype(str)
+    table.loc[matched, "votes"] = ferplus.as_text(counts)
+    table.loc[matched, "ferplus_label"] = ferplus.majority(counts)
+    no_face = np.flatnonzero(matched)[ferplus.is_no_face(counts)]
+    return flag(table, table.index[no_face], NO_FACE)
+
+
+def flag(table: pd.DataFrame, rows: pd.Index, name: str) -> pd.DataFrame:
+    """The table with a flag added to these rows."""
+    flags = table["flags"].copy()
+    flags[rows] = (flags[rows] + f" {name}").str.strip()
+    return table.assign(flags=flags)
+
+
+def choose(table: pd.DataFrame, labels: str) -> pd.DataFrame:
+    """Set `label` to FER2013's label or to FER+'s (see ferplus.RULE); a picture without one leaves its split, flagged.
+
+    labels: `fer2013` or `ferplus`. Splits are assigned before, so that both sets of labels are trained and scored on the
+    same pictures. Under `ferplus` a picture whose label changes gets FER2013's label in its file name: names repeat from
+    class to class. Raises DatasetError if there are no votes.
+    """
+    if labels not in LABEL_SETS:
+        raise ValueError(f"labels is {labels!r}, expected one of {', '.join(LABEL_SETS)}")
+    if labels == "fer2013":
+        return table
+    if not (table["votes"] != "").any():
+        raise DatasetError(
+            f"labels is 'ferplus', but there are no votes: put {finding.VOTES_FILE} into data/ "
+            f"({finding.VOTES_ADDRESS}, or `python run_all.py --download`), or set merge_split.votes to its path"
+        )
+    table = table.assign(label=table["ferplus_label"])
+    without = table.index[(table["label"] == "") & (table["split"] != "")]
+    table.loc[without, "split"] = ""
+    table.loc[table["label"] == "", "label"] = table["fer2013_label"]
+    moved = table["label"] != table["fer2013_label"]
+    table.loc[moved, "file"] = table["fer2013_label"] + "_" + table["file"]
+    return audit.mark_conflicts(flag(table, without, NO_LABEL))
+
+
+def outcomes(table: pd.DataFrame) -> pd.Series:
+    """What FER+ says of each picture: one of ferplus.OUTCOMES, or why it has no votes, one of WITHOUT_VOTES: str."""
+    found = pd.Series(ferplus.outcome(ferplus.from_text(table["votes"])), index=table.index)
+    flags = table["flags"].str.split()
+    reason = flags.map(lambda names: next((name for name in WITHOUT_VOTES if name in names), WITHOUT_VOTES[-1]))
+    return found.where(table["votes"] != "", reason)
+
+
+def count_outcomes(table: pd.DataFrame) -> pd.DataFrame:
+    """How many pictures of each source and usage (columns) FER+ says what of (rows); `a class` sums the seven classes."""
+    said = outcomes(table)
+    columns = table["source"] + " " + table["usage"].where(table["usage"] != "", table["part"])
+    counts = pd.crosstab(said, columns)[list(dict.fromkeys(columns))]
+    rows = [name for name in (*ferplus.OUTCOMES, *WITHOUT_VOTES) if name in counts.index]
+    sums = {"a class": counts.loc[counts.index.isin(CLASSES)].sum(), "total": counts.sum()}
+    counts = pd.concat([counts.loc[rows], pd.DataFrame(sums).T])
+    counts.columns.name = None
+    return counts
+
+
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """For each label of FER2013 (rows) the number of rows of fer2013.csv that FER+ says what of (columns, OUTCOMES)."""
+    rows = table[table["row"] != ""].drop_duplicates("row")
+    counts = pd.crosstab(rows["fer2013_label"], outcomes(rows))
+    return counts.reindex(index=CLASSES, columns=ferplus.OUTCOMES, fill_value=0)
+
+
+def given_by_nobody(table: pd.DataFrame) -> pd.DataFrame:
+    """Pictures whose FER2013 label nobody voted for while CLEAR_VOTES or more of ten gave another class; each row once."""
+    rows = table[(table["row"] != "") & (table["ferplus_label"] != "")].drop_duplicates("row")
+    counts = ferplus.from_text(rows["votes"])
+    for_label = counts[np.arange(len(rows)), rows["fer2013_label"].map(ferplus.ANSWERS.index).to_numpy(int)]
+    return rows[(for_label == 0) & (counts.max(axis=1) >= CLEAR_VOTES)]
+
+
+def without_face(table: pd.DataFrame) -> pd.DataFrame:
+    """Pictures of which most votes say that they show no face; each row once."""
+    rows = table[table["row"] != ""].drop_duplicates("row")
+    return rows[rows["flags"].str.split().map(lambda names: NO_FACE in names)]
+
+
+def titles(rows: pd.DataFrame) -> list[str]:
+    """For each picture FER2013's label and the most frequent answer of the votes, for a figure."""
+    counts = ferplus.from_text(rows["votes"])
+    answers = [
+        f"{ferplus.ANSWERS[place]} {n}" for place, n in zip(counts.argmax(axis=1), counts.max(axis=1), strict=True)
+    ]
+    return [f"label: {label}\nvotes: {answer}" for label, answer in zip(rows["fer2013_label"], answers, strict=True)]
+
+
+def share_agreeing(counts: pd.DataFrame) -> float:
+    """The share of FER2013's labels among the rows that FER+ gives one of the seven classes. counts: from `agreement`."""
+    classes = counts[list(CLASSES)].to_numpy()
+    return float(np.trace(classes) / classes.sum())

@@ -1,0 +1,126 @@
+"""Finds pictures whose label is probably wrong, by confident learning with cleanlab.
+
+Northcutt et al. 2021 (arXiv:1911.00068): probabilities from a model that never saw a picture, compared with its label.
+"""
+
+from collections.abc import Sequence
+
+from fer_utils.classes import CLASSES
+from fer_utils.data import ferplus
+from fer_utils.evaluation.scores import PROBABILITIES
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+FOLDS = 5
+PROBE_C = 0.001  # inverse regularisation of the probe
+MOST_STEPS = 200  # of the probe's solver
+TOPS = (500, 1000, 2000)  # numbers of the first issues that `worth` gives precision and recall of
+COLUMNS = ("path", "label", "suggested", "quality", "is_issue", "fingerprint", "ferplus_label", "votes", "row_in_train")
+
+
+class CleanlabMissing(ImportError):
+    """cleanlab is not installed."""
+
+
+def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+    """Out-of-sample probabilities of the seven classes, float (n, 7), by cross-validation of a linear probe.
+
+    features: (n, d), from a frozen backbone. labels: int (n,). groups: pictures of one group are copies of one picture, and
+    never in different folds. The probe is logistic regression on standardised features (Alain & Bengio 2017,
+    arXiv:1610.01644). Raises ValueError for a class with fewer groups than folds.
+    """
+    for code, label in enumerate(CLASSES):
+        n_groups = len(set(groups[labels == code]))
+        if n_groups < FOLDS:
+            raise ValueError(f"TRAIN has {n_groups} different pictures of {label}; {FOLDS} folds need as many")
+    probabilities = np.zeros((len(labels), len(CLASSES)))
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    for fitted, held_out in folds.split(features, labels, groups):
+        model = make_pipeline(StandardScaler(copy=False), LogisticRegression(C=PROBE_C, max_iter=MOST_STEPS))
+        model.fit(features[fitted], labels[fitted])
+        probabilities[held_out] = model.predict_proba(features[held_out])
+    return probabilities
+
+
+def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+    """The pictures with what confident learning says of their labels, the most doubtful first.
+
+    pictures: column label, and those of COLUMNS that are kept. probabilities: (n, 7), out of sample. Adds `suggested`, the
+    likeliest class; `quality`, the probability of the label (cleanlab's self-confidence); `is_issue`, cleanlab's verdict
+    (`prune_by_noise_rate`). Raises CleanlabMissing.
+    """
+    try:
+        from cleanlab.filter import find_label_issues
+        from cleanlab.rank import get_label_quality_scores
+    except ImportError as error:
+        raise CleanlabMissing(
+            "label issues need cleanlab: `pip install 'fer-resnet50[labels]'` or `pip install cleanlab`"
+        ) from error
+    codes = pictures["label"].map(CLASSES.index).to_numpy(int)
+    rows = pictures[[column for column in COLUMNS if column in pictures]].assign(
+        suggested=[CLASSES[place] for place in probabilities.argmax(axis=1)],
+        quality=get_label_quality_scores(codes, probabilities, method="self_confidence").round(6),
+        is_issue=find_label_issues(codes, probabilities, filter_by="prune_by_noise_rate", n_jobs=1),
+    )
+    return rows.sort_values(["is_issue", "quality"], ascending=[False, True], kind="stable")
+
+
+def find_in_training(pictures: pd.DataFrame, features, seed: int) -> pd.DataFrame:
+    """`find` for pictures of TRAIN, with the probe's probabilities.
+
+    pictures: from loading.originals_of. features: of all images that train, (n, d), indexed by `row_in_train`.
+    """
+    codes = pictures["label"].map(CLASSES.index).to_numpy(int)
+    chosen = np.asarray(features[pictures["row_in_train"].to_numpy()], np.float32)
+    return find(pictures, probe(chosen, codes, pictures["group"].to_numpy(), seed))
+
+
+def titles(issues: pd.DataFrame) -> list[str]:
+    """For each picture its label and the class that the probabilities suggest, for a figure."""
+    return [f"label: {row.label} {row.quality:.2f}\nsuggested: {row.suggested}" for row in issues.itertuples()]
+
+
+def find_in_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
+    """`find` for VAL or TEST: the model, which did not train on them, gives the probabilities."""
+    probabilities = predictions[list(PROBABILITIES)].to_numpy(float)
+    return find(predictions, probabilities / probabilities.sum(axis=1, keepdims=True))
+
+
+def is_contradicted(pictures: pd.DataFrame) -> pd.Series:
+    """Whether FER+'s majority gives another answer than the label: True, False, or None where there is no majority."""
+    said = pd.Series(ferplus.outcome(ferplus.from_text(pictures["votes"])), pictures.index)
+    answers = (said != pictures["label"]).astype(object)
+    return answers.where((pictures["votes"] != "") & (said != ferplus.NO_MAJORITY), None)
+
+
+def worth(issues: pd.DataFrame, tops: Sequence[int] = TOPS) -> pd.DataFrame:
+    """How often FER+ contradicts the labels that `find` doubts: one row for its own threshold and for each of `tops`.
+
+    Only pictures on which FER+ has a majority count. Columns: pictures, precision (share of them that FER+ contradicts),
+    recall (share of all contradicted pictures), chance (the precision of pictures drawn at random), times chance.
+    issues: from `find`, in its order, with the column votes. Empty if FER+ contradicts no label.
+    """
+    contradicted = is_contradicted(issues)
+    judged = issues.assign(wrong=contradicted)[contradicted.notna()]
+    chance, n_wrong = judged["wrong"].mean(), judged["wrong"].sum()
+    if not n_wrong:  # FER+'s own labels, or no votes
+        return pd.DataFrame()
+    flagged = {"cleanlab's own threshold": judged[judged["is_issue"]]}
+    flagged |= {f"first {n:,}": judged.head(n) for n in tops if n < len(judged)}
+    rows = {
+        name: {
+            "pictures": len(found),
+            "precision": found["wrong"].mean(),
+            "recall": found["wrong"].sum() / n_wrong,
+            "chance": chance,
+            "times chance": found["wrong"].mean() / chance,
+        }
+        for name, found in flagged.items()
+        if len(found)
+    }
+    return pd.DataFrame(rows).T.astype({"pictures": int})
