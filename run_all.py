@@ -9,7 +9,7 @@ python run_all.py --dry-run                          what would run, why, and ev
 python run_all.py --list                             the runs so far
 python run_all.py --compare demo clean               one page and a table of what differs, in outputs/
 python run_all.py --sweep train_head.learning_rate=0.001,0.0005 --sweep fine_tune.unfreeze_top=30,50
-python run_all.py --download                         fetch both datasets with kagglehub, then run
+python run_all.py --download                         fetch both datasets with kagglehub, and FER+'s votes, then run
 python run_all.py --export-kaggle                    write folders for `kaggle kernels push`, run nothing
 python run_all.py --export-model clean DIR           the run's model as Keras, TFLite and ONNX, with a model card
 
@@ -18,9 +18,11 @@ project's folder.
 """
 
 import argparse
+import hashlib
 import os
 import shutil
 import sys
+import urllib.request
 from pathlib import Path
 
 from fer_utils import files, places
@@ -134,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="a run for each value (repeatable: for each combination), ranked by VAL",
     )
-    parser.add_argument("--download", action="store_true", help="fetch both datasets into data/ with kagglehub first")
+    parser.add_argument(
+        "--download", action="store_true", help="first fetch both datasets (kagglehub) and FER+'s votes into data/"
+    )
     kaggle = parser.add_argument_group("Kaggle")
     kaggle.add_argument(
         "--export-kaggle",
@@ -343,6 +347,27 @@ def _download() -> None:
             continue
         with files.replacing(target) as temporary:
             shutil.copytree(kagglehub.dataset_download(slug), temporary)
+    _download_votes()
+
+
+def _download_votes() -> None:
+    """Fetch FER+'s votes into data/, 2 MB; a download that is not the published file is an error."""
+    target = Path("data") / finding.VOTES_FILE
+    if target.exists():
+        print(f"{target} is there already")
+        return
+    by_hand = f"download {finding.VOTES_ADDRESS} by hand and put it at {target}"
+    try:
+        with urllib.request.urlopen(finding.VOTES_ADDRESS, timeout=60) as answer:
+            data = answer.read()
+    except OSError as error:
+        raise places.NotFoundHere(f"FER+'s votes could not be fetched ({error}): {by_hand}") from error
+    if hashlib.sha256(data).hexdigest() != finding.VOTES_SHA256:
+        raise places.NotFoundHere(
+            f"what {finding.VOTES_ADDRESS} gave is not the file that this project knows: {by_hand}"
+        )
+    with files.replacing(target) as temporary:
+        temporary.write_bytes(data)
 
 
 if __name__ == "__main__":

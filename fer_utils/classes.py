@@ -1,6 +1,7 @@
 """The seven classes: their names, their order, and the spellings that the source datasets use."""
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+PROBABILITIES = tuple(f"p_{label}" for label in CLASSES)  # columns of tables of predictions
 
 # Emotion Detection FER spells three of the seven differently.
 EMOTION_DETECTION_SPELLINGS = {"disgust": "disgusted", "fear": "fearful", "surprise": "surprised"}

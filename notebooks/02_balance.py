@@ -31,8 +31,8 @@ target: int = 7000  # >= 0; specification: images that a smaller class is filled
 target_disgust: int = 1200  # >= 0; specification: the same for disgust
 max_per_class: int = 9000  # >= 1; specification: larger classes are thinned to it
 # Beyond it
-leave_out: str = "none"  # none | not_a_face | label_issues | both; images of TRAIN that are not trained on
-issues_file: str = ""  # label_issues_train.csv of another run, for leave_out: 03 writes it with find_label_issues
+leave_out: str = "none"  # none | conflicts | blanks | both | not_a_face | all; images kept out
+issues_file: str = ""  # label_issues_train.csv of another run: its issues are kept out; empty: none
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
 run: str = "auto"  # name of the run's folder; auto takes the profile's name
@@ -46,7 +46,7 @@ workers: int = 0  # >= 0; processes that augment, 0: one a core where there is e
 # %%
 from fer_utils import images, plots
 from fer_utils.classes import CLASSES
-from fer_utils.data import augmentation, balance
+from fer_utils.data import augmentation, balance, loading
 from fer_utils.pipeline import stages
 
 import numpy as np
@@ -59,7 +59,8 @@ stage = stages.begin("balance", globals())
 
 # %%
 manifest = stage.read("manifest.csv")
-train = balance.training_images(manifest, leave_out, issues_file)
+train = loading.leave_out(manifest[manifest["split"] == "TRAIN"], leave_out)
+train = balance.without_issues(train, issues_file)[["label", "path"]]
 print(f"TRAIN has {len(train):,} images")
 
 # %% [markdown]

@@ -35,7 +35,7 @@ learning_rate: float = 5e-4  # > 0; specification, Adam
 # Beyond it
 limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
 soft_labels: bool = False  # train on the distribution of FER+'s votes where there are some
-find_label_issues: bool = False  # which labels of TRAIN are probably wrong, by cleanlab; some minutes
+find_label_issues: bool = False  # lists labels that are probably wrong; needs cleanlab, an extra
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
 run: str = "auto"  # name of the run's folder; auto takes the profile's name
@@ -141,7 +141,9 @@ if find_label_issues:
     stage.show(
         plots.faces(train.grey(worst["row_in_train"]), shown, 8, "Labels that are probably wrong"), "label_issues"
     )
-    display(label_issues.worth(issues).round(3))
+    worth = label_issues.worth(issues)
+    if len(worth):
+        display(worth.round(3))
 
 # %% [markdown]
 # ## Check and save

@@ -30,8 +30,8 @@
 seed: int = 42  # >= 0; every random choice follows from it
 # Beyond it
 limit_per_class: int = 0  # >= 0; images of each class to evaluate, 0: all
-leave_out: str = "none"  # none | conflicts | blanks | both | not_a_face | all; images kept out of every score
-find_label_issues: bool = False  # which labels of VAL and TEST are probably wrong, by cleanlab
+leave_out: str = "none"  # none | conflicts | blanks | both | not_a_face | all; images kept out
+find_label_issues: bool = False  # lists labels that are probably wrong; needs cleanlab, an extra
 n_mistakes: int = 24  # >= 0; wrong predictions shown
 n_confused: int = 6  # >= 0; pairs of classes most often confused, shown with faces
 test_time_augmentation: str = "none"  # none | flip | ten_crop; views of an image whose predictions are averaged
@@ -69,7 +69,7 @@ photograph = photographs.given(picture)  # one that cannot be read stops the sta
 # %%
 manifest = stage.read("manifest.csv")
 manifest["seen_in_training"] = audit.seen_in_training(manifest, stage.read("trained.csv")["train_path"])
-faces = loading.load_scored(scores.leave_out(manifest, leave_out), stage.images, limit_per_class, seed)
+faces = loading.load_scored(loading.leave_out(manifest, leave_out), stage.images, limit_per_class, seed)
 model = keras.saving.load_model(stage.path("model.keras"), compile=False, safe_mode=True)
 
 # %% [markdown]
@@ -203,7 +203,9 @@ for split, table in predictions.items() if find_label_issues else ():
     figure = plots.faces(faces[split].grey(worst.index), shown, 8, f"{split}: labels that are probably wrong")
     stage.show(figure, f"label_issues_{split.lower()}")
     print(f"{split}: {issues['is_issue'].sum():,} of {len(issues):,} labels are probably wrong")
-    display(label_issues.worth(issues).round(3))
+    worth = label_issues.worth(issues)
+    if len(worth):
+        display(worth.round(3))
 
 # %% [markdown]
 # ## Save
@@ -224,10 +226,8 @@ print(f"report: {stage.path('report.html')}")
 # With `picture` set: each face found in it, and what the model reads there.
 
 # %%
-if photograph:  # imported here: a run without a picture needs no face detector
-    from fer_utils.predict import reader
-
-    reading = reader.read_photograph(stage.path("model.keras"), photograph)
+if photograph:
+    reading = photographs.faces_in(photograph, stage.path("model.keras"))
     stage.show(reading.figure(), "picture")
     print(f"faces found: {len(reading.faces)}; {', '.join(face.label for face in reading.faces)}")
 

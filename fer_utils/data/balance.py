@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fer_utils import files, images, places, progress
 from fer_utils.classes import CLASSES
-from fer_utils.data import augmentation, finding, label_sets, loading
+from fer_utils.data import augmentation, loading
 
 import cv2
 import numpy as np
@@ -18,40 +18,22 @@ BALANCED = "TRAIN_BALANCED"
 _POOL_PAYS_FROM = 2_000  # augmentations; below about two seconds of work, starting processes takes longer
 
 
-def training_images(manifest: pd.DataFrame, leave_out: str, issues_file: str) -> pd.DataFrame:
-    """The images of TRAIN to train on, columns label and path; prints how many are left out.
+def without_issues(train: pd.DataFrame, issues_file: str) -> pd.DataFrame:
+    """Rows of the manifest without those whose label `issues_file` doubts; prints how many. "" for the file changes nothing.
 
-    leave_out: `none`; `not_a_face`, pictures of which most of FER+'s votes say so; `label_issues`, pictures whose label
-    `issues_file` doubts (is_issue): equal pixels under the same label; `both`. Raises ValueError if there are no votes, or
-    no file is given, NotFoundHere if it does not exist, TornFile if it is no such table.
+    A row is doubted if the file, which notebook 03 writes, has an issue (is_issue) with the same pixels and label. Raises
+    NotFoundHere if it does not exist, TornFile if it is no such table.
     """
-    train = manifest[manifest["split"] == "TRAIN"]
-    left_out = pd.Series(False, train.index)
-    if leave_out in ("not_a_face", "both"):
-        if not (manifest["votes"] != "").any():
-            raise ValueError(f"leave_out is {leave_out!r}, but 01 found no votes: put {finding.VOTES_FILE} into data/")
-        no_face = train["flags"].str.split().map(lambda names: label_sets.NO_FACE in names).astype(bool)
-        print(f"{no_face.sum():,} images without a face are left out")
-        left_out |= no_face
-    if leave_out in ("label_issues", "both"):
-        doubted = train["fingerprint"].add(" " + train["label"]).isin(_doubted(issues_file))
-        print(f"{doubted.sum():,} images with a doubtful label are left out")
-        left_out |= doubted
-    return train.loc[~left_out, ["label", "path"]]
-
-
-def _doubted(issues_file: str) -> set[str]:
-    """`fingerprint label` of the issues in a table that notebook 03 wrote."""
     if not issues_file:
-        raise ValueError(
-            "leave_out names label_issues: set issues_file to the label_issues_train.csv of a run with find_label_issues"
-        )
+        return train
     path = places.place(issues_file)
     if not path.is_file():
-        raise places.NotFoundHere(f"issues_file: nothing at {path}")
+        raise places.NotFoundHere(f"issues_file: nothing at {path}; 03 writes it with find_label_issues")
     issues = loading.read_table(path, ("fingerprint", "label", "is_issue"))
     issues = issues[issues["is_issue"].astype(str) == "True"]
-    return set(issues["fingerprint"] + " " + issues["label"])
+    doubted = (train["fingerprint"] + " " + train["label"]).isin(issues["fingerprint"] + " " + issues["label"])
+    print(f"{doubted.sum():,} images whose label {path.name} doubts are left out")
+    return train[~doubted]
 
 
 def plan_balance(table: pd.DataFrame, targets: Mapping[str, int], max_per_class: int, seed: int) -> pd.DataFrame:

@@ -15,6 +15,8 @@ from fer_utils.data.sources import DatasetError
 import numpy as np
 import pandas as pd
 
+LABEL_SETS = ("fer2013", "ferplus")
+NO_FACE = "not_a_face"  # flag of a picture of which most votes say so
 # Column of the file → what the vote says.
 VOTES = {
     "neutral": "neutral",
@@ -77,7 +79,7 @@ def read(path: Path) -> Votes:
         raise DatasetError(
             f"{path}: row {wrong[0]} has the votes {counts[wrong[0]].tolist()}, expected 1 to 10 in all: {remedy}"
         )
-    usages = table["Usage"].to_numpy(str)
+    usages = table["Usage"].astype(str).to_numpy(object)
     unknown = sorted({*usages} - {*USAGES})
     if unknown or (np.diff([USAGES.index(usage) for usage in usages]) < 0).any():
         found = f"the Usage {unknown[0]!r}" if unknown else "its rows in another order"

@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-LABEL_SETS = ("fer2013", "ferplus")
 NO_ROW = -1
 WITHOUT_VOTES = ("unreadable", "blank", "no row found")
-NO_LABEL, NO_FACE = "dropped:no_label", "not_a_face"  # flags
+NO_LABEL = "dropped:no_label"  # flag
 CLEAR_VOTES = 9  # of ten: pictures with so many votes for another class are shown as labels that nobody would give
 
 
@@ -109,7 +108,7 @@ def add_votes(table: pd.DataFrame, pixels: np.ndarray, file: Path | None) -> pd.
     table.loc[matched, "votes"] = ferplus.as_text(counts)
     table.loc[matched, "ferplus_label"] = ferplus.majority(counts)
     no_face = np.flatnonzero(matched)[ferplus.is_no_face(counts)]
-    return flag(table, table.index[no_face], NO_FACE)
+    return flag(table, table.index[no_face], ferplus.NO_FACE)
 
 
 def flag(table: pd.DataFrame, rows: pd.Index, name: str) -> pd.DataFrame:
@@ -126,8 +125,8 @@ def choose(table: pd.DataFrame, labels: str) -> pd.DataFrame:
     same pictures. Under `ferplus` a picture whose label changes gets FER2013's label in its file name: names repeat from
     class to class. Raises DatasetError if there are no votes.
     """
-    if labels not in LABEL_SETS:
-        raise ValueError(f"labels is {labels!r}, expected one of {', '.join(LABEL_SETS)}")
+    if labels not in ferplus.LABEL_SETS:
+        raise ValueError(f"labels is {labels!r}, expected one of {', '.join(ferplus.LABEL_SETS)}")
     if labels == "fer2013":
         return table
     if not (table["votes"] != "").any():
@@ -182,7 +181,7 @@ def given_by_nobody(table: pd.DataFrame) -> pd.DataFrame:
 def without_face(table: pd.DataFrame) -> pd.DataFrame:
     """Pictures of which most votes say that they show no face; each row once."""
     rows = table[table["row"] != ""].drop_duplicates("row")
-    return rows[rows["flags"].str.split().map(lambda names: NO_FACE in names)]
+    return rows[rows["flags"].str.split().map(lambda names: ferplus.NO_FACE in names)]
 
 
 def titles(rows: pd.DataFrame) -> list[str]:

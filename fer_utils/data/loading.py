@@ -91,6 +91,29 @@ def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed
     return Faces(stack[..., None], labels, table, labels)
 
 
+def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The table without some pictures; prints how many of those in a split that are.
+
+    `conflicts`: pictures whose copies have another label; `blanks`; `both` of these; `not_a_face`: pictures of which most of
+    FER+'s votes say so; `all` three; `none`. Raises DatasetError for `not_a_face` and `all` if there are no votes.
+    """
+    flags = table["flags"].str.split()
+    masks = {
+        "conflicts": table["label_conflict"].astype(bool),
+        "blanks": flags.map(lambda names: "blank" in names).astype(bool),
+        ferplus.NO_FACE: flags.map(lambda names: ferplus.NO_FACE in names).astype(bool),
+    }
+    parts = {"none": (), "both": ("conflicts", "blanks"), "all": tuple(masks)}.get(what, (what,))
+    if ferplus.NO_FACE in parts and not (table["votes"] != "").any():
+        raise DatasetError(f"leave_out is {what!r}, but 01 found no votes: put {finding.VOTES_FILE} into data/")
+    left_out = pd.Series(False, table.index)
+    for part in parts:
+        left_out |= masks[part]
+    if parts:
+        print(f"left out ({what}): {(left_out & (table['split'] != '')).sum():,} images")
+    return table[~left_out]
+
+
 def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
     """At most `limit` rows of each label, drawn by `seed`, in their original order."""
     kept = []

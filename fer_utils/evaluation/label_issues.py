@@ -3,11 +3,11 @@
 Northcutt et al. 2021 (arXiv:1911.00068): probabilities from a model that never saw a picture, compared with its label.
 """
 
+import warnings
 from collections.abc import Sequence
 
-from fer_utils.classes import CLASSES
+from fer_utils.classes import CLASSES, PROBABILITIES
 from fer_utils.data import ferplus
-from fer_utils.evaluation.scores import PROBABILITIES
 
 import numpy as np
 import pandas as pd
@@ -55,8 +55,10 @@ def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     (`prune_by_noise_rate`). Raises CleanlabMissing.
     """
     try:
-        from cleanlab.filter import find_label_issues
-        from cleanlab.rank import get_label_quality_scores
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tqdm's, on widgets of Jupyter that are not installed
+            from cleanlab.filter import find_label_issues
+            from cleanlab.rank import get_label_quality_scores
     except ImportError as error:
         raise CleanlabMissing(
             "label issues need cleanlab: `pip install 'fer-resnet50[labels]'` or `pip install cleanlab`"
@@ -123,4 +125,4 @@ def worth(issues: pd.DataFrame, tops: Sequence[int] = TOPS) -> pd.DataFrame:
         for name, found in flagged.items()
         if len(found)
     }
-    return pd.DataFrame(rows).T.astype({"pictures": int})
+    return pd.DataFrame.from_dict(rows, orient="index")

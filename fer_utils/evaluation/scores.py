@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from fer_utils.classes import CLASSES
-from fer_utils.data import ferplus, label_sets
+from fer_utils.classes import CLASSES, PROBABILITIES
+from fer_utils.data import ferplus
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,6 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
-PROBABILITIES = tuple(f"p_{label}" for label in CLASSES)
 KEPT_COLUMNS = (
     "path", "label", "usage", "seen_in_training", "label_conflict", "flags", "fingerprint", "fer2013_label", "votes",
     "ferplus_label",
@@ -251,23 +250,6 @@ def surest_of_pairs(predictions: pd.DataFrame, pairs: pd.DataFrame, n: int = 10)
     }
 
 
-def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The table without some pictures: those that a parameter `leave_out` of notebook 05 names.
-
-    `conflicts`: pictures whose copies have another label; `blanks`; `both` of these; `not_a_face`: pictures of which most of
-    FER+'s votes say so; `all` three; `none`.
-    """
-    flags = table["flags"].str.split()
-    masks = {
-        "conflicts": table["label_conflict"].astype(bool),
-        "blanks": flags.map(lambda names: "blank" in names),
-        "not_a_face": flags.map(lambda names: label_sets.NO_FACE in names),
-    }
-    parts = {"none": (), "both": ("conflicts", "blanks"), "all": tuple(masks)}.get(what, (what,))
-    left_out = np.any([masks[part] for part in parts], axis=0) if parts else np.zeros(len(table), bool)
-    return table[~left_out]
-
-
 def has_votes(predictions: Mapping[str, pd.DataFrame]) -> bool:
     """Whether the pictures of VAL and TEST have votes of FER+."""
     return all("votes" in table and (table["votes"] != "").any() for table in predictions.values())
@@ -287,7 +269,7 @@ def against_both(predictions: Mapping[str, pd.DataFrame]) -> dict[str, dict]:
 
 def _against_both(table: pd.DataFrame) -> dict:
     found = {}
-    for name in label_sets.LABEL_SETS:
+    for name in ferplus.LABEL_SETS:
         labelled = table.assign(label=table[f"{name}_label"])
         labelled = labelled[labelled["label"] != ""]
         f1 = class_report(labelled).iloc[: len(CLASSES)].set_index("class")["f1"]

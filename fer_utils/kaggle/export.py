@@ -124,7 +124,7 @@ def _package() -> NotebookNode:
     root = places.source_root()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
-        for pattern in ("fer_utils/**/*.py", "notebooks/*.py", "params/*.yaml"):
+        for pattern in ("fer_utils/**/*.py", "fer_utils/**/*.xz", "notebooks/*.py", "params/*.yaml"):
             for path in sorted(root.glob(pattern)):
                 entry = zipfile.ZipInfo(path.relative_to(root).as_posix(), _EPOCH)
                 packed.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=9)

@@ -77,6 +77,7 @@ def results(compared: Sequence[Run]) -> pd.DataFrame:
                 column[f"{split} {name}"] = (
                     runs.with_interval(found, name) if has_interval else report.significant(found[name])
                 )
+            column |= _against_label_sets(run.metrics.get("label_sets", {}).get(split.lower(), {}), split)
             seen = report.seen_in_training(run.metrics, split)
             column[f"{split} images seen in training"] = "–" if seen is None else f"{seen:,}"
         for stage, record in run.records.items():
@@ -91,6 +92,18 @@ def results(compared: Sequence[Run]) -> pd.DataFrame:
         columns[run.name] = column
     rows = dict.fromkeys(row for column in columns.values() for row in column)
     return pd.DataFrame({name: [column.get(row, "–") for row in rows] for name, column in columns.items()}, list(rows))
+
+
+def _against_label_sets(found: dict, split: str) -> dict[str, str]:
+    """Accuracy and macro F1 against FER2013's label and FER+'s, and the divergence from the votes; empty without votes."""
+    rows = {}
+    for name, shown in report.LABEL_SET_NAMES.items() if found else ():
+        rows[f"{split} images, {shown}"] = f"{found[name]['n']:,}"
+        for score in ("accuracy", "macro_f1"):
+            rows[f"{split} {score}, {shown}"] = runs.with_interval(found[name], score)
+    if found:
+        rows[f"{split} divergence from the votes"] = report.significant(found["divergence"]["mean"])
+    return rows
 
 
 def mcnemar_tests(compared: Sequence[Run]) -> pd.DataFrame | None:

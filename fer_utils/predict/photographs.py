@@ -179,3 +179,10 @@ def watch(camera: int, every: int = 1) -> Iterator[Picture | PassedOver]:
         yield PassedOver(source, "the camera gives no more pictures", number)
     finally:
         video.release()
+
+
+def faces_in(photograph: Picture, model_file: Path):
+    """The faces of one photograph and what the model reads there: a Reading of fer_utils.predict.reader."""
+    from fer_utils.predict import reader  # a run without a photograph needs no face detector
+
+    return reader.read_photograph(model_file, photograph)

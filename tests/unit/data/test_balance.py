@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
-from fer_utils import images
+from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
 from fer_utils.data import augmentation, balance
 from fer_utils.data.demo import draw_face
@@ -150,3 +150,18 @@ def test_two_workers_write_what_one_writes(tmp_path, monkeypatch):
     for path in table["path"]:  # originals byte for byte
         assert one[path.removeprefix("TRAIN/")] == hashlib.sha256((tmp_path / path).read_bytes()).hexdigest()
     assert len(set(one.values())) > 7 * 6  # copies are not one picture over and over
+
+
+def test_issues_of_another_run_are_left_out_by_pixels_and_label(tmp_path, capsys):
+    train = pd.DataFrame({"fingerprint": list("aabc"), "label": ["sad", "happy", "sad", "fear"], "path": list("1234")})
+    rows = [("a", "sad", True), ("b", "sad", False), ("c", "sad", True)]
+    file = tmp_path / "label_issues_train.csv"
+    pd.DataFrame(rows, columns=["fingerprint", "label", "is_issue"]).to_csv(file, index=False)
+    assert balance.without_issues(train, str(file))["path"].tolist() == ["2", "3", "4"]
+    assert "1 images whose label label_issues_train.csv doubts are left out" in capsys.readouterr().out
+    assert balance.without_issues(train, "") is train
+    with pytest.raises(places.NotFoundHere, match=r"issues_file: nothing at .*03 writes it with find_label_issues"):
+        balance.without_issues(train, str(tmp_path / "none.csv"))
+    file.write_text("path,label\n1,sad\n")
+    with pytest.raises(files.TornFile, match=r"lacks the column\(s\) fingerprint, is_issue"):
+        balance.without_issues(train, str(file))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
-from fer_utils.data import audit, balance, near_duplicates, splits
+from fer_utils.data import audit, balance, label_sets, near_duplicates, splits
 from fer_utils.data.sources import DatasetError, open_source
 from fer_utils.data.splits import EMOTION_DETECTION, FER2013, SPLITS, assign_splits
 
@@ -28,7 +28,7 @@ def _merge(*paths: Path, unreadable: str = "error") -> splits.Merged:
 
 def _manifest(merged: splits.Merged) -> pd.DataFrame:
     table = merged.table.assign(split=assign_splits(merged.table, 0.25, "all", 0))
-    return splits.to_manifest(audit.describe_copies(table, NO_PAIRS))
+    return splits.to_manifest(label_sets.add_votes(audit.describe_copies(table, NO_PAIRS), merged.pixels, None))
 
 
 def _on_disk(folder: Path) -> set[str]:

@@ -160,3 +160,29 @@ def test_of_drawn_faces_the_first_lines_say_so(metrics, sources, is_drawn):
     names = dict(zip(("fer2013", "emotion_detection"), sources, strict=True))
     line = report.drawn_line(metrics | {"run": {"params": {"merge_split": names}}})
     assert line.startswith("The faces are drawn") if is_drawn else line == ""
+
+
+@pytest.fixture
+def metrics_of_both(metrics) -> dict:
+    """The same with votes: FER+ gives every other picture FER2013's label, and the rest no class."""
+    tables = {}
+    for name, n in (("VAL", 20), ("TEST", 40)):
+        found = _predictions(n, 0)
+        half = np.arange(n) % 2 == 0
+        tables[name] = found.assign(
+            fer2013_label=found["label"], ferplus_label=found["label"].where(half, ""), votes="5 5 0 0 0 0 0 0 0 0"
+        )
+    return metrics | {"label_sets": scores.against_both(tables)}
+
+
+def test_both_label_sets_stand_side_by_side_with_their_numbers_of_pictures(metrics_of_both):
+    table = report.label_set_table(metrics_of_both)
+    assert table.loc["TEST: FER2013's label", "n"] == 40 and table.loc["TEST: FER+ majority", "n"] == 20
+    found = metrics_of_both["label_sets"]["test"]["ferplus"]
+    assert table.loc["TEST: FER+ majority", "accuracy"] == found["accuracy"]
+    low, high = found["accuracy_interval"]
+    assert table.loc["TEST: FER+ majority", "accuracy 95 %"] == f"{low:.3f}–{high:.3f}"
+    classes = report.label_set_classes(metrics_of_both, "TEST")
+    assert classes["class"].tolist() == list(CLASSES)
+    line = report.disagreement_line(metrics_of_both, "TEST")
+    assert "differ on 0 of 20 pictures" in line and "0 of" in line and "nats on 40 pictures" in line

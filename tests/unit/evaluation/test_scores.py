@@ -1,6 +1,8 @@
 """Scores are those worked out by hand, and scikit-learn's."""
 
 from fer_utils.classes import CLASSES
+from fer_utils.data import loading
+from fer_utils.data.sources import DatasetError
 from fer_utils.evaluation import scores
 
 import numpy as np
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import entropy
 from sklearn import metrics
 
 labels = st.lists(st.sampled_from(CLASSES), min_size=1, max_size=60)
@@ -130,8 +133,81 @@ def test_mcnemar_counts_what_one_model_alone_gets_right():
 
 def test_leaving_out_takes_what_it_says():
     table = pd.DataFrame({"label_conflict": [True, False, True, False], "flags": ["", "blank", "colour blank", ""]})
-    left = {what: scores.leave_out(table, what).index.tolist() for what in ("none", "conflicts", "blanks", "both")}
+    table = table.assign(split="TEST", votes="")
+    left = {what: loading.leave_out(table, what).index.tolist() for what in ("none", "conflicts", "blanks", "both")}
     assert left == {"none": [0, 1, 2, 3], "conflicts": [1, 3], "blanks": [0, 3], "both": [3]}
+
+
+def test_leaving_out_what_is_no_face_needs_votes():
+    flags = ["", "blank not_a_face", "not_a_face dropped:leak", "no not_a_faces"]
+    table = pd.DataFrame({"label_conflict": [True, False, False, False], "flags": flags, "split": "VAL", "votes": ""})
+    for what in ("not_a_face", "all"):
+        with pytest.raises(DatasetError, match=r"01 found no votes: put fer2013new.csv"):
+            loading.leave_out(table, what)
+    with_votes = table.assign(votes="0 0 0 0 0 0 0 0 0 10")
+    left = {what: loading.leave_out(with_votes, what).index.tolist() for what in ("not_a_face", "all")}
+    assert left == {"not_a_face": [0, 3], "all": [3]}
+
+
+LABELLED = pd.DataFrame(
+    {
+        "path": list("abcdef"),
+        "usage": ["PublicTest", "PrivateTest"] * 3,
+        "seen_in_training": False,
+        "fer2013_label": ["happy", "happy", "sad", "sad", "fear", "fear"],
+        "ferplus_label": ["happy", "neutral", "neutral", "sad", "surprise", ""],
+        "votes": [
+            "0 10 0 0 0 0 0 0 0 0",
+            "8 2 0 0 0 0 0 0 0 0",
+            "10 0 0 0 0 0 0 0 0 0",
+            "0 0 0 10 0 0 0 0 0 0",
+            "0 0 10 0 0 0 0 0 0 0",
+            "0 0 0 0 0 0 0 0 0 10",
+        ],
+    }
+)
+SAID = ["happy", "neutral", "sad", "neutral", "surprise", "fear"]
+
+
+def _labelled_predictions() -> pd.DataFrame:
+    probabilities = np.full((6, 7), 0.01)
+    probabilities[np.arange(6), [CLASSES.index(label) for label in SAID]] = 0.94
+    return scores.prediction_table(LABELLED.assign(label=LABELLED["fer2013_label"]), probabilities)
+
+
+def test_scores_against_both_label_sets_are_those_of_their_own_pictures():
+    found = scores.against_both({"TEST": _labelled_predictions()})["test"]
+    assert (found["fer2013"]["n"], found["ferplus"]["n"]) == (6, 5)
+    assert found["fer2013"]["accuracy"] == pytest.approx(3 / 6)  # a, c, f
+    assert found["ferplus"]["accuracy"] == pytest.approx(3 / 5)  # a, b, e
+    assert found["ferplus"]["public"]["n"] == 3 and found["ferplus"]["private"]["n"] == 2
+    assert found["fer2013"]["per_class"]["fear"] == pytest.approx(2 / 3)  # e is missed
+    assert found["ferplus"]["per_class"]["surprise"] == 1
+    # b, c, e have two labels; b, d, e are mistakes against FER2013's, b and e what FER+ says
+    assert found["disagreement"] == {
+        "n": 5, "differ": 3, "errors": 3, "errors_where_they_differ": 2, "of_them_ferplus_label": 2
+    }  # fmt: skip
+
+
+def test_the_divergence_is_that_of_scipy_on_pictures_with_a_class():
+    predictions = _labelled_predictions()
+    found = scores.divergence(predictions)
+    assert found["n"] == 5  # f is no face
+    votes = np.zeros((5, 7))
+    for row, shares in enumerate(
+        [{"happy": 1}, {"neutral": 0.8, "happy": 0.2}, {"neutral": 1}, {"sad": 1}, {"surprise": 1}]
+    ):
+        for label, share in shares.items():
+            votes[row, CLASSES.index(label)] = share
+    expected = entropy(votes, predictions[list(scores.PROBABILITIES)].to_numpy()[:5], axis=1).mean()
+    assert found["mean"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_votes_there_is_nothing_to_compare():
+    with_votes = _labelled_predictions()
+    assert scores.has_votes({"VAL": with_votes, "TEST": with_votes})
+    assert not scores.has_votes({"VAL": with_votes, "TEST": with_votes.assign(votes="")})
+    assert not scores.has_votes({"VAL": with_votes.drop(columns="votes")})
 
 
 def test_the_confusion_matrix_has_true_rows_and_predicted_columns():

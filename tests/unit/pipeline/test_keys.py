@@ -201,6 +201,28 @@ def test_a_source_that_changed_is_a_reason_for_merge_split_alone(tmp_path):
     assert _changed(before, _keys(values)) == {"merge_split": ["fer2013 changed"]}
 
 
+def test_votes_are_an_input_by_their_content(tmp_path):
+    values = _values()
+    before = _keys(values)
+    file = tmp_path / "fer2013new.csv"
+    values["merge_split"]["votes"] = str(file)
+    assert list(_changed(before, _keys(values))) == ["merge_split"]  # a file that is not there
+    file.write_text("votes")
+    there = _keys(values)
+    file.rename(tmp_path / "elsewhere.csv")
+    values["merge_split"]["votes"] = str(tmp_path / "elsewhere.csv")
+    assert not _changed(there, _keys(values))
+    (tmp_path / "elsewhere.csv").write_text("other votes")
+    assert _changed(there, _keys(values)) == {"merge_split": ["votes changed"]}
+
+
+def test_votes_of_drawn_faces_follow_from_the_other_parameters():
+    values = _values()
+    values["merge_split"] |= {"fer2013": "demo", "emotion_detection": "demo"}
+    inputs = _keys(values)["merge_split"]["inputs"]
+    assert set(inputs.values()) == {"demo"} and "votes" in inputs
+
+
 def test_weights_count_by_their_content(tmp_path):
     values = _values()
     (tmp_path / "w.h5").write_bytes(b"one")
