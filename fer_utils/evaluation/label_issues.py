@@ -11,14 +11,16 @@ from fer_utils.data import ferplus
 
 import numpy as np
 import pandas as pd
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 FOLDS = 5
-PROBE_C = 0.001  # inverse regularisation of the probe
-MOST_STEPS = 200  # of the probe's solver
+# Principal components that the probe sees, and its inverse regularisation. Of 256 and 512, and 0.1, 0.01 and 0.001, these
+# have the lowest loss out of sample against the labels themselves: 1.589 nats on 17,920 pictures of FER2013 at 48 px.
+COMPONENTS, PROBE_C = 256, 0.001
+MOST_STEPS = 200  # of the probe's solver, which takes 11 there
 TOPS = (500, 1000, 2000)  # numbers of the first issues that `worth` gives precision and recall of
 COLUMNS = ("path", "label", "suggested", "quality", "is_issue", "fingerprint", "ferplus_label", "votes", "row_in_train")
 
@@ -31,8 +33,8 @@ def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: in
     """Out-of-sample probabilities of the seven classes, float (n, 7), by cross-validation of a linear probe.
 
     features: (n, d), from a frozen backbone. labels: int (n,). groups: pictures of one group are copies of one picture, and
-    never in different folds. The probe is logistic regression on standardised features (Alain & Bengio 2017,
-    arXiv:1610.01644). Raises ValueError for a class with fewer groups than folds.
+    never in different folds. The probe (Alain & Bengio 2017, arXiv:1610.01644) is logistic regression on the whitened
+    principal components of the features, on which it converges in a few steps. Raises ValueError for a class with fewer groups than folds.
     """
     for code, label in enumerate(CLASSES):
         n_groups = len(set(groups[labels == code]))
@@ -41,7 +43,8 @@ def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: in
     probabilities = np.zeros((len(labels), len(CLASSES)))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     for fitted, held_out in folds.split(features, labels, groups):
-        model = make_pipeline(StandardScaler(copy=False), LogisticRegression(C=PROBE_C, max_iter=MOST_STEPS))
+        components = PCA(min(COMPONENTS, len(fitted), features.shape[1]), whiten=True, svd_solver="covariance_eigh")
+        model = make_pipeline(components, LogisticRegression(C=PROBE_C, max_iter=MOST_STEPS))
         model.fit(features[fitted], labels[fitted])
         probabilities[held_out] = model.predict_proba(features[held_out])
     return probabilities
