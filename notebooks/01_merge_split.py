@@ -154,7 +154,7 @@ print(f"images in them: {table['label_conflict'].sum():,}")
 # ## Labels
 # FER2013's labels are known to be noisy. For FER+ ten people voted on each of its pictures. A picture gets its votes by its
 # row in the original CSV: Emotion Detection FER's file names tell it, and FER2013's pictures take it from their copies. The
-# majority rule is FER+'s own: single votes dropped, more than half of the rest.
+# majority rule is FER+'s own: single votes dropped, more than half of the rest. Drawn faces have drawn votes.
 
 # %%
 table = label_sets.add_votes(table, merged.pixels, finding.find_votes(votes, found))

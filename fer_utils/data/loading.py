@@ -145,7 +145,7 @@ def originals(*tables: pd.DataFrame) -> pd.DataFrame:
 def read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """Read a CSV that a stage wrote, empty cells as empty text; raise TornFile, naming it, if it is damaged."""
     try:
-        table = pd.read_csv(path, keep_default_na=False)
+        table = pd.read_csv(path, keep_default_na=False, low_memory=False)  # no type by parts of a column
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise files.TornFile(f"{path} is not a whole table ({error}): run its stage again") from error
     if not isinstance(table.index, pd.RangeIndex):  # pandas uses columns beyond the header as row names

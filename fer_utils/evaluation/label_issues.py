@@ -54,7 +54,8 @@ def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """The pictures with what confident learning says of their labels, the most doubtful first.
 
     pictures: column label, and those of COLUMNS that are kept. probabilities: (n, 7), out of sample. Adds `suggested`, the
-    likeliest class; `quality`, the probability of the label (cleanlab's self-confidence); `is_issue`, cleanlab's verdict
+    likeliest class; `quality`, 0 to 1, cleanlab's normalized margin: below 0.5 where another class is likelier than the label
+    (by the label's probability alone, pictures of rare classes would come first); `is_issue`, cleanlab's verdict
     (`prune_by_noise_rate`). Raises CleanlabMissing.
     """
     try:
@@ -69,7 +70,7 @@ def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     codes = pictures["label"].map(CLASSES.index).to_numpy(int)
     rows = pictures[[column for column in COLUMNS if column in pictures]].assign(
         suggested=[CLASSES[place] for place in probabilities.argmax(axis=1)],
-        quality=get_label_quality_scores(codes, probabilities, method="self_confidence").round(6),
+        quality=get_label_quality_scores(codes, probabilities, method="normalized_margin").round(6),
         is_issue=find_label_issues(codes, probabilities, filter_by="prune_by_noise_rate", n_jobs=1),
     )
     return rows.sort_values(["is_issue", "quality"], ascending=[False, True], kind="stable")
@@ -87,7 +88,7 @@ def find_in_training(pictures: pd.DataFrame, features, seed: int) -> pd.DataFram
 
 def titles(issues: pd.DataFrame) -> list[str]:
     """For each picture its label and the class that the probabilities suggest, for a figure."""
-    return [f"label: {row.label} {row.quality:.2f}\nsuggested: {row.suggested}" for row in issues.itertuples()]
+    return [f"label: {row.label}\nsuggested: {row.suggested}" for row in issues.itertuples()]
 
 
 def find_in_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
