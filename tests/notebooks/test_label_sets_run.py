@@ -1,0 +1,92 @@
+"""The five notebooks on FER+'s labels, with soft labels and label issues, as `run_all.py` runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from fer_utils.classes import CLASSES
+from fer_utils.data import ferplus, label_sets
+from fer_utils.pipeline import paths
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    *("merge_split.demo_images=800", "merge_split.labels=ferplus", "evaluate.leave_out=not_a_face"),
+    *("train_head.soft_labels=true", "fine_tune.soft_labels=true", "common.find_label_issues=true"),
+    *("common.image_size=32", "train_head.epochs=2", "fine_tune.epochs=1", "fine_tune.unfreeze_top=6"),
+    *("fine_tune.warmup_epochs=0.5", "fine_tune.augmentation=light", "fine_tune.mixup=0.2"),
+)
+
+
+def _run(outputs: Path, *arguments: str) -> None:
+    settings = [part for setting in SMALL for part in ("-p", setting)]
+    command = [sys.executable, "run_all.py", "--params", "demo", "--outputs-dir", str(outputs), *settings, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("labels")
+    _run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(outputs) -> paths.RunFolders:
+    return paths.run_folders("demo", str(outputs), "")
+
+
+def _table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False)
+
+
+def test_pictures_stand_under_ferplus_labels_and_the_rest_is_accounted_for(folders):
+    manifest = _table(folders.manifest)
+    assert len(manifest) == 1600
+    kept = manifest[manifest["split"] != ""]
+    assert (kept["label"] == kept["ferplus_label"]).all() and (kept["label"] != kept["fer2013_label"]).any()
+    assert all((folders.data / path).is_file() for path in kept["path"])
+    dropped = manifest.loc[manifest["split"] == "", "flags"]
+    assert dropped.str.contains(r"dropped:(?:leak|copy|no_label)").all()
+    assert dropped.str.contains(label_sets.NO_LABEL).sum() == (manifest["ferplus_label"] == "").sum()
+
+
+def test_scores_stand_against_both_label_sets(folders):
+    metrics = json.loads((folders.run / "metrics.json").read_text())
+    for split in ("val", "test"):
+        predictions = _table(folders.run / f"predictions_{split}.csv")
+        both = metrics["label_sets"][split]
+        assert both["ferplus"]["accuracy"] == pytest.approx(metrics[split]["accuracy"])  # what the run is scored on
+        agreeing = (predictions["fer2013_label"] == predictions["predicted"]).mean()
+        assert both["fer2013"]["accuracy"] == pytest.approx(agreeing)
+        assert both["divergence"]["n"] == len(predictions)
+    page = (folders.run / "report.html").read_text()
+    assert "Against both label sets" in page and ferplus.RULE.replace("'", "&#39;") in page
+    assert "FER2013&#39;s labels and the votes of FER+" in page
+
+
+def test_issues_are_ranked_for_every_split_and_can_be_left_out(outputs, folders):
+    balanced = _table(folders.balanced)
+    originals = balanced[balanced["copy"] == 0]
+    issues = _table(folders.run / "label_issues_train.csv")
+    assert sorted(issues["path"]) == sorted(originals["train_path"])
+    for name in ("train", "val", "test"):
+        table = _table(folders.run / f"label_issues_{name}.csv")
+        flagged = table["is_issue"].to_numpy(bool)
+        assert flagged.sum() == flagged[: flagged.sum()].sum()  # issues first
+        assert (np.diff(table["quality"][flagged]) >= 0).all() and set(table["suggested"]) <= set(CLASSES)
+    # An issues file of this run would be read by the stage before the one that writes it: a copy stands for another run's.
+    file = outputs / "issues.csv"
+    file.write_bytes((folders.run / "label_issues_train.csv").read_bytes())
+    _run(outputs, "--only", "balance", "-p", f"balance.issues_file={file}", "-p", "balance.target=0")
+    without = set(_table(folders.balanced)["train_path"])
+    doubted = set(issues.loc[issues["is_issue"].astype(bool), "path"])
+    assert doubted and not without & doubted
+    manifest = _table(folders.manifest)
+    in_train = set(manifest.loc[manifest["split"] == "TRAIN", "path"])
+    assert without <= in_train - doubted
