@@ -77,7 +77,9 @@ def main() -> None:
             val = features["VAL"], faces["VAL"].labels
             trained = features["TRAIN"][kept], faces["TRAIN"].labels[kept]
             model = head(*trained, val, options.weights, options.image_size, seed)
-            test = faces["TEST"].table.assign(seen_in_training=False)  # the profile `clean` left no copy of one in TRAIN
+            test = faces["TEST"].table.assign(
+                seen_in_training=False
+            )  # the profile `clean` left no copy of one in TRAIN
             predictions = scores.prediction_table(test, loop.predict(model, features["TEST"]))
             found = scores.against_both({"TEST": predictions})["test"]
             row = {"seed": seed, "way": way, "n": len(kept)}

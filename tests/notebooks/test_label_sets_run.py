@@ -1,5 +1,10 @@
-"""The five notebooks on FER+'s labels, with soft labels and label issues, as `run_all.py` runs them."""
+"""The five notebooks on FER+'s labels, with soft labels and label issues, and that a second run agrees.
 
+The second run is nbval's: it executes the executed copies again, compares the cells whose output is fixed, and writes
+the same run folder anew.
+"""
+
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,6 +13,7 @@ from pathlib import Path
 from fer_utils.classes import CLASSES
 from fer_utils.data import ferplus, label_sets
 from fer_utils.pipeline import paths
+from fer_utils.pipeline.parameters import STAGES
 
 import numpy as np
 import pandas as pd
@@ -17,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     *("merge_split.demo_images=800", "merge_split.labels=ferplus", "evaluate.leave_out=not_a_face"),
     *("train_head.soft_labels=true", "fine_tune.soft_labels=true", "common.find_label_issues=true"),
-    *("common.image_size=32", "train_head.epochs=2", "fine_tune.epochs=1", "fine_tune.unfreeze_top=6"),
+    *("common.image_size=32", "train_head.epochs=2", "fine_tune.epochs=2", "fine_tune.unfreeze_top=30"),
     *("fine_tune.warmup_epochs=0.5", "fine_tune.augmentation=light", "fine_tune.mixup=0.2"),
 )
 
@@ -45,6 +51,18 @@ def _table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False)
 
 
+def snapshot(folders: paths.RunFolders) -> dict:
+    """What two runs with one seed must have in common."""
+    metrics = json.loads(folders.metrics.read_text())
+    balanced = sorted(folders.split("TRAIN_BALANCED").rglob("*.*"))
+    return {
+        "manifest": folders.manifest.read_text(),
+        "balanced": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in balanced},
+        "scores": {split: metrics[split] for split in ("val", "test")},
+        "issues": [(folders.run / f"label_issues_{name}.csv").read_text() for name in ("train", "val", "test")],
+    }
+
+
 def test_pictures_stand_under_ferplus_labels_and_the_rest_is_accounted_for(folders):
     manifest = _table(folders.manifest)
     assert len(manifest) == 1600
@@ -68,6 +86,30 @@ def test_scores_stand_against_both_label_sets(folders):
     page = (folders.run / "report.html").read_text()
     assert "Against both label sets" in page and ferplus.RULE.replace("'", "&#39;") in page
     assert "FER2013&#39;s labels and the votes of FER+" in page
+
+
+def test_a_second_run_agrees_cell_by_cell_and_in_its_results(folders):
+    before = snapshot(folders)
+    notebooks = [str(folders.notebooks / file.replace(".py", ".ipynb")) for file in STAGES.values()]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-cell-timeout=1200",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+    ]
+    done = subprocess.run(
+        [*command, f"--rootdir={folders.run}", "-c", "/dev/null", *notebooks], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    after = snapshot(folders)
+    assert after["manifest"] == before["manifest"]
+    assert after["balanced"] == before["balanced"]
+    assert after["scores"] == before["scores"]
+    assert after["issues"] == before["issues"]
 
 
 def test_issues_are_ranked_for_every_split_and_can_be_left_out(outputs, folders):

@@ -152,3 +152,16 @@ def test_runs_of_an_earlier_version_are_listed_and_compared(two, tmp_path):
 def test_an_unknown_run_is_an_error_that_lists_those_there(two, tmp_path):
     with pytest.raises(places.NotFoundHere, match="has no run nowhere; runs there: one, other"):
         runs.find(tmp_path / "outputs", ["one", "nowhere"])
+
+
+def test_scores_against_both_label_sets_are_compared_where_there_are_votes(fake_run):
+    first, second = fake_run("first").do(), fake_run("second").do(content="x")
+    found = {"n": 7, "accuracy": 0.5, "macro_f1": 0.4, "accuracy_interval": [0.3, 0.7], "macro_f1_interval": [0.2, 0.6]}
+    both = {"fer2013": found, "ferplus": found | {"n": 5, "accuracy": 0.6}, "divergence": {"n": 6, "mean": 0.8}}
+    metrics = json.loads(first.folders.metrics.read_text())
+    files.write_json(first.folders.metrics, metrics | {"label_sets": {"test": both}})
+    table = comparison.results(_read(first, second))
+    assert table.loc["TEST images, FER+ majority"].tolist() == ["5", "–"]
+    assert table.loc["TEST accuracy, FER+ majority", "first"].startswith("0.600 [0.300–0.700]")
+    assert table.loc["TEST macro_f1, FER2013's label", "first"].startswith("0.400")
+    assert table.loc["TEST divergence from the votes"].tolist() == ["0.8000", "–"]
