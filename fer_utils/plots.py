@@ -31,7 +31,7 @@ def class_counts(counts: pd.DataFrame, title: str) -> Figure:
         if name not in COLOURS:
             plt.setp(bars, hatch=_HATCH, edgecolor="white")
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=1)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axes.set(title=title, xlabel="", ylabel="images")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     sns.despine(figure)
@@ -307,6 +307,8 @@ def reliability(bins: dict[str, pd.DataFrame]) -> Figure:
     below.set(xlabel="confidence", ylabel="images")
     below.yaxis.set_major_formatter("{x:,.0f}")
     below.margins(y=0.35)
-    above.legend(fontsize=8, loc="upper left")
+    above.legend(
+        fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(bins) + 1
+    )  # inside it would cover bars
     sns.despine(figure)
     return figure
