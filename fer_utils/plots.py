@@ -262,6 +262,29 @@ def label_agreement(counts: pd.DataFrame) -> Figure:
     return figure
 
 
+def corruptions(table: pd.DataFrame, accuracy: float) -> Figure:
+    """Accuracy of TEST under each corruption at levels 1 to 5, beside that of the pictures as they are (level 0).
+
+    table: columns corruption, level, accuracy, from fer_utils.evaluation.robustness.score.
+    """
+    kinds = list(dict.fromkeys(table["corruption"]))
+    figure, grid = plt.subplots(
+        2, -(-len(kinds) // 2), figsize=(12, 5.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, kind in zip(grid.flat, kinds, strict=False):
+        rows = table[table["corruption"] == kind]
+        axes.plot([0, *rows["level"]], [accuracy, *rows["accuracy"]], color=COLOURS["TEST"], marker=".")
+        axes.axhline(accuracy, color="grey", linestyle=":", linewidth=0.8)
+        axes.set_title(f"{kind}: {rows['accuracy'].mean():.3f}", fontsize=9)
+        axes.set(ylim=(0, 1), xlim=(0, 5), xticks=range(6))
+    for axes in list(grid.flat)[len(kinds) :]:
+        axes.set_axis_off()
+    figure.supxlabel("level (0: as it is)", fontsize=9)
+    figure.supylabel("TEST accuracy; in the titles the mean of five levels", fontsize=9)
+    sns.despine(figure)
+    return figure
+
+
 def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> Figure:
     """Histograms of the distances of copies, by kind, and of nearest different pictures; `line` is the threshold."""
     figure, axes = plt.subplots(figsize=(10, 3.5), layout="constrained")

@@ -35,6 +35,7 @@ find_label_issues: bool = False  # lists labels that are probably wrong; needs c
 n_mistakes: int = 24  # >= 0; wrong predictions shown
 n_confused: int = 6  # >= 0; pairs of classes most often confused, shown with faces
 test_time_augmentation: str = "none"  # none | flip | ten_crop; views of an image whose predictions are averaged
+corruptions: bool = False  # scores TEST under eight corruptions in five strengths: 40 passes more
 picture: str = ""  # a photograph to try the model on, from the project's root; empty: none
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
@@ -47,8 +48,8 @@ data_dir: str = ""  # folder of the image folders; empty: the run's own
 
 # %%
 from fer_utils import plots
-from fer_utils.data import audit, loading
-from fer_utils.evaluation import grad_cam, label_issues, report, scores
+from fer_utils.data import loading
+from fer_utils.evaluation import grad_cam, label_issues, report, robustness, scores
 from fer_utils.evaluation.test_time_augmentation import predict_with_views
 from fer_utils.pipeline import stages
 from fer_utils.predict import photographs
@@ -67,8 +68,7 @@ photograph = photographs.given(picture)  # one that cannot be read stops the sta
 # was trained on a copy of it.
 
 # %%
-manifest = stage.read("manifest.csv")
-manifest["seen_in_training"] = audit.seen_in_training(manifest, stage.read("trained.csv")["train_path"])
+manifest = scores.mark_seen(stage.read("manifest.csv"), stage.read("trained.csv"))
 faces = loading.load_scored(loading.leave_out(manifest, leave_out), stage.images, limit_per_class, seed)
 model = keras.saving.load_model(stage.path("model.keras"), compile=False, safe_mode=True)
 
@@ -165,6 +165,20 @@ bins = {
 }
 stage.show(plots.reliability(bins), "temperature")
 report.calibration_table(metrics).round(4)
+
+# %% [markdown]
+# ## How does it stand up to harder pictures?
+# With `corruptions`: TEST under blur, noise, JPEG, low light, low resolution, rotation, a covered mouth and covered eyes,
+# each in five strengths. The mean over all of them is one number that runs are compared by.
+
+# %%
+if corruptions:
+    stage.show(plots.rows_of_faces(robustness.examples(faces["TEST"].images[0], seed)), "corruption_examples")
+    harder = robustness.score(model, faces["TEST"], seed)
+    stage.save(harder, "corruptions_test.csv")
+    metrics["corruptions"] = robustness.summary(harder)
+    stage.show(plots.corruptions(harder, metrics["test"]["accuracy"]), "corruptions")
+    display(robustness.shown(harder).round(3))
 
 # %% [markdown]
 # ## Where does it look?

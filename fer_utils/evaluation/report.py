@@ -39,6 +39,10 @@ _SECTIONS = {
         "Grad-CAM on TEST: for each class the most confident right and the most confident wrong prediction": "grad_cam",
         "The most confident mistakes on TEST": "worst_mistakes",
     },
+    "Harder pictures": {
+        "TEST accuracy under eight corruptions, each in five strengths": "corruptions",
+        "The corruptions on one picture, weakest first": "corruption_examples",
+    },
     "Confidence": {
         "Reliability: accuracy against confidence": "reliability",
         "TEST before and after temperature scaling": "temperature",
@@ -63,8 +67,16 @@ _SECTIONS = {
     },
 }
 
-# Figures that a run has only with votes of FER+, or with find_label_issues.
-_OPTIONAL = ("label_agreement", "labels_by_nobody", "not_a_face", "label_issues", "label_issues_test")
+# Figures that a run has only with votes of FER+, with find_label_issues, or with corruptions.
+_OPTIONAL = (
+    "label_agreement",
+    "labels_by_nobody",
+    "not_a_face",
+    "label_issues",
+    "label_issues_test",
+    "corruptions",
+    "corruption_examples",
+)
 
 _PAGE = """{% macro figure(title, data) %}<figure>
 {% if data %}<img alt="{{ title }}" src="data:image/png;base64,{{ data }}">{% endif %}
@@ -82,7 +94,7 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 <h2>Scores</h2>{{ scores }}
 {% if label_sets %}<h2>Against both label sets</h2><p>{{ disagreement }}</p>{{ label_sets }}<p>{{ rule }}.</p>{{ label_set_classes }}
 {% endif %}<h2>TEST, class by class</h2>{{ per_class }}
-{% for title, figures in sections %}<h2>{{ title }}</h2>
+{% for title, figures in sections if figures %}<h2>{{ title }}</h2>
 {% if title == "Confidence" %}{{ calibration }}{% endif %}
 {% for shown in figures %}{{ figure(*shown) }}{% endfor %}
 {% endfor %}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fer_utils.classes import CLASSES, PROBABILITIES
-from fer_utils.data import ferplus
+from fer_utils.data import audit, ferplus
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,14 @@ RESAMPLES = 2000  # of the bootstrap; with so many, an interval's ends vary in t
 CALIBRATION_BINS = 15  # as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 TEMPERATURES = (0.05, 20.0)  # range of the search
 SMALLEST_PROBABILITY = 1e-7  # as keras.config.epsilon(), so that the loss stays finite for a probability of 0
+
+
+def mark_seen(manifest: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
+    """The manifest with `seen_in_training`: whether the model was trained on the image or a copy of it.
+
+    trained: trained.csv. Raises ValueError as audit.seen_in_training does.
+    """
+    return manifest.assign(seen_in_training=audit.seen_in_training(manifest, trained["train_path"]))
 
 
 def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:

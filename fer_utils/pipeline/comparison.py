@@ -80,6 +80,12 @@ def results(compared: Sequence[Run]) -> pd.DataFrame:
             column |= _against_label_sets(run.metrics.get("label_sets", {}).get(split.lower(), {}), split)
             seen = report.seen_in_training(run.metrics, split)
             column[f"{split} images seen in training"] = "–" if seen is None else f"{seen:,}"
+        harder = (run.metrics or {}).get("corruptions", {})
+        column |= {
+            f"TEST {name.replace('_', ' ', 1)} over corruptions": report.significant(harder[name])
+            for name in ("mean_accuracy", "mean_macro_f1")
+            if harder
+        }
         for stage, record in run.records.items():
             figures = record["figures"]
             column |= {f"{stage}: {name}": str(figures[name]) for name in ("epochs", "ended by") if name in figures}

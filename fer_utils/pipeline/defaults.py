@@ -73,6 +73,7 @@ DEFAULTS = {
         **_EVERY_STAGE,
         "limit_per_class": 0,
         "leave_out": "none",
+        "corruptions": False,
         "find_label_issues": False,
         "n_mistakes": 24,
         "n_confused": 6,

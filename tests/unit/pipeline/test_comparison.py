@@ -165,3 +165,13 @@ def test_scores_against_both_label_sets_are_compared_where_there_are_votes(fake_
     assert table.loc["TEST accuracy, FER+ majority", "first"].startswith("0.600 [0.300–0.700]")
     assert table.loc["TEST macro_f1, FER2013's label", "first"].startswith("0.400")
     assert table.loc["TEST divergence from the votes"].tolist() == ["0.8000", "–"]
+
+
+def test_the_mean_over_corruptions_is_compared_where_it_was_scored(fake_run):
+    first, second = fake_run("first").do(), fake_run("second").do(content="x")
+    metrics = json.loads(first.folders.metrics.read_text())
+    harder = {"mean_accuracy": 0.31, "mean_macro_f1": 0.25, "by_kind": {}}
+    files.write_json(first.folders.metrics, metrics | {"corruptions": harder})
+    table = comparison.results(_read(first, second))
+    assert table.loc["TEST mean accuracy over corruptions"].tolist() == ["0.3100", "–"]
+    assert table.loc["TEST mean macro_f1 over corruptions"].tolist() == ["0.2500", "–"]

@@ -1,0 +1,123 @@
+"""Harder pictures: the model's scores under blur, noise, JPEG, low light, low resolution, rotation and covered parts.
+
+Kinds after Hendrycks & Dietterich 2019 (arXiv:1903.12261), each in five strengths. Strengths are chosen for faces of 48 px:
+the weakest is hardly seen, under the strongest a person still recognises most expressions.
+"""
+
+import random
+
+from fer_utils.evaluation import scores
+from fer_utils.training import loop
+
+import cv2
+import keras
+import numpy as np
+import pandas as pd
+
+FIVE = range(5)
+# Name → what a strength means, and the five strengths.
+STRENGTHS = {
+    "blur": ("Gaussian, sigma in pixels", (0.5, 0.8, 1.2, 1.7, 2.4)),
+    "noise": ("Gaussian, standard deviation as share of the grey range", (0.02, 0.04, 0.06, 0.08, 0.11)),
+    "jpeg": ("quality", (60, 40, 25, 15, 8)),
+    "low light": ("factor of the grey values", (0.7, 0.5, 0.35, 0.25, 0.18)),
+    "low resolution": ("factor of the sides", (0.7, 0.5, 0.375, 0.25, 0.17)),
+    "rotation": ("degrees, to either side", (10, 20, 30, 45, 60)),
+    "covered mouth": ("share of the height, from below", (0.15, 0.22, 0.3, 0.37, 0.45)),
+    "covered eyes": ("share of the height, about the eyes", (0.08, 0.14, 0.2, 0.27, 0.34)),
+}
+_EYES = 0.38  # height of the eyes in FER2013's crops, from above
+
+
+def corrupt(images: np.ndarray, kind: str, level: int, seed: int) -> np.ndarray:
+    """The images under a corruption: uint8 (n, height, width, 1) in and out.
+
+    kind: a name of STRENGTHS. level: 0 (weakest) to 4. Noise and the side of a rotation depend on (seed, kind, level) and on
+    the places of the images.
+    """
+    strength = STRENGTHS[kind][1][level]
+    if kind == "low light":
+        return np.round(images * strength).astype(np.uint8)
+    if kind.startswith("covered"):
+        return _covered(images, kind, strength)
+    rng = np.random.default_rng([seed, list(STRENGTHS).index(kind), level])
+    if kind == "rotation":
+        sides = rng.choice([-1, 1], len(images))
+        return np.stack([_rotated(image, side * strength) for image, side in zip(images, sides, strict=True)])
+    pipeline = _pipeline(kind, strength)
+    pipeline.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+    return np.stack([pipeline(image=image)["image"].reshape(image.shape) for image in images])
+
+
+def _pipeline(kind: str, strength: float):
+    import albumentations as A  # noqa: N812 (the library's own convention); slow to import
+
+    ways = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
+    steps = {
+        "blur": lambda: A.GaussianBlur(blur_limit=0, sigma_limit=(strength, strength), p=1),
+        "noise": lambda: A.GaussNoise(std_range=(strength, strength), p=1),
+        "jpeg": lambda: A.ImageCompression(quality_range=(strength, strength), p=1),
+        "low resolution": lambda: A.Downscale(scale_range=(strength, strength), interpolation_pair=ways, p=1),
+    }
+    return A.Compose([steps[kind]()])
+
+
+def _rotated(image: np.ndarray, degrees: float) -> np.ndarray:
+    height, width = image.shape[:2]
+    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
+    return cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101).reshape(image.shape)
+
+
+def _covered(images: np.ndarray, kind: str, share: float) -> np.ndarray:
+    """A bar of each picture's mean grey over the whole width."""
+    height = images.shape[1]
+    size = round(share * height)
+    top = height - size if kind == "covered mouth" else max(0, round(_EYES * height - size / 2))
+    covered = images.copy()
+    covered[:, top : top + size] = np.round(images.mean(axis=(1, 2), keepdims=True)).astype(np.uint8)
+    return covered
+
+
+def score(model: keras.Model, faces, seed: int) -> pd.DataFrame:
+    """Accuracy and macro F1 of `faces` (fer_utils.data.loading.Faces) under each corruption: one row a kind and level.
+
+    Columns: corruption, level (1 to 5), strength, accuracy, macro_f1. Takes 40 passes through the model.
+    """
+    rows = []
+    for kind, (_, strengths) in STRENGTHS.items():
+        for level in FIVE:
+            probabilities = loop.predict(model, corrupt(faces.images, kind, level, seed))
+            found = scores.overall(scores.prediction_table(faces.table, probabilities))
+            rows.append((kind, level + 1, strengths[level], found["accuracy"], found["macro_f1"]))
+    return pd.DataFrame(rows, columns=["corruption", "level", "strength", "accuracy", "macro_f1"])
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The result of `score` for reading: a row a corruption, accuracy in the columns 1 to 5, and the mean."""
+    wide = table.pivot(index="corruption", columns="level", values="accuracy").loc[list(STRENGTHS)]
+    wide = wide.assign(mean=wide.mean(axis=1))
+    wide.loc["mean"] = wide.mean()
+    return wide.rename_axis(None).rename_axis(None, axis=1)
+
+
+def summary(table: pd.DataFrame) -> dict:
+    """The result of `score` as in metrics.json: the means over all corruptions and levels, by kind, and each level."""
+    by_kind = {
+        kind: {
+            "accuracy": float(rows["accuracy"].mean()),
+            "macro_f1": float(rows["macro_f1"].mean()),
+            "accuracy_by_level": rows["accuracy"].tolist(),
+        }
+        for kind, rows in table.groupby("corruption", sort=False)
+    }
+    means = {
+        f"mean_{name}": float(np.mean([row[name] for row in by_kind.values()])) for name in ("accuracy", "macro_f1")
+    }
+    return means | {"by_kind": by_kind}
+
+
+def examples(image: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """One image, uint8 (height, width, 1), under each corruption: name → uint8 (5, height, width), weakest first."""
+    return {
+        kind: np.concatenate([corrupt(image[None], kind, level, seed)[..., 0] for level in FIVE]) for kind in STRENGTHS
+    }
