@@ -323,7 +323,9 @@ def _print_summary(folders: paths.RunFolders, n_ran: int) -> None:
         from fer_utils.evaluation import report  # pandas takes a while to import
 
         print("\n" + "\n".join(runs.as_lines([runs.SCORES, *runs.score_rows(metrics)], terminal.columns())) + "\n")
-        for line in filter(None, (report.drawn_line(metrics), report.honesty_line(metrics))):
+        for line in filter(
+            None, (report.drawn_line(metrics), report.labels_line(metrics), report.honesty_line(metrics))
+        ):
             terminal.say(line)
     scores = [f"TEST {name} {runs.with_interval(metrics['test'], key)}" for key, name in runs.INTERVALS.items()]
     terminal.say(f"{', '.join(scores)}; report: {folders.report}")

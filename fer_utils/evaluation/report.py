@@ -89,6 +89,7 @@ _PAGE = """{% macro figure(title, data) %}<figure>
 on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val.accuracy) }} and
 {{ "%.3f"|format(metrics.val.macro_f1) }} on {{ "{:,}".format(metrics.val.n) }}); a guess is right one time in seven.</p>
 {% if drawn %}<p class="honesty">{{ drawn }}</p>{% endif %}
+{% if labels %}<p class="honesty">{{ labels }}</p>{% endif %}
 <p class="{{ 'warning' if honesty.startswith('WARNING') else 'honesty' }}">{{ honesty }}</p>
 {{ figure(*opening) }}
 <h2>Scores</h2>{{ scores }}
@@ -201,6 +202,13 @@ def drawn_line(metrics: dict) -> str:
     return "The faces are drawn, not photographed: these scores show that the pipeline works, and nothing about people."
 
 
+def labels_line(metrics: dict) -> str:
+    """A sentence that says that the scores are against FER+'s labels, for a run on them; otherwise empty."""
+    if metrics["run"]["params"].get("merge_split", {}).get("labels") != "ferplus":
+        return ""
+    return f"The labels are FER+'s, not FER2013's. {RULE}. Compare these scores with scores against FER+ only."
+
+
 def honesty_line(metrics: dict) -> str:
     """One sentence that says how much of VAL and TEST the model has seen in training."""
     val, test = (seen_in_training(metrics, split) for split in ("VAL", "TEST"))
@@ -249,8 +257,9 @@ def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequ
         run=run,
         metrics=metrics,
         drawn=drawn_line(metrics),
+        labels=labels_line(metrics),
         honesty=honesty_line(metrics),
-        scores=html_table(score_table(metrics), index=True),
+        scores=html_table(score_table(metrics).rename(columns=lambda name: name.replace("_", " ")), index=True),
         calibration=html_table(calibration_table(metrics), index=True),
         **_label_sets(metrics),
         opening=_embedded("Confusion matrix of TEST", figure("confusion_matrix_test")),
@@ -295,7 +304,8 @@ class _Safe(str):
 
 def html_table(table: pd.DataFrame, index: bool = False) -> _Safe:
     """A table as HTML, with text escaped and numbers formatted by `significant`; a wide table scrolls."""
-    html = table.to_html(index=index, border=0, float_format=significant, escape=True)
+    whole = dict.fromkeys(table.select_dtypes("integer").columns, "{:,}".format)
+    html = table.to_html(index=index, border=0, float_format=significant, formatters=whole, escape=True)
     return _Safe(f'<div class="wide">{html}</div>')
 
 

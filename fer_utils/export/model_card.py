@@ -31,6 +31,7 @@ Intervals: 95 %, bootstrap over images. Of each class on TEST:
 ## Data
 
 {% if drawn %}Faces drawn from parameters by `fer_utils/data/demo.py`, in the layouts of FER2013 and Emotion Detection FER.{% else %}FER2013 (Goodfellow et al. 2013) merged with Emotion Detection FER, which holds the same pictures re-encoded.{% endif %}
+{% if labels %}{{ labels }}{% endif %}
 Leakage policy of this run: `{{ policy }}` ({{ meaning }}). Backbone: ResNet50 with {{ weights }}.
 
 ## Meant for, and its limits
@@ -91,6 +92,7 @@ def text(folders: RunFolders, formats: pd.DataFrame, n_compared: int) -> str:
             classes=", ".join(CLASSES),
             size=trained["image_size"],
             drawn=report.drawn_line(metrics),
+            labels=report.labels_line(metrics),
             honesty=report.honesty_line(metrics),
             scores=_markdown(report.score_table(metrics).round(3).rename_axis("images")),
             per_class=_markdown(pd.DataFrame(metrics["per_class"]["test"]).round(3).set_index("class")),

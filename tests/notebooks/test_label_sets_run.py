@@ -84,7 +84,11 @@ def test_scores_stand_against_both_label_sets(folders):
         assert both["fer2013"]["accuracy"] == pytest.approx(agreeing)
         assert both["divergence"]["n"] == len(predictions)
     page = (folders.run / "report.html").read_text()
-    assert "Against both label sets" in page and ferplus.RULE.replace("'", "&#39;") in page
+    assert (
+        "The labels are FER+&#39;s, not FER2013&#39;s" in page
+        and "Against both label sets" in page
+        and ferplus.RULE.replace("'", "&#39;") in page
+    )
     assert "FER2013&#39;s labels and the votes of FER+" in page
 
 
