@@ -37,8 +37,8 @@ def train(options: argparse.Namespace) -> dict[str, float]:
     batches = loop.Batches(inputs, rng.integers(0, 7, options.pictures), BATCH, seed=1)
     ends = []
     note = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda *_: ends.append([time.monotonic()]),
-        on_train_batch_end=lambda *_: ends[-1].append(time.monotonic()),
+        on_epoch_begin=lambda *_, **__: ends.append([time.monotonic()]),
+        on_train_batch_end=lambda *_, **__: ends[-1].append(time.monotonic()),
     )
     trained.fit(batches, epochs=2, shuffle=False, verbose=0, callbacks=[note])
     first, second = ends
