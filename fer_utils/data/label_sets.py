@@ -28,7 +28,7 @@ def find_rows(table: pd.DataFrame, pixels: np.ndarray, votes: Votes) -> pd.Serie
     numbers are not rows.
 
     table: columns source, part, label, usage, source_path, group. pixels: uint8 (n, 48, 48). Raises DatasetError if a CSV's
-    labels are not those of the votes' rows.
+    labels are not those of the votes' rows, or if a number is larger than a class has rows.
     """
     rows = pd.Series(NO_ROW, index=table.index)
     is_csv = table["source_path"].str.contains(r"\.csv#\d+$", case=False)
@@ -62,9 +62,14 @@ def _rows_of_names(table: pd.DataFrame, votes: Votes) -> list[int]:
     }
     found = []
     for part, label, path in zip(table["part"], table["label"], table["source_path"], strict=True):
-        number = PurePosixPath(path).stem.removeprefix("im")
-        rows = rows_of[part, label]
-        found.append(int(rows[int(number)]) if number.isdecimal() and int(number) < len(rows) else NO_ROW)
+        number, rows = PurePosixPath(path).stem.removeprefix("im"), rows_of[part, label]
+        if number.isdecimal() and int(number) >= len(rows):
+            raise DatasetError(
+                f"{path} would be the {int(number) + 1:,}th {label} of the {part} part, and FER2013 has {len(rows):,}: these "
+                "files are not numbered as Emotion Detection FER is, so FER+'s votes cannot be matched. Download the "
+                "dataset again, or set merge_split.votes to none"
+            )
+        found.append(int(rows[int(number)]) if number.isdecimal() else NO_ROW)
     return found
 
 

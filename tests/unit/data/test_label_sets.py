@@ -94,6 +94,19 @@ def test_a_file_name_that_is_no_number_has_no_row(audited):
     assert rows[place] == label_sets.NO_ROW
 
 
+def test_files_numbered_from_one_are_refused(audited):
+    (table, pixels), folder = audited
+    is_fear = (table["source"] == EMOTION_DETECTION) & (table["label"] == "fear") & (table["part"] == "test")
+    numbers = table.loc[is_fear, "source_path"].str.extract(r"im(\d+)")[0].astype(int) + 1
+    path = table["source_path"].copy()
+    path[is_fear] = "test/fearful/im" + numbers.astype(str) + ".png"
+    expected = (
+        rf"im{is_fear.sum()}.png would be the {is_fear.sum() + 1}th fear of the test part.* FER2013 has {is_fear.sum()}"
+    )
+    with pytest.raises(DatasetError, match=expected):
+        label_sets.find_rows(table.assign(source_path=path), pixels, ferplus.read(folder / finding.VOTES_FILE))
+
+
 def test_ferplus_labels_leave_out_what_has_no_class_and_count_it(audited):
     before, after = _labelled(audited), _labelled(audited, "ferplus")
     kept = after["split"] != ""
