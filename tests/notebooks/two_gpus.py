@@ -1,7 +1,8 @@
 """What IPython runs when a kernel starts that rehearses two T4: two logical CPU devices that pass for GPUs.
 
-The branches for GPUs are taken as far as a CPU can: mirrored strategy, mixed_float16, deterministic kernels. FER_TEST_CHECKPOINT names a file to which 04's checkpoint after its
-first epoch is copied: what a kill at that moment leaves behind.
+The branches for GPUs are taken as far as a CPU can: mirrored strategy, mixed_float16, deterministic kernels.
+FER_TEST_CHECKPOINT names a file to which 04's checkpoint after its first epoch is copied: what a kill at that moment leaves
+behind.
 """
 
 import os
@@ -18,6 +19,8 @@ def _pass_for_gpus() -> None:
     tf.config.list_physical_devices = lambda kind=None: gpus if kind == "GPU" else physical(kind)
     tf.config.list_logical_devices = lambda kind=None: logical("CPU" if kind == "GPU" else kind)
     tf.config.experimental.get_device_details = lambda gpu: {"device_name": "Tesla T4", "compute_capability": (7, 5)}
+    # On a real GPU it stays on; here it would rewrite the graph of every layer on two devices for minutes.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 def _copy_checkpoint(to: str) -> None:
