@@ -52,7 +52,7 @@ from fer_utils.data import loading
 from fer_utils.evaluation import grad_cam, label_issues, report, robustness, scores
 from fer_utils.evaluation.test_time_augmentation import predict_with_views
 from fer_utils.pipeline import stages
-from fer_utils.predict import photographs
+from fer_utils.predict import reader
 from fer_utils.training import devices
 
 import keras
@@ -60,7 +60,7 @@ from IPython.display import Markdown, display
 
 stage = stages.begin("evaluate", globals())
 devices.set_up(seed)
-photograph = photographs.given(picture)  # one that cannot be read stops the stage here
+photograph = reader.given(picture)  # one that cannot be read stops the stage here
 
 # %% [markdown]
 # ## Load
@@ -241,7 +241,7 @@ print(f"report: {stage.path('report.html')}")
 
 # %%
 if photograph:
-    reading = photographs.faces_in(photograph, stage.path("model.keras"))
+    reading = reader.read_photograph(stage.path("model.keras"), photograph)
     stage.show(reading.figure(), "picture")
     print(f"faces found: {len(reading.faces)}; {', '.join(face.label for face in reading.faces)}")
 

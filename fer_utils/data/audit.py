@@ -100,6 +100,11 @@ def apply_policy(table: pd.DataFrame, policy: str, train_copies: str) -> pd.Data
 
 def _drop(table: pd.DataFrame, rows: pd.Series, flag: str) -> None:
     table.loc[rows, "split"] = ""
+    add_flag(table, rows, flag)
+
+
+def add_flag(table: pd.DataFrame, rows: pd.Series | pd.Index, flag: str) -> None:
+    """Add a flag to these rows of the table, in place."""
     table.loc[rows, "flags"] = (table.loc[rows, "flags"] + " " + flag).str.strip()
 
 

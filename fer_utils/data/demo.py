@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fer_utils.classes import CLASSES, CSV_CODES, EMOTION_DETECTION_SPELLINGS
-from fer_utils.data.ferplus import ANSWERS, HEADER, LABELS_FILE, USAGES
+from fer_utils.data.ferplus import ANSWERS, HEADER, LABELS_FILE
 from fer_utils.data.finding import VOTES_FILE
+from fer_utils.data.sources import USAGES
 from fer_utils.images import SIZE
 
 import cv2
@@ -185,7 +186,8 @@ def write_datasets(folder: Path, n_images: int, seed: int) -> tuple[Path, Path]:
     `<folder>/fer2013` has `train/<class>/Training_*.jpg` and `test/<class>/{PublicTest,PrivateTest}_*.jpg`, four fifths
     and one fifth of the images; `<folder>/emotion-detection-fer` has the same pictures as `im*.png` under its own class
     spellings, numbered in each class as they would stand in a CSV. As in FER2013 a few test images repeat a train image,
-    one of them under another label, and one is blank. `<folder>/ferplus` has drawn votes on them, in FER+'s form. Raises ValueError if `n_images` is too small for every class to be in every part.
+    one of them under another label, and one is blank. `<folder>/ferplus` has drawn votes on them, in FER+'s form. Raises
+    ValueError if `n_images` is too small for every class to be in every part.
     """
     if n_images < 350:
         raise ValueError(f"n_images is {n_images}, the demo needs at least 350: its rarest class has 1.5 % of them")

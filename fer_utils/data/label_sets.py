@@ -65,9 +65,9 @@ def _rows_of_names(table: pd.DataFrame, votes: Votes) -> list[int]:
         number, rows = PurePosixPath(path).stem.removeprefix("im"), rows_of[part, label]
         if number.isdecimal() and int(number) >= len(rows):
             raise DatasetError(
-                f"{path} would be the {int(number) + 1:,}th {label} of the {part} part, and FER2013 has {len(rows):,}: these "
-                "files are not numbered as Emotion Detection FER is, so FER+'s votes cannot be matched. Download the "
-                "dataset again, or set merge_split.votes to none"
+                f"{path}: FER2013 has {len(rows):,} {label} rows in its {part} part, numbered from 0, so these files are not "
+                "numbered as Emotion Detection FER's are, and FER+'s votes cannot be matched. Download the dataset again, "
+                "or set merge_split.votes to none"
             )
         found.append(int(rows[int(number)]) if number.isdecimal() else NO_ROW)
     return found
@@ -113,14 +113,8 @@ def add_votes(table: pd.DataFrame, pixels: np.ndarray, file: Path | None) -> pd.
     table.loc[matched, "votes"] = ferplus.as_text(counts)
     table.loc[matched, "ferplus_label"] = ferplus.majority(counts)
     no_face = np.flatnonzero(matched)[ferplus.is_no_face(counts)]
-    return flag(table, table.index[no_face], ferplus.NO_FACE)
-
-
-def flag(table: pd.DataFrame, rows: pd.Index, name: str) -> pd.DataFrame:
-    """The table with a flag added to these rows."""
-    flags = table["flags"].copy()
-    flags[rows] = (flags[rows] + f" {name}").str.strip()
-    return table.assign(flags=flags)
+    audit.add_flag(table, table.index[no_face], ferplus.NO_FACE)
+    return table
 
 
 def choose(table: pd.DataFrame, labels: str) -> pd.DataFrame:
@@ -145,7 +139,8 @@ def choose(table: pd.DataFrame, labels: str) -> pd.DataFrame:
     table.loc[table["label"] == "", "label"] = table["fer2013_label"]
     moved = table["label"] != table["fer2013_label"]
     table.loc[moved, "file"] = table["fer2013_label"] + "_" + table["file"]
-    return audit.mark_conflicts(flag(table, without, NO_LABEL))
+    audit.add_flag(table, without, NO_LABEL)
+    return audit.mark_conflicts(table)
 
 
 def outcomes(table: pd.DataFrame) -> pd.Series:

@@ -38,7 +38,7 @@ MAX_IMAGE_BYTES = 10_000_000  # a 48×48 picture has about 2,000; a larger entry
 MAX_UNPACKED_BYTES = 4_000_000_000  # the larger dataset unpacks to 0.3 GB as CSV
 
 _CSV_PARTS = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
-_USAGES = tuple(_CSV_PARTS)
+USAGES = tuple(_CSV_PARTS)
 
 
 class DatasetError(ValueError):
@@ -203,7 +203,7 @@ class _CsvReader:
             if usage not in _CSV_PARTS or not code.isdigit() or int(code) >= len(CSV_CODES):
                 raise DatasetError(
                     f"{self.path}: {self.file} row {number} has Usage {usage!r} and emotion {code!r}; "
-                    f"expected one of {', '.join(_USAGES)} and 0–{len(CSV_CODES) - 1}"
+                    f"expected one of {', '.join(USAGES)} and 0–{len(CSV_CODES) - 1}"
                 )
             records.append((name, _CSV_PARTS[usage], CSV_CODES[int(code)], usage, f"{self.file}#{number}"))
         table = pd.DataFrame(records, columns=COLUMNS)
@@ -278,7 +278,7 @@ def _require_all_classes(table: pd.DataFrame, path: Path, name: str) -> None:
 
 def _usage(file_name: str) -> str:
     prefix = file_name.split("_")[0]
-    return prefix if prefix in _USAGES else ""
+    return prefix if prefix in USAGES else ""
 
 
 def natural_key(text: str) -> list:

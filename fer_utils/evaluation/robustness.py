@@ -1,7 +1,6 @@
 """Harder pictures: the model's scores under blur, noise, JPEG, low light, low resolution, rotation and covered parts.
 
-Kinds after Hendrycks & Dietterich 2019 (arXiv:1903.12261), each in five strengths. Strengths are chosen for faces of 48 px:
-the weakest is hardly seen, under the strongest a person still recognises most expressions.
+Kinds after Hendrycks & Dietterich 2019 (arXiv:1903.12261), each in five strengths, chosen by eye for faces of 48 px.
 """
 
 import random

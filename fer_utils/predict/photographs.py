@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fer_utils import places
 from fer_utils.images import UnreadableImage
 
 import cv2
@@ -73,11 +72,6 @@ def load(path: Path) -> Picture:
         return Picture(str(path), read_image(path))
     except UnreadableImage as error:
         raise UnreadableImage(f"{path}: {error}") from error
-
-
-def given(path: str) -> Picture | None:
-    """The photograph at the path in a notebook's parameter; None for an empty path. Raises UnreadableImage."""
-    return load(places.place(path)) if path else None
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -179,10 +173,3 @@ def watch(camera: int, every: int = 1) -> Iterator[Picture | PassedOver]:
         yield PassedOver(source, "the camera gives no more pictures", number)
     finally:
         video.release()
-
-
-def faces_in(photograph: Picture, model_file: Path):
-    """The faces of one photograph and what the model reads there: a Reading of fer_utils.predict.reader."""
-    from fer_utils.predict import reader  # a run without a photograph needs no face detector
-
-    return reader.read_photograph(model_file, photograph)

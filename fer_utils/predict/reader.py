@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fer_utils import places
 from fer_utils.classes import CLASSES
-from fer_utils.predict import detection, drawing
+from fer_utils.predict import detection, drawing, photographs
 from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import PassedOver, Picture
 
@@ -104,6 +105,11 @@ class Reader:
         """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7)."""
         starts = range(0, len(crops), batch)
         return np.concatenate([self._step(crops[i : i + batch, ..., None].astype(np.float32)) for i in starts])
+
+
+def given(path: str) -> Picture | None:
+    """The photograph at the path in a notebook's parameter; None for an empty path. Raises UnreadableImage."""
+    return photographs.load(places.place(path)) if path else None
 
 
 def read_photograph(model_file: Path, photograph: Picture) -> Reading:

@@ -3,7 +3,7 @@
 import hashlib
 
 from fer_utils.classes import CLASSES
-from fer_utils.data import ferplus, finding
+from fer_utils.data import ferplus, finding, sources
 from fer_utils.data.sources import DatasetError
 
 import numpy as np
@@ -123,4 +123,4 @@ def test_the_real_votes_give_the_known_numbers(real_data):
     assert hashlib.sha256(path.read_bytes()).hexdigest() == finding.VOTES_SHA256
     votes = ferplus.read(path)
     has_class = ferplus.majority(votes.counts) != ""
-    assert [int(has_class[votes.usages == usage].sum()) for usage in ferplus.USAGES] == [24_941, 3_186, 3_137]
+    assert [int(has_class[votes.usages == usage].sum()) for usage in sources.USAGES] == [24_941, 3_186, 3_137]
