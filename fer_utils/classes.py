@@ -9,7 +9,13 @@ EMOTION_DETECTION_SPELLINGS = {"disgust": "disgusted", "fear": "fearful", "surpr
 _SPELLINGS = {spelling: name for name, spelling in EMOTION_DETECTION_SPELLINGS.items()} | {
     "anger": "angry",
     "happiness": "happy",
+    "joy": "happy",
     "sadness": "sad",
+    "disgusting": "disgust",
+    "scared": "fear",
+    "surprised": "surprise",
+    "surprising": "surprise",
+    "neutrality": "neutral",
 }
 
 # The `emotion` column of fer2013.csv: Goodfellow et al. 2013, "Challenges in Representation Learning".

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 SIZE = 48
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+PHOTOGRAPHS = SUFFIXES | {".webp", ".tif", ".tiff", ".gif"}  # what people bring
 BLANK_STD = 2.0  # grey levels; a picture with a lower standard deviation is one grey area without a face
 
 
@@ -37,9 +38,53 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     if grey.shape != (SIZE, SIZE):
         flags.append("resized")
         grey = cv2.resize(grey, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    if cv2.meanStdDev(grey)[1].item() < BLANK_STD:  # np.std is many times slower
+    if is_blank(grey):
         flags.append("blank")
     return grey, tuple(flags)
+
+
+def decode_photograph(file: bytes | Path) -> np.ndarray:
+    """An image file, or its bytes, as RGB uint8 (height, width, 3), turned upright by its EXIF orientation.
+
+    Transparent parts become white; 16-bit and float pictures are scaled to 8 bits; of several frames the first is used.
+    Raises UnreadableImage if the file is missing, empty, truncated or no image.
+    """
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
+            return _as_rgb(ImageOps.exif_transpose(picture))
+    except Exception as error:  # Pillow's decoders raise about ten types for damaged bytes, among them TypeError
+        raise UnreadableImage(f"not a whole image file ({str(error) or type(error).__name__})") from error
+
+
+def _as_rgb(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return np.dstack([_to_8_bits(np.asarray(picture).astype(np.float64))] * 3)
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        coloured = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), coloured)
+    return np.array(picture.convert("RGB"))
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Scale grey values to 8 bits: from the range 0–1, 0–255 or 0–65535, or else from their minimum and maximum."""
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are no numbers")
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 65535:
+        low, high = 0, next(full for full in (1, 255, 65535) if high <= full)
+    return np.rint((values - low) * (255 / max(high - low, 1))).astype(np.uint8)
+
+
+def as_face(rgb: np.ndarray) -> np.ndarray:
+    """A whole RGB picture of a face like the training images: uint8 grey (48, 48), whatever its size and proportions."""
+    grey = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
+    shrinks = min(grey.shape) > SIZE
+    return cv2.resize(grey, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def is_blank(grey: np.ndarray) -> bool:
+    """Whether a picture is one grey: its standard deviation is below BLANK_STD."""
+    return cv2.meanStdDev(grey)[1].item() < BLANK_STD  # np.std is many times slower
 
 
 def encode_png(image: np.ndarray) -> bytes:

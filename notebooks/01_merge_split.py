@@ -37,6 +37,9 @@ test_usage: str = "all"  # all | private; which of FER2013's test images TEST ho
 leakage: str = "keep"  # keep | drop | fail; specification is keep
 labels: str = "fer2013"  # fer2013 | ferplus; specification is fer2013; ferplus: the majority of ten people's votes
 votes: str = "auto"  # fer2013new.csv of FER+; auto: data/ or Kaggle's mounts, where it is there; none: no votes
+extra: str = ""  # folders or zips of class folders for TRAIN, separated by ;
+extra_classes: str = ""  # class of each folder, as joy=happy,unsure=; affectnet or raf-db for their numbers
+extra_faces: str = "whole"  # whole | detect; pictures of extra as they are, or the one face found in each
 train_copies: str = "one"  # one | all; copies of one picture left in TRAIN under drop
 unreadable: str = "error"  # error | exclude; what to do with image files that cannot be read
 # The machine
@@ -54,6 +57,7 @@ from fer_utils import plots
 from fer_utils.classes import CLASSES
 from fer_utils.data import audit, finding, label_sets, near_duplicates, splits
 from fer_utils.pipeline import stages
+from fer_utils.predict import detection
 
 import numpy as np
 import pandas as pd
@@ -73,10 +77,11 @@ for name, place in found.items():
     print(f"{name}: {place}")
 
 # %% [markdown]
-# Every image is read and decoded before anything is written. A file that cannot be read stops the stage here.
+# Every image is read and decoded before anything is written. A file that cannot be read stops the stage here. With `extra`,
+# pictures of your own, RAF-DB or AffectNet join TRAIN.
 
 # %%
-merged = splits.read_sources(found, unreadable)
+merged = splits.read_sources(found, unreadable, extra, extra_classes, detection.face_finder(extra_faces))
 print(f"{len(merged.table):,} images read")
 if merged.ignored:
     print(f"{len(merged.ignored)} files that are no images left alone, such as {merged.ignored[0]}")
@@ -96,7 +101,7 @@ stage.show(plots.rows_of_faces({label: merged.pixels[rows] for label, rows in ex
 # %% [markdown]
 # ## Split
 # TRAIN takes all of Emotion Detection FER and three quarters of FER2013's train images. VAL takes the other quarter of
-# each class, TEST takes FER2013's test images.
+# each class, TEST takes FER2013's test images. Pictures of `extra` go to TRAIN.
 
 # %%
 table = merged.table.assign(split=splits.assign_splits(merged.table, val_fraction, test_usage, seed))
@@ -207,7 +212,9 @@ if leaks["test_images_in_train"]:
     print("Scores of this run measure memory as well as skill. params/clean.yaml avoids it.")
 else:
     print(f"no picture stands in two splits; {leaks['dropped_leaks']:,} copies across splits were taken out")
-    print(f"and {leaks['dropped_copies']:,} copies within TRAIN")
+    print(
+        f"and {leaks['dropped_copies']:,} copies within TRAIN; across splits by source: {leaks['dropped_leaks_by_source']}"
+    )
 
 # %% [markdown]
 # ## Check

@@ -35,6 +35,9 @@ find_label_issues: bool = False  # lists labels that are probably wrong; needs c
 n_mistakes: int = 24  # >= 0; wrong predictions shown
 n_confused: int = 6  # >= 0; pairs of classes most often confused, shown with faces
 test_time_augmentation: str = "none"  # none | flip | ten_crop; views of an image whose predictions are averaged
+also: str = ""  # folders or zips of class folders to score the model on too, separated by ;
+also_classes: str = ""  # class of each folder, as joy=happy,unsure=; affectnet or raf-db for their numbers
+also_faces: str = "whole"  # whole | detect; pictures of also as they are, or the one face found in each
 corruptions: bool = False  # scores TEST under eight corruptions in five strengths: 40 passes more
 picture: str = ""  # a photograph to try the model on, from the project's root; empty: none
 # The machine
@@ -106,6 +109,24 @@ if scores.has_votes(predictions):
     metrics["label_sets"] = scores.against_both(predictions)
     display(report.label_set_table(metrics).round(4))
     print(report.disagreement_line(metrics, "TEST"))
+
+# %% [markdown]
+# ## Other test sets
+# With `also`: your own pictures, RAF-DB, AffectNet. They are not part of TEST. How many of them the model has seen in
+# training is counted as for TEST: by copies.
+
+# %%
+others = loading.load_other_sets(
+    also, also_classes, reader.face_finder(also_faces), stage.read("trained.csv"), stage.images
+)
+for name, shown in others.items():
+    table = scores.prediction_table(shown.table, predict_with_views(model, shown.images, "none"))
+    metrics["also"] = metrics.get("also", {}) | {name: scores.scores_of_set(table)}
+    figure = plots.confusion_matrix(scores.confusion(table), report.other_title(metrics, name))
+    stage.show(figure, f"confusion_matrix_also_{name}")
+    stage.save(table, f"predictions_also_{name}.csv")
+if others:
+    display(report.other_sets_table(metrics).round(4))
 
 # %% [markdown]
 # ## Class by class

@@ -150,11 +150,15 @@ def groups_with_conflicting_labels(table: pd.DataFrame) -> list[list[int]]:
 def summary(table: pd.DataFrame, pairs: pd.DataFrame, policy: str) -> dict[str, Any]:
     """The content of leakage.json: counts for the final splits and for the sources."""
     sizes = np.bincount(table["group"])
+    leaks = table["flags"].str.contains("dropped:leak")
     return {
         "policy": policy,
         **cross_split_counts(table),
         "images": {split: int((table["split"] == split).sum()) for split in SPLITS},
-        "dropped_leaks": int(table["flags"].str.contains("dropped:leak").sum()),
+        "dropped_leaks": int(leaks.sum()),
+        "dropped_leaks_by_source": {
+            name: int(n) for name, n in table.loc[leaks, "source"].value_counts(sort=False).items()
+        },
         "dropped_copies": int(table["flags"].str.contains("dropped:copy").sum()),
         "blank_images": int(table["flags"].str.contains("blank").sum()),
         "distinct_pictures": len(sizes),

@@ -1,6 +1,7 @@
-"""Finds the two source datasets and FER+'s votes: at a parameter's path, in data/, mounted on Kaggle, or drawn for the demo."""
+"""Finds the source datasets and FER+'s votes: at a parameter's path, in data/, mounted on Kaggle, or drawn for the demo."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fer_utils import files, places
@@ -58,6 +59,17 @@ def find_votes(given: str, found: Mapping[str, Path]) -> Path | None:
         return drawn.pop()
     mounted = places.find_files(places.kaggle_root() / "input", VOTES_FILE) if places.on_kaggle() else []
     return next((path for path in (*mounted, places.project_root() / "data" / VOTES_FILE) if path.is_file()), None)
+
+
+def extra_places(given: str, taken: Sequence[str] = ()) -> dict[str, Path]:
+    """The paths of a parameter such as `my_faces;more.zip`, by short names that are unique and not among `taken`."""
+    found: dict[str, Path] = {}
+    for text in filter(None, (piece.strip() for piece in given.split(";"))):
+        stem = re.sub(r"[^\w-]+", "_", Path(text).stem).strip("_") or "extra"
+        used = {name.casefold() for name in (*found, *taken)}
+        name = next(name for name in (stem, *(f"{stem}_{n}" for n in range(2, 999))) if name.casefold() not in used)
+        found[name] = places.place(text)
+    return found
 
 
 def find_dataset(name: str, given: str) -> Path:

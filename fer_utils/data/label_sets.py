@@ -120,7 +120,7 @@ def add_votes(table: pd.DataFrame, pixels: np.ndarray, file: Path | None) -> pd.
 def choose(table: pd.DataFrame, labels: str) -> pd.DataFrame:
     """Set `label` to FER2013's label or to FER+'s (see ferplus.RULE); a picture without one leaves its split, flagged.
 
-    labels: `fer2013` or `ferplus`. Splits are assigned before, so that both sets of labels are trained and scored on the
+    Pictures of other sources keep their label. labels: `fer2013` or `ferplus`. Splits are assigned before, so that both sets of labels are trained and scored on the
     same pictures. Under `ferplus` a picture whose label changes gets FER2013's label in its file name: names repeat from
     class to class. Raises DatasetError if there are no votes.
     """
@@ -133,7 +133,8 @@ def choose(table: pd.DataFrame, labels: str) -> pd.DataFrame:
             f"labels is 'ferplus', but there are no votes: put {finding.VOTES_FILE} into data/ "
             f"({finding.VOTES_ADDRESS}, or `python run_all.py --download`), or set merge_split.votes to its path"
         )
-    table = table.assign(label=table["ferplus_label"])
+    has_rows = table["source"].isin((FER2013, EMOTION_DETECTION))  # nobody voted on pictures of other sources
+    table = table.assign(label=table["ferplus_label"].where(has_rows, table["label"]))
     without = table.index[(table["label"] == "") & (table["split"] != "")]
     table.loc[without, "split"] = ""
     table.loc[table["label"] == "", "label"] = table["fer2013_label"]

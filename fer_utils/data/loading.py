@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
-from fer_utils.data import ferplus, finding
+from fer_utils.data import extra_sources, ferplus, finding, near_duplicates, splits
 from fer_utils.data.sources import DatasetError
 from fer_utils.data.splits import MANIFEST_COLUMNS
 
@@ -76,6 +76,35 @@ def load_scored(manifest: pd.DataFrame, folder: Path, limit_per_class: int, seed
     }
     print(", ".join(f"{len(images):,} images of {split}" for split, images in faces.items()))
     return faces
+
+
+def load_other_sets(
+    also: str, classes: str, find_faces: extra_sources.FindFaces | None, trained: pd.DataFrame, folder: Path
+) -> dict[str, Faces]:
+    """The pictures of other test sets, by short names: see fer_utils.data.extra_sources.
+
+    Their tables have path, label, usage, fingerprint, flags and seen_in_training: whether a near-duplicate of the picture
+    is among those at `trained["train_path"]`, below `folder`, found as 01 finds copies across splits. Unreadable pictures
+    and those without exactly one face (if find_faces is given) are left out; what is left out is printed. Raises
+    DatasetError for an unknown layout.
+    """
+    sets = {}
+    seen = images.load([folder / path for path in trained["train_path"]]) if also else None
+    for name, path in finding.extra_places(also).items():
+        with extra_sources.open_extra(path, name, "test", classes, find_faces) as source:
+            merged = splits.read_all([source], "exclude")
+        about = splits.describe_extra(source, merged.table)
+        used = np.flatnonzero(splits.is_usable(merged.table))
+        table = merged.table.iloc[used].reset_index(drop=True)
+        pixels = merged.pixels[used]
+        pairs = near_duplicates.find_pairs(np.concatenate([seen, pixels]))
+        groups = near_duplicates.group(len(seen) + len(pixels), pairs)
+        is_seen = np.isin(groups[len(seen) :], groups[: len(seen)])
+        table = table.assign(path=name + "/" + table["source_path"], seen_in_training=is_seen)
+        labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
+        sets[name] = Faces(pixels[..., None], labels, table, labels)
+        print(f"{about}; the model was trained on copies of {is_seen.sum():,}")
+    return sets
 
 
 def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed: int = 0) -> Faces:

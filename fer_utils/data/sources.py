@@ -21,7 +21,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -51,14 +51,17 @@ class Source:
 
     `table` has one row per image, in natural order of the path: source (its name), part (`train` or `test`), label,
     usage (`Training`, `PublicTest`, `PrivateTest`, or empty if the source does not distinguish them), source_path (inside the
-    source; for a CSV `fer2013.csv#ROW`). `ignored` lists files that are no images.
+    source; for a CSV `fer2013.csv#ROW`). `ignored` lists files that are no images. `decode` turns an image file's bytes and its
+    name into pixels and flags, as fer_utils.images.decode does. `left_out` counts images that the table leaves out.
     """
 
     name: str
     path: Path
     table: pd.DataFrame
     ignored: list[str] = field(default_factory=list)
-    _reader: "_FolderReader | _ZipReader | _CsvReader" = None
+    _reader: "FolderReader | ZipReader | _CsvReader" = None
+    decode: Callable[[bytes, str], tuple[np.ndarray, tuple[str, ...]]] = images.decode
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def read(self, source_path: str) -> bytes:
         """The bytes of one image file of the table (for a CSV: its pixels as PNG)."""
@@ -83,12 +86,12 @@ def open_source(path: Path, name: str) -> Iterator[Source]:
         reader.close()
 
 
-def _reader(path: Path, name: str) -> "_FolderReader | _ZipReader | _CsvReader":
+def _reader(path: Path, name: str) -> "FolderReader | ZipReader | _CsvReader":
     if path.is_file() and path.suffix.lower() == ".csv":
         return _CsvReader(path.open(newline="", encoding="utf-8-sig"), path.name, path)
     if path.is_file() and path.suffix.lower() != ".zip":
         raise DatasetError(f"{name}: {path} is neither a folder, a .zip nor a .csv file")
-    reader = _FolderReader(path) if path.is_dir() else _ZipReader(path, name)
+    reader = FolderReader(path) if path.is_dir() else ZipReader(path, name)
     files = reader.files()
     if any(PurePosixPath(file).suffix.lower() in images.SUFFIXES for file in files):
         return reader
@@ -104,7 +107,7 @@ def _reader(path: Path, name: str) -> "_FolderReader | _ZipReader | _CsvReader":
     )
 
 
-class _FolderReader:
+class FolderReader:
     def __init__(self, path: Path):
         self.path = path
 
@@ -121,11 +124,12 @@ class _FolderReader:
         pass
 
 
-class _ZipReader:
+class ZipReader:
     """Reads entries without extracting them, so that no entry's name can lead out of the folder."""
 
-    def __init__(self, path: Path, name: str):
-        self.path = path
+    def __init__(self, path: Path, name: str, image_bytes: int | None = None, unpacked_bytes: int | None = None):
+        """The limits are MAX_IMAGE_BYTES and MAX_UNPACKED_BYTES unless given."""
+        self.path, self.image_bytes = path, image_bytes or MAX_IMAGE_BYTES
         try:
             self.zip = zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
@@ -139,7 +143,7 @@ class _ZipReader:
                     f"{name}: {path} holds the entry {info.filename!r}, {fault}: get the zip from its source"
                 )
         unpacked = sum(info.file_size for info in self.zip.infolist())
-        if unpacked > MAX_UNPACKED_BYTES:
+        if unpacked > (unpacked_bytes or MAX_UNPACKED_BYTES):
             self.zip.close()
             raise DatasetError(f"{name}: {path} unpacks to {unpacked:,} bytes; no dataset of faces is that large")
         twice = sorted({entry for entry in names if names.count(entry) > 1}) if len(set(names)) < len(names) else []
@@ -153,7 +157,7 @@ class _ZipReader:
 
     def read(self, file: str) -> bytes:
         info = self.zip.getinfo(file)
-        if info.file_size > MAX_IMAGE_BYTES:
+        if info.file_size > self.image_bytes:
             raise images.UnreadableImage(f"{self.path}: {file} unpacks to {info.file_size:,} bytes, no face picture")
         try:
             return self.zip.read(info)
@@ -229,8 +233,7 @@ def _table(files: list[str], path: Path, name: str) -> tuple[pd.DataFrame, list[
     records, ignored, homes = [], [], {}
     for file in files:
         parts = PurePosixPath(file).parts
-        is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if is_hidden or PurePosixPath(file).suffix.lower() not in images.SUFFIXES:
+        if is_hidden(file) or PurePosixPath(file).suffix.lower() not in images.SUFFIXES:
             ignored.append(file)
             continue
         part, label, home = _place(file, path, name)
@@ -246,6 +249,11 @@ def _table(files: list[str], path: Path, name: str) -> tuple[pd.DataFrame, list[
     _require_all_classes(table, path, name)
     order = sorted(range(len(table)), key=lambda row: natural_key(table["source_path"].iat[row]))
     return table.iloc[order].reset_index(drop=True), sorted(ignored)
+
+
+def is_hidden(file: str) -> bool:
+    """Whether a file is no part of a dataset by its path: hidden, or a Mac's copy of metadata."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(file).parts)
 
 
 def _place(file: str, path: Path, name: str) -> tuple[str, str, str]:

@@ -1,6 +1,7 @@
 """Merges the sources into one table, assigns each image to a split, and writes the split folders."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from fer_utils import files, images, progress
 from fer_utils.classes import CLASSES
+from fer_utils.data import extra_sources, finding
 from fer_utils.data.sources import DatasetError, Source, open_source
 
 import numpy as np
@@ -20,7 +22,8 @@ MANIFEST_COLUMNS = (
     "split", "label", "source", "usage", "source_path", "path", "fingerprint", "flags", "group", "relation", "label_conflict",
     "fer2013_label", "row", "votes", "ferplus_label",
 )  # fmt: skip
-_REPAIRED = {"colour", "resized"}  # flags of pictures that differ from the source's file
+_REPAIRED = {"colour", "resized", "face_cropped", "converted"}  # flags of pictures that differ from the source's file
+_UNUSED = {"unreadable", extra_sources.NO_FACE, extra_sources.SEVERAL_FACES}  # flags of pictures that are in no split
 _COPY = re.compile(r"_aug\d+$", re.IGNORECASE)  # end of the names of augmented copies, see `balance.balanced_name`
 _SHOWN = 10  # unreadable images named in an error
 
@@ -38,10 +41,38 @@ class Merged:
     ignored: list[str]
 
 
-def read_sources(places: Mapping[str, Path], unreadable: str) -> Merged:
-    """Open the source datasets, name → folder, zip or CSV file, and read all their images: see read_all."""
+def read_sources(
+    places: Mapping[str, Path],
+    unreadable: str,
+    extra: str = "",
+    extra_classes: str = "",
+    find_faces: extra_sources.FindFaces | None = None,
+) -> Merged:
+    """Open the source datasets, name → folder, zip or CSV file, and read all their images: see read_all.
+
+    extra, extra_classes, find_faces: more pictures for TRAIN, see fer_utils.data.extra_sources; prints what is taken of
+    each of these sources and what is left out.
+    """
     with ExitStack() as stack:
-        return read_all([stack.enter_context(open_source(path, name)) for name, path in places.items()], unreadable)
+        opened = [stack.enter_context(open_source(path, name)) for name, path in places.items()]
+        more = [
+            stack.enter_context(extra_sources.open_extra(path, name, "train", extra_classes, find_faces))
+            for name, path in finding.extra_places(extra, list(places)).items()
+        ]
+        merged = read_all([*opened, *more], unreadable)
+    for source in more:
+        print(describe_extra(source, merged.table))
+    return merged
+
+
+def describe_extra(source: Source, table: pd.DataFrame) -> str:
+    """One line on a source of extra_sources after read_all: how many pictures are used, and why others are not."""
+    flags = table.loc[table["source"] == source.name, "flags"].str.split()
+    unused = Counter(flag for names in flags for flag in names if flag in _UNUSED)
+    reasons = {name.strip("()"): n for name, n in source.left_out.items()}
+    reasons |= {name.replace("_", " "): n for name, n in unused.items()} | {"no picture": len(source.ignored)}
+    said = ", ".join(f"{name} {n:,}" for name, n in reasons.items() if n)
+    return f"{source.name}: {len(flags) - sum(unused.values()):,} pictures; left out: {said or 'none'}"
 
 
 def read_all(sources: Sequence[Source], unreadable: str) -> Merged:
@@ -61,7 +92,7 @@ def read_all(sources: Sequence[Source], unreadable: str) -> Merged:
         content = b""
         try:
             content = readers[name].read(path)
-            pixels[row], flags = images.decode(content, f"{readers[name].path}: {path}")
+            pixels[row], flags = readers[name].decode(content, f"{readers[name].path}: {path}")
         except images.UnreadableImage as error:
             faults.append(str(error))
             flags = ("unreadable",)
@@ -106,12 +137,18 @@ def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
     return names
 
 
+def is_usable(table: pd.DataFrame) -> pd.Series:
+    """Whether each image can be in a split: it was read, and one face was found where faces were looked for."""
+    return ~table["flags"].str.split().map(lambda flags: bool(_UNUSED & set(flags))).astype(bool)
+
+
 def assign_splits(table: pd.DataFrame, val_fraction: float, test_usage: str, seed: int) -> pd.Series:
     """Assign each image to a split.
 
     VAL is round(n × val_fraction) images of each class of FER2013's train part. TRAIN is the rest of that part and every
     Emotion Detection FER image. TEST is FER2013's test part: all of it, or with `test_usage="private"` only the
-    PrivateTest images; the others are then in no split (""). Images flagged `unreadable` are in no split either.
+    PrivateTest images; the others are then in no split (""). TRAIN also takes the pictures of other sources. Images flagged
+    `unreadable`, `no_face_found` or `several_faces` are in no split either.
 
     table: columns source, part, label, usage, flags. Returns a Series of TRAIN, VAL, TEST or "" on the same index.
     Raises ValueError for an unknown `test_usage`, for a fraction outside (0, 1), and for "private" if the source does not
@@ -119,7 +156,7 @@ def assign_splits(table: pd.DataFrame, val_fraction: float, test_usage: str, see
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}, expected a share between 0 and 1")
-    readable = ~table["flags"].str.split().map(lambda flags: "unreadable" in flags).astype(bool)
+    readable = is_usable(table)
     split = pd.Series("TRAIN", index=table.index).where(readable, "")
     is_fer = readable & (table["source"] == FER2013)
     is_test = is_fer & (table["part"] == "test")

@@ -94,6 +94,7 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 {{ figure(*opening) }}
 <h2>Scores</h2>{{ scores }}
 {% if label_sets %}<h2>Against both label sets</h2><p>{{ disagreement }}</p>{{ label_sets }}<p>{{ rule }}.</p>{{ label_set_classes }}
+{% endif %}{% if others %}<h2>Other test sets</h2>{{ others }}{% for shown in other_figures %}{{ figure(*shown) }}{% endfor %}
 {% endif %}<h2>TEST, class by class</h2>{{ per_class }}
 {% for title, figures in sections if figures %}<h2>{{ title }}</h2>
 {% if title == "Confidence" %}{{ calibration }}{% endif %}
@@ -127,6 +128,28 @@ def score_table(metrics: dict) -> pd.DataFrame:
         ends = [row[f"{name}_interval"] for row in rows.values()]
         table.insert(place, f"{name} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
     return table.astype({"n": int})
+
+
+def other_sets_table(metrics: dict) -> pd.DataFrame:
+    """The scores of other test sets: a row for each, and one for its pictures that the model has not seen."""
+    rows = {}
+    for name, whole in metrics["also"].items():
+        rows[name] = whole
+        if "unseen" in whole:
+            rows[f"{name}, unseen"] = whole["unseen"] | {"classes": whole["classes"], "seen_in_training": 0}
+    columns = ["n", "classes", "seen_in_training", "accuracy", "macro_f1"]
+    table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
+    for name, place in (("accuracy", 4), ("macro_f1", 6)):
+        ends = [row[f"{name}_interval"] for row in rows.values()]
+        table.insert(place, f"{name} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
+    return table.astype(dict.fromkeys(columns[:3], int))
+
+
+def other_title(metrics: dict, name: str) -> str:
+    """The title of another test set's confusion matrix."""
+    found = metrics["also"][name]
+    seen = f"the model was trained on copies of {found['seen_in_training']:,} of {found['n']:,} pictures"
+    return f"{name}: accuracy {found['accuracy']:.3f}, macro F1 {found['macro_f1']:.3f}\n{seen}"
 
 
 def label_set_table(metrics: dict) -> pd.DataFrame:
@@ -262,6 +285,7 @@ def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequ
         scores=html_table(score_table(metrics).rename(columns=lambda name: name.replace("_", " ")), index=True),
         calibration=html_table(calibration_table(metrics), index=True),
         **_label_sets(metrics),
+        **_other_sets(metrics, figure),
         opening=_embedded("Confusion matrix of TEST", figure("confusion_matrix_test")),
         sections=sections,
         per_class=html_table(pd.DataFrame(metrics["per_class"]["test"])),
@@ -289,6 +313,17 @@ def _label_sets(metrics: dict) -> dict:
         "disagreement": disagreement_line(metrics, "TEST"),
         "rule": RULE,
     }
+
+
+def _other_sets(metrics: dict, figure: Callable[[str], Path]) -> dict:
+    """The template's values for the section on other test sets; empty for a run without them."""
+    if "also" not in metrics:
+        return {}
+    table = other_sets_table(metrics).rename(columns=lambda name: name.replace("_", " "))
+    figures = [
+        _embedded(f"Confusion matrix of {name}", figure(f"confusion_matrix_also_{name}")) for name in metrics["also"]
+    ]
+    return {"others": html_table(table, index=True), "other_figures": figures}
 
 
 def _embedded(caption: str, path: Path) -> tuple[str, str]:

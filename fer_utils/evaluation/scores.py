@@ -162,6 +162,15 @@ def scores_with_parts(predictions: pd.DataFrame) -> dict:
     return overall(predictions) | scores_of_parts(predictions)
 
 
+def scores_of_set(predictions: pd.DataFrame) -> dict:
+    """The scores of another test set, as in metrics.json: `overall`, `classes` (of CLASSES that have pictures; macro scores
+    count the others as 0), seen_in_training and, if there are some, `unseen`."""
+    return scores_with_parts(predictions) | {
+        "classes": int(predictions["label"].nunique()),
+        "seen_in_training": int(predictions["seen_in_training"].sum()),
+    }
+
+
 def seen_counts(predictions: Mapping[str, pd.DataFrame]) -> dict[str, int]:
     """The number of images of VAL and of TEST with a copy in training, under the names in metrics.json."""
     return {

@@ -80,6 +80,9 @@ def results(compared: Sequence[Run]) -> pd.DataFrame:
             column |= _against_label_sets(run.metrics.get("label_sets", {}).get(split.lower(), {}), split)
             seen = report.seen_in_training(run.metrics, split)
             column[f"{split} images seen in training"] = "–" if seen is None else f"{seen:,}"
+        for name, found in (run.metrics or {}).get("also", {}).items():
+            column |= {f"{name} {score}": runs.with_interval(found, score) for score in ("accuracy", "macro_f1")}
+            column[f"{name} images seen in training"] = f"{found['seen_in_training']:,} of {found['n']:,}"
         harder = (run.metrics or {}).get("corruptions", {})
         column |= {
             f"TEST {name.replace('_', ' ', 1)} over corruptions": report.significant(harder[name])

@@ -97,6 +97,9 @@ def key_of(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, rec
     values: the stage's resolved parameters. records: stage → record of the run's finished stages.
     """
     notebook, code, packages = _code_of(places.source_root() / "notebooks" / parameters.STAGES[stage])
+    if "detect" in (values.get("extra_faces"), values.get("also_faces")):
+        code |= {"predict.detection": _read_module(_PACKAGE / "predict" / "detection.py")[0]}
+        packages = [*packages, "mtcnn"]
     return {
         "notebook": notebook,
         "code": code,
@@ -206,7 +209,7 @@ def _outline(found: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
 def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Mapping[str, dict]) -> dict[str, str]:
     if stage == "merge_split":
         found = {name: _source_digest(name, values[name]) for name in finding.DATASETS}
-        return found | {"votes": _votes_digest(values)}
+        return found | {"votes": _votes_digest(values)} | _extra_digests(values["extra"])
     found = {}
     for name, writer in INPUTS[stage].items():
         path = output_path(name, folders)
@@ -218,7 +221,14 @@ def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Map
         path = places.project_root() / values.get(name, "")
         if path.is_file():
             found[name] = file_digest(path)
-    return found
+    return found | _extra_digests(values.get("also", ""))
+
+
+def _extra_digests(given: str) -> dict[str, str]:
+    """Digests of the pictures at the paths of the parameters `extra` and `also`, by their names."""
+    return {
+        name: _tree_digest(path) if path.exists() else "not found" for name, path in finding.extra_places(given).items()
+    }
 
 
 def _votes_digest(values: Mapping) -> str:
@@ -240,6 +250,10 @@ def _source_digest(name: str, given: str) -> str:
         path = finding.find_dataset(name, given)
     except places.NotFoundHere:
         return "not found"
+    return _tree_digest(path)
+
+
+def _tree_digest(path: Path) -> str:
     found = list(_listed(path)) if path.is_dir() else [("", path.stat())]
     lines = "\n".join(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in found)
     return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()

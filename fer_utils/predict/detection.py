@@ -4,9 +4,10 @@ MTCNN (Zhang et al. 2016, arXiv:1604.02878) comes from the package `mtcnn`, whic
 imported with the first detector, not with this module.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from fer_utils.images import SIZE
+from fer_utils import images
 
 import cv2
 import numpy as np
@@ -105,11 +106,15 @@ def crop(picture: np.ndarray, box: Box) -> np.ndarray:
     height, width = picture.shape[:2]
     rows = np.clip(np.arange(top, top + side), 0, height - 1)
     columns = np.clip(np.arange(left, left + side), 0, width - 1)
-    return as_model_input(picture[np.ix_(rows, columns)])
+    return images.as_face(picture[np.ix_(rows, columns)])
 
 
-def as_model_input(picture: np.ndarray) -> np.ndarray:
-    """A whole RGB picture like the training images: uint8 grey (48, 48), reduced with area averaging as in `images.decode`."""
-    grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
-    shrinks = min(grey.shape) > SIZE
-    return cv2.resize(grey, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:
+    """A function that returns the crops of the faces in an RGB picture, or None for `whole`. faces: `whole` or `detect`.
+
+    Raises DetectorMissing.
+    """
+    if faces == "whole":
+        return None
+    detector = Detector()
+    return lambda picture: [crop(picture, box) for box in detector.find(picture)]

@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fer_utils import images
 from fer_utils.images import UnreadableImage
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
 
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"})
 MISCOUNT = 0.02  # tolerated relative error of a container's frame count (Matroska's is duration times rate)
 
@@ -43,7 +42,9 @@ def find(places: Sequence[Path]) -> tuple[list[Path], list[PassedOver]]:
         if not place.is_dir():
             files.append(place)
             continue
-        inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGES | VIDEOS and path.is_file())
+        inside = sorted(
+            path for path in place.rglob("*") if path.suffix.lower() in images.PHOTOGRAPHS | VIDEOS and path.is_file()
+        )
         files += inside
         if not inside:
             empty.append(PassedOver(str(place), "the folder holds no picture and no video"))
@@ -61,7 +62,7 @@ def read(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
         yield from read_video(path, every)
         return
     try:
-        yield Picture(str(path), read_image(path))
+        yield Picture(str(path), images.decode_photograph(path))
     except UnreadableImage as error:
         yield PassedOver(str(path), str(error))
 
@@ -69,41 +70,9 @@ def read(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
 def load(path: Path) -> Picture:
     """The picture of one image file. Raises UnreadableImage, naming the file and what is wrong with it."""
     try:
-        return Picture(str(path), read_image(path))
+        return Picture(str(path), images.decode_photograph(path))
     except UnreadableImage as error:
         raise UnreadableImage(f"{path}: {error}") from error
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An image file as RGB uint8 (height, width, 3), turned upright by its EXIF orientation.
-
-    Transparent parts become white; 16-bit and float pictures are scaled to 8 bits; of several frames the first is used.
-    Raises UnreadableImage if the file is missing, empty, truncated or no image.
-    """
-    try:
-        with Image.open(path) as picture:
-            return _as_rgb(ImageOps.exif_transpose(picture))
-    except Exception as error:  # Pillow's decoders raise about ten types for damaged bytes, among them TypeError
-        raise UnreadableImage(f"not a whole image file ({str(error) or type(error).__name__})") from error
-
-
-def _as_rgb(picture: Image.Image) -> np.ndarray:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return np.dstack([_to_8_bits(np.asarray(picture).astype(np.float64))] * 3)
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        coloured = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), coloured)
-    return np.array(picture.convert("RGB"))
-
-
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale grey values to 8 bits: from the range 0–1, 0–255 or 0–65535, or else from their minimum and maximum."""
-    if not np.isfinite(values).all():
-        raise ValueError("it holds values that are no numbers")
-    low, high = values.min(), values.max()
-    if low >= 0 and high <= 65535:
-        low, high = 0, next(full for full in (1, 255, 65535) if high <= full)
-    return np.rint((values - low) * (255 / max(high - low, 1))).astype(np.uint8)
 
 
 def read_video(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:

@@ -1,11 +1,11 @@
 """Predicts the expressions of faces in pictures, with a face detector and a model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fer_utils import places
+from fer_utils import images, places
 from fer_utils.classes import CLASSES
 from fer_utils.predict import detection, drawing, photographs
 from fer_utils.predict.detection import Box
@@ -89,7 +89,7 @@ class Reader:
             return [], []
         if self._detector is None:
             height, width = picture.rgb.shape[:2]
-            return [Box(0, 0, width, height, 1.0)], [detection.as_model_input(picture.rgb)]
+            return [Box(0, 0, width, height, 1.0)], [images.as_face(picture.rgb)]
         boxes = self._detector.find(picture.rgb)
         return boxes, [detection.crop(picture.rgb, box) for box in boxes]
 
@@ -110,6 +110,11 @@ class Reader:
 def given(path: str) -> Picture | None:
     """The photograph at the path in a notebook's parameter; None for an empty path. Raises UnreadableImage."""
     return photographs.load(places.place(path)) if path else None
+
+
+def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:
+    """See fer_utils.predict.detection.face_finder."""
+    return detection.face_finder(faces)
 
 
 def read_photograph(model_file: Path, photograph: Picture) -> Reading:

@@ -156,10 +156,11 @@ def test_counts_are_zero_just_where_no_group_crosses(table):
 
 def test_the_summary_counts_what_was_found_and_what_was_done():
     table = apply_policy(describe_copies(TABLE, PAIRS), "drop", "one")
-    found = audit.summary(table, PAIRS, "drop")
+    found = audit.summary(table.assign(source=list("abbaaab")), PAIRS, "drop")
     assert found["policy"] == "drop" and found["test_images_in_train"] == found["val_images_in_train"] == 0
     assert found["images"] == {"TRAIN": 0, "VAL": 2, "TEST": 2}
     assert (found["dropped_leaks"], found["dropped_copies"], found["blank_images"]) == (3, 0, 1)
+    assert found["dropped_leaks_by_source"] == {"a": 2, "b": 1}
     assert (found["distinct_pictures"], found["groups_of_copies"]) == (4, 2)
     assert found["images_in_groups_with_conflicting_labels"] == 3
     assert found["pairs"] == {"exact": 1, "re-encoded": 1, "cropped": 0, "flipped": 1}

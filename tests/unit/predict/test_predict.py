@@ -5,6 +5,7 @@ import io
 import json
 import os
 
+from fer_utils import images
 from fer_utils.classes import CLASSES
 from fer_utils.predict import command_line, detection, photographs, reader
 from fer_utils.predict.detection import Box
@@ -186,7 +187,7 @@ def test_annotated_copies_leave_sources_alone(run, tmp_path):
     status, *_ = run(source, namesake, video, "--annotate", tmp_path / "out")
     assert status == 0 and source.read_bytes() == before
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_faces.png", "a_faces_2.png", "v_faces.mp4"]
-    copy = photographs.read_image(tmp_path / "out" / "a_faces.png")
+    copy = images.decode_photograph(tmp_path / "out" / "a_faces.png")
     assert copy.shape == (300, 300, 3) and (copy != 230).any()
     assert len(list(photographs.read_video(tmp_path / "out" / "v_faces.mp4"))) == 12
 
@@ -262,21 +263,21 @@ def test_all_modes_give_the_same_picture(mode, tmp_path):
         picture = Image.fromarray(grey).convert(mode)
     path = tmp_path / ("a.tif" if mode in ("F", "I", "CMYK") else "a.png")
     picture.save(path)
-    read = photographs.read_image(path)
+    read = images.decode_photograph(path)
     assert read.shape == (32, 64, 3) and read.dtype == np.uint8
     assert np.abs(read.astype(int) - grey[..., None]).max() <= 1 + (mode == "I;16")
 
 
 def test_transparent_parts_lie_on_white(tmp_path):
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.png")
-    assert (photographs.read_image(tmp_path / "a.png") == 255).all()
+    assert (images.decode_photograph(tmp_path / "a.png") == 255).all()
 
 
 def test_pictures_are_turned_upright_by_their_exif(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it a quarter turn to the right
     Image.fromarray(_gradient()).save(tmp_path / "a.png", exif=exif)
-    read = photographs.read_image(tmp_path / "a.png")
+    read = images.decode_photograph(tmp_path / "a.png")
     assert read.shape == (64, 32, 3) and read[0].mean() < 5 and read[-1].mean() > 245
 
 
