@@ -61,7 +61,7 @@ cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' act
 cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
 cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
 strategy: str = "auto"  # auto | none | mirrored; auto: mirrored over several GPUs where a step has work for them
-precision: str = "auto"  # auto | float32 | mixed_float16; auto: mixed on GPUs with tensor cores
+precision: str = "auto"  # auto | float32 | mixed_float16 | mixed_bfloat16; auto: float16 on GPUs with tensor cores
 deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
 time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
 

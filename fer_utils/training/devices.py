@@ -59,10 +59,11 @@ def make_reproducible(seed: int, deterministic: str = "auto") -> bool:
 
 
 def choose_precision(precision: str) -> str:
-    """Set Keras' precision and return it: `float32`, `mixed_float16`, or `auto` for the faster one.
+    """Set Keras' precision and return it: `float32`, `mixed_float16`, `mixed_bfloat16`, or `auto`.
 
-    Softmax and loss stay float32 (fer_utils.training.network). `auto` is mixed if every GPU has tensor cores, as a T4 and
-    newer ones have; a P100 and CPUs are not faster with float16.
+    Softmax and loss stay float32 (fer_utils.training.network). `auto` is mixed_float16 if every GPU has tensor cores, as a
+    T4 and newer ones have, and otherwise float32; a P100 and CPUs are not faster with float16. CPUs with AVX512_BF16 or
+    AMX are faster with mixed_bfloat16 in large batches (docs/measurements.md).
     """
     if precision == "auto":
         gpus = tf.config.list_physical_devices("GPU")

@@ -84,13 +84,21 @@ def test_pictures_of_any_size_colour_and_format_become_48_px_grey(tmp_path):
     ("folder", "classes", "said"),
     [
         ("contempt", "", r"folder contempt, which stands for no class; .*contempt= to leave"),
-        ("3", "", r"folder 3, which stands for no class; datasets number their classes differently: say affectnet or raf-db"),
+        (
+            "3",
+            "",
+            r"folder 3, which stands for no class; datasets number their classes differently: say affectnet or raf-db",
+        ),
         ("7", "happy=sad", r"number their classes differently"),
         ("", "", r"holds a\.png; pictures should lie in folders named as their class"),
         ("happy", "joy", r"'joy' is neither affectnet, raf-db nor FOLDER=CLASS"),
         ("happy", "joy=glad", r"'joy=glad' is neither"),
         ("contempt", "contempt=", r"has no pictures of the seven classes for its train part"),
-        ("test/happy", "", r"no pictures of the seven classes for its train part; it holds test\. To take another part, give"),
+        (
+            "test/happy",
+            "",
+            r"no pictures of the seven classes for its train part; it holds test\. To take another part, give",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_the_way_out(tmp_path, folder, classes, said):
@@ -276,7 +284,7 @@ def audited(tmp_path_factory):
 
 
 def test_copies_of_test_pictures_among_the_extra_ones_are_taken_out(audited):
-    _, merged, table, pairs = audited
+    _, _, table, pairs = audited
     mine = table["source"] == "mine"
     assert mine.sum() == 34 and set(table.loc[mine, "split"]) == {"TRAIN"}
     dropped = audit.apply_policy(table, "drop", "one")
@@ -327,6 +335,6 @@ def test_a_broken_picture_is_named(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(face()).save(buffer, "JPEG")
     (tmp_path / "happy" / "c.jpg").write_bytes(buffer.getvalue()[:300])
-    with extra_sources.open_extra(tmp_path, "mine", "train") as source:
-        with pytest.raises(DatasetError, match=r"2 of 3 images cannot be read.*\n.*happy/b\.jpg.*\n.*happy/c\.jpg"):
-            splits.read_all([source], "error")
+    said = r"2 of 3 images cannot be read.*\n.*happy/b\.jpg.*\n.*happy/c\.jpg"
+    with extra_sources.open_extra(tmp_path, "mine", "train") as source, pytest.raises(DatasetError, match=said):
+        splits.read_all([source], "error")

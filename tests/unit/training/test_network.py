@@ -341,13 +341,14 @@ def test_a_download_that_fails_says_the_ways_out(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:weights is 'none'")
-def test_what_is_saved_of_a_model_in_mixed_precision_computes_in_float32_with_the_same_weights():
-    keras.mixed_precision.set_global_policy("mixed_float16")
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_what_is_saved_of_a_model_in_mixed_precision_computes_in_float32_with_the_same_weights(policy):
+    keras.mixed_precision.set_global_policy(policy)
     try:
         mixed = network.build(SIZE, "none")
         network.unfreeze_top(mixed, 50, "trained")
         saved = network.for_inference(mixed)
-        assert keras.mixed_precision.dtype_policy().name == "mixed_float16"
+        assert keras.mixed_precision.dtype_policy().name == policy
     finally:
         keras.mixed_precision.set_global_policy("float32")
     assert {layer.compute_dtype for layer in saved._flatten_layers()} == {"float32"}
