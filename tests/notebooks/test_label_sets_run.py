@@ -1,4 +1,4 @@
-"""The five notebooks on FER+'s labels, with soft labels and label issues, and that a second run agrees.
+"""The five notebooks on FER+'s labels, with soft labels, label issues and pictures beside the datasets, twice.
 
 The second run is nbval's: it executes the executed copies again, compares the cells whose output is fixed, and writes
 the same run folder anew.
@@ -11,13 +11,15 @@ import sys
 from pathlib import Path
 
 from fer_utils.classes import CLASSES
-from fer_utils.data import ferplus, label_sets
-from fer_utils.pipeline import paths
+from fer_utils.data import demo, ferplus, label_sets
+from fer_utils.pipeline import comparison, paths, runs
 from fer_utils.pipeline.parameters import STAGES
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -28,8 +30,26 @@ SMALL = (
 )
 
 
+N_NEW, N_COPIES = 14, 10
+
+
+def _write_extra(folder: Path) -> None:
+    """Large coloured pictures: N_NEW faces that no dataset has, and N_COPIES copies of TEST's."""
+    demo.write_datasets(folder / "as_the_run_draws", 800, 42)
+    held_out = sorted((folder / "as_the_run_draws" / "fer2013" / "test").rglob("*.jpg"))[::7][:N_COPIES]
+    faces = [(path.parent.name, np.asarray(Image.open(path))) for path in held_out]
+    rng = np.random.default_rng(7)
+    faces += [(label, demo.draw_face(label, rng)) for label in CLASSES for _ in range(N_NEW // len(CLASSES))]
+    for number, (label, grey) in enumerate(faces):
+        place = folder / "mine" / label / f"{'copy' if number < N_COPIES else 'new'}_{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.dstack([cv2.resize(grey, (96, 96), interpolation=cv2.INTER_CUBIC)] * 3)).save(place)
+
+
 def _run(outputs: Path, *arguments: str) -> None:
+    mine = outputs / "mine"
     settings = [part for setting in SMALL for part in ("-p", setting)]
+    settings += ["-p", f"merge_split.extra={mine}", "-p", f"evaluate.also={mine}"]
     command = [sys.executable, "run_all.py", "--params", "demo", "--outputs-dir", str(outputs), *settings, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -38,6 +58,7 @@ def _run(outputs: Path, *arguments: str) -> None:
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("labels")
+    _write_extra(folder)
     _run(folder)
     return folder
 
@@ -65,6 +86,7 @@ def snapshot(folders: paths.RunFolders) -> dict:
 
 def test_pictures_stand_under_ferplus_labels_and_the_rest_is_accounted_for(folders):
     manifest = _table(folders.manifest)
+    manifest = manifest[manifest["source"] != "mine"]
     assert len(manifest) == 1600
     kept = manifest[manifest["split"] != ""]
     assert (kept["label"] == kept["ferplus_label"]).all() and (kept["label"] != kept["fer2013_label"]).any()
@@ -90,6 +112,31 @@ def test_scores_stand_against_both_label_sets(folders):
         and ferplus.RULE.replace("'", "&#39;") in page
     )
     assert "FER2013&#39;s labels and the votes of FER+" in page
+
+
+def test_extra_pictures_train_unless_they_are_copies_of_test(folders):
+    manifest = _table(folders.manifest)
+    mine = manifest[manifest["source"] == "mine"]
+    is_copy = mine["source_path"].str.contains("copy_")
+    assert is_copy.sum() == N_COPIES and (mine.loc[is_copy, "flags"].str.contains("dropped:leak")).all()
+    assert len(mine[~is_copy]) == N_NEW and (mine.loc[~is_copy, "split"] == "TRAIN").all()
+    assert (mine["label"] == mine["source_path"].str.split("/").str[0]).all()
+    leaks = json.loads((folders.run / "leakage.json").read_text())
+    assert leaks["dropped_leaks_by_source"]["mine"] == N_COPIES
+    trained = set(_table(folders.run / "trained.csv")["train_path"])
+    assert set(mine.loc[~is_copy, "path"]) <= trained
+
+
+def test_another_test_set_is_scored_beside_test(folders):
+    found = json.loads(folders.metrics.read_text())["also"]["mine"]
+    predictions = _table(folders.run / "predictions_also_mine.csv")
+    assert found["n"] == len(predictions) == N_NEW + N_COPIES and found["classes"] == len(CLASSES)
+    assert found["seen_in_training"] == N_NEW and found["unseen"]["n"] == N_COPIES
+    assert found["accuracy"] == pytest.approx((predictions["label"] == predictions["predicted"]).mean())
+    page = folders.report.read_text()
+    assert "Other test sets" in page and "Confusion matrix of mine" in page and "missing: confusion" not in page
+    rows = comparison.results([runs.read(folders.run)])
+    assert {"mine accuracy", "mine macro_f1", "mine images seen in training"} <= set(rows.index)
 
 
 def test_a_second_run_agrees_cell_by_cell_and_in_its_results(folders):
