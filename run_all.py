@@ -9,6 +9,7 @@ python run_all.py --dry-run                          what would run, why, and ev
 python run_all.py --list                             the runs so far
 python run_all.py --compare demo clean               one page and a table of what differs, in outputs/
 python run_all.py --sweep train_head.learning_rate=0.001,0.0005 --sweep fine_tune.unfreeze_top=30,50
+python run_all.py --sweep fine_tune.learning_rate=1e-5..1e-3:log --trials 20 --seeds 3
 python run_all.py --download                         fetch both datasets with kagglehub, and FER+'s votes, then run
 python run_all.py --export-kaggle                    write folders for `kaggle kernels push`, run nothing
 python run_all.py --export-model clean DIR           the run's model as Keras, TFLite and ONNX, with a model card
@@ -27,7 +28,7 @@ from pathlib import Path
 
 from fer_utils import files, places
 from fer_utils.data import finding
-from fer_utils.pipeline import defaults, parameters, paths, runner, runs, sweeps, terminal
+from fer_utils.pipeline import defaults, parameters, paths, runner, runs, study, sweeps, terminal
 from fer_utils.pipeline.lock import RunIsBusy
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 
@@ -130,14 +131,40 @@ def _parser() -> argparse.ArgumentParser:
         "--compare", metavar="RUN", nargs="+", help="write a page and a table of what differs between runs"
     )
     parser.add_argument(
+        "--download", action="store_true", help="first fetch both datasets (kagglehub) and FER+'s votes into data/"
+    )
+    sweep = parser.add_argument_group("sweeps (the extra `sweep`)")
+    sweep.add_argument(
         "--sweep",
-        metavar="STAGE.NAME=V1,V2",
+        metavar="STAGE.NAME=VALUES",
         action="append",
         default=[],
-        help="a run for each value (repeatable: for each combination), ranked by VAL",
+        help="run several values of a parameter (repeatable): a list V1,V2 or a range LOW..HIGH[:log]. Lists alone are run in "
+        "every combination, ranges are searched. Ranked by VAL. The same command on other machines that share the outputs "
+        "folder joins in",
     )
-    parser.add_argument(
-        "--download", action="store_true", help="first fetch both datasets (kagglehub) and FER+'s votes into data/"
+    sweep.add_argument("--trials", metavar="N", type=int, default=0, help="points to search where a range is given")
+    sweep.add_argument(
+        "--seeds", metavar="N", type=int, default=1, help="seeds of training for each point, averaged; default: 1"
+    )
+    sweep.add_argument(
+        "--objective", choices=study.OBJECTIVES, default="macro_f1", help="what VAL ranks by; default: macro_f1"
+    )
+    sweep.add_argument(
+        "--pruner",
+        choices=study.PRUNERS,
+        default="none",
+        help="median: end a training whose VAL score falls below the median of the earlier trials; default: none",
+    )
+    sweep.add_argument(
+        "--storage", metavar="URL", default="", help="a database of Optuna's instead of a file in the outputs folder"
+    )
+    sweep.add_argument(
+        "--silence",
+        metavar="SECONDS",
+        type=float,
+        default=study.SILENCE,
+        help="a trial whose process is silent for so long is given to another; default: %(default).0f",
     )
     kaggle = parser.add_argument_group("Kaggle")
     kaggle.add_argument(
@@ -232,23 +259,33 @@ def _sweep(profile: str, layers: list[tuple[str, dict]], chosen: list[str], opti
     if options.force or options.first or options.only:
         raise ParameterError("--sweep makes whole runs and skips what is done: leave --force, --from and --only out")
     base = next(iter(_resolve(profile, layers).values()))
-    sweep = {}
-    for point in sweeps.points(options.sweep):
+    axes = sweeps.axes(options.sweep, parameters.declared())
+
+    def resolve(point: sweeps.Point) -> dict[str, dict]:
         name = sweeps.name_of(base["run"], point)
         own = {"run": name} | ({"data_dir": f"{base['data_dir']}/{name}"} if base["data_dir"] else {})
-        sweep[name] = _resolve(profile, [*layers, ("--sweep", point), ("--sweep", {parameters.COMMON: own})])
+        return _resolve(profile, [*layers, ("--sweep", point), ("--sweep", {parameters.COMMON: own})])
+
+    plan = study.Plan(
+        axes=axes, base=base["run"], profile=profile, resolve=resolve, trials=options.trials,
+        seeds=range(base["seed"], base["seed"] + options.seeds), objective=options.objective, pruner=options.pruner,
+        silence=options.silence, verbose=options.verbose,
+    )  # fmt: skip
+    plan.check()
     if options.dry_run:
-        for name, values in sweep.items():
+        for name, values in (run for point in sweeps.ends(axes) for run in plan.runs(point)):
             print(f"\n{name}")
             runner.print_plan(chosen, values)
         return 0
-    failed = sweeps.run(profile, chosen, sweep, options.verbose)
-    outputs = runner.folders_of(sweep[name]).run.parent
-    found = runs.find(outputs, [name for name in sweep if (outputs / name / "run.json").is_file()])
-    rows, ranked = sweeps.ranking(found), outputs / f"sweep_{base['run']}.csv"
-    sweeps.write_ranking(rows, ranked)
-    print("\n" + "\n".join(runs.as_lines([sweeps.RANKED, *rows], terminal.columns())))
-    terminal.say(f"{len(sweep) - len(failed)} of {len(sweep)} runs finished; ranked by VAL: {ranked}")
+    outputs = places.project_root() / base["outputs_dir"]
+    shared = study.open_study(plan, outputs, options.storage)
+    failed = study.work(plan, shared)
+    from fer_utils.pipeline import study_report  # pandas and matplotlib take a while to import
+
+    sheet, page = study_report.write(plan, shared, outputs)
+    found = study_report.table(plan, shared)
+    print("\n" + "\n".join(runs.as_lines(study_report.lines(found, plan.objective), terminal.columns())))
+    terminal.say(f"{found['score'].notna().sum()} of {len(found)} points finished; ranked by VAL: {page}, {sheet}")
     return 1 if failed else 0
 
 

@@ -167,11 +167,11 @@ def write(compared: Sequence[Run], folder: Path) -> tuple[Path, Path]:
     figures = []
     histories = {run.name: _history(run) for run in compared if run.folders.history_head.is_file()}
     if histories:
-        figures.append(("Learning curves on VAL", _embedded(plots.compared_curves(histories))))
+        figures.append(("Learning curves on VAL", embedded(plots.compared_curves(histories))))
     for split in _SPLITS:
         counts = {run.name: scores.confusion(_predictions(run, split)) for run in compared if run.metrics}
         if counts:
-            figures.append((f"Confusion matrices of {split}", _embedded(plots.compared_confusions(counts))))
+            figures.append((f"Confusion matrices of {split}", embedded(plots.compared_confusions(counts))))
     with files.replacing(page) as temporary:
         temporary.write_text(
             Environment(autoescape=True)
@@ -195,7 +195,7 @@ def write(compared: Sequence[Run], folder: Path) -> tuple[Path, Path]:
     return page, sheet
 
 
-def _embedded(figure: Figure) -> str:
+def embedded(figure: Figure) -> str:
     content = io.BytesIO()
     figure.savefig(content, dpi=100, bbox_inches="tight")
     plt.close(figure)

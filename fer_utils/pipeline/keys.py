@@ -103,10 +103,21 @@ def key_of(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, rec
     return {
         "notebook": notebook,
         "code": code,
-        "parameters": {name: value for name, value in values.items() if name not in _NOT_COUNTED},
+        "parameters": counted(values),
         "inputs": _inputs(stage, values, folders, records),
         "versions": {package: _version(package) for package in packages},
     }
+
+
+def counted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a stage that its result depends on."""
+    return {name: value for name, value in values.items() if name not in _NOT_COUNTED}
+
+
+def code_of(stage: str) -> dict[str, str]:
+    """Digests of the code that a stage runs: its notebook, and modules of `fer_utils`."""
+    notebook, code, _ = _code_of(places.source_root() / "notebooks" / parameters.STAGES[stage])
+    return {"notebook": notebook} | code
 
 
 def digest(key: Mapping[str, Any]) -> str:

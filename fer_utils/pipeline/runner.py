@@ -3,8 +3,9 @@
 papermill and Jupytext are imported only when a notebook runs, so that a run with nothing to do ends quickly.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ def run(
     values: Mapping[str, Mapping],
     repeat: bool = False,
     verbose: bool = False,
-    donors: Sequence[paths.RunFolders] = (),
+    donors: Callable[[], Sequence[paths.RunFolders]] | None = None,
+    goes_on: Callable[[str], bool] = lambda stage: True,
 ) -> int:
     """Run the chosen stages that are due, or all chosen stages with `repeat`; return how many ran.
 
-    If one of the `donors`, other runs, has finished a due stage with the same key, its outputs are taken over. Holds the
-    run's lock. Prints for each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
+    donors: gives the other runs of a sweep. If one of them has finished a due stage with the same key, its outputs are taken over; if
+    another process computes such a stage now, this one waits for it. goes_on: asked before each stage; False ends the run
+    there. Holds the run's lock. Prints for each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
     """
     folders = folders_of(values)
     _check_inputs(chosen, values, folders, repeat)
@@ -47,14 +50,29 @@ def run(
         records.describe_run(folders, profile, values)
         terminal.say(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
         for stage in chosen:
+            if not goes_on(stage):
+                break
             reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders)
-            if reasons and any(take_over(stage, values[stage], folders, donor) for donor in donors):
-                continue
-            _say(stage, reasons)
-            if reasons:
-                execute(stage, values[stage], folders, verbose)
-                ran += 1
+            with _once_for_all(stage, values[stage], folders, bool(reasons) and donors is not None):
+                if reasons and donors and any(take_over(stage, values[stage], folders, donor) for donor in donors()):
+                    continue
+                _say(stage, reasons)
+                if reasons:
+                    execute(stage, values[stage], folders, verbose)
+                    ran += 1
     return ran
+
+
+def _once_for_all(
+    stage: str, values: Mapping[str, Any], folders: paths.RunFolders, is_shared: bool
+) -> contextlib.AbstractContextManager:
+    """Keep other processes from computing a stage with the same key in the same outputs folder, for the block."""
+    if not is_shared:
+        return contextlib.nullcontext()
+    key = keys.digest(keys.key_of(stage, values, folders, records.read(folders)))
+    return lock.held_for_key(
+        folders.run.parent, key, lambda: terminal.say(f"{stage}: another process computes it; waiting")
+    )
 
 
 def _check_inputs(
@@ -164,10 +182,12 @@ def take_over(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, 
 
     Pictures become hard links if the file system supports them. This is safe since no file is changed in place.
     """
-    record = records.read(donor).get(stage)
-    if not record or reasons_to_run(stage, values, donor):
+    if not donor.stage_record(stage).is_file():
         return False
+    record = records.read(donor)[stage]
     if keys.differences(record["key"], keys.key_of(stage, values, folders, records.read(folders))):
+        return False
+    if reasons_to_run(stage, values, donor):
         return False
     executed = donor.notebooks / STAGES[stage].replace(".py", ".ipynb")
     names = [*record["outputs"], *([f"notebooks/{executed.name}"] if executed.is_file() else [])]

@@ -1,94 +1,113 @@
-"""Runs each combination of parameter values and ranks the runs by VAL; TEST is never used for the ranking.
-
-Stages with the same key are computed once.
-"""
+"""Sweeps: which parameters vary, which points that gives, and how the runs of a point are called."""
 
 import itertools
+import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
-from fer_utils import files, places
-from fer_utils.pipeline import parameters, runner, runs, terminal
-from fer_utils.pipeline.lock import RunIsBusy
-from fer_utils.pipeline.parameters import ParameterError
+from fer_utils.pipeline import parameters
+from fer_utils.pipeline.parameters import Parameter, ParameterError
+
+Point = dict[str, dict[str, str]]  # section → name → value, as text
+SEEDED = (
+    "train_head",
+    "fine_tune",
+)  # the stages that several seeds of a point differ in: data and splits stay the same
+_RANGE = re.compile(r"([^.:\s]*\.?[^.:\s]+)\.\.([^:\s]+?)(:log)?")
+_DIGITS = 4  # significant digits of a searched value
 
 
-def points(texts: Sequence[str]) -> list[dict[str, dict[str, str]]]:
-    """Every combination of `STAGE.NAME=V1,V2,…` as section → name → value. Raises ParameterError."""
-    axes = []
+@dataclass(frozen=True)
+class Axis:
+    """One swept parameter: the values of a list, or a range, both ends included."""
+
+    stage: str
+    name: str
+    values: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    is_log: bool = False
+    is_int: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.stage}.{self.name}"
+
+    @property
+    def is_range(self) -> bool:
+        return not self.values
+
+
+def axes(texts: Sequence[str], declared: Mapping[str, Mapping[str, Parameter]]) -> list[Axis]:
+    """The axes of `STAGE.NAME=V1,V2,…` and `STAGE.NAME=LOW..HIGH[:log]`. Raises ParameterError."""
+    found: list[Axis] = []
     for text in texts:
         stage, name, given = parameters.parse_override(text, "--sweep")
-        values = [value.strip() for value in given.split(",")]
-        if "" in values or len(set(values)) < len(values):
-            raise ParameterError(f"--sweep {text}: expected values set apart by commas, none twice")
-        if (stage, name) in [axis[0][:2] for axis in axes]:
+        if (stage, name) in [(axis.stage, axis.name) for axis in found]:
             raise ParameterError(f"--sweep {text}: {stage}.{name} is swept twice; give its values in one list")
-        axes.append([(stage, name, value) for value in values])
-    found = []
-    for combination in itertools.product(*axes):
-        point: dict[str, dict[str, str]] = {}
-        for stage, name, value in combination:
-            point.setdefault(stage, {})[name] = value
-        found.append(point)
+        found.append(_axis(text, stage, name, given, declared))
     return found
+
+
+def _axis(text: str, stage: str, name: str, given: str, declared: Mapping[str, Mapping[str, Parameter]]) -> Axis:
+    match = _RANGE.fullmatch(given)
+    if not match:
+        values = tuple(value.strip() for value in given.split(","))
+        if "" in values or len(set(values)) < len(values):
+            raise ParameterError(
+                f"--sweep {text}: expected values set apart by commas, none twice, or a range such as 1e-5..1e-3:log"
+            )
+        return Axis(stage, name, values)
+    cells = declared.values() if stage == parameters.COMMON else [declared.get(stage, {})]
+    kinds = {cell[name].type for cell in cells if name in cell}
+    if kinds and not kinds <= {int, float}:
+        raise ParameterError(f"--sweep {text}: {stage}.{name} is no number, so it has no range; give a list of values")
+    try:
+        low, high = float(match[1]), float(match[2])
+    except ValueError:
+        low = high = math.nan
+    is_int, is_log = kinds == {int}, bool(match[3])
+    if not low < high or math.isinf(low) or math.isinf(high) or (is_log and low <= 0):
+        raise ParameterError(
+            f"--sweep {text}: expected LOW..HIGH with LOW below HIGH, for :log both above 0, such as 1e-5..1e-3:log"
+        )
+    if is_int and not (low.is_integer() and high.is_integer()):
+        raise ParameterError(f"--sweep {text}: {stage}.{name} is a whole number, and so are the ends of its range")
+    return Axis(stage, name, (), low, high, is_log, is_int)
+
+
+def grid(swept: Sequence[Axis]) -> list[Point]:
+    """Every combination of the values of axes that are lists."""
+    lists = [[(axis, value) for value in axis.values] for axis in swept]
+    return [point_of(dict(combination)) for combination in itertools.product(*lists)]
+
+
+def ends(swept: Sequence[Axis]) -> list[Point]:
+    """Every combination of the values of lists and of the ends of ranges: all points of a grid, the corners of a search."""
+    lists = [[(axis, value) for value in axis.values or _ends(axis)] for axis in swept]
+    return [point_of(dict(combination)) for combination in itertools.product(*lists)]
+
+
+def _ends(axis: Axis) -> tuple[float, float]:
+    return (int(axis.low), int(axis.high)) if axis.is_int else (axis.low, axis.high)
+
+
+def point_of(values: Mapping[Axis, str | float]) -> Point:
+    """The point with these values; searched numbers are rounded to four significant digits."""
+    point: Point = {}
+    for axis, value in values.items():
+        text = value if isinstance(value, str) else str(value) if axis.is_int else f"{value:.{_DIGITS}g}"
+        point.setdefault(axis.stage, {})[axis.name] = text
+    return point
+
+
+def with_seed(point: Mapping[str, Mapping[str, str]], seed: int) -> Point:
+    """The point with another seed of both phases of training."""
+    return {**point, **{stage: {**point.get(stage, {}), "seed": str(seed)} for stage in SEEDED}}
 
 
 def name_of(base: str, point: Mapping[str, Mapping[str, str]]) -> str:
     """The name of the run of a point: `demo__train_head.epochs=3__fine_tune.unfreeze_top=30`."""
     parts = [f"{stage}.{name}={value}" for stage, values in point.items() for name, value in values.items()]
     return re.sub(r"[^\w.=+-]+", "-", "__".join([base, *parts]))
-
-
-def run(
-    profile: str, chosen: Sequence[str], sweep: Mapping[str, Mapping[str, Mapping]], verbose: bool = False
-) -> list[str]:
-    """Run every point of a sweep (run's name → stage → parameters); return the names of those that failed.
-
-    If an earlier run has finished a stage with the same key, its outputs are taken over. A failed run is reported at once
-    and does not stop the others.
-    """
-    failed, done = [], []
-    for number, (name, values) in enumerate(sweep.items(), 1):
-        print(f"\n[{number} of {len(sweep)}]", end=" ", flush=True)
-        folders = runner.folders_of(values)
-        try:
-            runner.run(profile, chosen, values, verbose=verbose, donors=done)
-        except (
-            runner.StageFailed,
-            ParameterError,
-            places.NotFoundHere,
-            files.OutputError,
-            files.TornFile,
-            RunIsBusy,
-        ) as error:
-            terminal.say(f"\n{name}: {error}", sys.stderr)
-            failed.append(name)
-        done.append(folders)
-    return failed
-
-
-RANKED = ("rank", "run", "VAL macro F1", "VAL accuracy", "VAL loss", "seconds")
-
-
-def ranking(found: Sequence[runs.Run]) -> list[tuple[str, ...]]:
-    """A row of RANKED for each run, by VAL macro F1, then VAL accuracy, highest first; unfinished runs last."""
-
-    def order(run: runs.Run) -> tuple[float, float]:
-        return (run.metrics["val"]["macro_f1"], run.metrics["val"]["accuracy"])
-
-    scored = sorted((run for run in found if run.metrics), key=order, reverse=True)
-    rows = []
-    for rank, run in enumerate(scored, 1):
-        val = run.metrics["val"]
-        scores = [runs.with_interval(val, "macro_f1"), runs.with_interval(val, "accuracy"), f"{val['loss']:.4f}"]
-        rows.append((str(rank), run.name, *scores, f"{run.seconds:,.0f}"))
-    return rows + [("–", run.name, run.state, "", "", f"{run.seconds:,.0f}") for run in found if not run.metrics]
-
-
-def write_ranking(rows: Sequence[tuple[str, ...]], path: Path) -> None:
-    """Write the ranking as CSV."""
-    import pandas as pd  # slow to import
-
-    files.write_csv(path, pd.DataFrame(rows, columns=RANKED))

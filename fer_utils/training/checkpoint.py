@@ -31,7 +31,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     depends on the number of the epoch.
 
     path: the file, an .npz without pickles. key: identifies the training; a file with another key is ignored, and replaced
-    after the first epoch. This callback must come after those whose state it saves.
+    after the first epoch. A file of that name with the suffix `.stop` ends training after the epoch. This callback must come after those whose state it saves.
     """
 
     def __init__(self, path: Path, key: str):
@@ -101,6 +101,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if not np.isfinite(logs.get("loss", 0.0)):
             return  # the state is useless
         self.rows.append(logs)
+        if self.path.with_suffix(".stop").exists():  # a sweep found that other trials are ahead
+            self.model.stop_training = True
         arrays = {
             **_named("model", [variable.numpy() for variable in self.model.variables]),
             **_named("optimizer", [variable.numpy() for variable in self.model.optimizer.variables]),

@@ -1,20 +1,34 @@
-"""Sweeps: which runs, what they share, what ranks them."""
+"""Sweeps: which runs, what they share, what ranks them, and how processes share the work."""
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 from fer_utils import files
-from fer_utils.pipeline import keys, runner, runs, sweeps
+from fer_utils.pipeline import keys, parameters, runner, study, study_report, sweeps
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 
+import numpy as np
 import pytest
+from study_worker import content, plan
+
+optuna = pytest.importorskip("optuna", reason="sweeps need the extra `sweep`")
 
 ROOT = Path(__file__).resolve().parents[3]
+WORKER = Path(__file__).with_name("study_worker.py")
+
+
+def axes(*texts: str) -> list[sweeps.Axis]:
+    return sweeps.axes(texts, parameters.declared())
 
 
 def test_points_are_the_product_in_order():
-    assert sweeps.points(["train_head.learning_rate=0.001,0.0005", "fine_tune.unfreeze_top=30,50"]) == [
+    assert sweeps.grid(axes("train_head.learning_rate=0.001,0.0005", "fine_tune.unfreeze_top=30,50")) == [
         {"train_head": {"learning_rate": rate}, "fine_tune": {"unfreeze_top": top}}
         for rate in ("0.001", "0.0005")
         for top in ("30", "50")
@@ -28,11 +42,44 @@ def test_points_are_the_product_in_order():
         (["balance.seed=1,,2"], "expected values set apart by commas"),
         (["balance.seed=1,1"], "none twice"),
         (["balance.seed=1,2", "balance.seed=3,4"], "balance.seed is swept twice"),
+        (["fine_tune.learning_rate=1e-3..1e-5:log"], "expected LOW..HIGH with LOW below HIGH"),
+        (["fine_tune.learning_rate=0..1e-5:log"], "for :log both above 0"),
+        (["fine_tune.learning_rate=a..b"], "expected LOW..HIGH"),
+        (["fine_tune.unfreeze_top=1.5..3"], "is a whole number, and so are the ends"),
+        (["fine_tune.optimizer=adam..adamw"], "is no number, so it has no range"),
+        (["fine_tune.soft_labels=0..1"], "is no number, so it has no range"),
     ],
 )
 def test_a_sweep_of_another_form_is_refused(texts, said):
     with pytest.raises(ParameterError, match=said):
-        sweeps.points(texts)
+        axes(*texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high", "is_log", "is_int"),
+    [
+        ("fine_tune.learning_rate=1e-5..1e-3:log", 1e-5, 1e-3, True, False),
+        ("fine_tune.learning_rate=0.5..1.5", 0.5, 1.5, False, False),
+        ("fine_tune.learning_rate=.5..1.", 0.5, 1.0, False, False),
+        ("train_head.batch_size=32..256:log", 32, 256, True, True),
+        ("common.batch_size=32..64", 32, 64, False, True),
+    ],
+)
+def test_a_range_has_two_ends(text, low, high, is_log, is_int):
+    (axis,) = axes(text)
+    assert (axis.low, axis.high, axis.is_log, axis.is_int, axis.is_range) == (low, high, is_log, is_int, True)
+
+
+def test_paths_and_words_in_a_list_are_no_range():
+    (axis,) = axes("common.weights=../a.h5,../b.h5")
+    assert axis.values == ("../a.h5", "../b.h5") and not axis.is_range
+
+
+def test_searched_numbers_are_rounded_as_they_are_named():
+    rate, top = axes("fine_tune.learning_rate=1e-5..1e-3", "fine_tune.unfreeze_top=1..9")
+    assert sweeps.point_of({rate: 0.000123456, top: 7}) == {
+        "fine_tune": {"learning_rate": "0.0001235", "unfreeze_top": "7"}
+    }
 
 
 def test_a_name_is_a_plain_folder_name():
@@ -42,39 +89,208 @@ def test_a_name_is_a_plain_folder_name():
 
 
 @pytest.fixture
-def sweep(fake_run, monkeypatch):
-    """Runs a sweep of fake runs (name → overrides) and returns (executed stages by run, names that failed)."""
+def sweep(fake_run, monkeypatch, tmp_path):
+    """Runs a sweep of fake runs; returns (executed stages by run's values, names that failed, study, plan)."""
+    monkeypatch.setattr(study, "POLL", 0.01)
 
-    def start(failing: str = "", **runs_of) -> tuple[dict[str, list[str]], list[str]]:
-        fakes = {name: fake_run(name, **overrides) for name, overrides in runs_of.items()}
-        executed = {name: [] for name in fakes}
+    def start(*swept: str, failing: str = "", **how):
+        executed: dict[str, list[str]] = {}
 
         def execute(stage, values, folders, verbose=False):
-            executed[values["run"]].append(stage)
-            if values["run"] == failing:
+            executed.setdefault(values["run"], []).append(stage)
+            if failing and failing in values["run"]:
                 raise runner.StageFailed(f"{stage} failed")
-            fakes[values["run"]].do(stage, content=values["run"] if stage in ("fine_tune", "evaluate") else "")
+            fake = fake_run(values["run"], **files.read_json(folders.run / "run.json")["parameters"])
+            fake.do(stage, content=content(stage, values["run"]) if stage in ("fine_tune", "evaluate") else "")
 
         monkeypatch.setattr(runner, "execute", execute)
-        failed = sweeps.run("demo", list(STAGES), {name: fake.values for name, fake in fakes.items()})
-        return executed, failed
+        made = plan(tmp_path / "outputs", list(swept), **how)
+        made.check()
+        shared = study.open_study(made, tmp_path / "outputs")
+        return executed, study.work(made, shared), shared, made
 
     return start
 
 
 def test_what_runs_share_is_done_once(sweep, fake_run):
-    tops = {f"top{top}": {"fine_tune": {"unfreeze_top": top}} for top in (30, 40, 50)}
-    executed, failed = sweep(**tops)
+    executed, failed, *_ = sweep("fine_tune.unfreeze_top=30,40,50")
     assert failed == []
-    assert executed == {"top30": list(STAGES), "top40": ["fine_tune", "evaluate"], "top50": ["fine_tune", "evaluate"]}
-    assert fake_run("top50", **tops["top50"]).due() == {}  # it stands on its own: all there, all current
+    first, *others = executed.values()
+    assert first == list(STAGES) and others == [["fine_tune", "evaluate"]] * 2
+    name = list(executed)[2]
+    top = {"fine_tune": {"unfreeze_top": int(name.rsplit("=", 1)[1])}}
+    assert fake_run(name, **top).due() == {}  # it stands on its own: all there, all current
+
+
+def test_a_sweep_that_is_done_runs_nothing_again(sweep):
+    sweep("fine_tune.unfreeze_top=30,40")
+    executed, failed, shared, _ = sweep("fine_tune.unfreeze_top=30,40")
+    assert executed == {} and failed == [] and len(shared.trials) == 2
+
+
+def test_other_parameters_make_another_study_and_take_over_what_is_done(sweep):
+    _, _, first, _ = sweep("fine_tune.unfreeze_top=30,40")
+    executed, _, second, _ = sweep("fine_tune.unfreeze_top=30,40,50")
+    assert first.study_name != second.study_name
+    assert list(executed.values()) == [["fine_tune", "evaluate"]]  # the new point alone
+
+
+def test_seeds_of_a_point_are_averaged_on_the_same_data(sweep):
+    executed, _, shared, made = sweep("fine_tune.unfreeze_top=30,40", seeds=(5, 6, 7))
+    assert len(executed) == 6 and sum("merge_split" in stages for stages in executed.values()) == 1
+    assert sum("train_head" in stages for stages in executed.values()) == 3  # one for each seed
+    for trial in shared.trials:
+        values = trial.user_attrs["values"]
+        assert len(values) == 3 and trial.value == pytest.approx(np.mean(values))
+    table = study_report.table(made, shared)
+    assert list(table["seeds"]) == [3, 3] and (table["low"] < table["score"]).all()
+
+
+def test_a_search_has_as_many_trials_as_asked_within_its_ranges(sweep):
+    executed, failed, shared, _ = sweep("fine_tune.learning_rate=1e-5..1e-3:log", trials=6)
+    done = [trial for trial in shared.trials if trial.state.name == "COMPLETE"]
+    assert len(done) == len(executed) == 6 and not failed
+    rates = [json.loads(trial.user_attrs["point"])["fine_tune"]["learning_rate"] for trial in done]
+    assert len(set(rates)) == 6 and all(1e-5 <= float(rate) <= 1e-3 for rate in rates)
+    executed, *_ = sweep("fine_tune.learning_rate=1e-5..1e-3:log", trials=8)
+    assert len(executed) == 2  # two more points, not eight
+
+
+def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
+    for swept, how, said in (
+        ("fine_tune.learning_rate=1e-5..1e-3", {}, "say with --trials how many"),
+        ("fine_tune.unfreeze_top=30,40", {"trials": 3}, "--trials is for ranges"),
+        ("fine_tune.unfreeze_top=30,40", {"seeds": ()}, "--seeds is 0"),
+        ("fine_tune.epochs=0..3", {"trials": 3}, "epochs is 0, expected a whole number"),
+    ):
+        with pytest.raises(ParameterError, match=said):
+            sweep(swept, **how)
+
+
+def test_a_training_below_the_median_is_pruned_after_an_epoch(sweep, fake_run, monkeypatch, tmp_path):
+    def execute(stage, values, folders, verbose=False):
+        fake = fake_run(values["run"], **files.read_json(folders.run / "run.json")["parameters"])
+        if stage == "fine_tune":
+            score = values["unfreeze_top"] / 100
+            rows = []
+            for _ in range(30):
+                rows.append({"val_macro_f1": score})
+                np.savez(folders.checkpoint(stage), state=np.array(json.dumps({"rows": rows})))
+                time.sleep(0.03)
+                if study.stop_file(folders).exists():
+                    break
+            epochs[values["run"]] = len(rows)
+        fake.do(stage, content=values["run"] if stage in ("fine_tune", "evaluate") else "")
+
+    epochs: dict[str, int] = {}
+    monkeypatch.setattr(study, "POLL", 0.01)
+    monkeypatch.setattr(runner, "execute", execute)
+    tops = ",".join(map(str, range(90, 80, -1)))  # each worse than the one before
+    made = plan(tmp_path / "outputs", [f"fine_tune.unfreeze_top={tops}"], pruner="median")
+    shared = study.open_study(made, tmp_path / "outputs")
+    assert study.work(made, shared) == []
+    states = Counter(trial.state.name for trial in shared.trials)
+    assert states["PRUNED"] >= 2 and states["COMPLETE"] >= 5
+    for trial in shared.trials:
+        name = sweeps.name_of("demo", json.loads(trial.user_attrs["point"]))
+        fake = fake_run(name, **json.loads(trial.user_attrs["point"]))
+        if trial.state.name == "PRUNED":
+            assert epochs[name] < 30 and not fake.folders.metrics.exists()
+            assert not fake.folders.stage_record("fine_tune").exists()  # a pruned training passes for no finished one
+            assert not study.stop_file(fake.folders).exists()
+        else:
+            assert epochs[name] == 30 and fake.folders.metrics.exists()
+
+
+# --- several processes -------------------------------------------------------------------------------------------------
+
+
+class Workers:
+    """Processes that share a sweep of eight points."""
+
+    SWEPT = ("train_head.learning_rate=0.001,0.002", "fine_tune.unfreeze_top=30,40,50,60")
+
+    def __init__(self, folder: Path):
+        self.outputs, self.log, self.processes = folder / "outputs", folder / "log", []
+
+    def start(self, seconds: float, silence: float = 30) -> subprocess.Popen:
+        command = [
+            sys.executable,
+            str(WORKER),
+            str(self.outputs),
+            str(self.log),
+            str(seconds),
+            str(silence),
+            *self.SWEPT,
+        ]
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        self.processes.append(process)
+        return process
+
+    def lines(self) -> list[list[str]]:
+        return [line.split() for line in self.log.read_text().splitlines()] if self.log.is_file() else []
+
+    def wait_for(self, *words: str) -> list[str]:
+        for _ in range(600):
+            for line in self.lines():
+                if set(words) <= set(line):
+                    return line
+            time.sleep(0.05)
+        raise AssertionError(f"no line with {words} in {self.lines()}")
+
+    def ended(self) -> list[list[str]]:
+        return [line for line in self.lines() if line[-1] == "end"]
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def workers(tmp_path):
+    made = Workers(tmp_path)
+    yield made
+    made.end()
+
+
+def test_two_processes_share_a_sweep_and_a_third_joins_in(workers):
+    first, second = workers.start(0.2), workers.start(0.2)
+    workers.wait_for("evaluate", "end")
+    third = workers.start(0.2)
+    assert [process.wait(timeout=90) for process in (first, second, third)] == [0, 0, 0]
+    per_stage = Counter(line[2] for line in workers.ended())
+    assert per_stage == {"merge_split": 1, "balance": 1, "train_head": 2, "fine_tune": 8, "evaluate": 8}
+    trained = [line for line in workers.ended() if line[2] == "fine_tune"]
+    assert len({line[1] for line in trained}) == 8 and len({line[0] for line in trained}) >= 2
+    made = plan(workers.outputs, list(Workers.SWEPT))
+    shared = study.open_study(made, workers.outputs)
+    table = study_report.table(made, shared)
+    assert len(table) == 8 and list(table["rank"]) == [str(rank) for rank in range(1, 9)]
+    scores = {
+        name: files.read_json(workers.outputs / name / "metrics.json")["val"]["macro_f1"] for name in table["runs"]
+    }
+    assert list(table["runs"]) == sorted(scores, key=lambda name: -scores[name])
+
+
+def test_a_killed_process_leaves_its_trial_to_another(workers):
+    first = workers.start(0.5, silence=2)
+    line = workers.wait_for("fine_tune", "begin")
+    second = workers.start(0.1, silence=2)
+    workers.wait_for("begin", str(second.pid))
+    os.kill(first.pid, signal.SIGKILL)
+    assert second.wait(timeout=90) == 0
+    trained = Counter(line[1] for line in workers.ended() if line[2] == "evaluate")
+    assert len(trained) == 8 and set(trained.values()) == {1}
+    assert trained[line[1]] == 1  # the one that was killed in the middle, too
 
 
 def test_pictures_taken_over_take_no_room_and_outlive_their_donor(sweep, fake_run):
-    sweep(a={"fine_tune": {"epochs": 1}}, b={"fine_tune": {"epochs": 2}})
-    one, two = (fake_run(name).folders.split("TRAIN") / "angry" / "a.png" for name in "ab")
+    executed, *_ = sweep("fine_tune.epochs=1,2")
+    names = list(executed)
+    one, two = (fake_run(name).folders.split("TRAIN") / "angry" / "a.png" for name in names)
     assert one.stat().st_ino == two.stat().st_ino
-    files.remove(fake_run("a").folders.run)
+    files.remove(fake_run(names[0]).folders.run)
     assert two.read_text() == "TRAIN angry "
 
 
@@ -90,28 +306,55 @@ def test_a_stage_with_another_key_is_not_taken_over(fake_run):
     assert not runner.take_over("merge_split", run.values["merge_split"], run.folders, donor.folders)
 
 
-def test_a_run_that_fails_does_not_stop_the_rest(sweep, capsys):
-    executed, failed = sweep("b", **{name: {"balance": {"seed": seed}} for seed, name in enumerate("abc")})
-    assert failed == ["b"] and executed["b"] == ["balance"]
-    assert executed["c"] == ["balance"]  # its balanced set came out as in run a: the rest is taken over
-    assert "b: balance failed" in capsys.readouterr().err
+def test_a_run_that_fails_does_not_stop_the_rest_and_is_run_by_the_next_command(sweep, capsys):
+    executed, failed, shared, made = sweep("balance.seed=1,2,3", failing="seed=2")
+    assert failed == ["demo__balance.seed=2"] and executed["demo__balance.seed=2"][-1] == "balance"
+    assert len(executed) == 3
+    assert "demo__balance.seed=2: balance failed" in capsys.readouterr().err
+    table = study_report.table(made, shared)
+    assert list(table["state"]) == ["done", "done", "failed"] and table["rank"].iloc[-1] == "–"
+    executed, failed, shared, made = sweep("balance.seed=1,2,3")
+    assert list(executed) == ["demo__balance.seed=2"] and failed == []
+    assert list(study_report.table(made, shared)["state"]) == ["done"] * 3
 
 
-def _run(name: str, f1: float, accuracy: float) -> runs.Run:
-    val = {"macro_f1": f1, "accuracy": accuracy, "loss": 1.0, "macro_f1_interval": [0, 1], "accuracy_interval": [0, 1]}
-    return runs.Run(name, None, "demo", {}, {}, {"val": val})  # no TEST: a look at it would fail
+def test_val_ranks_and_test_is_never_looked_at(sweep, tmp_path, monkeypatch):
+    *_, shared, made = sweep("fine_tune.unfreeze_top=30,31,32,33,34,35")
+    assert study_report.table(made, shared)["score"].nunique() > 1
+    for name in study_report.table(made, shared)["runs"]:
+        path = tmp_path / "outputs" / name / "metrics.json"
+        metrics = files.read_json(path)
+        del metrics["test"]  # a look at it would fail
+        files.write_json(path, metrics)
+    table = study_report.table(made, shared)
+    assert list(table["score"]) == sorted(table["score"], reverse=True)
+    assert not any("TEST" in column or "test" in column for column in table)
+    sheet, page = study_report.write(made, shared, tmp_path / "outputs")
+    text = page.read_text()
+    assert "Which parameter matters" in text and "data:image/png" in text and "ranked by VAL" in text
+    assert (
+        sheet.read_text()
+        .splitlines()[0]
+        .startswith("rank,point,score,low,high,seeds,state,trial,fine_tune.unfreeze_top")
+    )
 
 
-def test_val_ranks_and_test_is_never_looked_at():
-    rows = sweeps.ranking([_run("low", 0.2, 0.9), _run("tied", 0.5, 0.5), _run("best", 0.5, 0.6)])
-    assert [row[:2] for row in rows] == [("1", "best"), ("2", "tied"), ("3", "low")]
-    assert not any("TEST" in column for column in sweeps.RANKED)
+def test_the_interval_over_seeds_is_students(sweep):
+    low, high = study_report.interval([0.5, 0.6, 0.7])
+    assert (low, high) == pytest.approx((0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5), abs=1e-6)
+    assert np.isnan(study_report.interval([0.5])).all()
 
 
-def test_an_unfinished_run_ranks_last_with_its_state(fake_run):
-    run = fake_run("half").do("merge_split", "balance")
-    found = [runs.read(run.folders.run), _run("best", 0.5, 0.6)]
-    assert [row[:3] for row in sweeps.ranking(found)][1] == ("–", "half", "stopped before train_head")
+def test_a_database_holds_the_study_too_and_one_that_cannot_be_opened_is_named(tmp_path, sweep):
+    made = plan(tmp_path / "outputs", ["fine_tune.unfreeze_top=30,40"])
+    url = f"sqlite:///{tmp_path}/study.db"
+    assert (
+        study.open_study(made, tmp_path / "outputs", url).study_name == study.open_study(made, tmp_path, url).study_name
+    )
+    with pytest.raises(ParameterError, match="--storage postgres"):
+        study.open_study(made, tmp_path, "postgresql+psycopg2://nobody@localhost:1/none")
+    with pytest.raises(ParameterError, match="--storage nonsense"):
+        study.open_study(made, tmp_path, "nonsense")
 
 
 def test_a_dry_run_of_a_sweep_names_every_run_and_writes_nothing(tmp_path):

@@ -1,0 +1,61 @@
+"""One process of a sweep of fake runs, for tests: python study_worker.py OUTPUTS LOG SECONDS SILENCE SWEEP...
+
+A stage takes SECONDS and appends `<process> <run> <stage>` to LOG before, and the same with `end` after.
+"""
+
+import os
+import sys
+import time
+import zlib
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fer_utils import files
+from fer_utils.pipeline import parameters, runner, study, sweeps
+
+from conftest import FakeRun
+
+
+def plan(outputs: Path, swept: list[str], **how) -> study.Plan:
+    """A plan of fake runs."""
+
+    def resolve(point):
+        return FakeRun(outputs, sweeps.name_of("demo", point), **point).values
+
+    axes = sweeps.axes(swept, parameters.declared())
+    return study.Plan(axes=axes, base="demo", profile="demo", resolve=resolve, **how)
+
+
+def content(stage: str, run: str) -> str:
+    """What a fake stage writes: from training on, of another length in each run, which its scores depend on."""
+    return "x" * (zlib.crc32(run.encode()) % 1000) if stage in ("train_head", "fine_tune", "evaluate") else ""
+
+
+def execute(outputs: Path, log: Path, seconds: float):
+    """A stand-in for runner.execute."""
+
+    def say(*words: str) -> None:
+        with log.open("a") as file:
+            file.write(" ".join((str(os.getpid()), *words)) + "\n")
+
+    def run(stage, values, folders, verbose=False):
+        say(values["run"], stage, "begin")
+        time.sleep(seconds)
+        fake = FakeRun(outputs, values["run"], **files.read_json(folders.run / "run.json")["parameters"])
+        fake.do(stage, content=content(stage, values["run"]))
+        say(values["run"], stage, "end")
+
+    return run
+
+
+def main() -> None:
+    outputs, log = Path(sys.argv[1]), Path(sys.argv[2])
+    study.BEAT, study.POLL = 0.2, 0.05
+    runner.execute = execute(outputs, log, float(sys.argv[3]))
+    swept = plan(outputs, sys.argv[5:], silence=float(sys.argv[4]))
+    sys.exit(bool(study.work(swept, study.open_study(swept, outputs))))
+
+
+if __name__ == "__main__":
+    main()
