@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,8 +101,9 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
             raise
         raise ParameterError(f"--storage {storage}: cannot be opened ({str(error).splitlines()[0]})") from error
     first = min(10, max(4, plan.trials // 3))  # trials drawn at random before the model of good values begins
-    seed = plan.seeds[0] + len(study.get_trials(deepcopy=False))  # a process that joins in draws other points
-    study.sampler = optuna.samplers.TPESampler(n_startup_trials=first, constant_liar=True, seed=seed)
+    # Another study draws other points, and so does a process that joins in.
+    seed = zlib.crc32(study.study_name.encode()) + len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(n_startup_trials=first, constant_liar=True, seed=seed % 2**32)
     return study
 
 
@@ -376,8 +378,11 @@ def _watched(plan: Plan, attempt: _Attempt) -> Iterator[None]:
         beaten = 0.0
         while not attempt.ended.wait(POLL):
             if time.monotonic() - beaten >= BEAT:
-                attempt.trial.set_user_attr("alive", time.time())
                 beaten = time.monotonic()
+                try:
+                    attempt.trial.set_user_attr("alive", time.time())
+                except Exception as error:  # a database that is away for a moment must not end the signs of life
+                    terminal.say(f"trial {attempt.trial.number}: the study cannot be reached ({error})", sys.stderr)
             if plan.pruner != "none" and attempt.folders and not attempt.is_pruned:
                 _report(plan, attempt)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "RUNNING": "running", "WAITING": "waiting", "FAIL": "failed"}
+FEWEST = 4  # points from which importances are told
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>FER sweep {{ base }}</title><style>{{ style }}</style></head><body>
@@ -87,13 +88,13 @@ def _name(plan: Plan, point: str | None) -> str:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean, Student's t; two NaN for fewer than two values."""
+    """The 95 % interval of the mean of scores, Student's t, cut to 0–1; two NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan, math.nan
     from scipy.stats import t  # slow to import
 
     mean, half = statistics.fmean(values), t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return mean - half, mean + half
+    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def lines(found: "pd.DataFrame", objective: str) -> list[tuple[str, ...]]:
@@ -106,11 +107,11 @@ def lines(found: "pd.DataFrame", objective: str) -> list[tuple[str, ...]]:
 
 
 def importances(study: "optuna.Study") -> dict[str, float]:
-    """The share of the score's variance that each parameter explains; empty with too few or equal scores."""
+    """The share of the score's variance that each parameter explains; empty for fewer than FEWEST or equal scores."""
     import optuna
 
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    if len({trial.value for trial in done}) < 2:
+    if len(done) < FEWEST or len({trial.value for trial in done}) < 2:
         return {}
     return optuna.importance.get_param_importances(study)
 
@@ -138,7 +139,8 @@ def write(plan: Plan, study: "optuna.Study", outputs: Path) -> tuple[Path, Path]
                 style=report.STYLE,
                 base=plan.base,
                 name=study.study_name,
-                about=f"Score: {plan.objective} on VAL, mean over {len(plan.seeds)} seed(s).",
+                about=f"Score: {plan.objective.replace('_f1', ' F1')} on VAL"
+                + (f", mean over {len(plan.seeds)} seeds." if len(plan.seeds) > 1 else "."),
                 points=report.html_table(shown.dropna(axis=1, how="all")),
                 importances=report.html_table(pd.DataFrame(weights.items(), columns=["parameter", "importance"]))
                 if weights
