@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fer_utils import places
+
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and not needed to list runs
 
@@ -51,6 +53,31 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
         raise explained(error, path) from error
     finally:
         remove(temporary)
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Let only one process at a time into the block, by a lock file; `waits` is called once if another one is inside.
+
+    On Kaggle a session is alone with its folders, so no lock is taken and `filelock`, which may be missing there, is not
+    imported.
+    """
+    if places.on_kaggle():
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        waits()
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def _flush(path: Path) -> None:

@@ -7,7 +7,7 @@ next run from writing to the same folder. On Kaggle a session is alone with its 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,28 +45,6 @@ def hold_for_stage(folders: paths.RunFolders) -> "list[FileLock]":
     The same process may take the locks again, as a notebook that runs twice does. Raises RunIsBusy.
     """
     return [_acquired(lock, _PATIENCE) for lock in _locks(folders, STAGE)]
-
-
-@contextlib.contextmanager
-def held_for_key(outputs: Path, key: str, waits: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a stage's key among all runs in `outputs`; `waits` is called once if another process holds it."""
-    if places.on_kaggle():
-        yield
-        return
-    from filelock import FileLock, Timeout
-
-    place = outputs / ".stages"
-    place.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place / f"{key}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        waits()
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _locks(folders: paths.RunFolders, kind: str) -> "list[FileLock]":

@@ -70,8 +70,9 @@ def _once_for_all(
     if not is_shared:
         return contextlib.nullcontext()
     key = keys.digest(keys.key_of(stage, values, folders, records.read(folders)))
-    return lock.held_for_key(
-        folders.run.parent, key, lambda: terminal.say(f"{stage}: another process computes it; waiting")
+    return files.one_at_a_time(
+        folders.run.parent / ".stages" / f"{key}.lock",
+        lambda: terminal.say(f"{stage}: another process computes it; waiting"),
     )
 
 

@@ -223,7 +223,15 @@ def _in_memory(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: s
 
 def _on_disk(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, folder: Path) -> tuple[Rows, ...]:
     key = _key(prefix, images, dtype)
-    entry = folder / key
+    with files.one_at_a_time(
+        folder.with_name(f"{folder.name}.locks") / key,
+        lambda: print("another process computes these activations; waiting"),
+    ):
+        return _kept(prefix, step, images, dtype, folder / key)
+
+
+def _kept(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, entry: Path) -> tuple[Rows, ...]:
+    folder, key = entry.parent, entry.name
     try:
         rows = _open(entry, key)
         os.utime(entry)

@@ -1,6 +1,8 @@
 """Activations are computed once, found again, and computed anew where the file is torn or of something else."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from fer_utils.training import frozen_prefix, network
 
@@ -179,3 +181,19 @@ def test_nothing_is_kept_for_pictures_that_change_and_the_plan_says_why(prefix, 
     plan = frozen_prefix.plan(prefix, len(images), place, "auto", tmp_path, pictures_change=True)
     assert plan.place == "none" and "augmentation or mixup gives other pictures each epoch" in str(plan)
     assert (f"`cache` cannot be {place}" in str(plan)) == (place in ("disk", "memory"))
+
+
+def test_who_comes_second_waits_for_the_same_activations(prefix, images, tmp_path, monkeypatch, capsys):
+    computed, calls = frozen_prefix._computed, []
+
+    def slowly(*arguments):
+        calls.append(arguments)
+        time.sleep(0.5)
+        return computed(*arguments)
+
+    monkeypatch.setattr(frozen_prefix, "_computed", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: _kept(prefix, images, tmp_path / "cache"), range(2))
+    assert len(calls) == 1 and "another process computes these activations; waiting" in capsys.readouterr().out
+    assert all((one[np.arange(300)] == other[np.arange(300)]).all() for one, other in zip(first, second, strict=True))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
