@@ -27,7 +27,7 @@ import urllib.request
 from pathlib import Path
 
 from fer_utils import files, places
-from fer_utils.data import finding
+from fer_utils.data import addresses
 from fer_utils.pipeline import defaults, parameters, paths, runner, runs, study, sweeps, terminal
 from fer_utils.pipeline.lock import RunIsBusy
 from fer_utils.pipeline.parameters import STAGES, ParameterError
@@ -374,12 +374,12 @@ def _download() -> None:
     except ImportError:
         wanted = "\n".join(
             f"  https://www.kaggle.com/datasets/{slug} → data/{local} or data/{local}.zip"
-            for slug, local in finding.DATASETS.values()
+            for slug, local in addresses.DATASETS.values()
         )
         raise places.NotFoundHere(
             f"--download needs kagglehub (`pip install kagglehub`). By hand, download\n{wanted}"
         ) from None
-    for slug, local in finding.DATASETS.values():
+    for slug, local in addresses.DATASETS.values():
         target = Path("data") / local
         if target.exists():
             print(f"{target} is there already")
@@ -391,19 +391,19 @@ def _download() -> None:
 
 def _download_votes() -> None:
     """Fetch FER+'s votes into data/, 2 MB; a download that is not the published file is an error."""
-    target = Path("data") / finding.VOTES_FILE
+    target = Path("data") / addresses.VOTES_FILE
     if target.exists():
         print(f"{target} is there already")
         return
-    by_hand = f"download {finding.VOTES_ADDRESS} by hand and put it at {target}"
+    by_hand = f"download {addresses.VOTES_ADDRESS} by hand and put it at {target}"
     try:
-        with urllib.request.urlopen(finding.VOTES_ADDRESS, timeout=60) as answer:
+        with urllib.request.urlopen(addresses.VOTES_ADDRESS, timeout=60) as answer:
             data = answer.read()
     except OSError as error:
         raise places.NotFoundHere(f"FER+'s votes could not be fetched ({error}): {by_hand}") from error
-    if hashlib.sha256(data).hexdigest() != finding.VOTES_SHA256:
+    if hashlib.sha256(data).hexdigest() != addresses.VOTES_SHA256:
         raise places.NotFoundHere(
-            f"what {finding.VOTES_ADDRESS} gave is not the file that this project knows: {by_hand}"
+            f"what {addresses.VOTES_ADDRESS} gave is not the file that this project knows: {by_hand}"
         )
     with files.replacing(target) as temporary:
         temporary.write_bytes(data)

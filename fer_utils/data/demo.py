@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fer_utils.classes import CLASSES, CSV_CODES, EMOTION_DETECTION_SPELLINGS
+from fer_utils.data.addresses import VOTES_FILE
 from fer_utils.data.ferplus import ANSWERS, HEADER, LABELS_FILE
-from fer_utils.data.finding import VOTES_FILE
 from fer_utils.data.sources import USAGES
 from fer_utils.images import SIZE
 

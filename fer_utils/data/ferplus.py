@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fer_utils.classes import CLASSES, CSV_CODES
-from fer_utils.data import finding
+from fer_utils.data import addresses
 from fer_utils.data.sources import USAGES, DatasetError
 
 import numpy as np
@@ -57,7 +57,7 @@ class Votes:
 
 def read(path: Path) -> Votes:
     """Read `fer2013new.csv`. Raises DatasetError, naming the file, if it does not fit FER2013 row by row."""
-    path, remedy = Path(path), f"download it again from {finding.VOTES_ADDRESS}"
+    path, remedy = Path(path), f"download it again from {addresses.VOTES_ADDRESS}"
     try:
         table = pd.read_csv(path, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

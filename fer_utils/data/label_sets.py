@@ -3,7 +3,7 @@
 from pathlib import Path, PurePosixPath
 
 from fer_utils.classes import CLASSES
-from fer_utils.data import audit, ferplus, finding
+from fer_utils.data import addresses, audit, ferplus
 from fer_utils.data.ferplus import Votes
 from fer_utils.data.sources import DatasetError
 from fer_utils.data.splits import EMOTION_DETECTION, FER2013
@@ -47,7 +47,7 @@ def _rows_of_csv(table: pd.DataFrame, votes: Votes) -> np.ndarray:
     if not fits.all():
         path = table["source_path"].iloc[int(np.argmin(fits))]
         raise DatasetError(
-            f"{path} has another label than FER2013's row of that number, so the votes of {finding.VOTES_FILE} cannot be matched: "
+            f"{path} has another label than FER2013's row of that number, so the votes of {addresses.VOTES_FILE} cannot be matched: "
             "use FER2013's own CSV, or set merge_split.votes to none"
         )
     return rows
@@ -130,8 +130,8 @@ def choose(table: pd.DataFrame, labels: str) -> pd.DataFrame:
         return table
     if not (table["votes"] != "").any():
         raise DatasetError(
-            f"labels is 'ferplus', but there are no votes: put {finding.VOTES_FILE} into data/ "
-            f"({finding.VOTES_ADDRESS}, or `python run_all.py --download`), or set merge_split.votes to its path"
+            f"labels is 'ferplus', but there are no votes: put {addresses.VOTES_FILE} into data/ "
+            f"({addresses.VOTES_ADDRESS}, or `python run_all.py --download`), or set merge_split.votes to its path"
         )
     has_rows = table["source"].isin((FER2013, EMOTION_DETECTION))  # nobody voted on pictures of other sources
     table = table.assign(label=table["ferplus_label"].where(has_rows, table["label"]))

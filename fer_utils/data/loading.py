@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
-from fer_utils.data import extra_sources, ferplus, finding, near_duplicates, splits
+from fer_utils.data import addresses, extra_sources, ferplus, finding, near_duplicates, splits
 from fer_utils.data.sources import DatasetError
 from fer_utils.data.splits import MANIFEST_COLUMNS
 
@@ -61,7 +61,7 @@ def load_training(
     if soft_labels:
         votes = train.table["train_path"].map(manifest[manifest["path"] != ""].set_index("path")["votes"])
         if not (votes != "").any():
-            raise DatasetError(f"soft_labels needs votes, and 01 found none: put {finding.VOTES_FILE} into data/")
+            raise DatasetError(f"soft_labels needs votes, and 01 found none: put {addresses.VOTES_FILE} into data/")
         train = replace(train, targets=ferplus.soft_targets(train.labels, votes))
         print(f"trained on the votes of {(votes != '').sum():,} images, on the label of {(votes == '').sum():,}")
     print(f"{len(train):,} images to train on, {len(val):,} to validate on")
@@ -134,7 +134,7 @@ def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
     }
     parts = {"none": (), "both": ("conflicts", "blanks"), "all": tuple(masks)}.get(what, (what,))
     if ferplus.NO_FACE in parts and not (table["votes"] != "").any():
-        raise DatasetError(f"leave_out is {what!r}, but 01 found no votes: put {finding.VOTES_FILE} into data/")
+        raise DatasetError(f"leave_out is {what!r}, but 01 found no votes: put {addresses.VOTES_FILE} into data/")
     left_out = pd.Series(False, table.index)
     for part in parts:
         left_out |= masks[part]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_utils import files, places
-from fer_utils.data import finding
+from fer_utils.data import addresses
 from fer_utils.kaggle import handover
 from fer_utils.pipeline import parameters
 
@@ -100,7 +100,7 @@ def slug(title: str) -> str:
 
 def _metadata(owner: str, title: str, weights: str, kernels: list[str], datasets: bool = True) -> dict[str, Any]:
     is_model = weights.count("/") > 1
-    sources = [owner_slug for owner_slug, _ in finding.DATASETS.values()] if datasets else []
+    sources = [owner_slug for owner_slug, _ in addresses.DATASETS.values()] if datasets else []
     return {
         "id": f"{owner}/{slug(title)}",
         "title": title,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_utils import places
-from fer_utils.data import finding
+from fer_utils.data import addresses, finding
 from fer_utils.pipeline import parameters, paths
 from fer_utils.pipeline.cells import imports
 
@@ -59,14 +59,14 @@ _NOT_COUNTED = {
     "cache",
     "cache_dir",
     "votes",
-    *finding.DATASETS,
+    *addresses.DATASETS,
 }
 
 # Subpackages and modules that do not affect results: they find, check, move, record, measure time and show.
 NOT_COMPUTING = {
     *("pipeline", "kaggle", "predict", "export"),
     *("files", "places", "plots", "progress"),
-    *("data.finding", "training.checkpoint", "training.time_budget", "evaluation.report"),
+    *("data.addresses", "data.finding", "training.checkpoint", "training.time_budget", "evaluation.report"),
 }
 
 # Functions, and modules whose functions, only show something.
@@ -219,7 +219,7 @@ def _outline(found: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
 
 def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Mapping[str, dict]) -> dict[str, str]:
     if stage == "merge_split":
-        found = {name: _source_digest(name, values[name]) for name in finding.DATASETS}
+        found = {name: _source_digest(name, values[name]) for name in addresses.DATASETS}
         return found | {"votes": _votes_digest(values)} | _extra_digests(values["extra"])
     found = {}
     for name, writer in INPUTS[stage].items():
@@ -244,7 +244,7 @@ def _extra_digests(given: str) -> dict[str, str]:
 
 def _votes_digest(values: Mapping) -> str:
     """A digest of FER+'s votes; those of drawn faces follow from the other parameters."""
-    if values["votes"] == "auto" and "demo" in {values[name] for name in finding.DATASETS}:
+    if values["votes"] == "auto" and "demo" in {values[name] for name in addresses.DATASETS}:
         return "demo"
     try:
         path = finding.find_votes(values["votes"], {})

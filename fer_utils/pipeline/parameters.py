@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_utils import places
-from fer_utils.data import finding
+from fer_utils.data import addresses, finding
 
 import yaml
 
@@ -270,7 +270,7 @@ def choose_profile() -> tuple[str, str]:
         expected = "\n".join(
             f"  {local}/ or {local}.zip: {'there' if {f'{local}/', f'{local}.zip'} & set(held) else 'not there'}; "
             f"https://www.kaggle.com/datasets/{slug}"
-            for slug, local in finding.DATASETS.values()
+            for slug, local in addresses.DATASETS.values()
         )
         raise places.NotFoundHere(
             f"{places.project_root() / 'data'} holds {', '.join(held)}, but not both datasets. Expected there:\n{expected}\n"

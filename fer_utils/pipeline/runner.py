@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_utils import files, places, progress
-from fer_utils.data import finding
+from fer_utils.data import addresses, finding
 from fer_utils.pipeline import keys, lock, paths, records, terminal
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 
@@ -81,7 +81,7 @@ def _check_inputs(
 ) -> None:
     """Find faults before the first kernel starts that would otherwise appear hours later."""
     if "merge_split" in chosen and (repeat or reasons_to_run("merge_split", values["merge_split"], folders)):
-        for name in finding.DATASETS:
+        for name in addresses.DATASETS:
             if values["merge_split"][name] != "demo":
                 finding.find_dataset(name, values["merge_split"][name])
     for stage in {"train_head", "fine_tune"} & set(chosen):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
-from fer_utils.data import ferplus, finding
+from fer_utils.data import addresses, ferplus
 from fer_utils.pipeline import keys, paths, records
 from fer_utils.pipeline.parameters import STAGES
 
@@ -71,7 +71,7 @@ def test_every_input_is_an_output_of_an_earlier_stage(folders):
     found, names = records.read(folders), list(STAGES)
     for stage, inputs in keys.INPUTS.items():
         read = found[stage]["key"]["inputs"]
-        assert set(read) == set(inputs or (*finding.DATASETS, "votes"))
+        assert set(read) == set(inputs or (*addresses.DATASETS, "votes"))
         for name, writer in inputs.items():
             assert names.index(writer) < names.index(stage)
             assert read[name] == found[writer]["outputs"][name]["digest"]
@@ -89,7 +89,7 @@ def test_the_manifest_accounts_for_every_file(folders):
     assert listed == on_disk
     drawn = [path for path in (folders.data / "demo_sources").rglob("*.*") if path.is_file()]
     votes = {path.name for path in drawn if path.parent.name == "ferplus"}
-    assert votes == {finding.VOTES_FILE, ferplus.LABELS_FILE}
+    assert votes == {addresses.VOTES_FILE, ferplus.LABELS_FILE}
     assert len(manifest) == len(drawn) - len(votes)
 
 

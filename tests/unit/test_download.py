@@ -4,7 +4,7 @@ import hashlib
 
 import run_all
 from fer_utils import places
-from fer_utils.data import finding
+from fer_utils.data import addresses
 
 import pytest
 
@@ -16,14 +16,14 @@ def published(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     source = tmp_path / "published.csv"
     source.write_text("votes")
-    monkeypatch.setattr(finding, "VOTES_ADDRESS", source.as_uri())
-    monkeypatch.setattr(finding, "VOTES_SHA256", hashlib.sha256(b"votes").hexdigest())
+    monkeypatch.setattr(addresses, "VOTES_ADDRESS", source.as_uri())
+    monkeypatch.setattr(addresses, "VOTES_SHA256", hashlib.sha256(b"votes").hexdigest())
     return source
 
 
 def test_votes_are_put_into_data_once(published, tmp_path, capsys):
     run_all._download_votes()
-    target = tmp_path / "data" / finding.VOTES_FILE
+    target = tmp_path / "data" / addresses.VOTES_FILE
     assert target.read_text() == "votes"
     published.unlink()
     run_all._download_votes()
@@ -36,6 +36,6 @@ def test_a_download_that_fails_leaves_nothing_and_says_the_way_out(published, tm
         published.write_text(spoil)
     else:
         published.unlink()
-    with pytest.raises(places.NotFoundHere, match=rf"{says}.*by hand and put it at data/{finding.VOTES_FILE}"):
+    with pytest.raises(places.NotFoundHere, match=rf"{says}.*by hand and put it at data/{addresses.VOTES_FILE}"):
         run_all._download_votes()
     assert not any((tmp_path / "data").iterdir())

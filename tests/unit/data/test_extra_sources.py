@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
-from fer_utils.data import audit, extra_sources, finding, label_sets, loading, near_duplicates, splits
+from fer_utils.data import addresses, audit, extra_sources, finding, label_sets, loading, near_duplicates, splits
 from fer_utils.data.demo import draw_face
 from fer_utils.data.sources import DatasetError
 from fer_utils.data.splits import EMOTION_DETECTION, FER2013
@@ -296,7 +296,7 @@ def test_copies_of_test_pictures_among_the_extra_ones_are_taken_out(audited):
 
 def test_extra_pictures_keep_their_label_under_ferplus(audited):
     folder, merged, table, _ = audited
-    votes = folder / "drawn" / "ferplus" / finding.VOTES_FILE
+    votes = folder / "drawn" / "ferplus" / addresses.VOTES_FILE
     chosen = label_sets.choose(label_sets.add_votes(table, merged.pixels, votes), "ferplus")
     mine = table["source"] == "mine"
     assert (chosen.loc[mine, "label"] == table.loc[mine, "label"]).all()

@@ -3,7 +3,7 @@
 import hashlib
 
 from fer_utils.classes import CLASSES
-from fer_utils.data import ferplus, finding, sources
+from fer_utils.data import addresses, ferplus, sources
 from fer_utils.data.sources import DatasetError
 
 import numpy as np
@@ -23,7 +23,7 @@ def votes_file(drawn, tmp_path):
     folder = drawn[0].parent / "ferplus"
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    return tmp_path / finding.VOTES_FILE
+    return tmp_path / addresses.VOTES_FILE
 
 
 @pytest.mark.parametrize(
@@ -106,21 +106,21 @@ def test_a_file_that_does_not_fit_is_refused_with_the_reason(damage, says, votes
     with pytest.raises(DatasetError) as error:
         ferplus.read(votes_file)
     assert says in str(error.value) and str(votes_file) in str(error.value)
-    assert finding.VOTES_ADDRESS in str(error.value)
+    assert addresses.VOTES_ADDRESS in str(error.value)
 
 
 def test_fer2013s_own_labels_are_part_of_the_package(tmp_path):
-    labels = ferplus.labels_in_row_order(tmp_path / finding.VOTES_FILE)
+    labels = ferplus.labels_in_row_order(tmp_path / addresses.VOTES_FILE)
     assert len(labels) == 35_887
     train = pd.Series(labels[:28_709]).value_counts()  # the counts of FER2013's train folder
     assert train[list(CLASSES)].tolist() == [3995, 436, 4097, 7215, 4830, 3171, 4965]
 
 
 def test_the_real_votes_give_the_known_numbers(real_data):
-    path = real_data["fer2013"].parent / "ferplus" / finding.VOTES_FILE
+    path = real_data["fer2013"].parent / "ferplus" / addresses.VOTES_FILE
     if not path.is_file():
         pytest.skip(f"no real votes: {path} not found")
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == finding.VOTES_SHA256
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == addresses.VOTES_SHA256
     votes = ferplus.read(path)
     has_class = ferplus.majority(votes.counts) != ""
     assert [int(has_class[votes.usages == usage].sum()) for usage in sources.USAGES] == [24_941, 3_186, 3_137]

@@ -5,7 +5,7 @@ import shutil
 
 from fer_utils import images
 from fer_utils.classes import CLASSES, CSV_CODES
-from fer_utils.data import audit, ferplus, finding, label_sets, near_duplicates, splits
+from fer_utils.data import addresses, audit, ferplus, finding, label_sets, near_duplicates, splits
 from fer_utils.data.sources import DatasetError
 from fer_utils.data.splits import EMOTION_DETECTION, FER2013
 
@@ -28,13 +28,13 @@ def _audited(places):
 
 def _labelled(audited, labels="fer2013"):
     (table, pixels), folder = audited
-    return label_sets.choose(label_sets.add_votes(table, pixels, folder / finding.VOTES_FILE), labels)
+    return label_sets.choose(label_sets.add_votes(table, pixels, folder / addresses.VOTES_FILE), labels)
 
 
 def test_every_picture_but_the_blank_one_gets_its_row(audited):
     table = _labelled(audited)
     assert table.loc[table["row"] == "", ["source", "flags"]].to_numpy().tolist() == [[FER2013, "blank"]]
-    votes = ferplus.read(audited[1] / finding.VOTES_FILE)
+    votes = ferplus.read(audited[1] / addresses.VOTES_FILE)
     matched = table[table["row"] != ""]
     rows = matched["row"].astype(int)
     assert (votes.labels[rows] == matched["label"]).all()
@@ -59,7 +59,7 @@ def test_both_copies_of_a_picture_get_the_same_row_also_where_the_picture_repeat
 def test_rows_are_found_in_a_csv_by_its_row_numbers(audited, drawn, tmp_path):
     (_, pixels), folder = audited
     matched = _labelled(audited)
-    votes = ferplus.read(folder / finding.VOTES_FILE)
+    votes = ferplus.read(folder / addresses.VOTES_FILE)
     in_order = matched[(matched["source"] == EMOTION_DETECTION)].assign(row=lambda rows: rows["row"].astype(int))
     in_order = in_order.sort_values("row")
     with (tmp_path / "fer2013.csv").open("w", newline="") as file:
@@ -90,7 +90,7 @@ def test_a_file_name_that_is_no_number_has_no_row(audited):
     (table, pixels), folder = audited
     place = table.index[table["source"] == EMOTION_DETECTION][7]
     path = table["source_path"].mask(table.index == place, "train/angry/face.png")
-    rows = label_sets.find_rows(table.assign(source_path=path), pixels, ferplus.read(folder / finding.VOTES_FILE))
+    rows = label_sets.find_rows(table.assign(source_path=path), pixels, ferplus.read(folder / addresses.VOTES_FILE))
     assert rows[place] == label_sets.NO_ROW
 
 
@@ -102,7 +102,7 @@ def test_files_numbered_from_one_are_refused(audited):
     path[is_fear] = "test/fearful/im" + numbers.astype(str) + ".png"
     expected = rf"im{is_fear.sum()}.png: FER2013 has {is_fear.sum()} fear rows in its test part, numbered from 0"
     with pytest.raises(DatasetError, match=expected):
-        label_sets.find_rows(table.assign(source_path=path), pixels, ferplus.read(folder / finding.VOTES_FILE))
+        label_sets.find_rows(table.assign(source_path=path), pixels, ferplus.read(folder / addresses.VOTES_FILE))
 
 
 def test_ferplus_labels_leave_out_what_has_no_class_and_count_it(audited):
@@ -178,18 +178,18 @@ def test_votes_are_found_drawn_given_in_data_or_not_at_all(drawn, tmp_path, monk
     monkeypatch.setattr(finding.places, "project_root", lambda: tmp_path)
     assert finding.find_votes("auto", {}) is None
     (tmp_path / "data").mkdir()
-    placed = shutil.copy(drawn[0].parent / "ferplus" / finding.VOTES_FILE, tmp_path / "data")
+    placed = shutil.copy(drawn[0].parent / "ferplus" / addresses.VOTES_FILE, tmp_path / "data")
     assert str(finding.find_votes("auto", {})) == placed
     assert finding.find_votes("none", {}) is None
     places = finding.find_or_draw({FER2013: "demo", EMOTION_DETECTION: "demo"}, 350, 1, tmp_path / "images")
-    assert finding.find_votes("auto", places) == tmp_path / "images/demo_sources/ferplus" / finding.VOTES_FILE
-    with pytest.raises(finding.places.NotFoundHere, match=finding.VOTES_ADDRESS):
+    assert finding.find_votes("auto", places) == tmp_path / "images/demo_sources/ferplus" / addresses.VOTES_FILE
+    with pytest.raises(finding.places.NotFoundHere, match=addresses.VOTES_ADDRESS):
         finding.find_votes("elsewhere.csv", {})
 
 
 def test_real_pictures_get_the_rows_that_are_known(real_data, tmp_path):
     """The numbers of the whole real data; Emotion Detection FER's files are numbered by class and part."""
-    votes_file = real_data[FER2013].parent / "ferplus" / finding.VOTES_FILE
+    votes_file = real_data[FER2013].parent / "ferplus" / addresses.VOTES_FILE
     if not votes_file.is_file():
         pytest.skip(f"no real votes: {votes_file} not found")
     merged = splits.read_sources({EMOTION_DETECTION: real_data[EMOTION_DETECTION]}, "error")

@@ -1,7 +1,7 @@
 """Datasets, weights and folders are found where Kaggle mounts them, within bounds, and what is missing is named."""
 
 from fer_utils import places
-from fer_utils.data import finding
+from fer_utils.data import addresses, finding
 from fer_utils.pipeline import paths
 from fer_utils.places import NotFoundHere
 from fer_utils.training import weights
@@ -22,7 +22,7 @@ def kaggle(tmp_path, monkeypatch):
 
 def lay_out(folder, name="fer2013"):
     for part in ("train", "test"):
-        for label in finding.CLASS_FOLDERS[name]:
+        for label in addresses.CLASS_FOLDERS[name]:
             (folder / part / label).mkdir(parents=True)
     return folder
 
@@ -70,7 +70,7 @@ def test_what_is_missing_is_named_beside_what_is_mounted(kaggle):
 def test_the_search_keeps_its_bounds(tmp_path, monkeypatch):
     deep = tmp_path.joinpath(*"abcdefghij")
     lay_out(deep)
-    assert places.find_parts(tmp_path, ("train", "test"), finding.CLASS_FOLDERS["fer2013"]) == []
+    assert places.find_parts(tmp_path, ("train", "test"), addresses.CLASS_FOLDERS["fer2013"]) == []
     assert len(list(places.walk(tmp_path))) == 1 + places.MAX_DEPTH
     monkeypatch.setattr(places, "MAX_ENTRIES", 3)
     wide = tmp_path / "wide"

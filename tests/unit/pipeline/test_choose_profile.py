@@ -2,7 +2,7 @@
 
 import run_all
 from fer_utils import places
-from fer_utils.data import finding
+from fer_utils.data import addresses, finding
 from fer_utils.pipeline import parameters, stages
 
 import pytest
@@ -49,7 +49,7 @@ def test_anything_else_is_an_error_that_says_what_is_there_and_what_should_be(da
         parameters.choose_profile()
     said = str(caught.value)
     assert f"{data} holds {found}, but not both datasets" in said
-    for _, local in finding.DATASETS.values():
+    for _, local in addresses.DATASETS.values():
         state = "not there" if local in missing else "there"
         assert f"  {local}/ or {local}.zip: {state}; https://www.kaggle.com/datasets/" in said
     assert "--download" in said and "--params demo" in said
