@@ -36,6 +36,7 @@ PRUNERS = ("none", "median")
 BEAT = 10.0  # seconds between two signs of life
 POLL = 2.0  # seconds between two looks at other processes, and at a training's finished epochs
 SILENCE = 120.0  # seconds without a sign of life after which a trial is given to another process
+REPEATS = 50  # points drawn in a row that are there already, after which a search ends
 SEED_STEP = 10_000  # a pruner compares epochs of the same seed: step = place of the seed × SEED_STEP + epoch
 _FAULTS = (runner.StageFailed, ParameterError, places.NotFoundHere, files.OutputError, files.TornFile)
 
@@ -150,10 +151,14 @@ def work(plan: Plan, study: "optuna.Study") -> list[str]:
         _queue(plan, study)
     watch = _Silence(plan.silence)
     failed: list[str] = []
-    is_waiting = False
+    is_waiting = is_exhausted = False
     while True:
         watch.requeue(study)
-        taken = _take(plan, study)
+        try:
+            taken = _take(plan, study, draws=not is_exhausted)
+        except _Exhausted as error:
+            terminal.say(str(error))
+            taken, is_exhausted = None, True
         if taken:
             is_waiting = False
             failed += _run_trial(plan, study, *taken)
@@ -198,17 +203,27 @@ def _is_running(trial) -> bool:
     return trial.state.name == "RUNNING"
 
 
-def _take(plan: Plan, study: "optuna.Study") -> "tuple[optuna.Trial, Point] | None":
+class _Exhausted(Exception):
+    """A search draws nothing but points that it had."""
+
+
+def _take(plan: Plan, study: "optuna.Study", draws: bool) -> "tuple[optuna.Trial, Point] | None":
     """A trial for this process and its point, or None if there is none left to take.
 
-    Two processes may ask at the same moment, and then get one trial too many, or the same point twice. The trial with the
-    higher number is given up.
+    draws: whether a search may draw a new point. Two processes may ask at the same moment, and then get one trial too many,
+    or the same point twice. The trial with the higher number is given up. Raises _Exhausted after REPEATS points in a row
+    that the search had before.
     """
+    repeated = 0
     while True:
         useful = _useful(study)
         is_queued = any(trial.state.name == "WAITING" for trial in useful)
-        if not is_queued and not (plan.is_search and len(useful) < plan.trials):
+        if not is_queued and not (plan.is_search and draws and len(useful) < plan.trials):
             return None
+        if repeated == REPEATS:
+            raise _Exhausted(
+                f"the last {REPEATS} points drawn were there already: the search ends after {len(useful)} points"
+            )
         trial = study.ask()
         if not plan.is_search and "point" not in trial.user_attrs:
             _give_up(study, trial, "the queue was empty")
@@ -219,6 +234,7 @@ def _take(plan: Plan, study: "optuna.Study") -> "tuple[optuna.Trial, Point] | No
         earlier = [other for other in _useful(study) if other.number < trial.number]
         if _text(point) in {other.user_attrs.get("point") for other in earlier}:
             _give_up(study, trial, "another trial has this point")
+            repeated += 1
         elif plan.is_search and len(earlier) >= plan.trials:
             _give_up(study, trial, "there are enough trials")
         else:
@@ -249,6 +265,7 @@ class _Silence:
 
     def requeue(self, study: "optuna.Study") -> None:
         """Fail the silent trials, and queue their points again."""
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
         for trial in filter(_is_running, _useful(study)):
@@ -257,7 +274,7 @@ class _Silence:
             if trial.number not in self._seen or sign != last:
                 self._seen[trial.number] = sign, now
             elif now - since > self.seconds:
-                with contextlib.suppress(ValueError):  # another process was faster
+                with contextlib.suppress(ValueError, UpdateFinishedTrialError):  # another process was faster
                     study.tell(trial.number, state=TrialState.FAIL)
                     terminal.say(f"trial {trial.number} gave no sign of life for {self.seconds:.0f} s: it is run again")
                     _requeue(study, trial)
@@ -301,17 +318,16 @@ def _run_trial(plan: Plan, study: "optuna.Study", trial: "optuna.Trial", point: 
                 if attempt.is_pruned:
                     break
                 values.append(score)
-                trial.set_user_attr("runs", [one for one, _ in named[: place + 1]])
-                trial.set_user_attr("values", values)
+                _note(trial, runs=[one for one, _ in named[: place + 1]], values=values)
     except _FAULTS as error:
         terminal.say(f"\n{name}: {error}", sys.stderr)
-        trial.set_user_attr("error", str(error)[:500])
+        _note(trial, error=str(error)[:500])
         _tell(study, trial, state=TrialState.FAIL)
         return [name]
     except BaseException:  # interrupted: the next process that is free goes on with it
-        trial.set_user_attr("error", "interrupted")
-        _tell(study, trial, state=TrialState.FAIL)
-        _requeue(study, trial)
+        _note(trial, error="interrupted")
+        if _tell(study, trial, state=TrialState.FAIL):
+            _requeue(study, trial)
         raise
     if attempt.is_pruned:
         terminal.say(f"{name}: pruned after an epoch below the median of the other trials")
@@ -321,13 +337,27 @@ def _run_trial(plan: Plan, study: "optuna.Study", trial: "optuna.Trial", point: 
     return []
 
 
-def _tell(study: "optuna.Study", trial: "optuna.Trial", **told) -> None:
+def _note(trial: "optuna.Trial", **noted) -> None:
+    """Note something of a trial in the study, unless another process has ended it."""
+    from optuna.exceptions import UpdateFinishedTrialError
+
+    with contextlib.suppress(UpdateFinishedTrialError):
+        for name, value in noted.items():
+            trial.set_user_attr(name, value)
+
+
+def _tell(study: "optuna.Study", trial: "optuna.Trial", **told) -> bool:
+    """Tell the study how a trial ended; return whether it was still this process's."""
+    from optuna.exceptions import UpdateFinishedTrialError
+
     try:
         study.tell(trial, **told)
-    except ValueError:  # it was silent too long, and another process has run it or does now
+    except (ValueError, UpdateFinishedTrialError):
         terminal.say(
             f"trial {trial.number} was given to another process, since this one gave no sign of life", sys.stderr
         )
+        return False
+    return True
 
 
 def _score(plan: Plan, attempt: _Attempt, values: dict[str, dict[str, Any]]) -> float:
@@ -380,7 +410,7 @@ def _watched(plan: Plan, attempt: _Attempt) -> Iterator[None]:
             if time.monotonic() - beaten >= BEAT:
                 beaten = time.monotonic()
                 try:
-                    attempt.trial.set_user_attr("alive", time.time())
+                    _note(attempt.trial, alive=time.time())
                 except Exception as error:  # a database that is away for a moment must not end the signs of life
                     terminal.say(f"trial {attempt.trial.number}: the study cannot be reached ({error})", sys.stderr)
             if plan.pruner != "none" and attempt.folders and not attempt.is_pruned:

@@ -156,6 +156,30 @@ def test_a_search_has_as_many_trials_as_asked_within_its_ranges(sweep):
     assert len(executed) == 2  # two more points, not eight
 
 
+def test_a_search_ends_where_its_ranges_hold_no_more_points(sweep, capsys):
+    executed, failed, *_ = sweep("fine_tune.unfreeze_top=30..32", trials=9)
+    assert len(executed) == 3 and not failed
+    assert "were there already: the search ends after 3 points" in capsys.readouterr().out
+
+
+def test_a_process_that_was_given_up_for_silent_ends_its_run_and_harms_nothing(sweep, fake_run, monkeypatch, capsys):
+    ended = study._score
+
+    def slept(plan, attempt, values):  # meanwhile another process fails the trial and queues its point again
+        if attempt.trial.number == 0:
+            frozen = attempt.trial.study.trials[0]
+            attempt.trial.study.tell(0, state=optuna.trial.TrialState.FAIL)
+            study._requeue(attempt.trial.study, frozen)
+        return ended(plan, attempt, values)
+
+    monkeypatch.setattr(study, "_score", slept)
+    executed, failed, shared, made = sweep("fine_tune.unfreeze_top=30,40")
+    assert not failed and "was given to another process" in capsys.readouterr().err
+    table = study_report.table(made, shared)
+    assert list(table["state"]) == ["done", "done"] and len(executed) == 2
+    assert all(stages.count("fine_tune") == 1 for stages in executed.values())
+
+
 def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
     for swept, how, said in (
         ("fine_tune.learning_rate=1e-5..1e-3", {}, "say with --trials how many"),
