@@ -268,12 +268,14 @@ def _indexed_candidates(descriptors: np.ndarray, faiss) -> Candidates:
     index.train(descriptors)
     index.add(descriptors)
     index.nprobe = _PROBES
+    order = np.argsort(index.quantizer.search(descriptors, 1)[1][:, 0], kind="stable")  # neighbours read the same cells
     found = [np.empty(0, np.int64)]  # (first × n + second) × 2 + flipped: one number a pair, to sort and to tell twins
     with bar(description="looking up similar pictures", total=n) as shown:
         for rows in _blocks(n, _COLUMNS):
-            for flipped, queries in enumerate((descriptors[rows], _mirror(descriptors[rows]))):
+            asking = descriptors[order[rows]]
+            for flipped, queries in enumerate((asking, _mirror(asking))):
                 ends, _, hits = index.range_search(queries, MIN_SIMILARITY)
-                queried = np.repeat(np.arange(rows.start, rows.stop), np.diff(ends.astype(np.int64)))
+                queried = np.repeat(order[rows], np.diff(ends.astype(np.int64)))
                 first, second = np.minimum(queried, hits), np.maximum(queried, hits)
                 found.append(((first * n + second) * 2 + flipped)[first < second])
             shown.update(rows.stop - rows.start)

@@ -5,6 +5,7 @@
 
 FOLDER as for near_duplicates.py. `--pairs` compares the two searches' pairs on the real pictures; `--montage` draws what
 differs. Each search is a process of its own, at `--sizes` with FAISS, at `--all-with-all` without.
+Times of its parts are CPU seconds, which depend less on what else the machine does than the clock.
 
 The pictures are made from real ones. A distinct picture is two random real ones, each mirrored half of the time, turned by up to
 3°, scaled by up to 3 % and moved by up to 1 pixel, then blended (the weaker has a weight of 0.2 to 0.4), with the stronger's
@@ -92,59 +93,77 @@ def search(file: Path, n: int, way: str) -> dict:
 
 def _search(file: str, n: int, way: str) -> None:
     images = np.fromfile(file, np.uint8, count=n * 48 * 48).reshape(n, 48, 48)
-    spent: dict[str, float] = {}
-    for name in ("_confirm", "_confirm_aligned"):
-        _time(name, spent)
-    before, began = benchmark._peak(), time.perf_counter()
+    seen = {name: _watched(name) for name in ("_confirm", "_confirm_aligned", "aligned_distance")}
+    kept = _kept("_in_rows"), _kept("_indexed_candidates")
+    before, began, spent = benchmark._peak(), time.perf_counter(), _cpu()
     pairs = near_duplicates.find_pairs(images, index_from=0 if way == "faiss" else n + 1)
-    seconds, cpu = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    seconds, spent, peak = time.perf_counter() - began, _cpu() - spent, benchmark._peak()
     found = {
         "seconds": seconds,
-        "cpu": cpu.ru_utime + cpu.ru_stime,
-        "candidates": seconds - sum(spent.values()),
-        "compared": spent["_confirm"],
-        "aligned": spent["_confirm_aligned"],
-        "peak": benchmark._peak(),
+        "cpu": spent,
+        "peak": peak,
         "before": before,
         "pairs": len(pairs),
+        "n_candidates": seen["_confirm"]["rows"],
+        "n_aligned": seen["aligned_distance"]["rows"],
+        "cpu_candidates": spent - seen["_confirm"]["cpu"] - seen["_confirm_aligned"]["cpu"],
+        "cpu_compared": seen["_confirm"]["cpu"],
+        "cpu_aligned": seen["_confirm_aligned"]["cpu"],
+        "recall": "",
     }
+    if way == "faiss":
+        there, total = recall(kept[1][0], kept[0][1])
+        found["recall"] = f"{there:,} of {total:,}"
     print("\n" + json.dumps(found))
 
 
-def _time(name: str, spent: dict[str, float]) -> None:
-    timed = getattr(near_duplicates, name)
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _watched(name: str) -> dict[str, float]:
+    """CPU seconds and rows of the calls of a function of the search, from now on."""
+    watched, seen = getattr(near_duplicates, name), {"cpu": 0.0, "rows": 0}
 
     def wrapped(*arguments):
-        began = time.perf_counter()
-        result = timed(*arguments)
-        spent[name] = spent.get(name, 0) + time.perf_counter() - began
+        spent = _cpu()
+        result = watched(*arguments)
+        seen["cpu"] += _cpu() - spent
+        seen["rows"] += len(arguments[1])
         return result
 
     setattr(near_duplicates, name, wrapped)
+    return seen
 
 
-def recall(file: Path, n: int) -> str:
-    """Which candidates of a sample of pictures FAISS proposes, of those found by comparing them with all."""
-    import faiss
+def _kept(name: str) -> list:
+    """The arguments of a function's last call, from now on."""
+    watched, kept = getattr(near_duplicates, name), []
 
-    images = np.fromfile(file, np.uint8, count=n * 48 * 48).reshape(n, 48, 48)
-    _, pictures = near_duplicates._exact_copies(images, np.flatnonzero(~near_duplicates.is_blank(images)))
-    descriptors = near_duplicates._descriptors(images, pictures)
-    del images
-    found = [pairs for _, pairs in near_duplicates._indexed_candidates(descriptors, faiss)]
-    first, second, flipped = (np.concatenate(column) for column in zip(*found, strict=True))
-    m = len(descriptors)
-    keys = np.sort((first * m + second) * 2 + flipped)
-    sample = np.random.default_rng(0).choice(m, min(SAMPLE, m), replace=False)
-    there = total = 0
-    for rows in np.array_split(sample, len(sample) // 100):
-        for turned, queries in enumerate((descriptors[rows], near_duplicates._mirror(descriptors[rows]))):
+    def wrapped(*arguments):
+        kept[:] = arguments
+        return watched(*arguments)
+
+    setattr(near_duplicates, name, wrapped)
+    return kept
+
+
+def recall(descriptors: np.ndarray, keys: np.ndarray) -> tuple[int, int]:
+    """Candidates of a sample of pictures, found by comparing them with all: how many FAISS proposed, and how many there are.
+
+    keys: (first × n + second) × 2 + flipped of what FAISS proposed, sorted.
+    """
+    n, there, total = len(descriptors), 0, 0
+    sample = np.random.default_rng(0).choice(n, min(SAMPLE, n), replace=False)
+    for rows in np.array_split(sample, -(-len(sample) // 100)):
+        for flipped, queries in enumerate((descriptors[rows], near_duplicates._mirror(descriptors[rows]))):
             row, column = np.nonzero(queries @ descriptors.T >= near_duplicates.MIN_SIMILARITY)
-            one, two = np.minimum(rows[row], column), np.maximum(rows[row], column)
-            wanted = ((one * m + two) * 2 + turned)[one != two]
+            first, second = np.minimum(rows[row], column), np.maximum(rows[row], column)
+            wanted = ((first * n + second) * 2 + flipped)[first != second]
             place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
             there, total = there + int((keys[place] == wanted).sum()), total + len(wanted)
-    return f"{n:,}: {len(keys):,} candidates; of {total:,} of {len(sample):,} pictures FAISS proposes {there:,}"
+    return there, total
 
 
 def sizes(real: np.ndarray, faiss: list[int], compared: list[int], folder: Path) -> None:
@@ -156,17 +175,18 @@ def sizes(real: np.ndarray, faiss: list[int], compared: list[int], folder: Path)
     descriptors = near_duplicates._descriptors(made, own)
     hits = sum(len(first) for _, (first, _, _) in near_duplicates._candidates(descriptors))
     print(f"candidates a pair of different pictures: {hits / (len(own) ** 2 / 2):.1e}")
-    print(f"{'':14} {'pictures':>9} seconds     CPU  candidates  compared  aligned  peak MB  (images)    pairs")
+    print(
+        f"{'':14} {'pictures':>9} seconds     CPU  candidates  compared  aligned  peak MB  (images)    pairs  candidates   aligned  found"
+    )
     for way, listed in (("faiss", faiss), ("all with all", compared)):
         for n in listed:
             x = search(file, n, way)
             print(
-                f"{way:14} {n:9,} {x['seconds']:7.0f} {x['cpu']:7.0f} {x['candidates']:11.0f} {x['compared']:9.0f} "
-                f"{x['aligned']:8.0f} {x['peak']:8.0f} {x['before']:9.0f} {x['pairs']:8,}",
+                f"{way:14} {n:9,} {x['seconds']:7.0f} {x['cpu']:7.0f} {x['cpu_candidates']:11.0f} {x['cpu_compared']:9.0f} "
+                f"{x['cpu_aligned']:8.0f} {x['peak']:8.0f} {x['before']:9.0f} {x['pairs']:8,} {x['n_candidates']:11,} "
+                f"{x['n_aligned']:9,}  {x['recall']}",
                 flush=True,
             )
-    for n in faiss:
-        print(recall(file, n), flush=True)
 
 
 def compare_pairs(images: np.ndarray, folder: Path | None) -> None:
