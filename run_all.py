@@ -13,6 +13,7 @@ python run_all.py --sweep fine_tune.learning_rate=1e-5..1e-3:log --trials 20 --s
 python run_all.py --download                         fetch both datasets with kagglehub, and FER+'s votes, then run
 python run_all.py --export-kaggle                    write folders for `kaggle kernels push`, run nothing
 python run_all.py --export-model clean DIR           the run's model as Keras, TFLite and ONNX, with a model card
+python run_all.py --to-mlflow demo clean             finished runs, copied to an MLflow store
 
 Paths given to options start where you stand. Paths that are values of parameters, in a profile or after -p, start at the
 project's folder.
@@ -32,6 +33,7 @@ from fer_utils.pipeline import defaults, parameters, paths, runner, runs, study,
 from fer_utils.pipeline.lock import RunIsBusy
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 
+SQLITE = "sqlite:///"  # a store's address up to the file's path
 EXPORT_KAGGLE = Path("outputs/kaggle")  # where the folders for Kaggle go unless said otherwise, in the project
 
 
@@ -49,6 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
             return _compare(outputs, options.compare)
         if options.export_model:
             return _export_model(outputs, *options.export_model)
+        if options.to_mlflow:
+            return _to_mlflow(outputs, options.to_mlflow, options.tracking_uri)
+        if options.tracking_uri:
+            raise ParameterError("--tracking-uri goes with --to-mlflow RUN…")
         if options.download:
             _download()
         profile, layers = _layers(options)
@@ -88,6 +94,8 @@ def _anchor(options: argparse.Namespace, here: Path, root: Path) -> None:
     if options.export_model:
         run, folder = options.export_model
         options.export_model = [run, _seen_from(root, here / folder)]
+    if (options.tracking_uri or "").startswith(SQLITE):
+        options.tracking_uri = SQLITE + str(here / options.tracking_uri.removeprefix(SQLITE))
 
 
 def _seen_from(root: Path, path: Path) -> str:
@@ -192,6 +200,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("RUN", "DIR"),
         nargs=2,
         help="write a run's model to DIR as Keras, weights, TFLite and ONNX, compared with each other, and a model card",
+    )
+    parser.add_argument(
+        "--to-mlflow",
+        metavar="RUN",
+        nargs="+",
+        help="copy finished runs to an MLflow store: parameters, scores, history, figures, report, model",
+    )
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="the MLflow store; default: mlflow.db, SQLite, in the outputs folder"
     )
     parser.add_argument("--verbose", action="store_true", help="show everything that the notebooks print")
     return parser
@@ -340,6 +357,22 @@ def _export_model(outputs: Path, name: str, folder: str) -> int:
         return 1
     table = formats.table(measured).reset_index().astype(str)
     print("\n".join(runs.as_lines([list(table), *table.to_numpy().tolist()], terminal.columns())) + f"\n{folder}")
+    return 0
+
+
+def _to_mlflow(outputs: Path, names: list[str], uri: str | None) -> int:
+    from fer_utils.export import mlflow_export  # pandas takes a while to import
+
+    uri = uri or mlflow_export.default_uri(outputs)
+    try:
+        exported = mlflow_export.export(runs.find(outputs, dict.fromkeys(names)), uri)
+    except mlflow_export.MLflowError as error:
+        terminal.say(f"run_all.py: {error}", sys.stderr)
+        return 1
+    for each in exported:
+        said = f"{each.run}: {'written' if each.is_new else 'there already, unchanged,'} as {each.run_id}"
+        terminal.say(said + (f"; earlier states stay: {', '.join(each.earlier)}" if each.earlier else ""))
+    print(uri)
     return 0
 
 

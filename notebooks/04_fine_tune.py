@@ -64,6 +64,7 @@ strategy: str = "auto"  # auto | none | mirrored; auto: mirrored over several GP
 precision: str = "auto"  # auto | float32 | mixed_float16 | mixed_bfloat16; auto: float16 on GPUs with tensor cores
 deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
 time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
+tensorboard_dir: str = ""  # folder for TensorBoard's event files, from the project's root; empty: none are written
 
 # %% [markdown]
 # ## Setup
@@ -166,6 +167,7 @@ history = loop.fit(
     callbacks=callbacks,
     checkpoint=stage.checkpoint,
     time_budget_minutes=time_budget_minutes,
+    tensorboard=stage.tensorboard_folder,
 )
 loop.shown(history)
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 _SPLITS = ("VAL", "TEST")
 _SCORES = ("accuracy", "macro_f1", "loss", "calibration_error")
-_PLACES = {"run", "profile", "outputs_dir", "data_dir"}  # parameters that do not affect results
+_PLACES = {"run", "profile", "outputs_dir", "data_dir", "tensorboard_dir"}  # parameters that do not affect results
 _LONGEST_NAME = 100
 
 _PAGE = """<!doctype html>

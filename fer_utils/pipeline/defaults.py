@@ -23,6 +23,7 @@ _TRAINING = {
     "precision": "auto",
     "deterministic": "auto",
     "time_budget_minutes": 0.0,
+    "tensorboard_dir": "",
 }
 DEFAULTS = {
     "merge_split": {

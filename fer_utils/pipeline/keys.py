@@ -58,6 +58,7 @@ _NOT_COUNTED = {
     "workers",
     "cache",
     "cache_dir",
+    "tensorboard_dir",
     "votes",
     *addresses.DATASETS,
 }
@@ -66,7 +67,8 @@ _NOT_COUNTED = {
 NOT_COMPUTING = {
     *("pipeline", "kaggle", "predict", "export"),
     *("files", "places", "plots", "progress"),
-    *("data.addresses", "data.finding", "training.checkpoint", "training.time_budget", "evaluation.report"),
+    *("data.addresses", "data.finding", "evaluation.report"),
+    *("training.checkpoint", "training.tensorboard", "training.time_budget"),
 }
 
 # Functions, and modules whose functions, only show something.

@@ -49,6 +49,12 @@ class Stage:
         return paths.cache_folder(self.namespace["cache_dir"], self.namespace["outputs_dir"])
 
     @property
+    def tensorboard_folder(self) -> Path | None:
+        """The folder for TensorBoard's event files of this stage, `<tensorboard_dir>/<run>/<stage>`; None: none are written."""
+        given = self.namespace["tensorboard_dir"]
+        return places.place(given) / self.folders.run.name / self.name if given else None
+
+    @property
     def checkpoint(self) -> tuple[Path, str]:
         """Arguments of TrainingCheckpoint: the file for the state after each epoch, and the key that must match to resume."""
         return self.folders.checkpoint(self.name), self.key_digest

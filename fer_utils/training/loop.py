@@ -10,6 +10,7 @@ from fer_utils.training.checkpoint import TrainingCheckpoint
 from fer_utils.training.metrics import Accuracy, MacroScores, cross_entropy
 from fer_utils.training.network import compiled
 from fer_utils.training.optimizers import LossScale, innermost
+from fer_utils.training.tensorboard import TensorBoardLog
 from fer_utils.training.time_budget import TimeBudget
 
 import keras
@@ -186,13 +187,14 @@ def fit(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     checkpoint: tuple[Path, str] | None = None,
     time_budget_minutes: float = 0.0,
+    tensorboard: Path | None = None,
 ) -> pd.DataFrame:
     """Train a compiled model for up to `epochs` epochs and return the history, one row per epoch.
 
     Epochs are counted from `first_epoch` (0 for phase 1); the history's `epoch` starts at 1; its `attrs["ended_by"]` says
     what ended training. checkpoint: a file and a key (see TrainingCheckpoint); training resumes after the last epoch that
     an earlier process finished, with the same history as without an interruption. time_budget_minutes: see TimeBudget.
-    Raises FloatingPointError if the loss is not finite, ValueError for a batch that devices cannot share evenly, and
+    tensorboard: a folder for TensorBoard's event files, see TensorBoardLog. Raises FloatingPointError if the loss is not finite, ValueError for a batch that devices cannot share evenly, and
     Interrupted if a user stops it: called again with the same model, callbacks and checkpoint, it resumes after the last
     finished epoch.
     """
@@ -202,6 +204,7 @@ def fit(
     saved = TrainingCheckpoint(*checkpoint) if checkpoint else None
     done = first_epoch + (saved.resume(callbacks) if saved else 0)
     rows = list(saved.rows) if saved else []
+    watched = [TensorBoardLog(tensorboard, first_epoch, rows)] if tensorboard else []
     bar = _EpochBar(done)
     try:
         history = model.fit(
@@ -215,6 +218,7 @@ def fit(
                 _OneStatistic(),
                 _RecordRates(),
                 *callbacks,
+                *watched,
                 keras.callbacks.TerminateOnNaN(),
                 *([saved] if saved else []),
                 bar,

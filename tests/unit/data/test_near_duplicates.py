@@ -1,6 +1,7 @@
 """The near-duplicate search finds what was done to a picture, and nothing else."""
 
 import io
+import sys
 
 from fer_utils.classes import CLASSES
 from fer_utils.data import near_duplicates
@@ -122,6 +123,49 @@ def test_search_in_many_blocks_finds_what_one_block_finds(faces, monkeypatch):
     pd.testing.assert_frame_equal(near_duplicates.find_pairs(images), whole, rtol=1e-3)
 
 
+@pytest.fixture
+def many() -> np.ndarray:
+    """Faces of which one in two also is there re-encoded, mirrored or cropped, shuffled."""
+    rng = np.random.default_rng(11)
+    faces = np.stack([draw_face(CLASSES[i % 7], rng) for i in range(300)])
+    altered = [list(CHANGES.values())[i % len(CHANGES)][1](face) for i, face in enumerate(faces[:120])]
+    crops = [_cropped(face, 1.06, -1, -2)[:, ::-1] for face in faces[120:150]]
+    return rng.permutation(np.concatenate([faces, altered, crops]))
+
+
+def test_faiss_proposes_the_same_pairs(many, monkeypatch):
+    pytest.importorskip("faiss", reason="faiss-cpu, the extra `copies`, is not installed")
+    compared = near_duplicates.find_pairs(many)
+    assert len(compared) >= 130
+    monkeypatch.setattr(near_duplicates, "_candidates", None)  # not called
+    monkeypatch.setattr(near_duplicates, "_COLUMNS", 100)
+    monkeypatch.setattr(near_duplicates, "_ROWS", 70)
+    looked_up = near_duplicates.find_pairs(many, index_from=100)
+    pd.testing.assert_frame_equal(looked_up, compared, rtol=1e-3)
+
+
+def test_faiss_looks_where_it_is_told_and_no_further(many, monkeypatch):
+    """With one probe and many cells pairs are missed, so the index does narrow the search."""
+    faiss = pytest.importorskip("faiss", reason="faiss-cpu, the extra `copies`, is not installed")
+    pictures = np.flatnonzero(~near_duplicates.is_blank(many))
+    descriptors = near_duplicates._descriptors(many, pictures)
+    monkeypatch.setattr(near_duplicates, "MIN_SIMILARITY", 0.3)
+    monkeypatch.setattr(near_duplicates, "_PROBES", 1)
+    narrow, wide = (
+        {pair for _, pairs in found for pair in zip(*map(np.ndarray.tolist, pairs), strict=True)}
+        for found in (near_duplicates._indexed_candidates(descriptors, faiss), near_duplicates._candidates(descriptors))
+    )
+    assert narrow < wide
+
+
+def test_without_faiss_the_search_goes_on_and_names_the_extra(many, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", None)  # its import fails
+    pairs = near_duplicates.find_pairs(many, index_from=100)
+    assert "faiss-cpu" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(pairs, near_duplicates.find_pairs(many))
+    assert "faiss-cpu" not in capsys.readouterr().out
+
+
 def test_progress_ends_at_the_total(faces, monkeypatch):
     monkeypatch.setattr(near_duplicates, "_ROWS", 10)
     calls = []
@@ -132,6 +176,7 @@ def test_progress_ends_at_the_total(faces, monkeypatch):
 @pytest.mark.parametrize("n", [0, 1])
 def test_no_pairs_among_none_or_one(faces, n):
     assert near_duplicates.find_pairs(faces[:n]).empty
+    assert near_duplicates.find_pairs(faces[:n], index_from=0).empty
     assert near_duplicates.is_blank(faces[:n]).shape == (n,)
 
 

@@ -265,3 +265,9 @@ def test_an_output_that_is_not_whole_is_a_reason_that_names_it(fake_run, name, h
     harm(keys.output_path(name, run.folders))
     (reason,) = run.due()["merge_split"]
     assert re.match(words, reason)
+
+
+def test_where_tensorboards_files_go_does_not_count(fake_run):
+    run = fake_run().do()
+    run.values["train_head"]["tensorboard_dir"] = run.values["fine_tune"]["tensorboard_dir"] = "logs"
+    assert run.due() == {}

@@ -1,0 +1,83 @@
+"""Writes what a training does epoch by epoch for TensorBoard: the history's columns and VAL's confusion matrix.
+
+It reads what Keras has computed anyway and changes nothing: no pass over the pictures, no random number.
+"""
+
+import importlib.util
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from fer_utils import plots
+from fer_utils.training.metrics import MacroScores
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+EVENTS = "events.out.tfevents*"  # the files that TensorBoard reads
+
+
+class TensorBoardLog(keras.callbacks.Callback):
+    """Writes scalars and an image an epoch to event files in `folder`.
+
+    finished: the logs of epochs that an earlier process finished. Without any, the training begins, and event files of an
+    earlier one in `folder` are removed: TensorBoard would draw both as one curve. With some, and no event files, theirs are
+    written first. Steps are the history's `epoch`, which counts from 1 over both phases; the first here is `first_epoch` + 1.
+    The image shows how VAL's pictures were classified after the epoch, (7, 7) counts and shares. Raises ModuleNotFoundError
+    where TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int = 0, finished: Sequence[Mapping[str, float]] = ()):
+        super().__init__()
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ModuleNotFoundError(
+                "tensorboard_dir needs TensorBoard, which is not installed: `pip install tensorboard`, or leave tensorboard_dir "
+                "empty"
+            )
+        self.folder, self.first_epoch, self.finished = folder, first_epoch, finished
+
+    def on_train_begin(self, logs=None) -> None:
+        earlier = list(self.folder.glob(EVENTS))
+        if not self.finished:
+            for file in earlier:
+                file.unlink()
+        self._writer = tf.summary.create_file_writer(str(self.folder))
+        if not earlier:
+            for epoch, row in enumerate(self.finished, self.first_epoch + 1):
+                self._write(epoch, row.items())
+
+    def on_epoch_end(self, epoch: int, logs=None) -> None:
+        self._write(epoch + 1, (logs or {}).items())
+        counts = _counts(self.model)
+        if counts is not None:
+            with self._writer.as_default(epoch + 1):
+                tf.summary.image("VAL confusion matrix", _drawn(counts, f"VAL after epoch {epoch + 1}")[None])
+        self._writer.flush()
+
+    def on_train_end(self, logs=None) -> None:
+        self._writer.close()
+
+    def _write(self, epoch: int, row: Iterable[tuple[str, float]]) -> None:
+        with self._writer.as_default(epoch):
+            for name, value in row:
+                tf.summary.scalar(name, float(value))
+
+
+def _counts(model: keras.Model) -> np.ndarray | None:
+    """The confusion counts of the pass that was scored last, at an epoch's end VAL's: int (7, 7); None without MacroScores."""
+    for metric in model.metrics:
+        for inner in getattr(metric, "metrics", [metric]):  # Keras wraps the compiled ones
+            if isinstance(inner, MacroScores):
+                return keras.ops.convert_to_numpy(inner.counts).astype(np.int64)
+    return None
+
+
+def _drawn(counts: np.ndarray, title: str) -> np.ndarray:
+    """The confusion matrix as a picture: uint8 (height, width, 3)."""
+    figure, file = plots.confusion_matrix(counts, title), io.BytesIO()
+    figure.savefig(file, dpi=80)
+    plt.close(figure)  # else the notebook shows it
+    return np.asarray(Image.open(file).convert("RGB"))

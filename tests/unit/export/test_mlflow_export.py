@@ -1,0 +1,145 @@
+"""What an MLflow store holds after an export is what the run's files say, each state of a run once."""
+
+import importlib.util
+
+import run_all
+from fer_utils import files
+from fer_utils.export import mlflow_export
+from fer_utils.export.mlflow_export import MLflowError
+from fer_utils.pipeline import runs
+from fer_utils.places import NotFoundHere
+
+import pandas as pd
+import pytest
+
+HAS_MLFLOW = all(importlib.util.find_spec(name) for name in mlflow_export.PACKAGES)
+needs_mlflow = pytest.mark.skipif(not HAS_MLFLOW, reason="mlflow-skinny, in the extra `mlflow`, is not installed")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> str:
+    """One store for all tests of this file, since MLflow takes seconds to make its tables."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def done(fake_run, request):
+    """A finished run with figures, named after the test."""
+    fake = fake_run(request.node.name).do()
+    (fake.folders.run / "figures").mkdir()
+    for file in (fake.folders.figure("rates"), fake.folders.figure("confusion_matrix_test"), fake.folders.report):
+        file.write_text(f"drawn: {file.name}")
+    return fake
+
+
+def _client(store: str):
+    from mlflow import MlflowClient
+
+    return MlflowClient(store)
+
+
+def _in_store(store: str, name: str) -> list:
+    client = _client(store)
+    experiment = client.get_experiment_by_name("fer").experiment_id
+    return [found for found in client.search_runs([experiment]) if found.data.tags["fer.run"] == name]
+
+
+def _export(fake, store: str) -> mlflow_export.Exported:
+    (exported,) = mlflow_export.export([runs.read(fake.folders.run)], store)
+    return exported
+
+
+@needs_mlflow
+def test_parameters_scores_history_and_files_arrive(done, store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exported = _export(done, store)
+    (found,) = _in_store(store, done.folders.run.name)
+    assert exported.is_new and found.info.run_id == exported.run_id and found.info.status == "FINISHED"
+    wanted = {f"{stage}.{name}": str(value) for stage, own in done.values.items() for name, value in own.items()}
+    assert found.data.params == wanted
+    metrics = files.read_json(done.folders.metrics)
+    for split in ("val", "test"):
+        for score in ("accuracy", "macro_f1"):
+            low, high = metrics[split][f"{score}_interval"]
+            stored = [found.data.metrics[f"{split}_{score}{end}"] for end in ("", "_low", "_high")]
+            assert stored == [metrics[split][score], low, high]
+        assert found.data.metrics[f"leakage_{split}_images_seen_in_training"] == 0
+    history = _client(store).get_metric_history(exported.run_id, "history/val_loss")
+    tables = [pd.read_csv(path) for path in (done.folders.history_head, done.folders.history_fine_tune)]
+    expected = pd.concat(tables)[["epoch", "val_loss"]].to_numpy().tolist()
+    assert [[point.step, point.value] for point in history] == expected
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    _client(store).download_artifacts(exported.run_id, "", str(copied))
+    for name in ("model.keras", "metrics.json", "report.html", "history_head.csv"):
+        assert (copied / name).read_bytes() == (done.folders.run / name).read_bytes()
+    assert sorted(path.name for path in (copied / "figures").iterdir()) == ["confusion_matrix_test.png", "rates.png"]
+    assert not (tmp_path / "mlruns").exists()  # where MLflow puts things unless told otherwise
+
+
+@needs_mlflow
+def test_the_same_state_is_written_once_and_a_new_one_beside_it(done, store):
+    first, again = _export(done, store), _export(done, store)
+    assert (again.run_id, again.is_new) == (first.run_id, False)
+    done.do("fine_tune", "evaluate", content="x")
+    changed = _export(done, store)
+    assert changed.is_new and changed.earlier == (first.run_id,)
+    assert {found.info.run_id for found in _in_store(store, changed.run)} == {first.run_id, changed.run_id}
+
+
+@needs_mlflow
+def test_an_interrupted_export_is_done_again_and_its_remains_go(done, store, monkeypatch):
+    from mlflow import MlflowClient
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_artifact", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _export(done, store)
+    assert [found.info.status for found in _in_store(store, done.folders.run.name)] == ["RUNNING"]
+    assert _export(done, store).is_new
+    assert [found.info.status for found in _in_store(store, done.folders.run.name)] == ["FINISHED"]
+
+
+@needs_mlflow
+def test_the_command_takes_several_runs_and_a_store_seen_from_where_the_user_stands(
+    fake_run, tmp_path, monkeypatch, capsys
+):
+    outputs = fake_run("one").do().folders.run.parent
+    fake_run("two").do()
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--outputs-dir", str(outputs), "--to-mlflow", "one", "two", "--tracking-uri", "sqlite:///here.db"]
+    assert run_all.main(arguments) == 0
+    assert "one: written as" in capsys.readouterr().out and (tmp_path / "here.db").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert run_all.main(arguments) == 0
+    assert capsys.readouterr().out.count("there already") == 2
+
+
+@needs_mlflow
+def test_a_store_that_cannot_be_opened_is_named(done, tmp_path):
+    (tmp_path / "broken.db").write_text("this is no database" * 100)
+    with pytest.raises(MLflowError, match=r"broken\.db"):
+        _export(done, f"sqlite:///{tmp_path / 'broken.db'}")
+
+
+def test_an_unfinished_run_is_refused_before_anything_is_written(fake_run, tmp_path):
+    found = [runs.read(fake.folders.run) for fake in (fake_run("whole").do(), fake_run("half").do("merge_split"))]
+    with pytest.raises(NotFoundHere, match=r"half \(stopped before balance\)"):
+        mlflow_export.export(found, f"sqlite:///{tmp_path / 'never.db'}")
+    assert not (tmp_path / "never.db").exists()
+
+
+def test_without_mlflow_the_message_names_the_extra(done, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    outputs, name = done.folders.run.parent, done.folders.run.name
+    assert run_all.main(["--outputs-dir", str(outputs), "--to-mlflow", name]) == 2
+    assert "extra `mlflow`" in " ".join(capsys.readouterr().err.split())
+    assert not (outputs / "mlflow.db").exists()
+
+
+def test_a_tracking_uri_alone_is_refused(capsys):
+    assert run_all.main(["--tracking-uri", "sqlite:///x.db"]) == 2
+    assert "--to-mlflow" in capsys.readouterr().err
