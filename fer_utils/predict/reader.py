@@ -91,7 +91,7 @@ class Reader:
             height, width = picture.rgb.shape[:2]
             return [Box(0, 0, width, height, 1.0)], [images.as_face(picture.rgb)]
         boxes = self._detector.find(picture.rgb)
-        return boxes, [detection.crop(picture.rgb, box) for box in boxes]
+        return boxes, [detection.crop(picture.rgb, box, self._detector.framing) for box in boxes]
 
     def _read_held(self, held: list, crops: list[np.ndarray], batch: int) -> Iterator[Reading | PassedOver]:
         rows = iter(self.probabilities(np.array(crops), batch) if crops else ())
@@ -118,8 +118,8 @@ def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:
 
 
 def read_photograph(model_file: Path, photograph: Picture) -> Reading:
-    """The faces of one photograph."""
-    (reading,) = Reader(model_file, detection.Detector()).read([photograph])
+    """The faces of one photograph, found by MTCNN, which needs no file."""
+    (reading,) = Reader(model_file, detection.Mtcnn()).read([photograph])
     return reading
 
 
