@@ -85,12 +85,14 @@ def test_csv_has_a_line_a_face_and_the_table_counts(run, tmp_path):
 class SeesBrightPictures:
     """A detector that finds one face in a bright picture and none in a dark one."""
 
+    framing = 1.0
+
     def find(self, picture):
         return [Box(2, 3, 40, 30, 0.97)] if picture.mean() > 127 else []
 
 
 def test_csv_lists_pictures_without_a_face(outputs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(detection, "Detector", lambda *_: SeesBrightPictures())
+    monkeypatch.setattr(detection, "detector", lambda *_: SeesBrightPictures())
     bright, dark = write(tmp_path / "a.png"), write(tmp_path / "b.png", 10)
     assert command_line.main([str(bright), str(dark), "--outputs", str(outputs), "--csv"]) == 0
     face, nothing = csv.DictReader(io.StringIO(capsys.readouterr().out))
@@ -116,7 +118,7 @@ def test_the_table_fits_the_terminal_and_keeps_the_names_of_files(monkeypatch, c
     table = command_line.Table(names, is_timed=True)
     table.add(reader.Reading(Picture(names[0], np.empty(0)), (face,)))
     table.add(reader.Reading(Picture(names[1], np.empty(0), 10, 1.0, 10.0), ()))
-    table.end([])
+    table.end([], 1.0)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
     assert "/IMG_20240101_120000.png  " in lines[1] and "/party.avi  " in lines[2] and "1.00  " in lines[2]
@@ -229,11 +231,11 @@ def test_models_are_found_by_file_by_name_and_by_age(outputs, tmp_path):
         (tmp_path / name / "model.keras").write_bytes(bright.read_bytes())
         os.utime(tmp_path / name / "model.keras", (1e9 - age, 1e9 - age))
     assert command_line.find_model("older", str(tmp_path)).parent.name == "older"
-    assert command_line.find_model("", str(tmp_path)).parent.name == "newest"
+    assert command_line.find_model("auto", str(tmp_path)).parent.name == "newest"
     with pytest.raises(FileNotFoundError, match=r"is called oldest; runs with a model in .*: newest, older"):
         command_line.find_model("oldest", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no run has a model yet"):
-        command_line.find_model("", str(tmp_path / "older"))
+        command_line.find_model("auto", str(tmp_path / "older"))
 
 
 def test_what_is_no_model_of_ours_is_refused_with_status_2(run, tmp_path):
