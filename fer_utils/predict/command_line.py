@@ -295,7 +295,7 @@ def _serve(given: argparse.Namespace, model: Path, detector: detection.Detector)
 
     try:
         page.serve(model, detector, given.host, given.port)
-    except page.PageMissing as error:
+    except page.PageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -99,7 +99,13 @@ class YuNet:
         self._threshold = threshold
         self._scale = SMALLEST / smallest
         path = yunet_file.locate(file)
-        self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), threshold, OVERLAP)
+        level = cv2.utils.logging.setLogLevel(
+            cv2.utils.logging.LOG_LEVEL_ERROR
+        )  # OpenCV 5 warns of what is not asked for
+        try:
+            self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), threshold, OVERLAP)
+        finally:
+            cv2.utils.logging.setLogLevel(level)
 
     def find(self, picture: np.ndarray) -> list[Box]:
         """See Detector. Larger pictures are searched several times, each a quarter of the size before, for larger faces."""

@@ -104,7 +104,11 @@ class Reader:
             height, width = picture.rgb.shape[:2]
             return picture, [Box(0, 0, width, height, 1.0)], [images.as_face(picture.rgb)]
         boxes = self._detector.find(picture.rgb)
-        return picture, boxes, [detection.crop(picture.rgb, box, self._detector.framing) for box in boxes]
+        return picture, boxes, [self.crop(picture.rgb, box) for box in boxes]
+
+    def crop(self, rgb: np.ndarray, box: Box) -> np.ndarray:
+        """The face in a box of the detector, as the model sees it: uint8 grey (48, 48)."""
+        return detection.crop(rgb, box, self._detector.framing)
 
     def _read_held(self, held: list, crops: list[np.ndarray], batch: int) -> Iterator[Reading | PassedOver]:
         rows = iter(self.probabilities(np.array(crops), batch) if crops else ())
