@@ -21,7 +21,7 @@ def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str], note
     scale = max(copy.shape[:2]) / 1000
     thickness, size = max(1, round(2 * scale)), max(0.4, 0.7 * scale)
     for box, label in zip(boxes, labels, strict=True):
-        cv2.rectangle(copy, (box.x, box.y), (box.x + box.width, box.y + box.height), COLOUR, thickness)
+        cv2.rectangle(copy, (box.x, box.y), (box.x + box.width, box.y + box.height), COLOUR, max(2, thickness))
         (width, height), below = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, size, thickness)
         foot = max(box.y - below, height + below)
         cv2.rectangle(copy, (box.x, foot - height - below), (box.x + width, foot + below), COLOUR, cv2.FILLED)

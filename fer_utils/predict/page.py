@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 from fer_utils import files, images
@@ -125,7 +126,7 @@ class Session:
         return np.array([self._reader.crop(reading.picture.rgb, face.box) for face in reading.faces])
 
     def _html(self, reading: Reading, heat: np.ndarray | None, foot: str = "") -> str:
-        shown = _shrunk(reading.drawn(), SHOWN_SIDE)
+        shown = _shrunk(replace(reading, note="").drawn(), SHOWN_SIDE)  # the note stands below
         boxes = " ".join(f"{face.box.x},{face.box.y},{face.box.width},{face.box.height}" for face in reading.faces)
         parts = [f'<img class="shown" alt="the picture, its faces framed" data-boxes="{boxes}" src="{_inline(shown)}">']
         parts += [f'<p class="note">{html.escape(reading.note)}</p>'] if reading.note else []
