@@ -13,15 +13,15 @@ def ahead(
 ) -> Iterator[Item]:
     """Yield the items in order, while a thread fetches up to `size` of them in advance.
 
-    Where that many wait, the thread waits too; but the oldest waiting item that `may_drop` allows gives way first, as the
-    frames of a camera do when reading is slower. What `items` raises is raised here. The thread ends with this iterator.
+    Where that many wait, the thread waits too. But of items that `may_drop` allows, the oldest that waits gives way to a new
+    one, as the frames of a camera do when reading is slower. What `items` raises is raised here. The thread ends with this iterator.
     """
     waiting: deque[Item] = deque()
     changed = threading.Condition()
     ended, failed, is_closed = False, None, False
 
-    def make_room() -> None:
-        old = next((item for item in waiting if may_drop(item)), None)
+    def make_room(new: Item) -> None:
+        old = next((item for item in waiting if may_drop(item)), None) if may_drop(new) else None
         if old is not None:
             del waiting[next(n for n, item in enumerate(waiting) if item is old)]
         else:
@@ -33,7 +33,7 @@ def ahead(
             for item in items:
                 with changed:
                     if len(waiting) >= size:
-                        make_room()
+                        make_room(item)
                     if is_closed:
                         return
                     waiting.append(item)

@@ -60,6 +60,7 @@ class Reading:
         figure, axes = plt.subplots(layout="constrained")
         axes.imshow(self.drawn())
         axes.set_axis_off()
+        axes.set_title(self.note, wrap=True, fontsize="small")
         return figure
 
 

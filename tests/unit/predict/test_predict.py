@@ -210,12 +210,91 @@ def test_a_copy_never_takes_a_sources_name(run, tmp_path):
         ([".", "--smallest", "5"], "--smallest at 20"),
         ([".", "--threshold", "95"], "--threshold 95.0: a confidence lies between 0 and 1"),
         ([".", "--annotate", "copies"], "lies in ."),
+        ([".", "--page"], "paths of pictures or --webcam N or --page"),
+        (["--page", "--json"], "--page goes with"),
+        ([".", "--smooth", "-1"], "--smooth -1.0: a time in seconds"),
     ],
 )
 def test_wrong_usage_has_status_2(arguments, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         command_line.main(arguments)
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+class Camera:
+    """A camera of 40 pictures, dark ones and then bright ones, which is then unplugged."""
+
+    def __init__(self, number):
+        self.number = -1
+
+    def isOpened(self):  # noqa: N802
+        return True
+
+    def get(self, what):
+        return 0.0
+
+    def grab(self):
+        self.number += 1
+        return self.number < 40
+
+    def retrieve(self):
+        return True, np.full((48, 64, 3), 20 if self.number < 20 else 230, np.uint8)
+
+    def release(self):
+        pass
+
+
+def test_a_camera_is_read_until_it_ends_and_the_last_picture_is_not_left_out(run, monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    status, out, err = run("--webcam", 0, "--json")
+    pictures = json.loads(out)["pictures"]
+    frames = [one["frame"] for one in pictures]
+    assert status == 1 and "the camera gives no more pictures" in err
+    assert frames == sorted(set(frames)) and frames[-1] == 39
+    assert pictures[-1]["faces"][0]["expression"] == "happy"
+    assert "pictures a second" in run("--webcam", 0)[1].splitlines()[-1]
+
+
+def test_smoothing_delays_a_change_and_is_off_by_default(run, tmp_path):
+    video = write_video(tmp_path / "v.avi")
+
+    def happy(*options):
+        pictures = json.loads(run(video, "--json", *options)[1])["pictures"]
+        return [one["faces"][0]["probabilities"]["happy"] for one in pictures]
+
+    plain, smooth = happy(), happy("--smooth", 0.5)
+    assert plain[5] < 0.01 and plain[6] > 0.99
+    assert smooth[5] < 0.01 and smooth[6] == pytest.approx(1 - np.exp(-0.2), abs=0.01) and smooth[11] > smooth[6]
+
+
+@pytest.fixture
+def drawn_run(outputs, tmp_path):
+    """An outputs folder whose run was trained on drawn faces."""
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "model.keras").write_bytes((outputs / "bright" / "model.keras").read_bytes())
+    metrics = {"run": {"params": {"merge_split": {"fer2013": "demo"}}}}
+    (tmp_path / "drawn" / "metrics.json").write_text(json.dumps(metrics))
+    return tmp_path
+
+
+def test_a_model_trained_on_drawn_faces_says_so_in_every_output(drawn_run, tmp_path, capsys):
+    picture, copies = write(tmp_path / "a.png", size=(300, 300)), tmp_path / "copies"
+    given = [str(picture), "--no-detect", "--outputs", str(drawn_run), "--annotate", str(copies)]
+    said = "This model was trained on drawn faces"
+    for form in ([], ["--csv"], ["--json"]):
+        assert command_line.main([*given, *form]) == 0
+        out, err = capsys.readouterr()
+        assert said in err and (said in out or form == ["--csv"])
+        assert form != ["--json"] or json.loads(out)["note"] == reader.DRAWN
+    foot = images.decode_photograph(copies / "a_faces.png")[-5:]
+    assert (foot < 100).mean() > 0.5  # a dark strip on a bright picture
+    figure = reader.read_photograph(drawn_run / "drawn" / "model.keras", photographs.load(picture)).figure()
+    assert figure.axes[0].get_title() == reader.DRAWN
+
+
+def test_a_model_trained_on_photographs_has_no_note(run, tmp_path):
+    _, out, err = run(write(tmp_path / "a.png"), "--json")
+    assert "note" not in json.loads(out) and "drawn" not in err
 
 
 def test_a_camera_that_is_not_there_is_said(run, monkeypatch):
