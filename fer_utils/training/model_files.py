@@ -42,8 +42,7 @@ def load(path: Path, threads: int | None = None) -> Predict:
     except NotOurModel:
         raise
     except Exception as error:  # the runtimes raise many types for a file that is no model, or another model
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise NotOurModel(f"{path}: not a whole model of this project in its format ({reason})") from error
+        raise NotOurModel(f"{path}: not a whole model of this project in its format ({_reason(error)})") from error
     if answer is not None and answer.shape != (1, len(CLASSES)):
         raise NotOurModel(f"{path}: gives {answer.shape} for one picture, expected (1, {len(CLASSES)})")
     return predict
@@ -88,7 +87,7 @@ def load_keras(path: Path):
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras, zipfile and h5py raise many types for a file that is no model
-        raise NotOurModel(f"{path}: not a whole Keras model ({str(error).splitlines()[0]})") from error
+        raise NotOurModel(f"{path}: not a whole Keras model ({_reason(error)})") from error
     shapes = model.input_shape, model.output_shape
     if shapes[0][-1:] not in ((1,), (None,)) or len(shapes[0]) != 4 or shapes[1] != (None, len(CLASSES)):
         raise NotOurModel(
@@ -96,6 +95,10 @@ def load_keras(path: Path):
             "as outputs/<run>/model.keras"
         )
     return model
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _keras(path: Path) -> Predict:

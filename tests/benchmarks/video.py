@@ -52,10 +52,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+", help="model files: .keras, .tflite, .onnx")
     parser.add_argument("--yunet", type=Path, help="YuNet's file")
+    parser.add_argument("--detectors", nargs="+", choices=("yunet", "mtcnn"), default=["yunet", "mtcnn"])
     parser.add_argument("--pictures", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    detectors = {"yunet": detection.YuNet(file=options.yunet), "mtcnn": detection.Mtcnn()}
+    detectors = {
+        name: detection.YuNet(file=options.yunet) if name == "yunet" else detection.Mtcnn()
+        for name in options.detectors
+    }
     readers = {(name, model): Reader(model, found) for name, found in detectors.items() for model in options.models}
     with tempfile.TemporaryDirectory() as folder:
         video, short = Path(folder) / "face.mp4", Path(folder) / "short.mp4"
