@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fer_utils.data import demo
 from fer_utils.data.splits import EMOTION_DETECTION, FER2013
+from fer_utils.predict import yunet_file
 
 import h5py
 import numpy as np
@@ -40,6 +41,16 @@ def real_data() -> dict[str, Path]:
     if missing:
         pytest.skip(f"no real data: {' and '.join(missing)} not found (FER_REAL_DATA names the folder with both)")
     return archives
+
+
+@pytest.fixture(scope="session")
+def yunet_path() -> Path:
+    """YuNet's file; skips where it is not at hand."""
+    folder = Path(os.environ.get("FER_REAL_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
+    path = folder / "yunet" / yunet_file.NAME
+    if not path.is_file():
+        pytest.skip(f"no YuNet: {path} not found (FER_REAL_DATA names the folder with yunet/ in it)")
+    return path
 
 
 def _older_name(layer: str) -> str:

@@ -63,8 +63,8 @@ import onnxruntime                            # model.onnx
 session = onnxruntime.InferenceSession("model.onnx")
 probabilities = session.run(None, {"pixels": pixels})[0]
 
-import tensorflow as tf                       # model_float16.tflite, model_int8.tflite
-interpreter = tf.lite.Interpreter("model_float16.tflite")
+from ai_edge_litert.interpreter import Interpreter  # the .tflite files
+interpreter = Interpreter("model_float16.tflite")
 place = interpreter.get_input_details()[0]["index"]
 interpreter.resize_tensor_input(place, pixels[:1].shape)
 interpreter.allocate_tensors()

@@ -1,15 +1,17 @@
 """The command line `python -m fer_utils.predict PATH…`, and its output as a table, CSV or JSON.
 
-Decoding is in `photographs`, finding faces in `detection`, applying the model in `reader`, drawing in `drawing`. Exit
-status: 0 everything was read, 1 something could not be read, 2 wrong usage.
+Decoding is in `photographs`, finding faces in `detection`, applying the model in `reader`, drawing in `drawing`, the page in
+`page`. Exit status: 0 everything was read, 1 something could not be read, 2 wrong usage.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,27 +22,33 @@ from fer_utils.classes import CLASSES
 from fer_utils.predict import detection, drawing, photographs
 from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import PassedOver, Picture
-from fer_utils.predict.reader import BATCH, Face, NotOurModel, Reader, Reading
+from fer_utils.predict.reader import Face, Reader, Reading
+from fer_utils.predict.smoothing import Smoother
+from fer_utils.training import model_files
+from fer_utils.training.model_files import NotOurModel
 
 import numpy as np
 from tqdm import tqdm
 
 
 def find_model(given: str, outputs_dir: str = "outputs") -> Path:
-    """The model file for `given`: a file, a run's name, or empty for the newest run with a model."""
-    if given and Path(given).is_file():
+    """The model file for `given`: a file as it is, or the fastest file of a folder, of a run, or for `auto` of the newest run
+    with a model (see model_files.fastest)."""
+    if given != "auto" and Path(given).is_file():
         return Path(given)
     outputs = places.place(outputs_dir)
     known = sorted(outputs.glob("*/model.keras"), key=lambda path: path.stat().st_mtime)
     by_name = {path.parent.name: path for path in known}
     if given in by_name:
-        return by_name[given]
-    if given or not known:
+        return model_files.fastest(by_name[given])
+    if given != "auto" and (Path(given) / "model.keras").is_file():
+        return model_files.fastest(Path(given) / "model.keras")
+    if given != "auto" or not known:
         raise places.NotFoundHere(
-            f"--model: {f'no file and no run with a model is called {given}' if given else 'no run has a model yet'}; "
+            f"--model: {f'no file and no run with a model is called {given}' if given != 'auto' else 'no run has a model yet'}; "
             f"runs with a model in {outputs}: {', '.join(sorted(by_name)) or 'none, `python run_all.py` makes one'}"
         )
-    return known[-1]
+    return model_files.fastest(known[-1])
 
 
 def rows(reading: Reading) -> list[dict[str, Any]]:
@@ -100,6 +108,8 @@ class Table:
         self._columns = shown
         self._width = max(len("picture"), min(longest, columns - self._taken(shown)))
         self._n_faces = self._n_pictures = 0
+        self._is_timed = is_timed
+        self._note = ""
         self._say("picture", {name: name for name in shown})
 
     def _taken(self, shown: Sequence[str]) -> int:
@@ -114,11 +124,12 @@ class Table:
 
     def add(self, reading: Reading) -> None:
         picture = reading.picture
-        time = {} if picture.seconds is None else {"seconds": f"{picture.seconds:.2f}"}
+        place = {} if picture.seconds is None else {"seconds": f"{picture.seconds:.2f}"}
+        self._note = reading.note
         self._n_pictures += 1
         self._n_faces += len(reading.faces)
         if not reading.faces:
-            self._say(picture.source, time | {"box": "no face found"})
+            self._say(picture.source, place | {"box": "no face found"})
         for face in reading.faces:
             second = int(np.argsort(face.probabilities)[-2])
             cells = {
@@ -127,11 +138,14 @@ class Table:
                 "next": f"{CLASSES[second]} {face.probabilities[second]:.2f}",
                 "detector": f"{face.box.confidence:.2f}",
             }
-            self._say(picture.source, time | cells)
+            self._say(picture.source, place | cells)
 
-    def end(self, passed_over: Sequence[PassedOver]) -> None:
+    def end(self, passed_over: Sequence[PassedOver], seconds: float) -> None:
         faces, pictures = counted(self._n_faces, "face"), counted(self._n_pictures, "picture")
-        tqdm.write(f"{faces} in {pictures}; passed over: {len(passed_over)}", file=sys.stdout)
+        rate = f"; {self._n_pictures / seconds:.1f} pictures a second" if self._is_timed else ""
+        tqdm.write(f"{faces} in {pictures}; passed over: {len(passed_over)}{rate}", file=sys.stdout)
+        if self._note:
+            tqdm.write(self._note, file=sys.stdout)
 
 
 class Csv:
@@ -146,8 +160,8 @@ class Csv:
     def add(self, reading: Reading) -> None:
         self._writer.writerows(rows(reading))
 
-    def end(self, passed_over: Sequence[PassedOver]) -> None:
-        """Nothing to write: pictures that could not be read are reported on standard error."""
+    def end(self, passed_over: Sequence[PassedOver], seconds: float) -> None:
+        """Nothing to write: pictures that could not be read are reported on standard error, and so is a note."""
 
 
 class Json:
@@ -155,12 +169,14 @@ class Json:
 
     def __init__(self, sources: Sequence[str], is_timed: bool):
         self._pictures: list[dict] = []
+        self._note: dict[str, str] = {}
 
     def add(self, reading: Reading) -> None:
+        self._note = {"note": reading.note} if reading.note else {}
         self._pictures.append(as_json(reading))
 
-    def end(self, passed_over: Sequence[PassedOver]) -> None:
-        document = {"pictures": self._pictures, "passed_over": [asdict(failed) for failed in passed_over]}
+    def end(self, passed_over: Sequence[PassedOver], seconds: float) -> None:
+        document = self._note | {"pictures": self._pictures, "passed_over": [asdict(failed) for failed in passed_over]}
         print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
@@ -170,16 +186,39 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="image files, videos, folders of both")
     parser.add_argument("--webcam", type=int, metavar="N", help="watch this camera until Ctrl-C")
-    parser.add_argument("--model", default="", metavar="RUN|FILE", help="default: the newest run with a model")
+    parser.add_argument("--page", action="store_true", help="open a page for pictures and the camera in the browser")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="of the page: this machine alone (127.0.0.1)"
+    )
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="of the page (7860)")
+    parser.add_argument(
+        "--model",
+        default="auto",
+        metavar="RUN|FILE",
+        help="a file (.keras, .tflite, .onnx), or a run: its fastest file that agrees with Keras; auto: the newest run",
+    )
     parser.add_argument("--outputs", default="outputs", metavar="DIR", help="the folder of all runs")
     parser.add_argument("--no-detect", action="store_true", help="each picture is the crop of one face")
+    parser.add_argument(
+        "--detector",
+        default="auto",
+        metavar="NAME|PATH",
+        help="mtcnn, yunet, or the path of YuNet's file; auto: yunet where its file is there or can be fetched",
+    )
     parser.add_argument("--smallest", type=int, default=detection.SMALLEST, metavar="PX", help="smallest face (20)")
     parser.add_argument(
         "--threshold",
         type=float,
-        default=detection.THRESHOLD,
         metavar="P",
-        help=f"smallest confidence of a face ({detection.THRESHOLD}); a lower one finds more, and more that are none",
+        help=f"smallest confidence of a face (mtcnn {detection.Mtcnn.THRESHOLD}, yunet {detection.YuNet.THRESHOLD}); a lower "
+        "one finds more, and more that are none",
+    )
+    parser.add_argument(
+        "--smooth",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="average each face's probabilities over about this time of a video or webcam (0: do not)",
     )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="read each N-th frame of a video")
     parser.add_argument(
@@ -202,15 +241,19 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    if bool(given.paths) == (given.webcam is not None):
-        parser.error("give paths of pictures or --webcam N, one of the two")
+    if bool(given.paths) + (given.webcam is not None) + given.page != 1:
+        parser.error("give paths of pictures or --webcam N or --page, one of the three")
+    if given.page and (given.no_detect or given.annotate or given.format):
+        parser.error("--page goes with --model, --detector, --smallest, --threshold, --host and --port only")
     for path in given.paths:
         if not path.exists():
             parser.error(f"{path}: no such file or folder")
     if given.every < 1 or given.smallest < detection.SMALLEST:
         parser.error(f"--every starts at 1 and --smallest at {detection.SMALLEST}")
-    if not 0 < given.threshold < 1:
+    if given.threshold is not None and not 0 < given.threshold < 1:
         parser.error(f"--threshold {given.threshold}: a confidence lies between 0 and 1")
+    if not 0 <= given.smooth < float("inf"):
+        parser.error(f"--smooth {given.smooth}: a time in seconds, 0 or more")
     if given.annotate and given.annotate.exists() and not given.annotate.is_dir():
         parser.error(f"--annotate: {given.annotate} is no folder")
     for path in given.paths if given.annotate else ():
@@ -224,17 +267,38 @@ def main(given: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no messages about a missing GPU
     try:
         model = find_model(arguments.model, arguments.outputs)
-        detector = None if arguments.no_detect else detection.Detector(arguments.smallest, arguments.threshold)
+        detector = None if arguments.no_detect else _detector(arguments)
+        if arguments.page:
+            return _serve(arguments, model, detector)
         reader = Reader(model, detector)
     except (places.NotFoundHere, NotOurModel, detection.DetectorMissing) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"model: {model}", file=sys.stderr)
+    if reader.note:
+        print(f"note: {reader.note}", file=sys.stderr)
     try:
         return 1 if _run(arguments, reader) else 0
     except files.OutputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _detector(given: argparse.Namespace) -> detection.Detector:
+    return detection.detector(
+        given.detector, given.smallest, given.threshold, lambda text: print(text, file=sys.stderr)
+    )
+
+
+def _serve(given: argparse.Namespace, model: Path, detector: detection.Detector) -> int:
+    from fer_utils.predict import page  # Gradio takes seconds to import
+
+    try:
+        page.serve(model, detector, given.host, given.port)
+    except page.PageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
@@ -247,22 +311,29 @@ def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     output = (arguments.format or Table)(names, is_live or any(map(photographs.is_video, sources)))
     pictures = photographs.watch(arguments.webcam, arguments.every) if is_live else _all(sources, arguments.every)
     total = None if is_live else sum(photographs.count(path, arguments.every) for path in sources)
-    # On standard error, since standard output is for the rows.
-    bar = tqdm(pictures, "pictures", total, leave=False, file=sys.stderr, disable=None)
-    with drawing.Copies(arguments.annotate or Path(), sources) as copies:
+    smoother = Smoother(arguments.smooth) if arguments.smooth else None
+    began = time.perf_counter()
+    with (
+        # On standard error, since standard output is for the rows. Its rate is that of pictures read.
+        tqdm(desc="pictures", total=total, unit="picture", leave=False, file=sys.stderr, disable=None) as bar,
+        drawing.Copies(arguments.annotate or Path(), sources) as copies,
+        contextlib.closing(reader.read(pictures, is_live=is_live)) as readings,
+    ):
         try:
-            for reading in reader.read(bar, 1 if is_live else BATCH):
+            for reading in readings:
+                bar.update()
                 if isinstance(reading, PassedOver):
                     passed_over.append(reading)
                     _complain(reading)
                     continue
-                output.add(reading)
+                shown = smoother.smoothed(reading) if smoother else reading
+                output.add(shown)
                 if arguments.annotate:
-                    _copy(copies, reading, arguments.every)
+                    _copy(copies, shown, arguments.every)
         except KeyboardInterrupt:
             if not is_live:
                 raise
-    output.end(passed_over)
+    output.end(passed_over, time.perf_counter() - began)
     return passed_over
 
 

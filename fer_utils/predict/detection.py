@@ -1,29 +1,35 @@
-"""Finds faces in photographs with MTCNN, and crops them as the training images are cropped.
+"""Finds faces in photographs with MTCNN or YuNet, and crops them as the training images are cropped.
 
 MTCNN (Zhang et al. 2016, arXiv:1604.02878) comes from the package `mtcnn`, which includes its weights. The package is
-imported with the first detector, not with this module.
+imported with the first detector, not with this module. YuNet (Wu et al. 2023, doi:10.1007/s11633-023-1423-y) is run by
+OpenCV from a file (see yunet_file).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from fer_utils import images
+from fer_utils.predict import yunet_file
+from fer_utils.predict.yunet_file import YuNetMissing
 
 import cv2
 import numpy as np
 
+NAMES = ("auto", "mtcnn", "yunet")
 SMALLEST = (
-    20  # pixels; size of a face for MTCNN's first network; mtcnn 1.0.0 fails with a larger value (see Detector.find)
+    20  # pixels; size of a face for MTCNN's first network; mtcnn 1.0.0 fails with a larger value (see Mtcnn.find)
 )
-THRESHOLD = 0.9  # smallest confidence of a face; measured by tests/benchmarks/detection.py
 MIN_SIDE = 48  # pixels; smaller pictures are padded, since MTCNN's pyramid would be empty
-# Measured on 240 faces of FER2013's train folder: MTCNN's box has a mean side of 0.909 of the picture (10 %–90 %: 0.75–1.12)
-# and its centre is in the middle, 0.49 across and 0.51 down. The inverse gives the side of a square like FER2013's crops.
-FRAMING = 1.10
+OVERLAP = 0.3  # of two YuNet boxes that share more than this of their union, the less confident one is dropped
+# Pixels. YuNet was trained on faces up to about 300 px and misses much larger ones; in the astronaut's picture it is sure
+# of a face of 500 px, not of one of 600, and takes smooth parts of an enlarged picture for larger faces.
+LARGEST = 400
 
 
 class DetectorMissing(ImportError):
-    """The package with the face detector is not installed."""
+    """The package with the face detector is not installed, or its file is not there."""
 
 
 @dataclass(frozen=True)
@@ -37,33 +43,117 @@ class Box:
     confidence: float
 
 
-class Detector:
+class Detector(Protocol):
     """Finds upright faces, frontal or moderately turned.
+
+    framing: side of a square cropped as FER2013's pictures are, over the mean side of the detector's box.
+    """
+
+    framing: float
+
+    def find(self, picture: np.ndarray) -> list[Box]:
+        """The faces in an RGB picture, uint8 (height, width, 3), from left to right."""
+
+
+class Mtcnn:
+    """The detector of the package `mtcnn`.
 
     smallest: pixels of the smallest face to find; a larger value is faster, since the picture is shrunk first.
     threshold: smallest confidence of a face, 0 to 1; a lower value finds more faces and more false ones.
     """
 
+    THRESHOLD = 0.9  # measured by tests/benchmarks/detection.py
+    # Measured on 240 faces of FER2013's train folder: the box has a mean side of 0.909 of the picture (10 %–90 %: 0.75–1.12)
+    # and its centre is in the middle, 0.49 across and 0.51 down. The inverse gives the side of a square like FER2013's crops.
+    framing = 1.10
+
     def __init__(self, smallest: int = SMALLEST, threshold: float = THRESHOLD):
-        if smallest < SMALLEST:
-            raise ValueError(f"smallest is {smallest} pixels, the detector sees nothing under {SMALLEST}")
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold is {threshold}; it is a confidence between 0 and 1")
+        _check(smallest, threshold)
         self._threshold = threshold
         self._scale = SMALLEST / smallest
         self._network = _load_network()
 
     def find(self, picture: np.ndarray) -> list[Box]:
-        """The faces in an RGB picture, uint8 (height, width, 3), from left to right.
+        """See Detector.
 
         The picture is scaled instead of setting `min_face_size`: with a larger one mtcnn 1.0.0 builds levels too small
         for its network, and then fails or finds no face.
         """
-        height, width = picture.shape[:2]
         scaled = _at_least(_scaled(picture, self._scale), MIN_SIDE)
         found = self._network.detect_faces(scaled, threshold_onet=self._threshold)
-        boxes = [_box(face, self._scale, width, height) for face in found]
-        return sorted((box for box in boxes if box.width and box.height), key=lambda box: (box.x, box.y))
+        return _in_order(_box(face["box"], face["confidence"], self._scale, picture) for face in found)
+
+
+class YuNet:
+    """OpenCV's FaceDetectorYN. smallest and threshold: as for Mtcnn. Not for several threads at once.
+
+    file: YuNet's file; without it yunet_file.locate says where it is. Raises YuNetMissing.
+    """
+
+    THRESHOLD = 0.8  # measured by tests/benchmarks/detection.py
+    # 274 of 300 faces of FER2013: a mean side of 0.923 (10 %–90 %: 0.74–1.11), the centre 0.49 across and 0.52 down.
+    framing = 1.08
+
+    def __init__(self, smallest: int = SMALLEST, threshold: float = THRESHOLD, file: Path | None = None):
+        _check(smallest, threshold)
+        self._threshold = threshold
+        self._scale = SMALLEST / smallest
+        path = yunet_file.locate(file)
+        level = cv2.utils.logging.setLogLevel(
+            cv2.utils.logging.LOG_LEVEL_ERROR
+        )  # OpenCV 5 warns of what is not asked for
+        try:
+            self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), threshold, OVERLAP)
+        finally:
+            cv2.utils.logging.setLogLevel(level)
+
+    def find(self, picture: np.ndarray) -> list[Box]:
+        """See Detector. Larger pictures are searched several times, each a quarter of the size before, for larger faces."""
+        bgr = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR)
+        scale, faces = self._scale, []
+        while True:
+            scaled = _scaled(bgr, scale)
+            found = self._found(scaled)
+            is_last = max(scaled.shape[:2]) <= 2 * LARGEST
+            faces += [(face[:4] / scale, face[-1]) for face in found if is_last or max(face[2:4]) <= LARGEST]
+            if is_last:
+                break
+            scale /= 4
+        kept = cv2.dnn.NMSBoxes([f.tolist() for f, _ in faces], [float(p) for _, p in faces], self._threshold, OVERLAP)
+        return _in_order(_box(faces[n][0], faces[n][1], 1, picture) for n in kept)
+
+    def _found(self, bgr: np.ndarray) -> np.ndarray:
+        """Rows of x, y, width, height, ten coordinates of landmarks, confidence."""
+        self._network.setInputSize(bgr.shape[1::-1])
+        found = self._network.detect(bgr)[1]
+        return np.empty((0, 15)) if found is None else found
+
+
+def detector(
+    name: str, smallest: int = SMALLEST, threshold: float | None = None, say: Callable[[str], None] = print
+) -> Detector:
+    """The detector called `mtcnn` or `yunet`, YuNet from the file at a path, or for `auto` YuNet if its file is there or can
+    be fetched, else MTCNN, which `say` is told. threshold: None takes the detector's own.
+
+    Raises DetectorMissing.
+    """
+    given = {"smallest": smallest} | ({} if threshold is None else {"threshold": threshold})
+    if name == "mtcnn":
+        return Mtcnn(**given)
+    try:
+        return YuNet(**given, file=None if name in NAMES else Path(name))
+    except YuNetMissing as error:
+        if name != "auto":
+            raise DetectorMissing(f"--detector {name}: {error}") from error
+        say(f"detector: mtcnn; {error}")
+        return Mtcnn(**given)
+
+
+def _check(smallest: int, threshold: float) -> None:
+    if smallest < SMALLEST:
+        raise ValueError(f"smallest is {smallest} pixels, the detector sees nothing under {SMALLEST}")
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold is {threshold}; it is a confidence between 0 and 1")
 
 
 def _load_network():
@@ -79,7 +169,9 @@ def _load_network():
 def _scaled(picture: np.ndarray, scale: float) -> np.ndarray:
     if scale == 1:
         return picture
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    height, width = picture.shape[:2]
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
 def _at_least(picture: np.ndarray, side: int) -> np.ndarray:
@@ -88,19 +180,25 @@ def _at_least(picture: np.ndarray, side: int) -> np.ndarray:
     return cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_CONSTANT) if bottom or right else picture
 
 
-def _box(face: dict, scale: float, width: int, height: int) -> Box:
-    x, y, w, h = (round(value / scale) for value in face["box"])
+def _box(place, confidence: float, scale: float, picture: np.ndarray) -> Box:
+    """The part of a box that lies in the picture; its corner and sides are divided by `scale`."""
+    height, width = picture.shape[:2]
+    x, y, w, h = (round(float(value) / scale) for value in place)
     left, top = min(max(x, 0), width), min(max(y, 0), height)
     right, bottom = min(max(x + w, 0), width), min(max(y + h, 0), height)
-    return Box(left, top, right - left, bottom - top, round(float(face["confidence"]), 4))
+    return Box(left, top, right - left, bottom - top, round(float(confidence), 4))
 
 
-def crop(picture: np.ndarray, box: Box) -> np.ndarray:
-    """The face cropped as in FER2013: uint8 grey (48, 48), a square of FRAMING times the box's mean side.
+def _in_order(boxes) -> list[Box]:
+    return sorted((box for box in boxes if box.width and box.height), key=lambda box: (box.x, box.y))
+
+
+def crop(picture: np.ndarray, box: Box, framing: float) -> np.ndarray:
+    """The face cropped as in FER2013: uint8 grey (48, 48), a square of `framing` times the box's mean side.
 
     Outside the picture the edge pixels are repeated.
     """
-    side = max(1, round(FRAMING * (box.width * box.height) ** 0.5))
+    side = max(1, round(framing * (box.width * box.height) ** 0.5))
     left = round(box.x + box.width / 2 - side / 2)
     top = round(box.y + box.height / 2 - side / 2)
     height, width = picture.shape[:2]
@@ -112,9 +210,10 @@ def crop(picture: np.ndarray, box: Box) -> np.ndarray:
 def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:
     """A function that returns the crops of the faces in an RGB picture, or None for `whole`. faces: `whole` or `detect`.
 
-    Raises DetectorMissing.
+    It is MTCNN's, which needs no file: what a run trains on must not depend on what a machine has fetched. Raises
+    DetectorMissing.
     """
     if faces == "whole":
         return None
-    detector = Detector()
-    return lambda picture: [crop(picture, box) for box in detector.find(picture)]
+    mtcnn = Mtcnn()
+    return lambda picture: [crop(picture, box, mtcnn.framing) for box in mtcnn.find(picture)]

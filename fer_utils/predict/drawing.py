@@ -15,18 +15,33 @@ MARK = "_faces"  # added to the name of a copy
 RATE = 10.0  # frames per second of a copy if the source's rate is unknown
 
 
-def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str]) -> np.ndarray:
-    """A copy of an RGB picture with boxes and labels, with lines and letters in proportion to its size."""
+def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str], note: str = "") -> np.ndarray:
+    """A copy of an RGB picture with boxes and labels, with lines and letters in proportion to its size, a note at its foot."""
     copy = np.ascontiguousarray(picture).copy()
     scale = max(copy.shape[:2]) / 1000
     thickness, size = max(1, round(2 * scale)), max(0.4, 0.7 * scale)
     for box, label in zip(boxes, labels, strict=True):
-        cv2.rectangle(copy, (box.x, box.y), (box.x + box.width, box.y + box.height), COLOUR, thickness)
+        cv2.rectangle(copy, (box.x, box.y), (box.x + box.width, box.y + box.height), COLOUR, max(2, thickness))
         (width, height), below = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, size, thickness)
         foot = max(box.y - below, height + below)
         cv2.rectangle(copy, (box.x, foot - height - below), (box.x + width, foot + below), COLOUR, cv2.FILLED)
         cv2.putText(copy, label, (box.x, foot), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), thickness, cv2.LINE_AA)
+    if note:
+        _write_at_foot(copy, note)
     return copy
+
+
+def _write_at_foot(picture: np.ndarray, note: str) -> None:
+    """Write the note across the foot of the picture, in place, as large as its width allows."""
+    height, width = picture.shape[:2]
+    (wide, high), below = cv2.getTextSize(note, cv2.FONT_HERSHEY_SIMPLEX, 1, 1)
+    size = 0.96 * width / wide
+    foot = max(0, height - round(1.6 * size * (high + below)))
+    cv2.rectangle(picture, (0, foot), (width, height), (0, 0, 0), cv2.FILLED)
+    base = height - round(0.3 * size * (high + below)) - round(size * below)
+    cv2.putText(
+        picture, note, (round(0.02 * width), base), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), 1, cv2.LINE_AA
+    )
 
 
 class Copies:

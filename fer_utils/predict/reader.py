@@ -1,15 +1,17 @@
 """Predicts the expressions of faces in pictures, with a face detector and a model."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fer_utils import images, places
+from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
-from fer_utils.predict import detection, drawing, photographs
+from fer_utils.predict import detection, drawing, overlap, photographs
 from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import PassedOver, Picture
+from fer_utils.training import model_files
 
 import numpy as np
 
@@ -18,10 +20,7 @@ if TYPE_CHECKING:
 
 BATCH = 64  # faces per step of the model
 HELD_BYTES = 200_000_000  # limit for pictures that wait for a full batch
-
-
-class NotOurModel(ValueError):
-    """The file is not a model of this project."""
+DRAWN = "This model was trained on drawn faces: what it says about a photograph means nothing."
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,16 @@ class Face:
 
 @dataclass(frozen=True)
 class Reading:
-    """A picture and its faces."""
+    """A picture and its faces, and a sentence that must stand beside them, or none."""
 
     picture: Picture
     faces: tuple[Face, ...]
+    note: str = ""
 
     def drawn(self) -> np.ndarray:
-        """The picture with its faces framed, RGB."""
-        return drawing.drawn(self.picture.rgb, [face.box for face in self.faces], [face.label for face in self.faces])
+        """The picture with its faces framed and the note at its foot, RGB."""
+        boxes, labels = [face.box for face in self.faces], [face.label for face in self.faces]
+        return drawing.drawn(self.picture.rgb, boxes, labels, self.note if self.faces else "")
 
     def figure(self) -> "Figure":
         """The picture with its faces framed, as a figure."""
@@ -59,6 +60,7 @@ class Reading:
         figure, axes = plt.subplots(layout="constrained")
         axes.imshow(self.drawn())
         axes.set_axis_off()
+        axes.set_title(self.note, wrap=True, fontsize="small")
         return figure
 
 
@@ -66,32 +68,48 @@ class Reader:
     """Predicts expressions with a model and a detector; without a detector each picture is the crop of one face."""
 
     def __init__(self, model_file: Path, detector: detection.Detector | None):
-        from fer_utils.training.network import compiled  # TensorFlow takes seconds to import
-
-        self._step = compiled(load_model(model_file))
+        self._predict = model_files.load(model_file)
         self._detector = detector
+        self.note = note(model_file)
 
-    def read(self, pictures: Iterable[Picture | PassedOver], batch: int = BATCH) -> Iterator[Reading | PassedOver]:
-        """Yield each picture's faces, in order; faces of several pictures share a step. PassedOver is passed on."""
+    def read(
+        self, pictures: Iterable[Picture | PassedOver], batch: int = BATCH, is_live: bool = False
+    ) -> Iterator[Reading | PassedOver]:
+        """Yield each picture's faces, in order; faces of several pictures share a step. PassedOver is passed on.
+
+        Decoding, detection and the model overlap, each in a thread. is_live: pictures that come faster than they are read
+        are left out, so that what is shown is of now.
+        """
+        coming = overlap.ahead(pictures, 1 if is_live else 2, lambda item: is_live and isinstance(item, Picture))
         held, crops = [], []
-        for picture in pictures:
-            boxes, faces = self._crops(picture)
-            held.append((picture, boxes))
-            crops += faces
-            waiting = sum(item.rgb.nbytes for item, _ in held if isinstance(item, Picture))
-            if len(crops) >= batch or len(held) >= 4 * batch or waiting >= HELD_BYTES:
-                yield from self._read_held(held, crops, batch)
-                held, crops = [], []
+        with contextlib.closing(overlap.ahead(self._all_located(coming), 1 if is_live else 2)) as located:
+            for picture, boxes, faces in located:
+                held.append((picture, boxes))
+                crops += faces
+                waiting = sum(item.rgb.nbytes for item, _ in held if isinstance(item, Picture))
+                if is_live or len(crops) >= batch or len(held) >= 4 * batch or waiting >= HELD_BYTES:
+                    yield from self._read_held(held, crops, batch)
+                    held, crops = [], []
         yield from self._read_held(held, crops, batch)
 
-    def _crops(self, picture: Picture | PassedOver) -> tuple[list[Box], list[np.ndarray]]:
+    def _all_located(self, pictures: Iterator[Picture | PassedOver]) -> Iterator[tuple]:
+        with contextlib.closing(pictures):
+            for picture in pictures:
+                yield self._located(picture)
+
+    def _located(self, picture: Picture | PassedOver) -> tuple[Picture | PassedOver, list[Box], list[np.ndarray]]:
+        """The picture, its faces' boxes, and their crops."""
         if isinstance(picture, PassedOver):
-            return [], []
+            return picture, [], []
         if self._detector is None:
             height, width = picture.rgb.shape[:2]
-            return [Box(0, 0, width, height, 1.0)], [images.as_face(picture.rgb)]
+            return picture, [Box(0, 0, width, height, 1.0)], [images.as_face(picture.rgb)]
         boxes = self._detector.find(picture.rgb)
-        return boxes, [detection.crop(picture.rgb, box) for box in boxes]
+        return picture, boxes, [self.crop(picture.rgb, box) for box in boxes]
+
+    def crop(self, rgb: np.ndarray, box: Box) -> np.ndarray:
+        """The face in a box of the detector, as the model sees it: uint8 grey (48, 48)."""
+        return detection.crop(rgb, box, self._detector.framing)
 
     def _read_held(self, held: list, crops: list[np.ndarray], batch: int) -> Iterator[Reading | PassedOver]:
         rows = iter(self.probabilities(np.array(crops), batch) if crops else ())
@@ -99,12 +117,13 @@ class Reader:
             if isinstance(picture, PassedOver):
                 yield picture
             else:
-                yield Reading(picture, tuple(Face(box, tuple(map(float, next(rows)))) for box in boxes))
+                faces = tuple(Face(box, tuple(map(float, next(rows)))) for box in boxes)
+                yield Reading(picture, faces, self.note)
 
     def probabilities(self, crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
         """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7)."""
         starts = range(0, len(crops), batch)
-        return np.concatenate([self._step(crops[i : i + batch, ..., None].astype(np.float32)) for i in starts])
+        return np.concatenate([self._predict(crops[i : i + batch, ..., None].astype(np.float32)) for i in starts])
 
 
 def given(path: str) -> Picture | None:
@@ -118,23 +137,14 @@ def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:
 
 
 def read_photograph(model_file: Path, photograph: Picture) -> Reading:
-    """The faces of one photograph."""
-    (reading,) = Reader(model_file, detection.Detector()).read([photograph])
+    """The faces of one photograph, found by MTCNN, which needs no file."""
+    (reading,) = Reader(model_file, detection.Mtcnn()).read([photograph])
     return reading
 
 
-def load_model(path: Path):
-    """Load a model of this project, safely: raw grey in, seven probabilities out. Raises NotOurModel, naming the file."""
-    import keras
+def note(model_file: Path) -> str:
+    """A sentence for every answer about a photograph, by the metrics.json beside the model: DRAWN, or none."""
+    from fer_utils.evaluation import report  # pandas takes a while to import
 
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras, zipfile and h5py raise many types for a file that is no model
-        raise NotOurModel(f"{path}: not a whole Keras model ({str(error).splitlines()[0]})") from error
-    shapes = model.input_shape, model.output_shape
-    if shapes[0][-1:] != (1,) or shapes[1] != (None, len(CLASSES)):
-        raise NotOurModel(
-            f"{path}: takes {shapes[0]} and gives {shapes[1]}; expected grey pictures and {len(CLASSES)} classes, "
-            "as outputs/<run>/model.keras"
-        )
-    return model
+    metrics = model_file.parent / "metrics.json"
+    return DRAWN if metrics.is_file() and report.drawn_line(files.read_json(metrics)) else ""

@@ -1,6 +1,10 @@
-"""How many faces the detector finds, and how many boxes are no face's, at several thresholds of its confidence.
+"""How many faces each detector finds, and how many boxes are no face's, at several thresholds of its confidence.
 
     python tests/benchmarks/detection.py --fer2013 data/fer2013.zip
+
+YuNet's file is fetched, or given with `--yunet PATH`. Of each detector's boxes on FER2013's faces, mean side and centre are
+printed too, in parts of the picture's side: the inverse of the side is how a crop is framed. Seconds are of the detector alone,
+the two in turn on each picture.
 
 Photographs with faces at known places are those of tests/unit/photograph_sets.py, upright and turned by up to 45°.
 Portraits are scikit-image's astronaut and matplotlib's Grace Hopper, at four sizes, as they are, dark, blurred, noisy,
@@ -11,14 +15,18 @@ A box counts as found where its centre lies within 0.35 of the face's width; eve
 """
 
 import argparse
+import statistics
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
 from fer_utils.predict import detection
+from fer_utils.predict.detection import Box, Detector
 
 import cv2
 import matplotlib.cbook
@@ -29,7 +37,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import photograph_sets as sets
 
-THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.97, 0.99)
+THRESHOLDS = {
+    "mtcnn": (0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.97, 0.99),
+    "yunet": (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9),
+}
 SIDE = 144  # pixels: a small face's side after enlarging
 N_FER2013 = 300
 GREY = 128
@@ -103,42 +114,84 @@ def faceless() -> Iterator[Photograph]:
         yield f"lfw_subset {number}", on_grey(scaled), []
 
 
-def measured(detector: detection.Detector, photographs: list[Photograph]) -> tuple[list[float], list[tuple]]:
-    """Confidences of the faces found, and of each box that is no face's its confidence, photograph and box."""
-    found, false = [], []
-    for name, picture, faces in tqdm(photographs, leave=False, disable=None):
-        boxes = detector.find(picture)
-        _, strangers = sets.unmatched(sorted(boxes, key=lambda box: -box.confidence), faces)
-        found += [box.confidence for box in boxes if box not in strangers]
-        false += [(box.confidence, name, box) for box in strangers]
-    return found, false
+@dataclass
+class Measured:
+    """What one detector found in the photographs of one kind: confidences, and for false boxes photograph and box."""
+
+    found: list[Box] = field(default_factory=list)
+    false: list[tuple[str, Box]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+def measured(detectors: dict[str, Detector], photographs: list[Photograph]) -> dict[str, Measured]:
+    """What each detector finds, the detectors in turn on each photograph."""
+    results = {name: Measured() for name in detectors}
+    for photograph, picture, faces in tqdm(photographs, leave=False, disable=None):
+        for name, detector in detectors.items():
+            began = time.perf_counter()
+            boxes = detector.find(picture)
+            result = results[name]
+            result.seconds.append(time.perf_counter() - began)
+            _, strangers = sets.unmatched(sorted(boxes, key=lambda box: -box.confidence), faces)
+            result.found += [box for box in boxes if box not in strangers]
+            result.false += [(photograph, box) for box in strangers]
+    return results
+
+
+def show(results: dict[str, Measured], n_faces: dict[str, int], thresholds: tuple[float, ...]) -> None:
+    """Print one detector's table, its framing and its false boxes."""
+    print("found of all faces + false boxes")
+    print(f"{'threshold':9}" + "".join(f"{name:>18}" for name in results))
+    for threshold in thresholds:
+        cells = []
+        for name, result in results.items():
+            n_found = sum(box.confidence >= threshold for box in result.found)
+            n_false = sum(box.confidence >= threshold for _, box in result.false)
+            cells.append(f"{f'{n_found}/{n_faces[name]} + {n_false}':>18}")
+        print(f"{threshold:<9}" + "".join(cells))
+    print("median ms " + "".join(f"{1000 * statistics.median(result.seconds):>18.1f}" for result in results.values()))
+    for name, result in results.items():
+        for photograph, box in sorted(result.false, key=lambda entry: -entry[1].confidence)[:8]:
+            place = f"{box.width}×{box.height} at {box.x},{box.y}"
+            print(f"false, {name}: {box.confidence:.3f}  {place}  {photograph}")
+
+
+def show_framing(boxes: list[Box]) -> None:
+    """Print the boxes' mean side and centre in parts of FER2013's picture, which is SIDE wide at (160, 160)."""
+    sides = np.array([(box.width * box.height) ** 0.5 for box in boxes]) / SIDE
+    begin = 160 - SIDE / 2
+    across = np.mean([(box.x + box.width / 2 - begin) / SIDE for box in boxes])
+    down = np.mean([(box.y + box.height / 2 - begin) / SIDE for box in boxes])
+    low, high = np.percentile(sides, (10, 90))
+    print(
+        f"boxes of {len(boxes)} faces of FER2013: side {sides.mean():.3f} (10 %–90 %: {low:.2f}–{high:.2f}),", end=" "
+    )
+    print(f"centre {across:.2f} across, {down:.2f} down; framing {1 / sides.mean():.3f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fer2013", type=Path, help="FER2013 as a zip file of folders")
+    parser.add_argument("--yunet", type=Path, help="YuNet's file")
     options = parser.parse_args()
     parts = {"upright": list(composed(10)), "turned": list(composed(45)), "portraits": list(portraits())}
     if options.fer2013:
         parts["FER2013"] = list(fer2013(options.fer2013))
     parts["no face"] = list(faceless())
-    # A box is dropped for a surer one that it overlaps: what is found at 0.7 holds what is found at every higher threshold.
-    detector = detection.Detector(threshold=THRESHOLDS[0])
-    results = {name: measured(detector, photographs) for name, photographs in parts.items()}
-    print("found of all faces + false boxes")
-    print(f"{'threshold':9}" + "".join(f"{name:>18}" for name in parts))
-    for threshold in THRESHOLDS:
-        cells = []
-        for name, (found, false) in results.items():
-            n_found = sum(confidence >= threshold for confidence in found)
-            n_false = sum(confidence >= threshold for confidence, *_ in false)
-            n_faces = sum(len(faces) for *_, faces in parts[name])
-            cells.append(f"{f'{n_found}/{n_faces} + {n_false}':>18}")
-        print(f"{threshold:<9}" + "".join(cells))
-    print("photographs: " + ", ".join(f"{name} {len(photographs)}" for name, photographs in parts.items()))
-    for name, (_, false) in results.items():
-        for confidence, photograph, box in sorted(false, key=lambda entry: -entry[0]):
-            print(f"false, {name}: {confidence:.3f}  {box.width}×{box.height} at {box.x},{box.y}  {photograph}")
+    # A box is dropped for a surer one that it overlaps: what is found at the lowest threshold holds what is found at every
+    # higher one.
+    detectors = {
+        "mtcnn": detection.Mtcnn(threshold=THRESHOLDS["mtcnn"][0]),
+        "yunet": detection.YuNet(threshold=THRESHOLDS["yunet"][0], file=options.yunet),
+    }
+    of_parts = {part: measured(detectors, photographs) for part, photographs in parts.items()}
+    n_faces = {part: sum(len(faces) for *_, faces in photographs) for part, photographs in parts.items()}
+    print("photographs: " + ", ".join(f"{part} {len(photographs)}" for part, photographs in parts.items()))
+    for name, detector in detectors.items():
+        print(f"\n{name}, at its threshold {detector.THRESHOLD}, framing {detector.framing}")
+        show({part: results[name] for part, results in of_parts.items()}, n_faces, THRESHOLDS[name])
+        if options.fer2013:
+            show_framing([box for box in of_parts["FER2013"][name].found if box.confidence >= detector.THRESHOLD])
 
 
 if __name__ == "__main__":

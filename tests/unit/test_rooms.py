@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "evaluation": {"data", "training", "evaluation"},
     "pipeline": {"data", "evaluation", "pipeline"},
     "kaggle": {"data", "evaluation", "pipeline", "kaggle"},
-    "predict": {"data", "training", "predict"},
+    "predict": {"data", "training", "evaluation", "predict"},
     "export": {"data", "training", "evaluation", "pipeline", "export"},
 }
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from fer_utils.predict import detection
+from fer_utils.predict import detection, yunet_file
 from fer_utils.predict.detection import Box
 
 import cv2
@@ -13,8 +13,16 @@ pytest.importorskip("mtcnn", reason="the face detector is not installed")
 
 
 @pytest.fixture(scope="module")
-def detector():
-    return detection.Detector()
+def mtcnn():
+    return detection.Mtcnn()
+
+
+@pytest.fixture(scope="module", params=["mtcnn", "yunet"])
+def detector(request):
+    """Each detector at its own threshold."""
+    if request.param == "mtcnn":
+        return request.getfixturevalue("mtcnn")
+    return detection.YuNet(file=request.getfixturevalue("yunet_path"))
 
 
 def test_every_face_over_40_pixels_is_found_on_20_photographs_and_nothing_else(detector):
@@ -53,12 +61,59 @@ def test_real_faces_on_a_photograph_are_found(detector, real_data):
     assert found >= 7  # FER2013 holds turned, covered and cut faces, all of them enlarged here from 48 pixels
 
 
-def test_larger_smallest_finds_large_faces_at_the_same_place():
+@pytest.mark.parametrize("name", ["mtcnn", "yunet"])
+def test_larger_smallest_finds_large_faces_at_the_same_place(name, request):
     import photograph_sets as sets
 
-    picture = sets.rgb("astronaut.png")
-    (box,) = detection.Detector(smallest=40).find(picture)
+    given = str(request.getfixturevalue("yunet_path")) if name == "yunet" else name
+    (box,) = detection.detector(given, smallest=40).find(sets.rgb("astronaut.png"))
     assert abs(box.x + box.width / 2 - 222) < 15 and abs(box.y + box.height / 2 - 117) < 15
+
+
+@pytest.mark.parametrize("size", [0.3, 1, 3, 6])
+def test_yunet_finds_one_face_in_a_small_picture_and_in_one_of_3072_pixels(yunet_path, size):
+    import photograph_sets as sets
+
+    picture = cv2.resize(sets.rgb("astronaut.png"), None, fx=size, fy=size)
+    (box,) = detection.YuNet(file=yunet_path).find(picture)
+    assert abs(box.x + box.width / 2 - 222 * size) < 15 * size and abs(box.width - 90 * size) < 20 * size
+
+
+def test_another_file_than_yunets_is_refused_with_the_way_out(tmp_path):
+    other = tmp_path / "other.onnx"
+    other.write_bytes(b"other")
+    for path, said in ((other, "is not face_detection_yunet_2023mar.onnx"), (tmp_path / "nowhere", "no file at")):
+        with pytest.raises(detection.DetectorMissing, match=f"{said}.*opencv_zoo"):
+            detection.detector(str(path))
+
+
+def test_auto_takes_yunet_from_the_cache_and_goes_on_with_mtcnn_without_a_network(yunet_path, tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise Exception("URL fetch failure: no network")
+
+    said = []
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("keras.utils.get_file", no_network)
+    assert isinstance(detection.detector("auto", say=said.append), detection.Mtcnn)
+    assert "mtcnn" in said[0] and "no network" in said[0] and yunet_file.URL in said[0]
+    with pytest.raises(detection.DetectorMissing, match="could not be fetched"):
+        detection.detector("yunet")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / yunet_file.NAME).write_bytes(yunet_path.read_bytes())
+    assert isinstance(detection.detector("auto", say=said.append), detection.YuNet) and len(said) == 1
+
+
+def test_a_file_that_is_fetched_is_checked_and_kept_in_the_cache(yunet_path, tmp_path, monkeypatch):
+    asked = {}
+
+    def get_file(name, url, cache_subdir, file_hash):
+        asked.update(name=name, url=url, hash=file_hash)
+        return str(yunet_path)
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("keras.utils.get_file", get_file)
+    assert yunet_file.locate() == yunet_path
+    assert asked == {"name": yunet_file.NAME, "url": yunet_file.URL, "hash": yunet_file.SHA256}
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (10, 300, 3), (300, 13, 3), (172, 448, 3)])
@@ -66,43 +121,46 @@ def test_small_and_narrow_pictures_hold_no_face(detector, shape):
     assert detector.find(np.full(shape, 90, np.uint8)) == []
 
 
-def test_a_lower_threshold_shows_what_the_default_leaves_out(detector):
+def test_a_lower_threshold_shows_what_the_default_leaves_out(mtcnn):
     import photograph_sets as sets
 
     gravel = np.ascontiguousarray(sets.rgb("gravel.png")[:, ::-1])  # MTCNN takes some of it for a face
-    boxes = detection.Detector(threshold=0.75).find(gravel)
-    assert boxes and all(0.75 <= box.confidence < detection.THRESHOLD for box in boxes)
-    assert detector.find(gravel) == []
+    boxes = detection.Mtcnn(threshold=0.75).find(gravel)
+    assert boxes and all(0.75 <= box.confidence < mtcnn.THRESHOLD for box in boxes)
+    assert mtcnn.find(gravel) == []
 
 
-def test_a_threshold_is_a_confidence():
+@pytest.mark.parametrize("kind", [detection.Mtcnn, detection.YuNet])
+def test_a_threshold_is_a_confidence(kind):
     with pytest.raises(ValueError, match="threshold is 95; it is a confidence between 0 and 1"):
-        detection.Detector(threshold=95)
+        kind(threshold=95)
 
 
-def test_smallest_below_what_the_network_sees_is_refused():
+@pytest.mark.parametrize("kind", [detection.Mtcnn, detection.YuNet])
+def test_smallest_below_what_the_network_sees_is_refused(kind):
     with pytest.raises(ValueError, match="smallest is 12 pixels"):
-        detection.Detector(smallest=12)
+        kind(smallest=12)
 
 
 def test_a_missing_detector_is_named_with_the_way_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "mtcnn", None)
     with pytest.raises(detection.DetectorMissing, match=r"pip install 'mtcnn.*--no-detect"):
-        detection.Detector()
+        detection.Mtcnn()
 
 
 def test_the_crop_is_a_square_around_the_box_and_repeats_the_edge():
     picture = np.zeros((200, 200, 3), np.uint8)
     picture[:, 100:] = 200
-    crop = detection.crop(picture, Box(80, 80, 40, 40, 1.0))
+    crop = detection.crop(picture, Box(80, 80, 40, 40, 1.0), 1.10)
     assert crop.shape == (48, 48) and crop.dtype == np.uint8
     assert (crop[:, :23] == 0).all() and (crop[:, 25:] == 200).all()
-    corner = detection.crop(picture, Box(190, 190, 10, 10, 1.0))
+    corner = detection.crop(picture, Box(190, 190, 10, 10, 1.0), 1.10)
     assert (corner == 200).all()
 
 
-def test_the_crop_frames_a_marked_face_by_the_measured_margin():
+@pytest.mark.parametrize("framing", [detection.Mtcnn.framing, detection.YuNet.framing])
+def test_the_crop_frames_a_marked_face_by_the_measured_margin(framing):
     picture = np.zeros((400, 400, 3), np.uint8)
     picture[150:250, 150:250] = 255
-    crop = detection.crop(picture, Box(150, 150, 100, 100, 1.0))
-    assert crop.mean() / 255 == pytest.approx(1 / detection.FRAMING**2, rel=0.03)
+    crop = detection.crop(picture, Box(150, 150, 100, 100, 1.0), framing)
+    assert crop.mean() / 255 == pytest.approx(1 / framing**2, rel=0.03)

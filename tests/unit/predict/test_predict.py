@@ -85,12 +85,14 @@ def test_csv_has_a_line_a_face_and_the_table_counts(run, tmp_path):
 class SeesBrightPictures:
     """A detector that finds one face in a bright picture and none in a dark one."""
 
+    framing = 1.0
+
     def find(self, picture):
         return [Box(2, 3, 40, 30, 0.97)] if picture.mean() > 127 else []
 
 
 def test_csv_lists_pictures_without_a_face(outputs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(detection, "Detector", lambda *_: SeesBrightPictures())
+    monkeypatch.setattr(detection, "detector", lambda *_: SeesBrightPictures())
     bright, dark = write(tmp_path / "a.png"), write(tmp_path / "b.png", 10)
     assert command_line.main([str(bright), str(dark), "--outputs", str(outputs), "--csv"]) == 0
     face, nothing = csv.DictReader(io.StringIO(capsys.readouterr().out))
@@ -116,7 +118,7 @@ def test_the_table_fits_the_terminal_and_keeps_the_names_of_files(monkeypatch, c
     table = command_line.Table(names, is_timed=True)
     table.add(reader.Reading(Picture(names[0], np.empty(0)), (face,)))
     table.add(reader.Reading(Picture(names[1], np.empty(0), 10, 1.0, 10.0), ()))
-    table.end([])
+    table.end([], 1.0)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
     assert "/IMG_20240101_120000.png  " in lines[1] and "/party.avi  " in lines[2] and "1.00  " in lines[2]
@@ -208,12 +210,91 @@ def test_a_copy_never_takes_a_sources_name(run, tmp_path):
         ([".", "--smallest", "5"], "--smallest at 20"),
         ([".", "--threshold", "95"], "--threshold 95.0: a confidence lies between 0 and 1"),
         ([".", "--annotate", "copies"], "lies in ."),
+        ([".", "--page"], "paths of pictures or --webcam N or --page"),
+        (["--page", "--json"], "--page goes with"),
+        ([".", "--smooth", "-1"], "--smooth -1.0: a time in seconds"),
     ],
 )
 def test_wrong_usage_has_status_2(arguments, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         command_line.main(arguments)
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+class Camera:
+    """A camera of 40 pictures, dark ones and then bright ones, which is then unplugged."""
+
+    def __init__(self, number):
+        self.number = -1
+
+    def isOpened(self):  # noqa: N802
+        return True
+
+    def get(self, what):
+        return 0.0
+
+    def grab(self):
+        self.number += 1
+        return self.number < 40
+
+    def retrieve(self):
+        return True, np.full((48, 64, 3), 20 if self.number < 20 else 230, np.uint8)
+
+    def release(self):
+        pass
+
+
+def test_a_camera_is_read_until_it_ends_and_the_last_picture_is_not_left_out(run, monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    status, out, err = run("--webcam", 0, "--json")
+    pictures = json.loads(out)["pictures"]
+    frames = [one["frame"] for one in pictures]
+    assert status == 1 and "the camera gives no more pictures" in err
+    assert frames == sorted(set(frames)) and frames[-1] == 39
+    assert pictures[-1]["faces"][0]["expression"] == "happy"
+    assert "pictures a second" in run("--webcam", 0)[1].splitlines()[-1]
+
+
+def test_smoothing_delays_a_change_and_is_off_by_default(run, tmp_path):
+    video = write_video(tmp_path / "v.avi")
+
+    def happy(*options):
+        pictures = json.loads(run(video, "--json", *options)[1])["pictures"]
+        return [one["faces"][0]["probabilities"]["happy"] for one in pictures]
+
+    plain, smooth = happy(), happy("--smooth", 0.5)
+    assert plain[5] < 0.01 and plain[6] > 0.99
+    assert smooth[5] < 0.01 and smooth[6] == pytest.approx(1 - np.exp(-0.2), abs=0.01) and smooth[11] > smooth[6]
+
+
+@pytest.fixture
+def drawn_run(outputs, tmp_path):
+    """An outputs folder whose run was trained on drawn faces."""
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "model.keras").write_bytes((outputs / "bright" / "model.keras").read_bytes())
+    metrics = {"run": {"params": {"merge_split": {"fer2013": "demo"}}}}
+    (tmp_path / "drawn" / "metrics.json").write_text(json.dumps(metrics))
+    return tmp_path
+
+
+def test_a_model_trained_on_drawn_faces_says_so_in_every_output(drawn_run, tmp_path, capsys):
+    picture, copies = write(tmp_path / "a.png", size=(300, 300)), tmp_path / "copies"
+    given = [str(picture), "--no-detect", "--outputs", str(drawn_run), "--annotate", str(copies)]
+    said = "This model was trained on drawn faces"
+    for form in ([], ["--csv"], ["--json"]):
+        assert command_line.main([*given, *form]) == 0
+        out, err = capsys.readouterr()
+        assert said in err and (said in out or form == ["--csv"])
+        assert form != ["--json"] or json.loads(out)["note"] == reader.DRAWN
+    foot = images.decode_photograph(copies / "a_faces.png")[-5:]
+    assert (foot < 100).mean() > 0.5  # a dark strip on a bright picture
+    figure = reader.read_photograph(drawn_run / "drawn" / "model.keras", photographs.load(picture)).figure()
+    assert figure.axes[0].get_title() == reader.DRAWN
+
+
+def test_a_model_trained_on_photographs_has_no_note(run, tmp_path):
+    _, out, err = run(write(tmp_path / "a.png"), "--json")
+    assert "note" not in json.loads(out) and "drawn" not in err
 
 
 def test_a_camera_that_is_not_there_is_said(run, monkeypatch):
@@ -229,11 +310,11 @@ def test_models_are_found_by_file_by_name_and_by_age(outputs, tmp_path):
         (tmp_path / name / "model.keras").write_bytes(bright.read_bytes())
         os.utime(tmp_path / name / "model.keras", (1e9 - age, 1e9 - age))
     assert command_line.find_model("older", str(tmp_path)).parent.name == "older"
-    assert command_line.find_model("", str(tmp_path)).parent.name == "newest"
+    assert command_line.find_model("auto", str(tmp_path)).parent.name == "newest"
     with pytest.raises(FileNotFoundError, match=r"is called oldest; runs with a model in .*: newest, older"):
         command_line.find_model("oldest", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no run has a model yet"):
-        command_line.find_model("", str(tmp_path / "older"))
+        command_line.find_model("auto", str(tmp_path / "older"))
 
 
 def test_what_is_no_model_of_ours_is_refused_with_status_2(run, tmp_path):

@@ -1,0 +1,340 @@
+"""A local page: drop a picture or use the camera, and see the faces, their expressions and where the model looks.
+
+Built with Gradio, the extra `page`. Nothing is kept: what is uploaded is deleted once it is read, the picture that is shown stays
+in memory for KEPT seconds at most, and answers are sent inside the page instead of as files.
+"""
+
+import base64
+import html
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+from fer_utils import files, images
+from fer_utils.classes import CLASSES
+from fer_utils.evaluation import report
+from fer_utils.images import UnreadableImage
+from fer_utils.predict.detection import Detector
+from fer_utils.predict.photographs import Picture
+from fer_utils.predict.reader import Face, Reader, Reading
+from fer_utils.predict.smoothing import Smoother
+from fer_utils.training import model_files
+
+import cv2
+import numpy as np
+from PIL import Image
+
+MAX_BYTES = 20_000_000  # of an upload
+MAX_MEGAPIXELS = 50  # above it the picture is not decoded
+MAX_SIDE = 2000  # pixels; larger pictures are shrunk before faces are looked for
+SHOWN_SIDE = 900  # pixels of the picture in the answer
+KEPT = 600  # seconds
+SMOOTHED = 0.5  # seconds, of the camera
+STREAM_EVERY = 0.06  # seconds between two pictures of the camera
+NO_FACE = "No face found. The detector looks for upright faces from about 20 pixels on."
+
+LIMITS = """- An expression is not an emotion: what a face shows does not tell reliably what a person feels.
+- Do not decide about people with it: not in hiring, at work, in education, in policing, at borders, in insurance or credit, in
+  diagnosis. In the European Union emotion recognition at work and in education is prohibited (Regulation (EU) 2024/1689,
+  Article 5(1)(f)).
+- How it does on groups of people was not measured. Faces that are turned, covered or small are read worse.
+- Pictures stay on the machine that runs this page. A file is deleted once it is read; the picture that is shown stays in
+  memory for ten minutes at most."""
+
+CSS = """
+.answer img.shown { max-width: 100%; height: auto; display: block; border-radius: 6px; }
+.answer .note, .about .note { background: #7a4b00; color: #fff; padding: .5em .8em; border-radius: 6px; margin: .5em 0; }
+.answer .message { background: #8c1d18; color: #fff; padding: .6em .9em; border-radius: 6px; }
+.answer .faces { display: flex; flex-wrap: wrap; gap: 1em; margin-top: .8em; }
+.answer .face { flex: 1 1 15em; max-width: 24em; display: flex; gap: .8em; }
+.answer .face img { width: 72px; height: 72px; image-rendering: auto; border-radius: 4px; display: block; margin-bottom: 4px; }
+.answer .bars { flex: 1; display: grid; grid-template-columns: 5em 1fr 3em; gap: 2px 6px; align-items: center; font-size: 13px; }
+.answer .track { background: #8883; border-radius: 3px; height: 12px; }
+.answer .bar { background: #00a86b; border-radius: 3px; height: 12px; }
+.answer .best { font-weight: 700; }
+"""
+
+
+class PageError(RuntimeError):
+    """The page cannot be served: Gradio is not installed, or the port is taken."""
+
+
+class Session:
+    """Answers pictures with HTML, one at a time: detector and model are not for several threads at once."""
+
+    def __init__(self, model_file: Path, detector: Detector):
+        self._reader = Reader(model_file, detector)
+        self._detector = detector
+        self._keras_file = model_file.parent / "model.keras"
+        self._keras = None
+        self._lock = threading.Lock()
+        self.has_grad_cam = self._keras_file.is_file()
+
+    @property
+    def note(self) -> str:
+        return self._reader.note
+
+    def answer_file(self, path: str | None, with_grad_cam: bool = False) -> tuple[str, np.ndarray | None]:
+        """The answer to an uploaded file, as HTML, or what is wrong with it; and the picture. The file is deleted."""
+        if path is None:
+            return "", None
+        try:
+            rgb = decode(Path(path))
+        except UnreadableImage as error:
+            return _message(str(error)), None
+        finally:
+            Path(path).unlink(missing_ok=True)
+        return self.answer(rgb, with_grad_cam), rgb
+
+    def answer(self, rgb: np.ndarray | None, with_grad_cam: bool = False) -> str:
+        """The faces of an RGB picture, as HTML; nothing for no picture."""
+        if rgb is None:
+            return ""
+        with self._lock:
+            reading = self._read(Picture("", rgb))
+            heat = self._heat(reading) if with_grad_cam and reading.faces else None
+        return self._html(reading, heat)
+
+    def answer_camera(self, rgb: np.ndarray | None, live: "Live | None") -> tuple[str, "Live"]:
+        """The faces of one of the camera's pictures, as HTML, its labels smoothed; and what the next picture needs."""
+        live = live or Live()
+        if rgb is None:
+            return "", live
+        with self._lock:
+            reading = live.smoother.smoothed(self._read(Picture("camera", rgb, 0, time.monotonic())))
+        return self._html(reading, None, f"{live.rate():.1f} pictures a second"), live
+
+    def _read(self, picture: Picture) -> Reading:
+        (reading,) = self._reader.read([picture], is_live=True)
+        return reading
+
+    def _heat(self, reading: Reading) -> np.ndarray:
+        from fer_utils.evaluation import grad_cam  # TensorFlow takes seconds to import
+
+        if self._keras is None:
+            self._keras = _innermost(model_files.load_keras(self._keras_file))
+        crops = self._crops(reading)
+        classes = np.array([int(np.argmax(face.probabilities)) for face in reading.faces])
+        return grad_cam.heat_maps(self._keras, crops[..., None], classes)
+
+    def _crops(self, reading: Reading) -> np.ndarray:
+        return np.array([self._reader.crop(reading.picture.rgb, face.box) for face in reading.faces])
+
+    def _html(self, reading: Reading, heat: np.ndarray | None, foot: str = "") -> str:
+        shown = _shrunk(replace(reading, note="").drawn(), SHOWN_SIDE)  # the note stands below
+        boxes = " ".join(f"{face.box.x},{face.box.y},{face.box.width},{face.box.height}" for face in reading.faces)
+        parts = [f'<img class="shown" alt="the picture, its faces framed" data-boxes="{boxes}" src="{_inline(shown)}">']
+        parts += [f'<p class="note">{html.escape(reading.note)}</p>'] if reading.note else []
+        parts += [f"<p>{html.escape(foot)}</p>"] if foot else []
+        if reading.faces:
+            crops = self._crops(reading)
+            maps = [None] * len(crops) if heat is None else heat
+            cards = [_card(*entry) for entry in zip(reading.faces, crops, maps, strict=True)]
+            parts.append(f'<div class="faces">{"".join(cards)}</div>')
+        else:
+            parts.append(f'<p class="no-face">{NO_FACE}</p>')
+        return f'<div class="answer">{"".join(parts)}</div>'
+
+
+class Live:
+    """What a camera's next picture needs to know of those before it."""
+
+    def __init__(self) -> None:
+        self.smoother = Smoother(SMOOTHED)
+        self._times: deque[float] = deque(maxlen=30)
+
+    def rate(self) -> float:
+        """Pictures a second over the last 30, this one counted."""
+        self._times.append(time.monotonic())
+        span = self._times[-1] - self._times[0]
+        return (len(self._times) - 1) / span if span else 0.0
+
+
+def decode(path: Path) -> np.ndarray:
+    """An uploaded picture as RGB, at most MAX_SIDE pixels long.
+
+    Raises UnreadableImage for a file over MAX_BYTES, for a picture over MAX_MEGAPIXELS, which is told by its header, and for
+    what is no picture; the message names the file, what was found and the way out.
+    """
+    name, size = path.name, path.stat().st_size
+    if size > MAX_BYTES:
+        raise UnreadableImage(
+            f"{name} has {size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} are read. Save it smaller."
+        )
+    try:
+        picture = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(f"{name} is far over {MAX_MEGAPIXELS} megapixels ({error}). Make it smaller.") from error
+    except Exception as error:  # Pillow raises many types for bytes that are no picture
+        raise UnreadableImage(
+            f"{name} is not a picture that can be read. Give a JPEG, PNG, WebP, BMP or TIFF file."
+        ) from error
+    with picture:
+        width, height = picture.size
+    if width * height > MAX_MEGAPIXELS * 1e6:
+        raise UnreadableImage(
+            f"{name} has {width:,} × {height:,} pixels, {width * height / 1e6:.0f} megapixels; at most {MAX_MEGAPIXELS} are "
+            "read. Make it smaller."
+        )
+    try:
+        return _shrunk(images.decode_photograph(path), MAX_SIDE)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{name}: {error}. Save it again in a program that opens it.") from error
+
+
+def _innermost(model):
+    """The model with the backbone as a layer: an exported one is wrapped in a layer that takes any colour."""
+    from fer_utils.training import network
+
+    names = [layer.name for layer in model.layers]
+    return model if network.BACKBONE in names else model.get_layer("fer_resnet50")
+
+
+def _shrunk(rgb: np.ndarray, side: int) -> np.ndarray:
+    scale = side / max(rgb.shape[:2])
+    if scale >= 1:
+        return rgb
+    height, width = (max(1, round(length * scale)) for length in rgb.shape[:2])
+    return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _inline(rgb: np.ndarray) -> str:
+    """A picture as a data URL: JPEG, RGB or grey."""
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR) if rgb.ndim == 3 else rgb
+    data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def _card(face: Face, crop: np.ndarray, heat: np.ndarray | None) -> str:
+    """One face: what the model sees, where it looks, and seven bars."""
+    pictures = f'<img alt="the face as the model sees it" src="{_inline(crop)}">'
+    if heat is not None:
+        pictures += f'<img class="heat" alt="Grad-CAM of {face.expression}" src="{_inline(_overlaid(crop, heat))}">'
+    bars = ""
+    for name, p in zip(CLASSES, face.probabilities, strict=True):
+        best = " best" if name == face.expression else ""
+        bars += f'<span class="name{best}">{name}</span><span class="track"><span class="bar" style="display:block;width:{p:.1%}">'
+        bars += f'</span></span><span class="value{best}">{p:.0%}</span>'
+    return f'<div class="face"><div>{pictures}</div><div class="bars">{bars}</div></div>'
+
+
+def _overlaid(crop: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Half the crop, half the heat in colours from blue (0) to red (1): RGB (144, 144, 3)."""
+    size = 144, 144
+    grey = cv2.resize(crop, size, interpolation=cv2.INTER_CUBIC)
+    levels = np.rint(255 * cv2.resize(heat.astype(np.float32), size).clip(0, 1)).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+    return (np.dstack([grey] * 3) // 2 + colours // 2).astype(np.uint8)
+
+
+def _message(text: str) -> str:
+    return f'<div class="answer"><p class="message" role="alert">{html.escape(text)}</p></div>'
+
+
+def about(model_file: Path, note: str) -> str:
+    """Which model answers and how it scored, in Markdown, by the metrics.json beside it."""
+    run = model_file.parent.parent if model_file.parent.name == model_files.EXPORT else model_file.parent
+    lines = [f"**Model:** {run.name}, `{model_file.name}`"]
+    metrics_file = model_file.parent / "metrics.json"
+    if metrics_file.is_file():
+        metrics = files.read_json(metrics_file)
+        test = metrics["test"]
+        low, high = test["accuracy_interval"]
+        lines.append(
+            f"**Scores on {test['n']:,} TEST images:** accuracy {test['accuracy']:.3f} ({low:.3f}–{high:.3f}, 95 %), macro F1 "
+            f"{test['macro_f1']:.3f}; a guess is right one time in seven. {report.honesty_line(metrics)}"
+        )
+    else:
+        lines.append(f"**Scores:** not known, since there is no `metrics.json` beside `{model_file.name}`.")
+    return "\n\n".join(([f"**{note}**"] if note else []) + lines)
+
+
+def app(model_file: Path, detector: Detector):
+    """The page as Gradio Blocks. Raises PageError without Gradio, NotOurModel for a file that is no model of this project."""
+    gradio = _gradio()
+    session = Session(model_file, detector)
+    with gradio.Blocks(title="Facial expressions", analytics_enabled=False, delete_cache=(60, 60)) as blocks:
+        gradio.Markdown("# Facial expressions")
+        gradio.Markdown(about(model_file, session.note), elem_classes="about")
+        with gradio.Tab("Picture"), gradio.Row():
+            with gradio.Column(scale=1, min_width=280):
+                upload = gradio.File(label=f"A picture, at most {MAX_BYTES // 10**6} MB", height=140, elem_id="upload")
+                with_grad_cam = gradio.Checkbox(
+                    label="Show where the model looks (Grad-CAM)",
+                    info="" if session.has_grad_cam else "needs model.keras beside the model",
+                    interactive=session.has_grad_cam,
+                    elem_id="grad-cam",
+                )
+            with gradio.Column(scale=3, min_width=280):
+                answer = gradio.HTML(elem_id="answer")
+            shown = gradio.State(time_to_live=KEPT)
+            once = {"concurrency_limit": 1, "api_visibility": "private"}
+            given = upload.upload(session.answer_file, [upload, with_grad_cam], [answer, shown], **once)
+            given.then(lambda: None, outputs=upload, api_visibility="private")  # ready for the next picture
+            with_grad_cam.input(session.answer, [shown, with_grad_cam], answer, **once)
+        with gradio.Tab("Camera"), gradio.Row():
+            with gradio.Column(scale=1, min_width=280):
+                camera = gradio.Image(sources=["webcam"], streaming=True, label="Camera", elem_id="camera", height=260)
+            with gradio.Column(scale=3, min_width=280):
+                live_answer = gradio.HTML(elem_id="live")
+            live = gradio.State()
+            camera.stream(
+                session.answer_camera,
+                [camera, live],
+                [live_answer, live],
+                stream_every=STREAM_EVERY,
+                concurrency_limit=1,
+                show_progress="hidden",
+                api_visibility="private",
+                time_limit=None,
+            )
+        with gradio.Accordion("Limits", open=True, elem_id="limits"):
+            gradio.Markdown(LIMITS)
+    return blocks
+
+
+def serve(model_file: Path, detector: Detector, host: str = "127.0.0.1", port: int = 7860) -> None:
+    """Serve the page until Ctrl-C; bound to this machine alone unless `host` says otherwise.
+
+    Raises PageError without Gradio or where the port is taken, NotOurModel for a file that is no model of this project.
+    """
+    gradio = _gradio()
+    with tempfile.TemporaryDirectory(prefix="fer_page_") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        blocks = app(model_file, detector)
+        print(f"page: http://{host}:{port}, until Ctrl-C", file=sys.stderr)
+        try:
+            blocks.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                quiet=True,
+                max_file_size=MAX_BYTES,
+                ssr_mode=False,
+                run_history=False,  # else the browser keeps what was asked
+                footer_links=[],
+                css=CSS,
+                theme=gradio.themes.Base(
+                    font=["system-ui", "sans-serif"], font_mono=["monospace"]
+                ),  # fetched from nowhere
+            )
+        except OSError as error:
+            raise PageError(
+                f"the page cannot be served at {host}:{port} ({error}); give another --port or --host"
+            ) from error
+
+
+def _gradio():
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio
+    except ImportError as error:
+        raise PageError(
+            f"the page needs Gradio ({error}): `pip install 'fer-resnet50[page]'` or `uv sync --extra page`"
+        ) from error
+    return gradio

@@ -1,0 +1,238 @@
+"""The page in Chromium: a dropped picture, the camera, what is no picture; on a wide and a narrow window.
+
+Needs Gradio, Playwright and a Chromium of this machine, and says so where one is missing. With FER_SCREENSHOTS, a folder,
+screenshots are written there.
+"""
+
+import base64
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from fer_utils import files
+from fer_utils.images import UnreadableImage
+from fer_utils.training import network
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="Gradio is not installed: it serves the page")
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: it drives Chromium")
+
+from fer_utils.predict import page, reader  # noqa: E402
+
+FLAGS = (
+    *(
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ),
+    *("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
+)
+WAIT = 120_000  # ms; on a busy machine TensorFlow takes its time
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model on drawn faces, with metrics.json beside it."""
+    folder = tmp_path_factory.mktemp("outputs") / "drawn"
+    folder.mkdir()
+    with pytest.warns(UserWarning, match="the backbone is random"):
+        network.build(48, "none").save(folder / "model.keras")
+    scores = {"n": 700, "accuracy": 0.913, "accuracy_interval": [0.9, 0.925], "macro_f1": 0.912}
+    metrics = {
+        "val": scores,
+        "test": scores,
+        "leakage": {"policy": "drop", "val_images_seen_in_training": 0, "test_images_seen_in_training": 0},
+        "run": {"params": {"merge_split": {"fer2013": "demo"}}},
+    }
+    files.write_json(folder / "metrics.json", metrics)
+    return folder / "model.keras"
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    """The page of the command line, at a free port: its address and the folder of its uploads."""
+    folder = Path(os.environ.get("FER_REAL_DATA", Path(__file__).resolve().parents[4] / "shared/data"))
+    yunet = folder / "yunet/face_detection_yunet_2023mar.onnx"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uploads = model.parents[1] / "temporary"
+    uploads.mkdir()
+    command = [sys.executable, "-m", "fer_utils.predict", "--page", "--model", str(model), "--port", str(port)]
+    command += ["--detector", str(yunet) if yunet.is_file() else "mtcnn"]
+    log = model.parent / "page.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"TMPDIR": str(uploads)})
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(240):
+            assert process.poll() is None, log.read_text()
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(address, timeout=5)
+                break
+            time.sleep(0.5)
+        yield address, uploads
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory) -> Path:
+    """A video for Chromium's fake camera, 640 × 480: a face that goes from left to right and back."""
+    import photograph_sets as sets
+
+    left, top, right, bottom = sets.HEAD
+    head = sets.rgb("astronaut.png")[top:bottom, left:right]
+    path = tmp_path_factory.mktemp("camera") / "face.mjpeg"
+    with path.open("wb") as file:
+        for turn in np.linspace(0, 2 * np.pi, 60, endpoint=False):
+            picture = np.full((480, 640, 3), 120, np.uint8)
+            sets.paste(picture, head, (320 + 180 * np.sin(turn), 220), 1.2, 0, False)
+            file.write(cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(camera, tmp_path_factory):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium:
+        pytest.skip("Chromium is not installed: `apt-get install chromium`")
+    with sync_api.sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"),
+            executable_path=chromium,
+            headless=True,
+            args=[*FLAGS, f"--use-file-for-fake-video-capture={camera}"],
+            permissions=["camera"],
+        )
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def opened(browser, server):
+    """The page in a new tab."""
+    tab = browser.new_page()
+    tab.set_default_timeout(WAIT)
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    tab.goto(server[0])
+    tab.wait_for_selector("#upload input[type=file]", state="attached")
+    yield tab
+    tab.close()
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory) -> Path:
+    """A photograph with four faces."""
+    import photograph_sets as sets
+
+    path = tmp_path_factory.mktemp("photographs") / "four.jpg"
+    Image.fromarray(sets.with_faces(3, max_turn=10)[0]).save(path, quality=92)
+    return path
+
+
+def give(tab, path: Path) -> None:
+    """Drop a file on the page, as a hand would."""
+    data = tab.evaluate_handle(
+        """async ([name, bytes]) => {
+            const data = new DataTransfer();
+            const raw = Uint8Array.from(atob(bytes), c => c.charCodeAt(0));
+            data.items.add(new File([raw], name, {type: "image/jpeg"}));
+            return data;
+        }""",
+        [path.name, base64.b64encode(path.read_bytes()).decode()],
+    )
+    tab.dispatch_event("#upload button", "drop", {"dataTransfer": data})
+
+
+def screenshot(tab, name: str) -> None:
+    if folder := os.environ.get("FER_SCREENSHOTS"):
+        tab.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def test_a_dropped_picture_gives_boxes_bars_and_on_request_grad_cam_and_is_not_kept(opened, server, photograph):
+    give(opened, photograph)
+    opened.wait_for_selector("#answer .face")
+    assert opened.locator("#answer img.shown").count() == 1
+    assert opened.locator("#answer .face").count() == 4
+    assert opened.locator("#answer .bar").count() == 4 * 7
+    assert reader.DRAWN in opened.inner_text("#answer")
+    about = opened.inner_text(".about")
+    assert "accuracy 0.913 (0.900–0.925, 95 %)" in about and reader.DRAWN in about and "model.keras" in about
+    assert "Do not decide about people" in opened.inner_text("#limits")
+    screenshot(opened, "picture_wide")
+    opened.check("#grad-cam input")
+    opened.wait_for_selector("#answer .heat")
+    assert opened.locator("#answer .heat").count() == 4
+    screenshot(opened, "grad_cam_wide")
+    opened.set_viewport_size({"width": 390, "height": 800})
+    opened.wait_for_timeout(300)
+    screenshot(opened, "grad_cam_narrow")
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    assert [path for path in server[1].rglob("*") if path.is_file()] == []
+
+
+def test_nothing_is_asked_of_another_machine(browser, server):
+    tab, asked = browser.new_page(), []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(server[0])
+    tab.wait_for_selector("#upload input[type=file]", state="attached", timeout=WAIT)
+    others = [url for url in asked if not url.startswith((server[0], "data:", "blob:"))]
+    tab.close()
+    assert asked and others == []
+
+
+def test_the_camera_gives_boxes_that_move_and_bars_and_leaves_no_file(opened, server):
+    opened.click("role=tab[name=Camera]")
+    opened.click("#camera button:has-text('Click to Access Webcam')")
+    opened.click("#camera button:has-text('Record')")
+    opened.wait_for_selector("#live .face")
+    seen = set()
+    for _ in range(80):
+        opened.wait_for_timeout(100)
+        seen.add(opened.get_attribute("#live img.shown", "data-boxes"))
+        if len(seen) >= 4:
+            break
+    screenshot(opened, "camera_wide")
+    opened.set_viewport_size({"width": 390, "height": 800})
+    opened.wait_for_timeout(300)
+    screenshot(opened, "camera_narrow")
+    assert len(seen) >= 4 and opened.locator("#live .bar").count() == 7
+    assert [path for path in server[1].rglob("*") if path.is_file()] == []
+    assert "pictures a second" in opened.inner_text("#live") and reader.DRAWN in opened.inner_text("#live")
+
+
+def test_what_is_no_picture_and_what_is_too_large_get_a_message(opened, tmp_path):
+    text, large = tmp_path / "text.jpg", tmp_path / "large.jpg"
+    text.write_text("This is no picture.")
+    Image.new("L", (10_000, 10_000), 128).save(large)
+    for path, said in (
+        (text, "text.jpg is not a picture that can be read"),
+        (large, "100 megapixels; at most 50 are read"),
+    ):
+        give(opened, path)
+        opened.wait_for_selector(f"#answer [role=alert]:has-text('{said}')")
+    screenshot(opened, "message_wide")
+
+
+def test_a_cut_picture_and_a_large_file_are_refused_by_name(tmp_path, photograph, monkeypatch):
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(photograph.read_bytes()[:9000])
+    with pytest.raises(UnreadableImage, match=r"cut.jpg: not a whole image file"):
+        page.decode(cut)
+    monkeypatch.setattr(page, "MAX_BYTES", 1000)
+    with pytest.raises(UnreadableImage, match=r"four.jpg has .* MB; at most"):
+        page.decode(photograph)
