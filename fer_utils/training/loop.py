@@ -10,7 +10,6 @@ from fer_utils.training.checkpoint import TrainingCheckpoint
 from fer_utils.training.metrics import Accuracy, MacroScores, cross_entropy
 from fer_utils.training.network import compiled
 from fer_utils.training.optimizers import LossScale, innermost
-from fer_utils.training.tensorboard import TensorBoardLog
 from fer_utils.training.time_budget import TimeBudget
 
 import keras
@@ -204,7 +203,7 @@ def fit(
     saved = TrainingCheckpoint(*checkpoint) if checkpoint else None
     done = first_epoch + (saved.resume(callbacks) if saved else 0)
     rows = list(saved.rows) if saved else []
-    watched = [TensorBoardLog(tensorboard, first_epoch, rows)] if tensorboard else []
+    watched = [_tensorboard_log(tensorboard, first_epoch, rows)] if tensorboard else []
     bar = _EpochBar(done)
     try:
         history = model.fit(
@@ -240,6 +239,12 @@ def fit(
     table = table[[*HISTORY_FIRST, *(name for name in table if name not in HISTORY_FIRST)]]
     table.attrs["ended_by"] = budget.ended_by(len(table), epochs)
     return table
+
+
+def _tensorboard_log(*arguments) -> keras.callbacks.Callback:
+    from fer_utils.training.tensorboard import TensorBoardLog  # it draws, and predict needs no plots
+
+    return TensorBoardLog(*arguments)
 
 
 def shown(history: pd.DataFrame) -> pd.DataFrame:

@@ -168,8 +168,8 @@ def recall(descriptors: np.ndarray, keys: np.ndarray) -> tuple[int, int]:
 
 def sizes(real: np.ndarray, faiss: list[int], compared: list[int], folder: Path) -> None:
     began = time.perf_counter()
-    file = make(real, max(*faiss, *compared), folder)
-    print(f"\n{max(*faiss, *compared):,} pictures made in {time.perf_counter() - began:.0f} s")
+    file = make(real, max([*faiss, *compared]), folder)
+    print(f"\n{max([*faiss, *compared]):,} pictures made in {time.perf_counter() - began:.0f} s")
     made = np.fromfile(file, np.uint8, count=min(faiss) * 48 * 48).reshape(-1, 48, 48)
     own = np.flatnonzero(np.arange(len(made)) % BLOCK < round(DISTINCT * BLOCK))[:20_000]
     descriptors = near_duplicates._descriptors(made, own)
