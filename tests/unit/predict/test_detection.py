@@ -2,6 +2,7 @@
 
 import sys
 
+from fer_utils.data import extra_sources, splits
 from fer_utils.predict import detection, yunet_file
 from fer_utils.predict.detection import Box
 
@@ -164,3 +165,24 @@ def test_the_crop_frames_a_marked_face_by_the_measured_margin(framing):
     picture[150:250, 150:250] = 255
     crop = detection.crop(picture, Box(150, 150, 100, 100, 1.0), framing)
     assert crop.mean() / 255 == pytest.approx(1 / framing**2, rel=0.03)
+
+
+def test_photographs_given_as_extra_are_cropped_to_their_one_face(tmp_path):
+    astronaut = sets.rgb("astronaut.png")
+    folder = tmp_path / "happy"
+    folder.mkdir()
+    for name, picture in (
+        ("one.png", astronaut),
+        ("two.png", np.hstack([astronaut, astronaut])),
+        ("none.png", sets.rgb("gravel.png")),
+    ):
+        cv2.imwrite(str(folder / name), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    with extra_sources.open_extra(tmp_path, "mine", "train", find_faces=detection.face_finder("detect")) as source:
+        merged = splits.read_all([source], "error")
+    flags = {row.source_path: row.flags for row in merged.table.itertuples()}
+    assert flags["happy/one.png"] == "colour face_cropped"
+    assert flags["happy/two.png"].endswith("several_faces") and flags["happy/none.png"].endswith("no_face_found")
+    (face,) = detection.face_finder("detect")(astronaut)
+    row = list(flags).index("happy/one.png")
+    assert (merged.pixels[row] == face).all() and face.shape == (48, 48)
+    assert detection.face_finder("whole") is None
