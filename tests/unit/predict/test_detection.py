@@ -168,6 +168,8 @@ def test_the_crop_frames_a_marked_face_by_the_measured_margin(framing):
 
 
 def test_photographs_given_as_extra_are_cropped_to_their_one_face(tmp_path):
+    import photograph_sets as sets
+
     astronaut = sets.rgb("astronaut.png")
     folder = tmp_path / "happy"
     folder.mkdir()
