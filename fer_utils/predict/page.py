@@ -307,26 +307,27 @@ def serve(model_file: Path, detector: Detector, host: str = "127.0.0.1", port: i
     with tempfile.TemporaryDirectory(prefix="fer_page_") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         blocks = app(model_file, detector)
-        print(f"page: http://{host}:{port}, until Ctrl-C", file=sys.stderr)
         try:
             blocks.launch(
                 server_name=host,
                 server_port=port,
                 share=False,
                 quiet=True,
-                max_file_size=MAX_BYTES,
+                prevent_thread_lock=True,
+                max_file_size=5 * MAX_BYTES,  # up to there `decode` says what is wrong, beyond it Gradio
                 ssr_mode=False,
                 run_history=False,  # else the browser keeps what was asked
                 footer_links=[],
                 css=CSS,
-                theme=gradio.themes.Base(
-                    font=["system-ui", "sans-serif"], font_mono=["monospace"]
-                ),  # fetched from nowhere
+                # Fonts that are fetched from nowhere.
+                theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             )
         except OSError as error:
             raise PageError(
                 f"the page cannot be served at {host}:{port} ({error}); give another --port or --host"
             ) from error
+        print(f"page: http://{host}:{port}, until Ctrl-C", file=sys.stderr)
+        blocks.block_thread()
 
 
 def _gradio():

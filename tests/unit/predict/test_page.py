@@ -243,6 +243,25 @@ def test_what_is_no_picture_and_what_is_too_large_get_a_message(opened, tmp_path
     screenshot(opened, "message_wide")
 
 
+def test_a_file_over_the_limit_gets_a_message(opened, tmp_path):
+    large = tmp_path / "large.bmp"
+    large.write_bytes(bytes(page.MAX_BYTES + 2_000_000))
+    give(opened, large)
+    opened.wait_for_selector("#answer [role=alert]:has-text('large.bmp has 22 MB; at most 20 are read')")
+    screenshot(opened, "too_many_bytes")
+
+
+def test_a_missing_gradio_and_a_taken_port_are_named_with_the_way_out(server, model, monkeypatch):
+    from fer_utils.predict import detection
+
+    port = int(server[0].rpartition(":")[2])
+    with pytest.raises(page.PageError, match=f"cannot be served at 127.0.0.1:{port} .* give another --port"):
+        page.serve(model, detection.Mtcnn(), port=port)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(page.PageError, match=r"needs Gradio .*pip install 'fer-resnet50\[page\]'"):
+        page.serve(model, detection.Mtcnn())
+
+
 def test_a_cut_picture_and_a_large_file_are_refused_by_name(tmp_path, photograph, monkeypatch):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(photograph.read_bytes()[:9000])
