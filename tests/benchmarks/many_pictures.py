@@ -12,6 +12,8 @@ The pictures are made from real ones. A distinct picture is two random real ones
 contrast and noise of 3 grey levels. Of all pictures 46 % are distinct, the share of the real datasets; the others are copies of
 them: 90 % re-encoded, 4 % mirrored and re-encoded, 6 % cropped. `candidates a pair` is the share of pairs of different pictures
 that the descriptors propose: 2.5e-5 among the distinct real ones. It decides what a search of a million pictures costs.
+
+On two busy cores 72,000 pictures took six minutes in both ways, 250,000 with FAISS eleven. A million was not run.
 """
 
 import argparse
