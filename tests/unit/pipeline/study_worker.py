@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fer_utils import files
 from fer_utils.pipeline import parameters, runner, study, sweeps
 
-from conftest import FakeRun
+from fake_runs import FakeRun
 
 
 def plan(outputs: Path, swept: list[str], **how) -> study.Plan:
