@@ -230,7 +230,7 @@ def rates(history: pd.DataFrame) -> Figure:
         axes.plot(history["epoch"], values, drawstyle="steps-mid", color="#555555", marker=".")
         axes.set(title=title, xlabel="epoch", ylim=(0, max(values.max() * 1.1, 1e-12)))
         axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # there may be a single epoch
     sns.despine(figure)
     return figure
 
