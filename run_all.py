@@ -290,7 +290,7 @@ def _sweep(profile: str, layers: list[tuple[str, dict]], chosen: list[str], opti
     )  # fmt: skip
     plan.check()
     if options.dry_run:
-        for name, values in (run for point in sweeps.ends(axes) for run in plan.runs(point)):
+        for name, values in (run for point in sweeps.grid(axes) for run in plan.runs(point)):
             print(f"\n{name}")
             runner.print_plan(chosen, values)
         return 0

@@ -123,11 +123,17 @@ def score_table(metrics: dict) -> pd.DataFrame:
             parts = {f"{split}, {part}": whole[part] for part in ("public", "private", "unseen") if part in whole}
             rows |= {f"{name}{views}": row for name, row in ({split: whole} | parts).items() if row}
     columns = ["n", "accuracy", "macro_f1", "macro_precision", "macro_recall", "loss", "calibration_error"]
+    return _with_intervals(rows, columns).astype({"n": int})
+
+
+def _with_intervals(rows: dict[str, dict], columns: Sequence[str]) -> pd.DataFrame:
+    """These columns of the scores, and the interval of accuracy and of macro F1 after each."""
     table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
-    for name, place in (("accuracy", 2), ("macro_f1", 4)):
-        ends = [row[f"{name}_interval"] for row in rows.values()]
-        table.insert(place, f"{name} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
-    return table.astype({"n": int})
+    for score in ("accuracy", "macro_f1"):
+        ends = [row[f"{score}_interval"] for row in rows.values()]
+        place = table.columns.get_loc(score) + 1
+        table.insert(place, f"{score} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
+    return table
 
 
 def other_sets_table(metrics: dict) -> pd.DataFrame:
@@ -138,11 +144,7 @@ def other_sets_table(metrics: dict) -> pd.DataFrame:
         if "unseen" in whole:
             rows[f"{name}, unseen"] = whole["unseen"] | {"classes": whole["classes"], "seen_in_training": 0}
     columns = ["n", "classes", "seen_in_training", "accuracy", "macro_f1"]
-    table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
-    for name, place in (("accuracy", 4), ("macro_f1", 6)):
-        ends = [row[f"{name}_interval"] for row in rows.values()]
-        table.insert(place, f"{name} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
-    return table.astype(dict.fromkeys(columns[:3], int))
+    return _with_intervals(rows, columns).astype(dict.fromkeys(columns[:3], int))
 
 
 def other_title(metrics: dict, name: str) -> str:
@@ -161,18 +163,8 @@ def label_set_table(metrics: dict) -> pd.DataFrame:
             parts = {"": whole} | {
                 f", {part}": whole[part] for part in ("public", "private", "unseen") if part in whole
             }
-            for part, found in parts.items():
-                intervals = [
-                    "–".join(f"{end:.3f}" for end in found[f"{key}_interval"]) for key in ("accuracy", "macro_f1")
-                ]
-                rows[f"{split}{part}: {shown}"] = {
-                    "n": found["n"],
-                    "accuracy": found["accuracy"],
-                    "accuracy 95 %": intervals[0],
-                    "macro_f1": found["macro_f1"],
-                    "macro_f1 95 %": intervals[1],
-                }
-    return pd.DataFrame(rows).T.infer_objects()
+            rows |= {f"{split}{part}: {shown}": found for part, found in parts.items()}
+    return _with_intervals(rows, ["n", "accuracy", "macro_f1"]).astype({"n": int})
 
 
 def label_set_classes(metrics: dict, split: str) -> pd.DataFrame:

@@ -36,7 +36,6 @@ PACKAGES = {
 }  # to import, to install
 PARITY = 1e-3  # largest difference of a probability from Keras for a float32 format
 PARITY_FLOAT16 = 5e-3  # weights rounded to 11 bits: 0.0016 was measured on a fine-tuned ResNet50
-SAME_CLASS = model_files.SAME_CLASS  # smallest share of images to which int8 weights give the same class as Keras
 COMPARED, TIMED = 500, 50  # images of VAL, single images timed
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in `images.decode`; the sum is 1
 OPSET = 17
@@ -57,7 +56,9 @@ class Measured:
     largest_difference: float
     same_class: float
     accuracy: float
-    allowed: float | None  # largest difference allowed; None: only the class counts, on SAME_CLASS of the images
+    allowed: (
+        float | None
+    )  # largest difference allowed; None: only the class counts, on model_files.SAME_CLASS of the images
 
 
 def export(folders: RunFolders, folder: Path) -> list[Measured]:
@@ -192,10 +193,10 @@ def _agreeing(folder: Path, measured: Sequence[Measured]) -> list[Measured]:
                 f"{row.format}: probabilities differ from Keras by up to {row.largest_difference:.2g}, allowed are {row.allowed}; "
                 "nothing was written"
             )
-        if row.allowed is None and not row.same_class >= SAME_CLASS:
+        if row.allowed is None and not row.same_class >= model_files.SAME_CLASS:
             print(
                 f"{row.format}: left out, since it gives the class of Keras to {row.same_class:.1%} of the images only; "
-                f"expected are {SAME_CLASS:.0%}"
+                f"expected are {model_files.SAME_CLASS:.0%}"
             )
             (folder / row.file).unlink()
             continue

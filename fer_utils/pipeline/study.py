@@ -71,7 +71,7 @@ class Plan:
             raise ParameterError("--trials is for ranges; lists of values are run in every combination")
         if not self.seeds:
             raise ParameterError("--seeds is 0, expected 1 or more")
-        for point in sweeps.ends(self.axes):
+        for point in sweeps.grid(self.axes):
             self.runs(point)
 
     def runs(self, point: Point) -> list[tuple[str, dict[str, dict[str, Any]]]]:
@@ -176,16 +176,8 @@ def _queue(plan: Plan, study: "optuna.Study") -> None:
     present = {trial.user_attrs.get("point") for trial in _useful(study)}
     for point in sweeps.grid(plan.axes):
         if _text(point) not in present:
-            study.enqueue_trial(_as_drawn(plan, point), user_attrs={"point": _text(point)})
-
-
-def _as_drawn(plan: Plan, point: Point) -> dict[str, Any]:
-    """A point as Optuna's parameters."""
-    values = {axis.key: point[axis.stage][axis.name] for axis in plan.axes}
-    return {
-        axis.key: (int if axis.is_int else float)(values[axis.key]) if axis.is_range else values[axis.key]
-        for axis in plan.axes
-    }
+            values = {axis.key: point[axis.stage][axis.name] for axis in plan.axes}
+            study.enqueue_trial(values, user_attrs={"point": _text(point)})
 
 
 def _text(point: Point) -> str:

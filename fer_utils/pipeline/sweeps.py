@@ -78,13 +78,7 @@ def _axis(text: str, stage: str, name: str, given: str, declared: Mapping[str, M
 
 
 def grid(swept: Sequence[Axis]) -> list[Point]:
-    """Every combination of the values of axes that are lists."""
-    lists = [[(axis, value) for value in axis.values] for axis in swept]
-    return [point_of(dict(combination)) for combination in itertools.product(*lists)]
-
-
-def ends(swept: Sequence[Axis]) -> list[Point]:
-    """Every combination of the values of lists and of the ends of ranges: all points of a grid, the corners of a search."""
+    """Every combination of the axes' values; of a range these are its two ends."""
     lists = [[(axis, value) for value in axis.values or _ends(axis)] for axis in swept]
     return [point_of(dict(combination)) for combination in itertools.product(*lists)]
 

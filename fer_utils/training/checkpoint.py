@@ -31,7 +31,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     depends on the number of the epoch.
 
     path: the file, an .npz without pickles. key: identifies the training; a file with another key is ignored, and replaced
-    after the first epoch. A file of that name with the suffix `.stop` ends training after the epoch. This callback must come after those whose state it saves.
+    after the first epoch. A file of that name with the suffix `.stop` ends training after the epoch. This callback must
+    come after those whose state it saves.
     """
 
     def __init__(self, path: Path, key: str):

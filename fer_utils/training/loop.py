@@ -193,9 +193,9 @@ def fit(
     Epochs are counted from `first_epoch` (0 for phase 1); the history's `epoch` starts at 1; its `attrs["ended_by"]` says
     what ended training. checkpoint: a file and a key (see TrainingCheckpoint); training resumes after the last epoch that
     an earlier process finished, with the same history as without an interruption. time_budget_minutes: see TimeBudget.
-    tensorboard: a folder for TensorBoard's event files, see TensorBoardLog. Raises FloatingPointError if the loss is not finite, ValueError for a batch that devices cannot share evenly, and
-    Interrupted if a user stops it: called again with the same model, callbacks and checkpoint, it resumes after the last
-    finished epoch.
+    tensorboard: a folder for TensorBoard's event files, see TensorBoardLog. Raises FloatingPointError if the loss is not
+    finite, ValueError for a batch that devices cannot share evenly, and Interrupted if a user stops it: called again with
+    the same model, callbacks and checkpoint, it resumes after the last finished epoch.
     """
     _share_evenly(train, val, model.distribute_strategy.num_replicas_in_sync)
     budget = TimeBudget(phase, time_budget_minutes)
