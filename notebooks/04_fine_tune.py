@@ -45,6 +45,7 @@ stop_patience: int = 6  # >= 1; specification: epochs without a lower VAL loss b
 # Beyond it
 limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
 soft_labels: bool = False  # train on the distribution of FER+'s votes where there are some
+votes_share: float = 1.0  # > 0, <= 1; with soft_labels: the votes' share of a target; the rest stays on the label
 schedule: str = "plateau"  # plateau | cosine; specification is plateau; cosine follows the steps down to nothing
 warmup_epochs: float = 0.0  # >= 0; cosine only: epochs in which the rate rises to learning_rate
 clip_norm: float = 0.0  # >= 0; gradients of a larger norm over all weights are scaled down to it, 0: off
@@ -89,7 +90,7 @@ devices.set_up(seed, deterministic, precision)
 
 # %%
 balanced, manifest = stage.read("balanced.csv"), stage.read("manifest.csv")
-train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed, soft_labels)
+train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed, soft_labels and votes_share)
 head_history = stage.read("history_head.csv")
 
 # %% [markdown]

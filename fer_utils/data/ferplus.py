@@ -141,13 +141,13 @@ def from_text(column: pd.Series) -> np.ndarray:
     return np.array(rows, int).reshape(-1, len(ANSWERS))
 
 
-def soft_targets(labels: np.ndarray, votes: pd.Series) -> np.ndarray:
+def soft_targets(labels: np.ndarray, votes: pd.Series, votes_share: float = 1.0) -> np.ndarray:
     """What to train on with soft labels: float32 (n, 7), rows sum to 1.
 
-    The distribution of a picture's votes; the label alone for a picture without votes for a class. labels: int (n,), places
-    in CLASSES. votes: the manifest's column.
+    The distribution of a picture's votes times `votes_share`, and its label for the rest; the label alone for a picture
+    without votes for a class. labels: int (n,), places in CLASSES. votes: the manifest's column.
     """
+    hard = np.eye(len(CLASSES), dtype=np.float32)[labels]
     shares = distribution(from_text(votes))
-    without = shares.sum(axis=1) == 0
-    shares[without] = np.eye(len(CLASSES), dtype=np.float32)[labels[without]]
-    return shares
+    voted = shares.sum(axis=1, keepdims=True) > 0
+    return np.where(voted, np.float32(votes_share) * shares + np.float32(1 - votes_share) * hard, hard)

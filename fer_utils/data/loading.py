@@ -49,20 +49,20 @@ def load_training(
     folder: Path,
     limit_per_class: int,
     seed: int,
-    soft_labels: bool = False,
+    votes_share: float = 0.0,
 ) -> tuple[Faces, Faces]:
     """The training images listed in balanced.csv, and the images of VAL: see load_faces.
 
-    soft_labels: TRAIN's targets are the distributions of FER+'s votes (ferplus.soft_targets), an augmented copy's those of
-    its original. Raises DatasetError if there are no votes.
+    votes_share: the share, 0 to 1, of FER+'s votes in TRAIN's targets (ferplus.soft_targets); an augmented copy has the
+    target of its original. Raises DatasetError if the share is above 0 and there are no votes.
     """
     tables = balanced, manifest[manifest["split"] == "VAL"]
     train, val = (load_faces(table, folder, limit_per_class, seed) for table in tables)
-    if soft_labels:
+    if votes_share:
         votes = train.table["train_path"].map(manifest[manifest["path"] != ""].set_index("path")["votes"])
         if not (votes != "").any():
             raise DatasetError(f"soft_labels needs votes, and 01 found none: put {addresses.VOTES_FILE} into data/")
-        train = replace(train, targets=ferplus.soft_targets(train.labels, votes))
+        train = replace(train, targets=ferplus.soft_targets(train.labels, votes, votes_share))
         print(f"trained on the votes of {(votes != '').sum():,} images, on the label of {(votes == '').sum():,}")
     print(f"{len(train):,} images to train on, {len(val):,} to validate on")
     return train, val

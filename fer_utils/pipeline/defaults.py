@@ -16,6 +16,7 @@ _TRAINING = {
     "batch_size": 64,
     "limit_per_class": 0,
     "soft_labels": False,
+    "votes_share": 1.0,
     "cache": "auto",
     "cache_dtype": "auto",
     "cache_dir": "",

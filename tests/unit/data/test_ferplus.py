@@ -59,6 +59,14 @@ def test_soft_targets_are_the_votes_or_the_label_where_there_are_none():
     assert targets[1:].argmax(axis=1).tolist() == [4, 5] and targets[1:].max(axis=1).tolist() == [1, 1]
 
 
+def test_a_soft_target_can_leave_a_share_on_the_label():
+    votes = pd.Series([*ferplus.as_text(_counts(happy=8, neutral=2)), ""])
+    targets = ferplus.soft_targets(np.array([CLASSES.index("sad"), 4]), votes, 0.4)
+    expected = {"sad": 0.6, "happy": 0.32, "neutral": 0.08}
+    assert targets[0] == pytest.approx([expected.get(label, 0) for label in CLASSES])
+    assert targets[1].tolist() == np.eye(len(CLASSES))[4].tolist() and targets.dtype == np.float32
+
+
 def test_no_face_is_what_more_than_half_say():
     counts = np.concatenate([_counts(not_a_face=6, sad=4), _counts(not_a_face=5, sad=5)])
     assert ferplus.is_no_face(counts).tolist() == [True, False]
