@@ -154,7 +154,7 @@ if find_label_issues:
 
 # %%
 difference = frozen_prefix.largest_difference(model, trained, val.images, val_inputs)
-assert difference < frozen_prefix.TOLERANCE[plan.dtype], difference
+assert difference < frozen_prefix.tolerance(model, plan), difference
 stage.save(network.plain_copy(head).save_weights, "head.weights.h5")
 stage.save(history, "history_head.csv")
 stage.save(loading.originals(train.table), "trained_head.csv")

@@ -23,7 +23,8 @@ import psutil
 
 DESCRIPTION = "activations.json"
 SHARE = 0.5  # largest share of the free disk or memory; the rest is for training and other programs
-TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # largest difference of a probability from the whole network's
+# Largest difference of a probability from the whole network's. bfloat16 rounds 8 times as coarsely as float16 (8 and 11 bits).
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 FLOAT16_LIMIT = float(np.finfo(np.float16).max)
 
 
@@ -178,12 +179,17 @@ def prepare(
 def largest_difference(model: keras.Model, trained: keras.Model, images: np.ndarray, inputs, n: int = 64) -> float:
     """The largest difference of probabilities between the whole model and the trained one, on the first `n` images.
 
-    inputs: the result of `prepare` for these images. More than TOLERANCE for the plan's float type means an error.
+    inputs: the result of `prepare` for these images. More than `tolerance` means an error.
     """
     first = np.arange(min(n, len(images)))
     chosen = tuple(array[first] for array in inputs) if isinstance(inputs, tuple) else inputs[first]
     whole = model(images[first], training=False).numpy()
     return float(abs(whole - loop.predict(trained, chosen)).max())
+
+
+def tolerance(model: keras.Model, plan: Plan) -> float:
+    """TOLERANCE of the coarser of two float types: that of the kept activations, and that in which the model computes."""
+    return max(TOLERANCE[plan.dtype], TOLERANCE[model.dtype_policy.compute_dtype])
 
 
 def free_memory() -> int:
@@ -289,10 +295,11 @@ def _make_room(folder: Path, entry: Path, needed: int) -> None:
 
 
 def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
-    """A digest of everything that determines the activations: images, weights, sizes, float type, Keras' version."""
+    """A digest of everything that determines the activations: images, weights, sizes, float types, Keras' version."""
     digest = hashlib.blake2b(digest_size=12)
     sizes = [prefix.get_layer(PREPROCESSING).output.shape[1:], *(tensor.shape[1:] for tensor in prefix.outputs)]
-    digest.update(json.dumps([sizes, dtype, list(images.shape), keras.__version__]).encode())
+    computed_in = [tensor.dtype for tensor in prefix.outputs]
+    digest.update(json.dumps([sizes, dtype, computed_in, list(images.shape), keras.__version__]).encode())
     digest.update(np.ascontiguousarray(images).data)
     for weight in prefix.weights:
         digest.update(np.ascontiguousarray(weight.numpy()).data)
