@@ -77,6 +77,36 @@ def test_other_images_weights_or_floats_are_other_activations(prefix, images, tm
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def _network_in(policy: str) -> keras.Model:
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        keras.utils.set_random_seed(1)
+        raw = keras.Input((8, 8, 1))
+        x = keras.Sequential([keras.layers.Rescaling(0.1)], name="preprocessing")(raw)
+        return keras.Model(raw, keras.layers.Conv2D(4, 3, trainable=False)(x))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+
+
+def test_another_precision_of_the_same_network_is_other_activations(images, tmp_path):
+    """What bfloat16 computed may be kept as float32, and is no float32 result all the same."""
+    coarse, fine = _network_in("mixed_bfloat16"), _network_in("float32")
+    assert all((a.numpy() == b.numpy()).all() for a, b in zip(coarse.weights, fine.weights, strict=True))
+    kept = _kept(coarse, images, tmp_path)[np.arange(300)]
+    assert _kept(fine, images, tmp_path)[np.arange(300)] == pytest.approx(np.array(fine(images)), abs=1e-6)
+    assert len(list(tmp_path.iterdir())) == 2 and abs(kept - np.array(fine(images))).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept", "coarser"),
+    [("float32", "float16", "float16"), ("mixed_bfloat16", "float32", "bfloat16"), ("float32", "float32", "float32")],
+)
+def test_the_coarser_float_type_decides_how_far_probabilities_may_differ(policy, kept, coarser):
+    model = _network_in(policy)
+    plan = frozen_prefix.Plan("memory", kept, 0, "")
+    assert frozen_prefix.tolerance(model, plan) == frozen_prefix.TOLERANCE[coarser]
+
+
 def _shorten(entry):
     file = entry / "cut_0.npy"
     file.write_bytes(file.read_bytes()[:-10])
