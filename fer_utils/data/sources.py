@@ -10,6 +10,7 @@ Handling of unusual input:
 | one wrapping folder (`archive/train`, `train/train`) | read through                                           |
 | the same part twice (`train/angry` and `train/train/angry`) | error: which two, keep one                      |
 | files that are no images                           | left out, counted in `Source.ignored`                    |
+| links in a folder                                  | followed; one that leads nowhere is an unreadable file   |
 | image of another size or in colour                 | repaired when read, flagged (`fer_utils.images.decode`)  |
 | zip entry that leads out, is a link or is encrypted | error: which entry                                       |
 | zip that unpacks to more than any dataset          | error before anything is unpacked                        |
@@ -17,6 +18,7 @@ Handling of unusual input:
 """
 
 import csv
+import os
 import re
 import stat
 import zipfile
@@ -112,16 +114,30 @@ class FolderReader:
         self.path = path
 
     def files(self) -> list[str]:
-        return [found.relative_to(self.path).as_posix() for found in self.path.rglob("*") if found.is_file()]
+        """Every file below the folder, through links to folders too; a link that leads nowhere counts as a file."""
+        found = []
+        for folder, folders, names in os.walk(self.path, followlinks=True):
+            place = Path(folder)
+            folders[:] = [name for name in folders if not _leads_back(place, place / name)]
+            found += [(place / name).relative_to(self.path).as_posix() for name in names]
+        return found
 
     def read(self, file: str) -> bytes:
-        return (self.path / file).read_bytes()
+        try:
+            return (self.path / file).read_bytes()
+        except OSError as error:
+            raise images.UnreadableImage(f"{self.path}: {file} cannot be read ({error.strerror})") from error
 
     def open_text(self, file: str):
         return (self.path / file).open(newline="", encoding="utf-8-sig")
 
     def close(self) -> None:
         pass
+
+
+def _leads_back(folder: Path, inside: Path) -> bool:
+    """Whether `inside` is a link to `folder` or to a folder around it, so that to follow it would never end."""
+    return inside.is_symlink() and folder.resolve().is_relative_to(inside.resolve())
 
 
 class ZipReader:

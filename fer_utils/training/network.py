@@ -69,8 +69,8 @@ def load_backbone(image_size: int, weights: str) -> keras.Model:
     if weights == "none":
         _silence_residual_branches(backbone)
         warnings.warn(
-            "weights is 'none': the backbone is random. Its frozen layers stay random for good, so phase 1 trains a head "
-            "on features that mean nothing, and only what phase 2 unfreezes can learn. Fit for trying the code, not for scores.",
+            "weights is 'none': the backbone is random. Its frozen layers stay random, only what phase 2 unfreezes learns: "
+            "fit for trying the code, or with all of 175 layers unfrozen.",
             stacklevel=2,
         )
     else:

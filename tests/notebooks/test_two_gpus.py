@@ -21,7 +21,7 @@ SMALL = (
     "balance.max_per_class=40",
     "common.image_size=32",
     "common.batch_size=8",
-    "common.limit_per_class=4",
+    "common.limit_per_class=2",  # two steps an epoch, the second of a smaller batch
     "train_head.epochs=1",
     "fine_tune.epochs=2",
 )

@@ -211,6 +211,19 @@ def test_files_that_are_no_images_are_counted(fer2013):
         assert len(source.table) == N_TRAIN + N_TEST
 
 
+def test_links_are_followed_but_not_in_a_circle_and_one_to_nothing_is_unreadable(fer2013, tmp_path):
+    with open_source(fer2013, "fer2013") as source:
+        expected = list(source.table["source_path"])
+    elsewhere = Path(shutil.move(fer2013 / "train" / "happy", tmp_path / "elsewhere"))
+    (fer2013 / "train" / "happy").symlink_to(elsewhere)
+    (fer2013 / "train" / "angry" / "back").symlink_to(fer2013)
+    (fer2013 / "test" / "sad" / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    with open_source(fer2013, "fer2013") as source:
+        assert sorted(source.table["source_path"]) == sorted([*expected, "test/sad/lost.jpg"])
+        with pytest.raises(images.UnreadableImage, match=r"lost\.jpg cannot be read"):
+            source.read("test/sad/lost.jpg")
+
+
 def test_a_zip_that_ends_early_is_an_error(drawn, tmp_path):
     path = _zip(drawn[0], tmp_path / "fer2013.zip")
     path.write_bytes(path.read_bytes()[:-1000])
