@@ -252,8 +252,8 @@ def _layers(options: argparse.Namespace) -> tuple[str, list[tuple[str, dict]]]:
 def _typed() -> dict[str, dict]:
     """What a person typed in the parameters cells and saved: it wins over a profile, as in JupyterLab. Says what."""
     typed = defaults.typed_in_cells(parameters.declared())
-    for stage, own in typed.items():
-        for name, value in own.items():
+    for stage, values in typed.items():
+        for name, value in values.items():
             note = ", which counts in JupyterLab alone: here, give --params" if name == "profile" else ""
             print(f"{name} = {value!r} typed in notebooks/{STAGES[stage]}{note}")
     return typed
@@ -261,9 +261,9 @@ def _typed() -> dict[str, dict]:
 
 def _resolve(profile: str, layers: list[tuple[str, dict]]) -> dict[str, dict]:
     values = parameters.resolve(parameters.declared(), layers)
-    for own in values.values():
-        own["profile"] = "none"
-        own["run"] = profile if own["run"] == "auto" else own["run"]
+    for stage_values in values.values():
+        stage_values["profile"] = "none"
+        stage_values["run"] = profile if stage_values["run"] == "auto" else stage_values["run"]
     _require_one_value(values, ("run", "outputs_dir", "data_dir"))
     try:
         runner.folders_of(values)
@@ -280,8 +280,8 @@ def _sweep(profile: str, layers: list[tuple[str, dict]], chosen: list[str], opti
 
     def resolve(point: sweeps.Point) -> dict[str, dict]:
         name = sweeps.name_of(base["run"], point)
-        own = {"run": name} | ({"data_dir": f"{base['data_dir']}/{name}"} if base["data_dir"] else {})
-        return _resolve(profile, [*layers, ("--sweep", point), ("--sweep", {parameters.COMMON: own})])
+        places_of_run = {"run": name} | ({"data_dir": f"{base['data_dir']}/{name}"} if base["data_dir"] else {})
+        return _resolve(profile, [*layers, ("--sweep", point), ("--sweep", {parameters.COMMON: places_of_run})])
 
     plan = study.Plan(
         axes=axes, base=base["run"], profile=profile, resolve=resolve, trials=options.trials,
@@ -318,7 +318,7 @@ def _compare(outputs: Path, names: list[str]) -> int:
 
 def _require_one_value(values: dict[str, dict], names: tuple[str, ...]) -> None:
     for name in names:
-        found = {own[name] for own in values.values()}
+        found = {stage_values[name] for stage_values in values.values()}
         if len(found) > 1:
             raise ParameterError(f"{name} differs between stages ({', '.join(sorted(found))}): set common.{name}")
 
@@ -370,8 +370,8 @@ def _to_mlflow(outputs: Path, names: list[str], uri: str | None) -> int:
         terminal.say(f"run_all.py: {error}", sys.stderr)
         return 1
     for each in exported:
-        said = f"{each.run}: {'written' if each.is_new else 'there already, unchanged,'} as {each.run_id}"
-        terminal.say(said + (f"; earlier states stay: {', '.join(each.earlier)}" if each.earlier else ""))
+        line = f"{each.run}: {'written' if each.is_new else 'there already, unchanged,'} as {each.run_id}"
+        terminal.say(line + (f"; earlier states stay: {', '.join(each.earlier)}" if each.earlier else ""))
     print(uri)
     return 0
 
@@ -410,7 +410,8 @@ def _download() -> None:
             for slug, local in addresses.DATASETS.values()
         )
         raise places.NotFoundHere(
-            f"--download needs kagglehub (`pip install kagglehub`). By hand, download\n{wanted}"
+            "--download needs kagglehub: `pip install kagglehub`, or with uv `uv run --extra download run_all.py --download`. "
+            f"By hand, download\n{wanted}"
         ) from None
     for slug, local in addresses.DATASETS.values():
         target = Path("data") / local

@@ -22,8 +22,8 @@
 # **Takes** under two minutes on the full datasets with two CPU cores, seconds on the demo. A GPU makes no difference.
 #
 # **Expect** the audit to find that the second dataset holds the pictures of the first one, re-encoded. Merged as
-# specified, TRAIN holds a copy of nearly every picture of VAL and TEST. The profiles `clean` and `demo` take those copies
-# out of TRAIN.
+# specified, TRAIN holds a copy of nearly every picture of VAL and TEST. With `leakage` = `drop`, as in the profiles `demo`
+# and `clean`, those copies are removed.
 
 # %% tags=["parameters"]
 # What the specification names
@@ -77,8 +77,8 @@ for name, place in found.items():
     print(f"{name}: {place}")
 
 # %% [markdown]
-# Every image is read and decoded before anything is written. A file that cannot be read stops the stage here. With `extra`,
-# pictures of your own, RAF-DB or AffectNet join TRAIN.
+# Every image is decoded before TRAIN, VAL and TEST are written. A file that cannot be read stops the stage here, or is left
+# out with `unreadable` = `exclude`. With `extra`, pictures of your own, RAF-DB or AffectNet join TRAIN.
 
 # %%
 merged = splits.read_sources(found, unreadable, extra, extra_classes, detection.face_finder(extra_faces))
@@ -100,8 +100,8 @@ stage.show(plots.rows_of_faces({label: merged.pixels[rows] for label, rows in ex
 
 # %% [markdown]
 # ## Split
-# TRAIN takes all of Emotion Detection FER and three quarters of FER2013's train images. VAL takes the other quarter of
-# each class, TEST takes FER2013's test images. Pictures of `extra` go to TRAIN.
+# TRAIN takes all of Emotion Detection FER and FER2013's train images, except the share `val_fraction` of each class, which
+# is VAL. TEST takes FER2013's test images, all of them or the private half (`test_usage`). Pictures of `extra` go to TRAIN.
 
 # %%
 table = merged.table.assign(split=splits.assign_splits(merged.table, val_fraction, test_usage, seed))
@@ -119,8 +119,8 @@ table = audit.describe_copies(table, pairs)
 audit.count_table(audit.cross_split_counts(table))
 
 # %% [markdown]
-# How clear is the line between a copy and another picture? The distances of the pairs found, beside the distance of each
-# picture of a sample to the nearest one that was not found to be a copy.
+# How well are copies and other pictures separated? The figure shows the distances of the pairs found, and for a sample of
+# pictures the distance to the nearest one that is no copy of it.
 
 # %%
 others = near_duplicates.nearest_strangers(merged.pixels, table["group"].to_numpy(), sample=500, seed=seed)
@@ -129,7 +129,7 @@ copies = pairs.loc[pairs["kind"] != "exact", "distance"]
 print(f"copies: median {copies.median():.3f}, 99th percentile {copies.quantile(0.99):.3f}")
 print(f"nearest others: 1st percentile {np.nanpercentile(others, 1):.3f}, median {np.nanmedian(others):.3f}")
 missed = (others <= near_duplicates.MAX_DISTANCE).sum()
-print(f"{missed} of the sample's {len(others)} pictures have a copy that was never proposed: a wider crop")
+print(f"{missed} of the sample's {len(others)} pictures are that close to one that was not found to be a copy")
 
 # %% [markdown]
 # Pairs across splits: on the left the image of VAL or TEST, on the right its copy in TRAIN.
@@ -175,8 +175,9 @@ else:
     print("no votes of FER+: fer2013new.csv was not found, or `votes` is none")
 
 # %% [markdown]
-# Labels that none of ten people gave while nine or ten agreed on another class. Below, pictures that most of them found to
-# show no face: FER2013 holds placeholders of web pages. `leave_out` of 02 and of 05 keeps these out.
+# The first figure shows pictures whose label none of ten people gave, while nine or ten agreed on another class. The second
+# shows pictures in which most of them found no face, such as placeholders of web pages. With `leave_out` = `not_a_face` 02
+# and 05 leave the second group out.
 
 # %%
 if has_votes:

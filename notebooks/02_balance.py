@@ -19,7 +19,7 @@
 # **In:** `TRAIN/`, `manifest.csv`. **Out:** `TRAIN_BALANCED/`, `balanced.csv` with one row per image, distributions before
 # and after.
 #
-# **Takes** about half a minute on the full datasets with two CPU cores. A GPU makes no difference.
+# **Takes** under half a minute on the full datasets with two CPU cores. A GPU makes no difference.
 #
 # **Expect** `disgust` to stay far smaller than the rest. It has so few faces that many copies of each would be learned by
 # heart, so its target is lower.
@@ -66,7 +66,8 @@ print(f"TRAIN has {len(train):,} images")
 # %% [markdown]
 # ## Look
 # One face beside several of its augmentations: flip, rotation, shear, brightness, contrast, hue shift. The hue shift is in
-# the pipeline because the specification names it. A grey picture has no hue, and it leaves it as it is.
+# the pipeline because the specification names it. A grey picture has no hue, so that it stays
+# as it is.
 
 # %%
 example = train["path"].iloc[0]

@@ -18,8 +18,8 @@
 #
 # **In:** `TRAIN_BALANCED/`, `VAL/`. **Out:** `head.weights.h5`, `history_head.csv`, `trained_head.csv`, learning curves.
 #
-# **Takes** one pass of all images through ResNet50, then seconds. The backbone is frozen and the augmented copies are on
-# disk, so what it computes for an image never changes. It is computed once instead of once an epoch.
+# **Takes** one pass of all images through ResNet50, then seconds. The backbone is frozen and the augmented copies are
+# files, so that the features of an image never change. They are computed once instead of once an epoch.
 #
 # **Expect** a modest score. With weights from ImageNet the features describe objects. With random ones (`weights` is
 # `none`, as in the demo) they describe little, and the score stays near chance. Phase 2 learns to tell expressions apart.
@@ -129,7 +129,8 @@ print(f"there VAL's accuracy is {best['val_accuracy']:.3f}, its macro F1 {best['
 # ## Which labels are probably wrong?
 # With `find_label_issues` a linear probe on the features of phase 1 says of each picture what it shows, each time fitted
 # without that picture and its copies. Confident learning (cleanlab) lists the labels that contradict it. FER+'s votes, where
-# there are some, say how often that is right, beside pictures drawn at random. 02 of another run leaves the listed ones out.
+# there are some, say how often that is right, beside pictures drawn at random. To train without
+# the listed ones, name the file in `issues_file` of 02 in another run.
 
 # %%
 if find_label_issues:
@@ -150,7 +151,8 @@ if find_label_issues:
 
 # %% [markdown]
 # ## Check and save
-# The whole model says of VAL images what training said of them. Which images trained is saved with the weights.
+# The whole model and the part that was trained give the same probabilities for images of VAL, up to rounding. Which images
+# trained is saved with the weights.
 
 # %%
 difference = frozen_prefix.largest_difference(model, trained, val.images, val_inputs)

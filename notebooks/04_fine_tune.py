@@ -21,9 +21,9 @@
 #
 # **Takes** most of the run's time. After the first steps the notebook says how long an epoch takes here.
 #
-# **Expect** VAL to rise at once, and TRAIN to leave it behind after some epochs. Then the rate falls, the weight decay
-# rises, and early stopping takes the best weights back. From random weights (`weights` is `none`) VAL may fall in the
-# first epoch, before it rises.
+# **Expect** VAL's scores to rise at first, and TRAIN's to overtake them after some epochs. With `schedule` `plateau` the
+# rate then falls and the weight decay rises; with `cosine` the rate falls from step to step. At the end the weights with
+# the lowest VAL loss are restored. From random weights (`weights` is `none`) VAL may fall in the first epoch.
 
 # %% tags=["parameters"]
 # What the specification names
@@ -37,7 +37,7 @@ batch_norm: str = "frozen"  # frozen | trained; specification is frozen; trained
 optimizer: str = "adamw"  # adamw | adam; specification
 learning_rate: float = 8e-5  # > 0; specification
 weight_decay: float = 0.01  # >= 0; AdamW only: a step shrinks a weight by learning_rate x weight_decay of itself
-weight_decay_factor: float = 2.0  # >= 1; the decay rises by it when the rate drops
+weight_decay_factor: float = 2.0  # >= 1; the decay is multiplied by it when the rate drops
 weight_decay_cap: float = 0.1  # > 0; the decay rises no higher
 lr_factor: float = 0.5  # > 0, < 1; specification: the rate falls to this share on a plateau
 lr_patience: int = 2  # >= 1; epochs without a lower VAL loss before the rate falls
@@ -46,13 +46,15 @@ stop_patience: int = 6  # >= 1; specification: epochs without a lower VAL loss b
 limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
 soft_labels: bool = False  # train on the distribution of FER+'s votes where there are some
 votes_share: float = 1.0  # > 0, <= 1; with soft_labels: the votes' share of a target; the rest stays on the label
-schedule: str = "plateau"  # plateau | cosine; specification is plateau; cosine follows the steps down to nothing
+schedule: str = "plateau"  # plateau | cosine; specification is plateau; cosine falls to 0 at the last step
 warmup_epochs: float = 0.0  # >= 0; cosine only: epochs in which the rate rises to learning_rate
 clip_norm: float = 0.0  # >= 0; gradients of a larger norm over all weights are scaled down to it, 0: off
 augmentation: str = "none"  # none | light | heavy; on the fly, on top of the copies that 02 made
 mixup: float = 0.0  # >= 0; alpha of the Beta distribution that pictures are mixed by, 0: off; 0.2 is common
 label_smoothing: float = 0.0  # >= 0, < 1; share of each TRAIN label spread over all classes
-weight_averaging: float = 0.0  # >= 0, < 1; decay a step of the average that VAL scores and that is kept, 0: off
+weight_averaging: float = (
+    0.0  # >= 0, < 1; decay of the weights' moving average, which VAL scores and which is saved, 0: off
+)
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
 run: str = "auto"  # name of the run's folder; auto takes the profile's name
@@ -107,7 +109,7 @@ with devices.scope(replicas):
     head.load_weights(stage.path("head.weights.h5"))
     n_training = network.unfreeze_top(model, unfreeze_top, batch_norm)
     prefix, suffix = frozen_prefix.split(model)
-print(f"{n_training} layers of the backbone's top {unfreeze_top} train weights")
+print(f"of the backbone's top {unfreeze_top} layers {n_training} have weights that train")
 
 # %% tags=["nbval-check-output"]
 pd.Series(network.parameter_counts(model), name="weights").to_frame()
@@ -141,7 +143,7 @@ with devices.scope(replicas):
     loop.compile_for_training(trained, optimizers.make_optimizer(optimizer, rate, weight_decay, clip_norm))
 
 # %% [markdown]
-# On the schedule `plateau` the rate halves when VAL's loss stands still. Then `IncreaseWeightDecayOnLRDrop` raises the
+# On the schedule `plateau` the rate is multiplied by `lr_factor` when VAL's loss no longer falls. Then `IncreaseWeightDecayOnLRDrop` raises the
 # weight decay. With `weight_averaging` VAL scores the average of the weights, and the best average is what is kept.
 
 # %%
@@ -184,7 +186,7 @@ print(f"lowest VAL loss {best['val_loss']:.3f} in epoch {best['epoch']:.0f} of {
 print(f"there VAL's accuracy is {accuracies[0]:.3f}, TRAIN's {accuracies[1]:.3f}")
 
 # %% [markdown]
-# What the callbacks did to the learning rate and the weight decay. A step shrinks a weight by their product.
+# The learning rate and the weight decay of each epoch. With AdamW a step shrinks a weight by their product.
 
 # %%
 stage.show(plots.rates(history), "rates")

@@ -63,11 +63,11 @@ from IPython.display import Markdown, display
 
 stage = stages.begin("evaluate", globals())
 devices.set_up(seed)
-photograph = reader.given(picture)  # one that cannot be read stops the stage here
+photograph = reader.load_if_given(picture)  # one that cannot be read stops the stage here
 
 # %% [markdown]
 # ## Load
-# The model takes raw images. TEST is read here for the first time. A picture counts as seen in training where the model
+# The model takes raw images. 03 and 04 have not read TEST. A picture counts as seen in training where the model
 # was trained on a copy of it.
 
 # %%

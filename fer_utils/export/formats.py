@@ -96,7 +96,7 @@ def _require_run(folders: RunFolders) -> None:
     for path in (folders.model, folders.metrics, folders.manifest, folders.balanced):
         if not path.is_file():
             raise NotFoundHere(
-                f"{path} is not there: finish the run first (`python run_all.py --run {folders.run.name}`)"
+                f"{path} is not there: finish the run first (`python run_all.py --run {folders.run.name}` with its --params and -p)"
             )
 
 

@@ -30,7 +30,7 @@ _PAGE = """<!doctype html>
 {% for name, line in honesty %}<p class="{{ 'warning' if line.startswith('WARNING') else 'honesty' }}"><b>{{ name }}</b>: {{ line }}</p>{% endfor %}
 <h2>What differs in parameters and versions</h2>{{ differing }}
 <h2>What differs in results</h2>{{ results }}
-<p>In brackets 95 % bootstrap intervals. Choose between runs by VAL; TEST is for the one that was chosen.</p>
+<p>In brackets 95 % bootstrap intervals. Choose a run by its VAL scores, and report TEST of the chosen run only.</p>
 <h2>The same images, run against run</h2>
 {% if tests is none %}<p>No two runs have predictions of the same images.</p>{% else %}{{ tests }}
 <p>McNemar's exact test, two-sided, on the images that both runs predicted: p is the probability of counts at least as

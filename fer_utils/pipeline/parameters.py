@@ -274,7 +274,7 @@ def choose_profile() -> tuple[str, str]:
         )
         raise places.NotFoundHere(
             f"{places.project_root() / 'data'} holds {', '.join(held)}, but not both datasets. Expected there:\n{expected}\n"
-            "Rename what is there, or download what is not (`python run_all.py --download`). Or choose a profile: with "
+            "Rename your files to the names above, or download the missing dataset (`python run_all.py --download`). Or choose a profile: with "
             "`--params demo` (in a notebook `profile = 'demo'`) drawn faces stand in"
         )
     return "demo", "data/ is empty: drawn faces stand in for the two datasets"

@@ -118,9 +118,7 @@ def _check_earlier_outputs(chosen: Sequence[str], folders: paths.RunFolders) -> 
                 faults.append(f"{stage} reads {path}, which {writer} writes: {fault}")
     if faults:
         raise places.NotFoundHere(
-            "\n".join(
-                [*faults, "Leave --only and --from out: every stage then runs that has not been done, and no other"]
-            )
+            "\n".join([*faults, "Run it again without --only and --from: only stages that are missing or outdated run"])
         )
 
 

@@ -46,7 +46,9 @@ def read(folder: Path) -> Run:
         profile, values = description["profile"], description["parameters"]
         data_dir = values["evaluate"]["data_dir"]
     except (KeyError, TypeError) as error:
-        raise files.TornFile(f"{folder / 'run.json'} lacks {error}: run the run again, or remove its folder") from error
+        raise files.TornFile(
+            f"{folder / 'run.json'} lacks {error}: start this run again, or delete its folder"
+        ) from error
     folders = paths.run_folders(folder.name, str(folder.parent.absolute()), data_dir)
     found = records.read(folders)
     metrics = _read_metrics(folders.metrics) if "evaluate" in found else None

@@ -77,7 +77,7 @@ class Plan:
     def runs(self, point: Point) -> list[tuple[str, dict[str, dict[str, Any]]]]:
         """The runs of a point, one for each seed: name and parameters."""
         points = [point] if len(self.seeds) == 1 else [sweeps.with_seed(point, seed) for seed in self.seeds]
-        return [(sweeps.name_of(self.base, one), self.resolve(one)) for one in points]
+        return [(sweeps.name_of(self.base, seeded), self.resolve(seeded)) for seeded in points]
 
 
 def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
@@ -130,13 +130,13 @@ def _journal(file: Path):
 def _digest(plan: Plan) -> str:
     """Eight hex digits of everything that makes two sweeps incomparable."""
     values = plan.resolve({})
-    said = {
+    digested = {
         "axes": sorted(str(axis) for axis in plan.axes),
-        "parameters": {stage: keys.counted(own) for stage, own in values.items()},
+        "parameters": {stage: keys.counted(stage_values) for stage, stage_values in values.items()},
         "code": [keys.code_of(stage) for stage in STAGES],
         "rest": [list(plan.seeds), plan.objective, plan.pruner],
     }
-    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return hashlib.blake2b(json.dumps(digested, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 # --- taking trials -----------------------------------------------------------------------------------------------------
@@ -383,8 +383,8 @@ def _score(plan: Plan, attempt: _Attempt, values: dict[str, dict[str, Any]]) -> 
 
 def _data_dir(values: dict[str, dict[str, Any]], run: str) -> str:
     """Where another run of this sweep has its image folders."""
-    own = values["merge_split"]["data_dir"]
-    return f"{Path(own).parent}/{run}" if own else ""
+    data_dir = values["merge_split"]["data_dir"]
+    return f"{Path(data_dir).parent}/{run}" if data_dir else ""
 
 
 def stop_file(folders: paths.RunFolders) -> Path:

@@ -336,6 +336,6 @@ def _gradio():
         import gradio
     except ImportError as error:
         raise PageError(
-            f"the page needs Gradio ({error}): `pip install 'fer-resnet50[page]'` or `uv sync --extra page`"
+            f"the page needs Gradio ({error}): `pip install 'gradio>=6.31,<7'`, or `uv sync --extra page`"
         ) from error
     return gradio

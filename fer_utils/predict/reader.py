@@ -126,7 +126,7 @@ class Reader:
         return np.concatenate([self._predict(crops[i : i + batch, ..., None].astype(np.float32)) for i in starts])
 
 
-def given(path: str) -> Picture | None:
+def load_if_given(path: str) -> Picture | None:
     """The photograph at the path in a notebook's parameter; None for an empty path. Raises UnreadableImage."""
     return photographs.load(places.place(path)) if path else None
 

@@ -54,9 +54,9 @@ class Smoother:
         return replace(reading, faces=tuple(faces))
 
 
-def overlap(one: Box, other: Box) -> float:
+def overlap(first: Box, second: Box) -> float:
     """The intersection of two boxes over their union, 0 to 1."""
-    width = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
-    height = min(one.y + one.height, other.y + other.height) - max(one.y, other.y)
+    width = min(first.x + first.width, second.x + second.width) - max(first.x, second.x)
+    height = min(first.y + first.height, second.y + second.height) - max(first.y, second.y)
     shared = max(0, width) * max(0, height)
-    return shared / max(1, one.width * one.height + other.width * other.height - shared)
+    return shared / max(1, first.width * first.height + second.width * second.height - shared)

@@ -36,7 +36,7 @@ def load(path: Path, threads: int | None = None) -> Predict:
         answer = None if suffix not in _LOADERS else predict(np.zeros((1, 48, 48, 1), np.float32))
     except ImportError as error:
         raise NotOurModel(
-            f"{path}: what runs {suffix} files is not installed ({error}): `pip install 'fer-resnet50[export]'`, or take "
+            f"{path}: what runs {suffix} files is not installed ({error}): install the extra `export` of this project, or take "
             "the model.keras"
         ) from error
     except NotOurModel:
@@ -59,8 +59,8 @@ def fastest(model: Path) -> Path:
             continue
         record = files.read_json(folder / RECORD)
         rows = sorted(record["formats"], key=lambda row: row["milliseconds"])
-        own = {record["model_sha256"], *(row["sha256"] for row in rows if row["file"] == "model.keras")}
-        if sha256(model) not in own:
+        known = {record["model_sha256"], *(row["sha256"] for row in rows if row["file"] == "model.keras")}
+        if sha256(model) not in known:
             continue
         for row in rows:
             path = folder / row["file"]

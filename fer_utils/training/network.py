@@ -69,8 +69,8 @@ def load_backbone(image_size: int, weights: str) -> keras.Model:
     if weights == "none":
         _silence_residual_branches(backbone)
         warnings.warn(
-            "weights is 'none': the backbone is random. Its frozen layers stay random, only what phase 2 unfreezes learns: "
-            "fit for trying the code, or with all of 175 layers unfrozen.",
+            "weights is 'none': the backbone is random. Its frozen layers stay random; only what phase 2 unfreezes learns. "
+            "For trying the code, or with all 175 layers unfrozen.",
             stacklevel=2,
         )
     else:
