@@ -347,6 +347,7 @@ def _export_kaggle(options: argparse.Namespace, values: dict[str, dict]) -> int:
 
 def _export_model(outputs: Path, name: str, folder: str) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what the converters tell TensorFlow is of no use here
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # formats are compared and timed on the CPU, where the exports run
     from fer_utils.export import formats  # TensorFlow takes seconds to import
 
     (run,) = runs.find(outputs, [name])

@@ -104,7 +104,7 @@ with devices.scope(replicas):
 # %%
 history = loop.fit(
     trained,
-    loop.Batches(train_inputs, train.targets, batch_size, seed),
+    loop.training_batches(train_inputs, train.targets, batch_size, seed),
     loop.Batches(val_inputs, val.labels, loop.PREDICT_BATCH),
     "head",
     first_epoch=0,

@@ -122,9 +122,13 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 # %%
 changes = Changes(augmentation, mixup, label_smoothing)
 first_epoch = len(head_history)
-shown, targets = loop.Batches(train.images, train.targets, batch_size, seed, first_epoch, changes)[0]
+raw_batches = loop.training_batches(train.images, train.targets, batch_size, seed, first_epoch, changes)
+shown, targets = raw_batches[0]
 stage.show(plots.batch(shown[:12], targets[:12], "What training sees"), "batch")
-print(f"grey levels {shown.min():.0f} to {shown.max():.0f} of 255, the mean {shown.mean():.0f}")
+rate = optimizers.make_rate(schedule, learning_rate, len(raw_batches), epochs, warmup_epochs)
+print(
+    f"{len(raw_batches):,} steps an epoch; grey levels {shown.min():.0f} to {shown.max():.0f} of 255, the mean {shown.mean():.0f}"
+)
 
 # %% [markdown]
 # ## Do
@@ -138,8 +142,7 @@ print(plan)
 with devices.scope(replicas):
     image_sets = train.images, val.images
     trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, suffix, image_sets, plan, stage.cache_folder)
-    batches = loop.Batches(train_inputs, train.targets, batch_size, seed, first_epoch, changes)
-    rate = optimizers.make_rate(schedule, learning_rate, len(batches), epochs, warmup_epochs)
+    batches = loop.training_batches(train_inputs, train.targets, batch_size, seed, first_epoch, changes)
     loop.compile_for_training(trained, optimizers.make_optimizer(optimizer, rate, weight_decay, clip_norm))
 
 # %% [markdown]

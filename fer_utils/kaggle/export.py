@@ -80,7 +80,7 @@ def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, we
         title = f"{TITLE} {Path(file).stem.replace('_', ' ')}"
         source = weights if stage in NEEDS_WEIGHTS else ""
         metadata = _metadata(owner, title, source, previous, datasets=stage == "merge_split")
-        written.append(_write(folder, title, _one_stage(stage, values[stage], package), metadata))
+        written.append(_write(folder, title, _one_stage(stage, values, package), metadata))
         previous = [metadata["id"]]
     return written
 
@@ -156,14 +156,14 @@ def _all_stages(values: Mapping[str, Mapping[str, Any]], package: NotebookNode) 
     return [*joined, new_markdown_cell(end), new_code_cell(_code("handover.deliver(stage.folders)", "kaggle.handover"))]
 
 
-def _one_stage(stage: str, values: Mapping[str, Any], package: NotebookNode) -> list[NotebookNode]:
-    cells = _stage_cells(stage, values)
+def _one_stage(stage: str, values: Mapping[str, Mapping[str, Any]], package: NotebookNode) -> list[NotebookNode]:
+    cells = _stage_cells(stage, values[stage])
     if stage != next(iter(parameters.STAGES)):
         restore = f'handover.restore("{stage}", paths.run_folders(run, outputs_dir, data_dir))'
         text = new_markdown_cell("## Input\nThe output of the previous notebook, attached to this one.")
         place = cells.index(_parameters_cell(cells)) + 1
         cells[place:place] = [text, new_code_cell(_code(restore, "kaggle.handover", "pipeline.paths"))]
-    images = handover.IMAGES_LEFT[stage]
+    images = handover.images_left(stage, values["evaluate"]["also"])
     end = f"handover.pack(stage.folders, {images!r})" if images else "handover.deliver(stage.folders)"
     text = new_markdown_cell(
         "## Output\nFew files, for the next notebook to attach." if images else "## Output\nFew files."

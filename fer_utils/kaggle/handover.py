@@ -12,8 +12,8 @@ from pathlib import Path
 from fer_utils import files, places
 from fer_utils.pipeline import parameters, paths
 
-# The image folders that later stages read.
-IMAGES_LEFT = {
+# The image folders that later stages read. TRAIN: only 02, and 05 with other test sets, in which it looks for copies of TRAIN.
+_IMAGES_LEFT = {
     "merge_split": ("TRAIN", "VAL", "TEST"),
     "balance": ("TRAIN_BALANCED", "VAL", "TEST"),
     "train_head": ("TRAIN_BALANCED", "VAL", "TEST"),
@@ -22,6 +22,12 @@ IMAGES_LEFT = {
 }
 _RUN = "run"  # the folder in the zip with the run's files; the image folders are beside it
 _COMPRESSED = (".csv", ".json", ".html")  # other files are compressed already
+
+
+def images_left(stage: str, also: str) -> tuple[str, ...]:
+    """The image folders that stages after `stage` read; also: the parameter of 05."""
+    folders = _IMAGES_LEFT[stage]
+    return ("TRAIN", *folders) if also and folders and "TRAIN" not in folders else folders
 
 
 def pack(folders: paths.RunFolders, images: Sequence[str] = ()) -> Path:

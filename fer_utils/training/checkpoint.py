@@ -67,8 +67,12 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs=None) -> None:
         if not self._found:
             return
-        _assign(self.model.variables, self._found, "model", self.path)
-        _assign(self.model.optimizer.variables, self._found, "optimizer", self.path)
+        parts = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
+        for name, variables in parts.items():
+            _require_fit(variables, self._found, name, self.path)
+        for name, variables in parts.items():  # only now, so that a file that does not fit changes nothing
+            for variable, value in zip(variables, _listed(self._found, name), strict=True):
+                variable.assign(value)
         remembered = json.loads(str(self._found["state"]))["callbacks"]
         for place, callback in enumerate(self._callbacks):
             for name in _state_of(callback):
@@ -99,7 +103,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         logs = {name: float(value) for name, value in (logs or {}).items()}
-        if not np.isfinite(logs.get("loss", 0.0)):
+        if not np.isfinite([logs.get("loss", 0.0), logs.get("val_loss", 0.0)]).all():
             return  # the state is useless
         self.rows.append(logs)
         if self.path.with_suffix(".stop").exists():  # a sweep found that other trials are ahead
@@ -156,7 +160,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _assign(variables: Sequence[keras.Variable], found: dict[str, np.ndarray], prefix: str, path: Path) -> None:
+def _require_fit(variables: Sequence[keras.Variable], found: dict[str, np.ndarray], prefix: str, path: Path) -> None:
     values = _listed(found, prefix)
     shapes = [tuple(variable.shape) for variable in variables]
     if shapes != [value.shape for value in values]:
@@ -164,5 +168,3 @@ def _assign(variables: Sequence[keras.Variable], found: dict[str, np.ndarray], p
             f"{path} holds {len(values)} {prefix} arrays that do not fit the {len(shapes)} here: remove it, and training "
             "starts from its first epoch"
         )
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)

@@ -7,6 +7,9 @@ from functools import lru_cache
 import keras
 import tensorflow as tf
 
+# TensorFlow takes all of a GPU's memory by default. A second process would find none: another notebook's kernel, a sweep.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # read when a GPU is first used
+
 TENSOR_CORES = (7, 0)  # compute capability from which a GPU multiplies float16 in tensor cores
 # Pixels per step from which several GPUs pay off. An estimate for two T4 on PCIe, not measured: at 15 % of its data
 # sheet's 65 TFLOP/s a T4 takes 26 ms for a step of 64 pictures of 128 px (12.2 GFLOP each at 224 px). Two GPUs save 13 ms;
@@ -75,10 +78,15 @@ def choose_precision(precision: str) -> str:
     return precision
 
 
+def rounds_to_tensor_float_32() -> bool:
+    """Whether float32 may be rounded to 10 bits of mantissa: by a GPU since Ampere, if TensorFlow allows it (its default)."""
+    return has_gpu() and tf.config.experimental.tensor_float_32_execution_enabled()
+
+
 def choose_strategy(strategy: str, step_pixels: int = 0) -> tf.distribute.Strategy | None:
     """The strategy that distributes a batch over devices, or None for one device; prints the number of devices.
 
-    `mirrored` uses every GPU of this machine (without a GPU every logical CPU device), `none` one device. `auto` is
+    `mirrored` uses every GPU of this machine (without a GPU every logical CPU device) if there are several, `none` one device. `auto` is
     mirrored with several GPUs and at least MIRRORED_FROM pixels per step. step_pixels: batch_size × image_size² of the
     input of the layers that train; 0 for a head on cached features. Batch sizes are global: each of n devices gets an
     n-th. Several machines are not supported: `fit` of Keras 3 fails under MultiWorkerMirroredStrategy
@@ -91,6 +99,8 @@ def choose_strategy(strategy: str, step_pixels: int = 0) -> tf.distribute.Strate
         return None
     kind = "GPU" if has_gpu() else "CPU"
     names = tuple(device.name for device in tf.config.list_logical_devices(kind))
+    if len(names) == 1:
+        return None
     print(f"{len(names)} devices share each batch")
     return _mirrored(names)
 

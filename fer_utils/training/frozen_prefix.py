@@ -189,7 +189,10 @@ def largest_difference(model: keras.Model, trained: keras.Model, images: np.ndar
 
 def tolerance(model: keras.Model, plan: Plan) -> float:
     """TOLERANCE of the coarser of two float types: that of the kept activations, and that in which the model computes."""
-    return max(TOLERANCE[plan.dtype], TOLERANCE[model.dtype_policy.compute_dtype])
+    computes_in = model.dtype_policy.compute_dtype
+    if computes_in == "float32" and devices.rounds_to_tensor_float_32():
+        computes_in = "float16"  # as many bits of mantissa
+    return max(TOLERANCE[plan.dtype], TOLERANCE[computes_in])
 
 
 def free_memory() -> int:
@@ -233,6 +236,8 @@ def _on_disk(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str
         folder.with_name(f"{folder.name}.locks") / key,
         lambda: print("another process computes these activations; waiting"),
     ):
+        for partial in folder.glob(f"{files.PARTIAL}*{key}"):  # of a process that was killed
+            files.remove(partial)
         return _kept(prefix, step, images, dtype, folder / key)
 
 
@@ -298,7 +303,7 @@ def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
     """A digest of everything that determines the activations: images, weights, sizes, float types, Keras' version."""
     digest = hashlib.blake2b(digest_size=12)
     sizes = [prefix.get_layer(PREPROCESSING).output.shape[1:], *(tensor.shape[1:] for tensor in prefix.outputs)]
-    computed_in = [tensor.dtype for tensor in prefix.outputs]
+    computed_in = [devices.rounds_to_tensor_float_32(), *(tensor.dtype for tensor in prefix.outputs)]
     digest.update(json.dumps([sizes, dtype, computed_in, list(images.shape), keras.__version__]).encode())
     digest.update(np.ascontiguousarray(images).data)
     for weight in prefix.weights:

@@ -33,6 +33,8 @@ class Batches(keras.utils.PyDataset):
     changes: changes of each batch, such as fer_utils.data.augmentation.Changes: changes(inputs, labels, generator) returns
     the inputs and labels to train on. The generator depends only on (seed, epoch, number of the batch), so that a resumed
     epoch has the same pictures. Needs a seed.
+
+    least_last: a last batch of fewer rows is joined to the one before it, see `training_batches`.
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class Batches(keras.utils.PyDataset):
         seed: int | None = None,
         epoch: int = 0,
         changes: Callable[..., tuple] | None = None,
+        least_last: int = 1,
     ):
         super().__init__()
         if changes is not None and seed is None:
             raise ValueError("changes need a seed")
         self.inputs, self.labels, self.batch_size, self.seed, self.epoch = inputs, labels, batch_size, seed, epoch
-        self.changes = changes
+        self.changes, self.least_last = changes, least_last
         self._order()
 
     def _order(self) -> None:
@@ -58,10 +61,12 @@ class Batches(keras.utils.PyDataset):
         )
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        full, rest = divmod(len(self.labels), self.batch_size)
+        return full + (rest >= self.least_last or not full)
 
     def __getitem__(self, index: int) -> tuple:
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        end = (index + 1) * self.batch_size if index + 1 < len(self) else len(self.labels)
+        chosen = self.order[index * self.batch_size : end]
         several = isinstance(self.inputs, tuple)
         inputs = tuple(array[chosen] for array in self.inputs) if several else self.inputs[chosen]
         if self.changes is None:
@@ -72,6 +77,17 @@ class Batches(keras.utils.PyDataset):
         """Set the order of that epoch."""
         self.epoch = epoch
         self._order()
+
+
+def training_batches(
+    inputs, labels: np.ndarray, batch_size: int, seed: int, epoch: int = 0, changes: Callable[..., tuple] | None = None
+) -> Batches:
+    """Batches to train on, see Batches. A last batch of less than a quarter is joined to the one before it.
+
+    Whatever its size, the last batch counts 10 % in the moving statistics of BatchNormalization with which VAL is scored
+    (network.TRAINED_NORM_MOMENTUM). A batch of one picture has no variance, and several devices cannot share it.
+    """
+    return Batches(inputs, labels, batch_size, seed, epoch, changes, least_last=max(1, batch_size // 4))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -97,6 +113,7 @@ class _OneStatistic(keras.callbacks.Callback):
 
     Keras 3 creates moving statistics without an aggregation, so that each device has separate ones, from its part of the
     batches. VAL would be scored with different statistics, and a saved model would have those of the first device.
+    `strategy.reduce` does not average them: it takes them for copies of one value and returns the first device's.
     """
 
     def on_test_begin(self, logs=None) -> None:
@@ -105,7 +122,8 @@ class _OneStatistic(keras.callbacks.Callback):
             return
         for variable in self.model.non_trainable_variables:
             if keras.backend.is_float_dtype(variable.dtype):
-                variable.assign(strategy.reduce(tf.distribute.ReduceOp.MEAN, variable.value, axis=None))
+                values = [value.numpy() for value in strategy.experimental_local_results(variable.value)]
+                variable.assign(np.mean(values, axis=0))
 
 
 class _RecordRates(keras.callbacks.Callback):
@@ -200,7 +218,8 @@ def fit(
     _share_evenly(train, val, model.distribute_strategy.num_replicas_in_sync)
     budget = TimeBudget(phase, time_budget_minutes)
     callbacks = [*callbacks, budget]
-    saved = TrainingCheckpoint(*checkpoint) if checkpoint else None
+    # What "auto" chose belongs to the key: on another machine it may choose another precision.
+    saved = TrainingCheckpoint(checkpoint[0], f"{checkpoint[1]} {model.dtype_policy.name}") if checkpoint else None
     done = first_epoch + (saved.resume(callbacks) if saved else 0)
     rows = list(saved.rows) if saved else []
     watched = [_tensorboard_log(tensorboard, first_epoch, rows)] if tensorboard else []
@@ -253,16 +272,23 @@ def shown(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def _share_evenly(train: Batches, val: Batches, devices_in_sync: int) -> None:
-    """Require that the first batch of TRAIN can be divided evenly by the devices, and adjust VAL's batch size to that.
+    """Require that the devices can share the batches of TRAIN, and adjust VAL's batch size to that.
 
     `fit` of Keras 3 (3.13, 3.15) builds a model on the mean of the parts of the first batch, and fails with "Inputs to
-    operation AddN must have the same size" if their sizes differ. TRAIN's batch size is a parameter of the user.
+    operation AddN must have the same size" if their sizes differ. A device without a picture computes the mean of nothing
+    in BatchNormalization, and its gradients are no numbers. TRAIN's batch size is a parameter of the user.
     """
     first = min(train.batch_size, len(train.labels))
     if first % devices_in_sync:
         raise ValueError(
             f"the first batch has {first} images, which {devices_in_sync} devices cannot share evenly: set batch_size to a "
             f"multiple of {devices_in_sync} that is at most {len(train.labels)}, or strategy to 'none'"
+        )
+    last = len(train.labels) - (len(train) - 1) * train.batch_size
+    if -(-last // devices_in_sync) * (devices_in_sync - 1) >= last:  # a device takes the ceiling of its share
+        raise ValueError(
+            f"the last batch has {last} images, which leaves one of {devices_in_sync} devices without any: choose another "
+            "batch_size, or strategy 'none'"
         )
     val_first = min(val.batch_size, len(val.labels))
     val.batch_size = max(val_first - val_first % devices_in_sync, 1)

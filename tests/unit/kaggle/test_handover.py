@@ -108,3 +108,10 @@ def test_results_lie_beside_one_zip_of_the_rest(kaggle):
     assert (kaggle / "working/metrics.json").read_text() == "metrics.json"
     with zipfile.ZipFile(kaggle / "working/r.zip") as packed:
         assert "run/manifest.csv" in packed.namelist() and "run/metrics.json" not in packed.namelist()
+
+
+def test_with_other_test_sets_train_is_handed_on_to_where_copies_of_it_are_looked_for():
+    for stage in ("balance", "train_head", "fine_tune"):
+        assert "TRAIN" not in handover.images_left(stage, "") and "TRAIN" in handover.images_left(stage, "my_faces")
+    assert handover.images_left("merge_split", "my_faces").count("TRAIN") == 1
+    assert handover.images_left("evaluate", "my_faces") == ()

@@ -23,6 +23,23 @@ import tensorflow as tf
 SAMPLES, BATCH, EPOCHS = 70, 16, 3  # the last batch is not full
 
 
+class _KeepStatistics(keras.callbacks.Callback):
+    """The moving means of BatchNormalization on each device after the last step, and those that VAL is scored with."""
+
+    STATE = ()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.of_devices = self._now()
+
+    def on_test_begin(self, logs=None):
+        self.scored = self._now()
+
+    def _now(self) -> list[list[float]]:
+        mean = self.model.layers[1].moving_mean
+        values = self.model.distribute_strategy.experimental_local_results(mean.value)
+        return [value.numpy().tolist() for value in values]
+
+
 def make_devices(n_devices: int) -> None:
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n_devices)
@@ -35,6 +52,8 @@ def stopped(folder: Path) -> dict:
     random = np.random.default_rng(2)
     features, labels = random.normal(size=(SAMPLES, 12)).astype(np.float32), random.integers(0, 7, SAMPLES)
     val = features[:49], labels[:49].astype(np.int32)  # an odd number: the last of its batches is of one picture
+
+    statistics = _KeepStatistics()
 
     def train(file: str, epochs: int, features=features, seed=3) -> tuple[keras.Model, list]:
         keras.utils.set_random_seed(1)
@@ -49,7 +68,7 @@ def stopped(folder: Path) -> dict:
             loop.compile_for_training(model, optimizers.make_optimizer("adamw", 0.01, 0.1, 1.0), loop.HEAD_STEPS)
         train = loop.Batches(features, labels.astype(np.int32), BATCH, seed)
         checkpoint = (folder / file, "key")
-        history = loop.fit(model, train, loop.Batches(*val, 256), "test", 0, epochs, (), checkpoint)
+        history = loop.fit(model, train, loop.Batches(*val, 256), "test", 0, epochs, (statistics,), checkpoint)
         return model, history[["loss", "val_loss", "val_accuracy"]].to_numpy().tolist()
 
     train("stopped.npz", EPOCHS - 1)
@@ -59,7 +78,8 @@ def stopped(folder: Path) -> dict:
     second = np.arange(SAMPLES) % BATCH >= BATCH // 2  # in order, these rows of a batch go to the second device
     _, overflowing = train("large.npz", 1, np.where(second[:, None], 300 * features, features), seed=None)
     whole = train("whole.npz", EPOCHS)[1]
-    return {"whole": whole, "resumed": resumed, "itself": float(itself), "overflowing": overflowing}
+    found = {"whole": whole, "resumed": resumed, "itself": float(itself), "overflowing": overflowing}
+    return found | {"statistics": statistics.of_devices, "averaged": statistics.scored}
 
 
 def main(strategy: str, n_devices: int, precision: str) -> dict:

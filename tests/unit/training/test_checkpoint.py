@@ -161,6 +161,20 @@ def test_a_checkpoint_with_another_key_is_left_alone_and_then_replaced(uninterru
     assert "c.npz is of other parameters, code or inputs" in capsys.readouterr().out
 
 
+def test_a_training_in_another_precision_starts_from_its_first_epoch(tmp_path, capsys):
+    """`auto` may choose another on another machine; the optimiser then has other variables."""
+    with pytest.raises(Killed):
+        _train(tmp_path / "c.npz", kill_in=5)
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = _model()
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    train, val = _data()
+    table = loop.fit(model, train, val, "fine_tune", 3, 1, (), (tmp_path / "c.npz", "k"))
+    assert len(table) == 1 and "starts from its first epoch" in capsys.readouterr().out
+
+
 def test_only_the_last_finished_epoch_is_kept_whole(tmp_path):
     with pytest.raises(Killed):
         _train(tmp_path / "c.npz", kill_in=6)
@@ -233,6 +247,18 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     x, y = np.zeros((8, 5), "float32"), np.zeros(8, "int32")
     with pytest.raises(files.TornFile, match=r"c\.npz holds \d+ model arrays that do not fit the 2 here"):
         loop.fit(other, Batches(x, y, 8), Batches(x, y, 8), "head", 0, 9, _callbacks(4), checkpoint)
+
+
+def test_a_checkpoint_of_another_optimiser_changes_no_weight(tmp_path):
+    path = tmp_path / "c.npz"
+    with pytest.raises(Killed):
+        _train(path, kill_in=5)
+    model = _model()
+    loop.compile_for_training(model, keras.optimizers.SGD(0.03))
+    before = model.get_weights()
+    with pytest.raises(files.TornFile, match=r"c\.npz holds \d+ optimizer arrays that do not fit"):
+        loop.fit(model, *_data(), "fine_tune", 3, EPOCHS, (), (path, "k"))
+    assert all(np.array_equal(one, two) for one, two in zip(before, model.get_weights(), strict=True))
 
 
 def test_a_callback_that_does_not_say_what_it_remembers_is_refused(tmp_path):

@@ -51,6 +51,13 @@ def test_two_devices_go_on_after_a_stop_and_score_val_as_the_model_itself_does(t
     assert found["itself"] == pytest.approx(found["resumed"][-1][1], abs=1e-3)  # float16 rounds by the shape of a batch
 
 
+def test_val_is_scored_with_the_mean_of_the_devices_statistics(two_devices):
+    first, second = np.array(two_devices["statistics"])
+    assert abs(first - second).max() > 1e-3  # each device has seen other pictures
+    for scored in two_devices["averaged"]:
+        assert scored == pytest.approx((first + second) / 2, abs=1e-6)
+
+
 def test_a_step_is_skipped_where_the_gradients_of_the_second_device_alone_overflow(two_devices):
     assert np.isfinite(two_devices["overflowing"]).all()
 
@@ -70,10 +77,30 @@ def test_auto_spreads_a_batch_where_there_are_gpus_and_enough_to_compute(gpus, p
     assert taken == ([gpus] if spread else [])
 
 
+def test_one_device_shares_its_batches_with_none(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [tf.config.LogicalDevice("/CPU:0", kind)])
+    assert devices.choose_strategy("mirrored", 64 * 224**2) is None
+
+
 def test_a_batch_that_devices_cannot_share_evenly_is_refused_before_training():
     train, val = (loop.Batches(np.zeros((70, 12)), np.zeros(70), size, seed) for size, seed in ((17, 1), (64, None)))
     with pytest.raises(ValueError, match=r"17 images, which 2 devices cannot share.*multiple of 2 that is at most 70"):
         loop._share_evenly(train, val, 2)
+
+
+@pytest.mark.parametrize(("n_images", "n_devices"), [(65, 2), (67, 4), (70, 4)])
+def test_a_last_batch_that_leaves_a_device_without_a_picture_is_refused(n_images, n_devices):
+    """In BatchNormalization the mean of no picture is no number, and gradients are summed over the devices."""
+    val = loop.Batches(np.zeros((8, 12)), np.zeros(8), 8)
+    rows = np.zeros((n_images, 12)), np.zeros(n_images), 64, 1
+    with pytest.raises(ValueError, match=f"last batch has {n_images - 64} images, which leaves one of {n_devices}"):
+        loop._share_evenly(loop.Batches(*rows), val, n_devices)
+    loop._share_evenly(loop.training_batches(*rows), val, n_devices)
+
+
+def test_a_last_batch_of_which_every_device_has_a_picture_is_shared():
+    val = loop.Batches(np.zeros((8, 12)), np.zeros(8), 8)
+    loop._share_evenly(loop.Batches(np.zeros((68, 12)), np.zeros(68), 64, 1), val, 4)
 
 
 @pytest.mark.parametrize(

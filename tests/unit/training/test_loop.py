@@ -36,6 +36,16 @@ def test_each_epoch_shows_every_row_once_with_its_label(n, size, seed, epoch):
         assert len(labels) == size or i == len(batches) - 1
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 30))
+def test_training_has_no_last_batch_of_less_than_a_quarter(n, size, epoch):
+    batches = loop.training_batches(np.arange(n)[:, None] * 10, np.arange(n), size, 1, epoch)
+    lengths = [len(batches[i][1]) for i in range(len(batches))]
+    assert sorted(_seen(batches)) == list(range(n))
+    assert set(lengths[:-1]) <= {size} and (lengths[-1] >= size // 4 or n < size)
+    assert lengths[-1] < size + max(1, size // 4)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 50), st.integers(0, 2**32 - 1), st.integers(0, 8))
 def test_a_resumed_epoch_has_the_order_it_would_have_had(n, seed, epoch):
