@@ -52,9 +52,7 @@ clip_norm: float = 0.0  # >= 0; gradients of a larger norm over all weights are 
 augmentation: str = "none"  # none | light | heavy; on the fly, on top of the copies that 02 made
 mixup: float = 0.0  # >= 0; alpha of the Beta distribution that pictures are mixed by, 0: off; 0.2 is common
 label_smoothing: float = 0.0  # >= 0, < 1; share of each TRAIN label spread over all classes
-weight_averaging: float = (
-    0.0  # >= 0, < 1; decay of the weights' moving average, which VAL scores and which is saved, 0: off
-)
+weight_averaging: float = 0.0  # >= 0, < 1; decay of the weights' average that VAL scores and that is saved, 0: off
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
 run: str = "auto"  # name of the run's folder; auto takes the profile's name

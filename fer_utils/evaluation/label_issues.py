@@ -65,7 +65,7 @@ def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
             from cleanlab.rank import get_label_quality_scores
     except ImportError as error:
         raise CleanlabMissing(
-            "label issues need cleanlab: `pip install 'cleanlab>=2.9,<3'`, the extra `labels` of this project"
+            "label issues need cleanlab: `pip install cleanlab` (2.9 or newer), the extra `labels` of this project"
         ) from error
     codes = pictures["label"].map(CLASSES.index).to_numpy(int)
     rows = pictures[[column for column in COLUMNS if column in pictures]].assign(

@@ -4,6 +4,7 @@ papermill and Jupytext are imported only when a notebook runs, so that a run wit
 """
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -88,6 +89,11 @@ def _check_inputs(
         weights = values[stage]["weights"]
         if weights not in ("imagenet", "none") and not places.place(weights).is_file():
             raise ParameterError(f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there")
+        if values[stage]["tensorboard_dir"]:
+            _require_package("tensorboard", f"{stage}.tensorboard_dir", "tensorboard")
+    for stage in {"train_head", "evaluate"} & set(chosen):
+        if values[stage]["find_label_issues"]:
+            _require_package("cleanlab", f"{stage}.find_label_issues", "cleanlab")
     picture = values["evaluate"]["picture"]
     if "evaluate" in chosen and picture and not places.place(picture).is_file():
         raise ParameterError(f"evaluate.picture is {picture!r}: no file at {places.place(picture)}")
@@ -98,6 +104,11 @@ def _check_inputs(
             with extra_sources.open_extra(path, name, "test", values["evaluate"]["also_classes"]):
                 pass
     check_phases_agree(values)
+
+
+def _require_package(module: str, parameter: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ParameterError(f"{parameter} is set, but {package} is not installed: `pip install {package}`")
 
 
 def _check_earlier_outputs(chosen: Sequence[str], folders: paths.RunFolders) -> None:

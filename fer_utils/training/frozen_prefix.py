@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,7 +170,12 @@ def prepare(
         return joined(prefix, suffix), list(image_sets)
     step = compiled(prefix)
     if chosen.place == "disk":
-        kept = [_on_disk(prefix, step, images, chosen.dtype, folder) for images in image_sets]
+        keys = [_key(prefix, images, chosen.dtype) for images in image_sets]
+        needed = {folder / key for key in keys}
+        kept = [
+            _on_disk(prefix, step, images, chosen.dtype, folder / key, needed)
+            for images, key in zip(image_sets, keys, strict=True)
+        ]
     else:
         kept = [_in_memory(prefix, step, images, chosen.dtype) for images in image_sets]
     return suffix, [arrays[0] if len(arrays) == 1 else arrays for arrays in kept]
@@ -230,18 +235,23 @@ def _in_memory(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: s
     return arrays
 
 
-def _on_disk(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, folder: Path) -> tuple[Rows, ...]:
-    key = _key(prefix, images, dtype)
+def _on_disk(
+    prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, entry: Path, needed: Collection[Path]
+) -> tuple[Rows, ...]:
+    """Activations at `entry`, computed unless they are there; `needed`: entries that must not make room for them."""
+    folder, key = entry.parent, entry.name
     with files.one_at_a_time(
         folder.with_name(f"{folder.name}.locks") / key,
         lambda: print("another process computes these activations; waiting"),
     ):
         for partial in folder.glob(f"{files.PARTIAL}*{key}"):  # of a process that was killed
             files.remove(partial)
-        return _kept(prefix, step, images, dtype, folder / key)
+        return _kept(prefix, step, images, dtype, entry, needed)
 
 
-def _kept(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, entry: Path) -> tuple[Rows, ...]:
+def _kept(
+    prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, entry: Path, needed: Collection[Path]
+) -> tuple[Rows, ...]:
     folder, key = entry.parent, entry.name
     try:
         rows = _open(entry, key)
@@ -252,7 +262,7 @@ def _kept(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, e
         pass
     except (OSError, ValueError, KeyError) as error:
         print(f"{entry} is not whole ({error}): computed again")
-    _make_room(folder, entry, _bytes(prefix, len(images), dtype))
+    _make_room(folder, needed, _bytes(prefix, len(images), dtype))
     shapes = [(len(images), *tensor.shape[1:]) for tensor in prefix.outputs]
     names = [f"cut_{place}.npy" for place in range(len(shapes))]
     with files.replacing(entry) as temporary:
@@ -287,16 +297,16 @@ def _bytes(prefix: keras.Model, n_images: int, dtype: str) -> int:
     return sum(int(np.prod(t.shape[1:])) for t in prefix.outputs) * n_images * np.dtype(dtype).itemsize
 
 
-def _make_room(folder: Path, entry: Path, needed: int) -> None:
-    """Delete caches, least recently used first, while `needed` bytes are more than SHARE of the free disk."""
+def _make_room(folder: Path, kept: Collection[Path], n_bytes: int) -> None:
+    """Delete caches but those in `kept`, least recently used first, while `n_bytes` are more than SHARE of the free disk."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in _entries(folder):
-        if needed <= SHARE * shutil.disk_usage(folder).free:
+        if n_bytes <= SHARE * shutil.disk_usage(folder).free:
             break
-        if old != entry:
+        if old not in kept:
             print(f"making room: {old} deleted, {_size(old) / 1e9:.2f} GB")
             files.remove(old)
-    files.require_space(folder, needed)
+    files.require_space(folder, n_bytes)
 
 
 def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:

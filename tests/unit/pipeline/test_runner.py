@@ -1,5 +1,6 @@
 """Which stages run, which are skipped, and that two processes never work on one run."""
 
+import importlib.util
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 import run_all
 from fer_utils import files, places
 from fer_utils.pipeline import lock, paths, records, runner, stages
-from fer_utils.pipeline.parameters import STAGES
+from fer_utils.pipeline.parameters import STAGES, ParameterError
 
 import pytest
 from matplotlib.figure import Figure
@@ -53,6 +54,28 @@ def test_an_evaluate_parameter_reruns_05_alone(fake_run, executed, capsys):
     runner.run("demo", list(STAGES), executed.run.values)
     assert executed.names == ["evaluate"]
     assert "evaluate (05_evaluate.py): run: leave_out was 'none', is 'blanks'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("parameters", "package", "message"),
+    [
+        (
+            {"train_head": {"tensorboard_dir": "events"}},
+            "tensorboard",
+            "train_head.tensorboard_dir is set, but tensorboard",
+        ),
+        ({"evaluate": {"find_label_issues": True}}, "cleanlab", "evaluate.find_label_issues is set, but cleanlab"),
+    ],
+)
+def test_a_package_that_a_parameter_needs_is_missed_before_anything_runs(
+    parameters, package, message, fake_run, executed, monkeypatch
+):
+    executed.run = fake_run(**parameters)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    with pytest.raises(ParameterError, match=f"{message} is not installed: `pip install {package}`"):
+        runner.run("demo", list(STAGES), executed.run.values)
+    assert executed.names == []
 
 
 def test_another_seed_of_balance_reruns_02_to_05(fake_run, executed):

@@ -195,6 +195,28 @@ def test_the_oldest_caches_make_room(prefix, images, tmp_path, monkeypatch):
     assert not old.exists() and len(list(tmp_path.iterdir())) == 1
 
 
+def test_val_does_not_make_room_for_itself_by_deleting_train(prefix, images, tmp_path, monkeypatch):
+    _kept(prefix, images[:100], tmp_path)
+    (old,) = tmp_path.iterdir()
+    usage = frozen_prefix.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(frozen_prefix.shutil, "disk_usage", lambda folder: usage._replace(free=60_000))
+    monkeypatch.setattr(frozen_prefix.files, "require_space", lambda folder, n_bytes: None)
+    plan = frozen_prefix.plan(prefix, 300, "disk", "float32", tmp_path)
+    frozen_prefix.prepare(prefix, prefix, [images[:200], images[200:]], plan, tmp_path)
+    assert not old.exists() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_killed_process_left_of_the_same_activations_is_removed(prefix, images, tmp_path):
+    _kept(prefix, images, tmp_path)
+    (entry,) = tmp_path.iterdir()
+    left = [tmp_path / f"{frozen_prefix.files.PARTIAL}12345678-{name}" for name in (entry.name, "another")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "cut_0.npy").write_bytes(b"begun")
+    _kept(prefix, images, tmp_path)
+    assert [folder.exists() for folder in left] == [False, True]  # another process may be writing the second
+
+
 @pytest.mark.filterwarnings("ignore:weights is 'none'")
 def test_where_everything_trains_there_is_nothing_to_keep(tmp_path):
     model = network.build(32, "none")
