@@ -28,7 +28,7 @@ import pandas as pd
 from peers import PEER_SIZE, peer_network
 
 PEER = "fer 25.10.3"
-PARTS = {"private": "PrivateTest", "public": "PublicTest"}
+LABEL_SETS = ("fer2013", "ferplus")
 CONFIDENCES = (0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
@@ -41,8 +41,13 @@ def peer_model(wheel: Path) -> keras.Model:
 
 
 def load_test(run: Path) -> loading.Faces:
-    """The run's TEST pictures, in the order of its predictions_test.csv."""
+    """The run's TEST pictures, in the order of its predictions_test.csv.
+
+    The table has `in_train_folder`: whether FER2013's train folder holds the picture or a copy of it.
+    """
     manifest = loading.read_table(run / "manifest.csv", loading.COLUMNS["manifest.csv"])
+    in_folder = manifest.loc[(manifest["source"] == "fer2013") & (manifest["usage"] == "Training"), "group"]
+    manifest["in_train_folder"] = manifest["group"].isin(set(in_folder))
     predicted = pd.read_csv(run / "predictions_test.csv", keep_default_na=False, low_memory=False)
     table = manifest.set_index("path").loc[predicted["path"]].reset_index()
     return loading.load_faces(table.assign(seen_in_training=predicted["seen_in_training"]), run / "images")
@@ -54,13 +59,19 @@ def with_labels(predictions: pd.DataFrame, label_set: str) -> pd.DataFrame:
     return labelled[labelled["label"] != ""]
 
 
-def score_rows(models: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def parts_of(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """The parts of TEST that are scored: a mask of the rows for each."""
+    private = table["usage"] == "PrivateTest"
+    return {"private": private, "private, not in train folder": private & ~table["in_train_folder"], "public": ~private}
+
+
+def score_rows(models: dict[str, pd.DataFrame], parts: dict[str, pd.Series]) -> pd.DataFrame:
     """A row for each model, part of TEST and set of labels: n, accuracy and macro F1 with 95 % intervals."""
     rows = []
     for name, predictions in models.items():
-        for part, usage in PARTS.items():
-            for labels in ("fer2013", "ferplus"):
-                found = scores.overall(with_labels(predictions[predictions["usage"] == usage], labels))
+        for part, mask in parts.items():
+            for labels in LABEL_SETS:
+                found = scores.overall(with_labels(predictions[mask], labels))
                 cells = [_with_interval(found, score) for score in ("accuracy", "macro_f1")]
                 rows.append((name, part, labels, found["n"], *cells))
     return pd.DataFrame(rows, columns=["model", "part", "labels", "n", "accuracy", "macro F1"])
@@ -71,14 +82,13 @@ def _with_interval(found: dict, score: str) -> str:
     return f"{found[score]:.3f} ({low:.3f}–{high:.3f})"
 
 
-def tests(ours: dict[str, pd.DataFrame], peer: pd.DataFrame) -> pd.DataFrame:
-    """McNemar's exact test of each of our predictions against `fer`'s, private part and all of TEST."""
+def mcnemar_rows(ours: dict[str, pd.DataFrame], peer: pd.DataFrame, parts: dict[str, pd.Series]) -> pd.DataFrame:
+    """McNemar's exact test of each of our predictions against `fer`'s, by part of TEST and set of labels."""
     rows = []
     for name, predictions in ours.items():
-        for part, usages in {"private": ["PrivateTest"], "TEST": [*PARTS.values()]}.items():
-            for labels in ("fer2013", "ferplus"):
-                pair = [with_labels(table[table["usage"].isin(usages)], labels) for table in (predictions, peer)]
-                found = scores.mcnemar(*pair)
+        for part, mask in parts.items():
+            for labels in LABEL_SETS:
+                found = scores.mcnemar(*(with_labels(table[mask], labels) for table in (predictions, peer)))
                 rows.append((name, part, labels, *found.values()))
     return pd.DataFrame(rows, columns=["ours", "part", "labels", "n", "only ours right", f"only {PEER} right", "p"])
 
@@ -120,11 +130,11 @@ def errors_by_confidence(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def perfect_reader(predictions: pd.DataFrame) -> pd.DataFrame:
-    """What a reader who always gives FER+'s majority would score on FER2013's labels."""
+def perfect_reader(predictions: pd.DataFrame, parts: dict[str, pd.Series]) -> pd.DataFrame:
+    """How often FER+'s majority is FER2013's label: the score of a perfect reader of FER+ on FER2013's labels."""
     rows = []
-    for part, usages in {"private": ["PrivateTest"], "public": ["PublicTest"], "TEST": [*PARTS.values()]}.items():
-        both = with_labels(predictions[predictions["usage"].isin(usages)], "ferplus")
+    for part, mask in parts.items():
+        both = with_labels(predictions[mask], "ferplus")
         right = both["ferplus_label"] == both["fer2013_label"]
         rows.append((part, len(both), int(right.sum()), right.mean()))
     return pd.DataFrame(rows, columns=["part", "n with a majority", "right", "accuracy"])
@@ -144,13 +154,14 @@ def main() -> None:
     if arguments.views != "none":
         views = predict_with_views(model, test.images, arguments.views)
         ours[f"{name}, {arguments.views}"] = scores.prediction_table(test.table, views)
+    parts = parts_of(test.table)
     peers_predictions = scores.prediction_table(test.table, predict_with_views(peer, test.images, "none"))
     tables = {
-        "Scores": score_rows({**ours, PEER: peers_predictions}),
-        "McNemar's exact test": tests(ours, peers_predictions),
+        "Scores": score_rows({**ours, PEER: peers_predictions}, parts),
+        "McNemar's exact test": mcnemar_rows(ours, peers_predictions, parts),
         f"Errors of {name} by FER2013's label, TEST": errors_by_class(ours[name]),
         f"Errors of {name} by confidence, TEST": errors_by_confidence(ours[name]),
-        "A reader who always gives FER+'s majority, on FER2013's labels": perfect_reader(ours[name]),
+        "FER+'s majority as an answer to FER2013's labels": perfect_reader(ours[name], parts),
     }
     if arguments.corruptions:
         faces = loading.Faces(test.images, test.labels, test.table, test.labels)
