@@ -62,7 +62,12 @@ def with_labels(predictions: pd.DataFrame, label_set: str) -> pd.DataFrame:
 def parts_of(table: pd.DataFrame) -> dict[str, pd.Series]:
     """The parts of TEST that are scored: a mask of the rows for each."""
     private = table["usage"] == "PrivateTest"
-    return {"private": private, "private, not in train folder": private & ~table["in_train_folder"], "public": ~private}
+    return {
+        "TEST": pd.Series(True, table.index),
+        "private": private,
+        "private, not in train folder": private & ~table["in_train_folder"],
+        "public": ~private,
+    }
 
 
 def score_rows(models: dict[str, pd.DataFrame], parts: dict[str, pd.Series]) -> pd.DataFrame:
