@@ -289,50 +289,57 @@ def notebook_digest(source: str, name: str) -> str:
 
     source: the notebook in percent format. name: its name in error messages.
     """
+    return _parsed_notebook(source, name)[0]
+
+
+@lru_cache
+def _parsed_notebook(source: str, name: str) -> tuple[str, tuple[str, ...]]:
+    """See notebook_digest; also the dotted names that the notebook imports."""
     declared = set(parameters.read_cell(source, name))
     tree = ast.parse(source, name)
+    imported = tuple(dotted for _, dotted in imports(tree))
     tree.body = [node for node in tree.body if not (isinstance(node, ast.AnnAssign) and node.target.id in declared)]
-    return _digest(tree)
+    return _digest(tree), imported
 
 
 def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
     """The digest of a notebook's code, digests of the modules of `fer_utils` that it imports, and imported packages."""
     if not notebook.is_file():
         return "not at hand", {}, []
-    source = notebook.read_text(encoding="utf-8")
-    code, packages, waiting = {}, set(), [dotted for _, dotted in imports(ast.parse(source, str(notebook)))]
+    found, imported = _parsed_notebook(notebook.read_text(encoding="utf-8"), notebook.name)
+    code, packages, waiting = {}, set(), list(imported)
     while waiting:
-        imported = waiting.pop()
-        packages.add(imported.split(".")[0])
-        for path in _modules(imported):
-            name = ".".join(path.relative_to(_PACKAGE).with_suffix("").parts)
+        dotted = waiting.pop()
+        packages.add(dotted.split(".")[0])
+        for name, path in _modules_in(_PACKAGE, dotted):
             if not {name, name.split(".")[0]} & NOT_COMPUTING and name not in code:
                 code[name], more = _read_module(path)
                 waiting += more
     versioned = {_PACKAGES[name] for name in packages & set(_PACKAGES)}
-    return notebook_digest(source, notebook.name), dict(sorted(code.items())), sorted(versioned)
+    return found, dict(sorted(code.items())), sorted(versioned)
 
 
-def _modules(dotted: str) -> list[Path]:
-    """The files of `fer_utils` that an import of a dotted name runs; none for other packages."""
+@lru_cache(maxsize=4096)  # for each key several hundred files would be looked for
+def _modules_in(home: Path, dotted: str) -> tuple[tuple[str, Path], ...]:
+    """The files of the package `home` that an import of a dotted name runs, by their names; none for other packages."""
     package, *parts = dotted.split(".")
-    if package != _PACKAGE.name:
-        return []
-    candidates = [_PACKAGE.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+    if package != home.name:
+        return ()
+    candidates = [home.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
     files = [file for place in candidates for file in (place / "__init__.py", place.with_suffix(".py"))]
-    return [file for file in files if file.is_file()]
+    return tuple((".".join(file.relative_to(home).with_suffix("").parts), file) for file in files if file.is_file())
 
 
 @lru_cache  # a kernel keeps using the code that it imported, even if the file changes
-def _read_module(path: Path) -> tuple[str, list[str]]:
+def _read_module(path: Path) -> tuple[str, tuple[str, ...]]:
     """The digest of a module's code, and the dotted names that it imports."""
     return _parsed(path.read_text(encoding="utf-8"))
 
 
-@lru_cache
-def _parsed(source: str) -> tuple[str, list[str]]:
+@lru_cache(maxsize=512)  # several versions of each module
+def _parsed(source: str) -> tuple[str, tuple[str, ...]]:
     tree = ast.parse(source)
-    imported = [dotted for _, dotted in imports(tree)]
+    imported = tuple(dotted for _, dotted in imports(tree))
     return _digest(tree), imported
 
 
