@@ -13,6 +13,7 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
 SIZE = 32
+pytestmark = pytest.mark.usefixtures("into_spare")
 
 
 @pytest.fixture(scope="module")

@@ -245,6 +245,7 @@ def test_no_such_warning_of_weights_that_are_not_random(training_model, recwarn)
     assert not [warning for warning in recwarn if "residual" in str(warning.message)]
 
 
+@pytest.mark.usefixtures("into_spare")
 @pytest.mark.parametrize("layout", ["older", "newer"])
 def test_resnet50s_own_weights_load_from_both_formats(model, files, layout):
     loaded = network.load_backbone(SIZE, str(files[layout]))
@@ -263,6 +264,7 @@ def others() -> dict[str, keras.Model]:
     }
 
 
+@pytest.mark.usefixtures("into_spare")
 @pytest.mark.parametrize("save", [_save_older, _save_newer])
 @pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50V2"])
 def test_weights_of_another_network_are_refused_by_name(others, tmp_path, name, save):
@@ -277,6 +279,7 @@ def _altered(path: Path, folder: Path) -> Path:
     return Path(shutil.copy(path, folder / path.name))
 
 
+@pytest.mark.usefixtures("into_spare")
 @pytest.mark.parametrize(("layout", "share"), [("older", 0.5), ("newer", 0), ("newer", 0.999)])
 def test_a_file_that_ends_early_is_refused_by_name(files, tmp_path, layout, share):
     path = _altered(files[layout], tmp_path)
@@ -288,6 +291,7 @@ def test_a_file_that_ends_early_is_refused_by_name(files, tmp_path, layout, shar
     path.unlink()
 
 
+@pytest.mark.usefixtures("into_spare")
 def test_a_file_with_the_top_is_refused_with_the_advice_to_take_notop(files, tmp_path):
     path = _altered(files["older"], tmp_path)
     with h5py.File(path, "r+") as file:
@@ -299,6 +303,7 @@ def test_a_file_with_the_top_is_refused_with_the_advice_to_take_notop(files, tmp
     path.unlink()
 
 
+@pytest.mark.usefixtures("into_spare")
 @pytest.mark.parametrize("lost", ["layers/conv2d_7", "layers"])
 def test_a_newer_file_that_lacks_a_layer_is_never_loaded_in_part(files, tmp_path, lost):
     path = _altered(files["newer"], tmp_path)
@@ -310,6 +315,7 @@ def test_a_newer_file_that_lacks_a_layer_is_never_loaded_in_part(files, tmp_path
     path.unlink()
 
 
+@pytest.mark.usefixtures("into_spare")
 def test_weights_that_are_no_numbers_are_refused(files, tmp_path):
     path = _altered(files["older"], tmp_path)
     with h5py.File(path, "r+") as file:
@@ -323,6 +329,7 @@ def test_weights_that_are_no_numbers_are_refused(files, tmp_path):
     path.unlink()
 
 
+@pytest.mark.usefixtures("into_spare")
 def test_a_missing_file_and_a_file_of_another_kind_are_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"no file at .*absent\.h5; give `imagenet`, `none`"):
         network.load_backbone(SIZE, str(tmp_path / "absent.h5"))
@@ -331,6 +338,7 @@ def test_a_missing_file_and_a_file_of_another_kind_are_refused(tmp_path):
         network.load_backbone(SIZE, str(tmp_path / "page.h5"))
 
 
+@pytest.mark.usefixtures("into_spare")
 def test_a_download_that_fails_says_the_ways_out(monkeypatch):
     def refuse(*_, **__):
         raise OSError("no route to host")
