@@ -53,6 +53,22 @@ def yunet_path() -> Path:
     return path
 
 
+@pytest.fixture
+def answer(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """What run_all.py answers, in this process: answer(*arguments) → exit status, output, errors.
+
+    A new interpreter would import for a second before it answers.
+    """
+    import run_all
+
+    def answer(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(Path(run_all.__file__).parent)
+        capsys.readouterr()
+        return run_all.main([*arguments]), *capsys.readouterr()
+
+    return answer
+
+
 def _older_name(layer: str) -> str:
     """The name that Keras before 2019 gave a layer of ResNet50."""
     match = re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", layer)

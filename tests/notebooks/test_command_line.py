@@ -11,12 +11,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "run_all.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -33,15 +27,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         (["-p", "train_head.weights=none", "-p", "fine_tune.weights=imagenet"], "weights differs"),
     ],
 )
-def test_a_fault_stops_it_before_anything_runs(arguments, expected, tmp_path):
-    done = run("--params", "params/demo.yaml", "--outputs-dir", str(tmp_path), *arguments)
-    assert done.returncode == 2
-    assert expected in done.stderr
+def test_a_fault_stops_it_before_anything_runs(arguments, expected, answer, tmp_path):
+    status, _, errors = answer("--params", "params/demo.yaml", "--outputs-dir", str(tmp_path), *arguments)
+    assert status == 2
+    assert expected in errors
     assert not list(tmp_path.rglob("*.ipynb"))
 
 
-def test_a_dry_run_shows_resolved_values_and_writes_nothing(tmp_path):
-    done = run(
+def test_a_dry_run_shows_resolved_values_and_writes_nothing(answer, tmp_path):
+    status, said, _ = answer(
         "--params",
         "params/demo.yaml",
         "--dry-run",
@@ -50,16 +44,17 @@ def test_a_dry_run_shows_resolved_values_and_writes_nothing(tmp_path):
         "-p",
         "train_head.learning_rate=1e-3",
     )
-    assert done.returncode == 0
-    assert "learning_rate = 0.001" in done.stdout
+    assert status == 0
+    assert "learning_rate = 0.001" in said
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_a_stage_without_what_it_reads_is_refused_with_the_stage_that_writes_it(more, tmp_path):
-    done = run("--params", "params/demo.yaml", "--only", "balance", "--outputs-dir", str(tmp_path), *more)
-    assert done.returncode == 2
-    assert "manifest.csv, which merge_split writes: manifest.csv is missing" in done.stderr
+def test_a_stage_without_what_it_reads_is_refused_with_the_stage_that_writes_it(more, answer, tmp_path):
+    arguments = ["--params", "params/demo.yaml", "--only", "balance", "--outputs-dir", str(tmp_path), *more]
+    status, _, errors = answer(*arguments)
+    assert status == 2
+    assert "manifest.csv, which merge_split writes: manifest.csv is missing" in errors
     assert not list(tmp_path.iterdir())
 
 

@@ -220,11 +220,10 @@ def test_a_notebook_that_is_too_large_is_refused(tmp_path, monkeypatch):
         export.export(tmp_path, values(), "jane", "")
 
 
-def test_profile_and_overrides_reach_the_parameters_cells(tmp_path):
-    command = [sys.executable, "run_all.py", "--export-kaggle", str(tmp_path), "--kaggle-user", "jane"]
+def test_profile_and_overrides_reach_the_parameters_cells(answer, tmp_path):
     chosen = ["--params", "clean", "-p", "fine_tune.epochs=8", "-p", "common.run=a \"b\" 'c' #1"]
-    done = subprocess.run([*command, *chosen], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    status, _, errors = answer("--export-kaggle", str(tmp_path), "--kaggle-user", "jane", *chosen)
+    assert status == 0, errors
     clean = yaml.safe_load((ROOT / "params/clean.yaml").read_text())["merge_split"]
     cells = dict(zip(STAGES, parameters_cells(notebook(tmp_path, ALL)), strict=True))
     assigned = {

@@ -381,19 +381,17 @@ def test_a_database_holds_the_study_too_and_one_that_cannot_be_opened_is_named(t
         study.open_study(made, tmp_path, "nonsense")
 
 
-def test_a_dry_run_of_a_sweep_names_every_run_and_writes_nothing(tmp_path):
-    command = [sys.executable, "run_all.py", "--params", "demo", "--outputs-dir", str(tmp_path), "--dry-run"]
+def test_a_dry_run_of_a_sweep_names_every_run_and_writes_nothing(answer, tmp_path):
     swept = ["--sweep", "train_head.learning_rate=0.001,0.0005", "--sweep", "fine_tune.unfreeze_top=30,50"]
-    done = subprocess.run([*command, *swept], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "demo__train_head.learning_rate=0.0005__fine_tune.unfreeze_top=50" in done.stdout
-    assert done.stdout.count("unfreeze_top = 30") == 2 and not list(tmp_path.iterdir())
+    status, said, errors = answer("--params", "demo", "--outputs-dir", str(tmp_path), "--dry-run", *swept)
+    assert status == 0, errors
+    assert "demo__train_head.learning_rate=0.0005__fine_tune.unfreeze_top=50" in said
+    assert said.count("unfreeze_top = 30") == 2 and not list(tmp_path.iterdir())
 
 
-def test_a_value_out_of_range_stops_a_sweep_before_its_first_run(tmp_path):
-    command = [sys.executable, "run_all.py", "--params", "demo", "--outputs-dir", str(tmp_path)]
-    done = subprocess.run([*command, "--sweep", "fine_tune.epochs=1,0"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "fine_tune.epochs is 0, expected a whole number (>= 1)" in done.stderr
+def test_a_value_out_of_range_stops_a_sweep_before_its_first_run(answer, tmp_path):
+    status, _, errors = answer("--params", "demo", "--outputs-dir", str(tmp_path), "--sweep", "fine_tune.epochs=1,0")
+    assert status == 2 and "fine_tune.epochs is 0, expected a whole number (>= 1)" in errors
     assert not list(tmp_path.iterdir())
 
 
