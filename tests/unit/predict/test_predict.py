@@ -4,12 +4,15 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterator
+from functools import lru_cache
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
 from fer_utils.predict import command_line, detection, photographs, reader
 from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import PassedOver, Picture
+from fer_utils.training import model_files
 
 import cv2
 import keras
@@ -30,6 +33,16 @@ def outputs(tmp_path_factory):
     model.layers[-1].set_weights([kernel, bias])
     model.save(folder / "bright" / "model.keras")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_file_is_loaded_once() -> Iterator[None]:
+    """Thirty command lines read the tiny model, which takes far longer to load and to trace than to answer."""
+    load = model_files.load_keras
+    known = lru_cache(lambda path, changed: load(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_files, "load_keras", lambda path: known(path, path.stat().st_mtime_ns))
+        yield
 
 
 @pytest.fixture
