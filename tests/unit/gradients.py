@@ -29,15 +29,19 @@ def descriptors(images: np.ndarray) -> np.ndarray:
     return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)
 
 
-def nearest(queries: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    queries: np.ndarray, pool: np.ndarray, described: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The most similar picture of `pool` for each query, plain or mirrored: its position int (n,), its cosine (n,).
 
-    `queries`, `pool`: uint8 (n, 48, 48) without blanks. All pairs are compared: there is no shortlist to miss one.
+    `queries`, `pool`: uint8 (n, 48, 48) without blanks. `described`: descriptors(pool), if they are known. All pairs
+    are compared: there is no shortlist to miss one.
     """
     plain, mirrored = descriptors(queries), descriptors(np.ascontiguousarray(queries[:, :, ::-1]))
     position, cosine = np.zeros(len(queries), int), np.full(len(queries), -1, np.float32)
     for start in range(0, len(pool), 2048):
-        block = descriptors(pool[start : start + 2048])
+        rows = slice(start, start + 2048)
+        block = descriptors(pool[rows]) if described is None else described[rows]
         similarity = np.maximum(plain @ block.T, mirrored @ block.T)
         best = similarity.argmax(axis=1)
         value = similarity[np.arange(len(queries)), best]

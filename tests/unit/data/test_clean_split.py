@@ -20,8 +20,11 @@ QUERIES = 1_000  # images of VAL and of TEST that are compared with everything
 
 
 @pytest.fixture(scope="module")
-def sample(real_data) -> tuple[pd.DataFrame, np.ndarray]:
-    """A random sample of both datasets without blanks, split and audited as 01 does: (table, pixels)."""
+def sample(real_data) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """A random sample of both datasets without blanks, split and audited as 01 does.
+
+    (table, pixels, their descriptors).
+    """
     with ExitStack() as stack:
         sources = []
         for name, n in SAMPLE.items():
@@ -31,7 +34,8 @@ def sample(real_data) -> tuple[pd.DataFrame, np.ndarray]:
     seen = ~near_duplicates.is_blank(merged.pixels)
     table, pixels = merged.table[seen].reset_index(drop=True), merged.pixels[seen]
     table["split"] = splits.assign_splits(table, 0.25, "all", 42)
-    return audit.describe_copies(table, near_duplicates.find_pairs(pixels)), pixels
+    table = audit.describe_copies(table, near_duplicates.find_pairs(pixels))
+    return table, pixels, gradients.descriptors(pixels)
 
 
 def _policy() -> dict:
@@ -40,26 +44,29 @@ def _policy() -> dict:
     return parameters.resolve(declared, [("clean.yaml", profile)])["merge_split"]
 
 
-def _nearest(table: pd.DataFrame, pixels: np.ndarray, queries: str, pool: str) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(
+    table: pd.DataFrame, pixels: np.ndarray, described: np.ndarray, queries: str, pool: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows of up to QUERIES random images of one split, and the cosine of each to its nearest image of another."""
     rows = np.random.default_rng(0).permutation(np.flatnonzero(table["split"] == queries))[:QUERIES]
-    return rows, gradients.nearest(pixels[rows], pixels[table["split"] == pool])[1]
+    in_pool = (table["split"] == pool).to_numpy()
+    return rows, gradients.nearest(pixels[rows], pixels[in_pool], described[in_pool])[1]
 
 
 @pytest.mark.parametrize(("queries", "pool"), [("TEST", "TRAIN"), ("VAL", "TRAIN"), ("VAL", "TEST")])
 def test_clean_leaves_no_picture_in_two_splits(sample, queries, pool):
-    table, pixels = sample
+    table, pixels, described = sample
     policy = _policy()
     clean = audit.apply_policy(table, policy["leakage"], policy["train_copies"])
-    rows, cosine = _nearest(clean, pixels, queries, pool)
+    rows, cosine = _nearest(clean, pixels, described, queries, pool)
     assert len(rows) == QUERIES
     assert (cosine >= gradients.SAME).sum() == 0
     assert (cosine >= gradients.ALIKE).mean() < 0.005
 
 
 def test_the_second_method_sees_the_leak_where_nothing_is_dropped(sample):
-    table, pixels = sample
-    rows, cosine = _nearest(table, pixels, "TEST", "TRAIN")
+    table, pixels, described = sample
+    rows, cosine = _nearest(table, pixels, described, "TEST", "TRAIN")
     leaked = audit.shares_group_with(table, "TRAIN").to_numpy()[rows]
     copied = leaked & np.isin(table["relation"].to_numpy()[rows], ["exact", "re-encoded"])
     assert copied.sum() > 100
