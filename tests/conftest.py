@@ -15,9 +15,27 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+# Two processes take the files from the top: the longest come first, so that neither ends the suite alone.
+LONGEST = (
+    *("notebooks/test_label_sets_run", "notebooks/test_demo_run", "notebooks/test_kaggle_run"),
+    *("notebooks/test_two_gpus", "notebooks/test_in_a_kernel"),
+    *("unit/training", "unit/predict", "unit/pipeline", "unit/data", "unit/export"),
+)
+
 # The same examples on every machine: what lands must not depend on a draw.
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _place(item.path))
+
+
+def _place(file: Path) -> int:
+    """The place of a test file's name or folder in LONGEST; the short ones come after it."""
+    tests = Path(__file__).parent
+    name = file.relative_to(tests).as_posix() if file.is_relative_to(tests) else ""
+    return next((place for place, begins in enumerate(LONGEST) if name.startswith(begins)), len(LONGEST))
 
 
 @pytest.fixture(scope="session")
