@@ -235,7 +235,7 @@ def _layers(options: argparse.Namespace) -> tuple[str, list[tuple[str, dict]]]:
     elif options.export_kaggle:
         path = on_kaggle
     else:
-        name, reason = parameters.choose_profile()
+        name, reason = _profile_of_run(options) or parameters.choose_profile()
         print(f"profile {name}: {reason}")
         path = parameters.profile_path(name)
     profiles = dict.fromkeys([on_kaggle, path] if options.export_kaggle else [path])
@@ -247,6 +247,17 @@ def _layers(options: argparse.Namespace) -> tuple[str, list[tuple[str, dict]]]:
     named = {"run": options.run, "outputs_dir": options.outputs_dir}
     layers.append(("the command line", {parameters.COMMON: {name: value for name, value in named.items() if value}}))
     return path.stem, layers
+
+
+def _profile_of_run(options: argparse.Namespace) -> tuple[str, str] | None:
+    """The profile that the run given with --run was last made with, and the reason to take it; None for a new run."""
+    described = places.project_root() / (options.outputs_dir or "outputs") / (options.run or "") / "run.json"
+    if not options.run or not described.is_file():
+        return None
+    profile = files.read_json(described).get("profile", "")
+    if not parameters.profile_path(profile).is_file():
+        return None
+    return profile, f"the run {options.run} was made with it"
 
 
 def _typed() -> dict[str, dict]:

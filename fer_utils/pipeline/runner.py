@@ -97,10 +97,11 @@ def _check_inputs(
     picture = values["evaluate"]["picture"]
     if "evaluate" in chosen and picture and not places.place(picture).is_file():
         raise ParameterError(f"evaluate.picture is {picture!r}: no file at {places.place(picture)}")
-    if "evaluate" in chosen and values["evaluate"]["also"]:
+    also = values["evaluate"]["also"]
+    if "evaluate" in chosen and also and (repeat or reasons_to_run("evaluate", values["evaluate"], folders)):
         from fer_utils.data import extra_sources  # pandas and OpenCV take a while to import
 
-        for name, path in finding.extra_places(values["evaluate"]["also"]).items():
+        for name, path in finding.extra_places(also).items():
             with extra_sources.open_extra(path, name, "test", values["evaluate"]["also_classes"]):
                 pass
     check_phases_agree(values)

@@ -49,6 +49,19 @@ def test_a_dry_run_shows_resolved_values_and_writes_nothing(answer, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_that_is_named_keeps_its_profile(answer, tmp_path):
+    """Its stages would otherwise run again with the parameters of the machine's profile."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text('{"profile": "strong", "parameters": {}}')
+    arguments = ["--outputs-dir", str(tmp_path), "--dry-run", "--run"]
+    _, said, _ = answer(*arguments, "mine")
+    assert "profile strong: the run mine was made with it" in said and "unfreeze_top = 175" in said
+    _, said, _ = answer(*arguments, "mine", "--params", "demo")
+    assert "unfreeze_top = 136" in said
+    _, said, _ = answer(*arguments, "another")
+    assert "was made with it" not in said
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_a_stage_without_what_it_reads_is_refused_with_the_stage_that_writes_it(more, answer, tmp_path):
     arguments = ["--params", "params/demo.yaml", "--only", "balance", "--outputs-dir", str(tmp_path), *more]
