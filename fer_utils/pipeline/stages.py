@@ -343,8 +343,8 @@ def _print_setup(stage: str, resolved: _Resolved, folders: paths.RunFolders) -> 
         print(f"  {name:{names}} = {text:{column}}  {origins.get(name, '')}".rstrip())
     if resolved.from_profile:
         print(
-            f"A value typed in the parameters cell wins over params/{resolved.profile}.yaml, unless it is the default.\nTo use "
-            f"the default: edit that file, or copy it, set profile to the copy's name and keep run = {values['run']!r}."
+            f"A value typed in the parameters cell wins over params/{resolved.profile}.yaml, unless it is the default.\nTo have "
+            f"the default, change that file, or set profile to the name of a copy and run = {values['run']!r}."
         )
     print(f"results in {folders.run}\nimages in  {folders.data}")
     if values["data_dir"] and folders.data != places.place(values["data_dir"]):

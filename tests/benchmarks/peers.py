@@ -26,7 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
-from fer_utils.predict.reader import load_model
+from fer_utils.training.model_files import load_keras
 from fer_utils.training.network import compiled
 
 import cv2
@@ -140,7 +140,7 @@ def main() -> None:
     parts = read_test(arguments.fer2013)
     models = {
         "fer 25.10.3": as_peer(peer_network(arguments.fer)),
-        str(arguments.model): as_ours(load_model(arguments.model)),
+        str(arguments.model): as_ours(load_keras(arguments.model)),
     }
     crops = parts["private"][0]
     speed = {batch: rates(models, crops, batch, arguments.rounds, 64 if batch == 1 else 512) for batch in BATCHES}
