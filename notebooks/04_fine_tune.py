@@ -123,7 +123,6 @@ first_epoch = len(head_history)
 raw_batches = loop.training_batches(train.images, train.targets, batch_size, seed, first_epoch, changes)
 shown, targets = raw_batches[0]
 stage.show(plots.batch(shown[:12], targets[:12], "What training sees"), "batch")
-rate = optimizers.make_rate(schedule, learning_rate, len(raw_batches), epochs, warmup_epochs)
 print(
     f"{len(raw_batches):,} steps an epoch; grey levels {shown.min():.0f} to {shown.max():.0f} of 255, the mean {shown.mean():.0f}"
 )
@@ -135,6 +134,7 @@ print(
 
 # %%
 n_images = len(train) + len(val)
+rate = optimizers.make_rate(schedule, learning_rate, len(raw_batches), epochs, warmup_epochs)
 plan = frozen_prefix.plan(prefix, n_images, cache, cache_dtype, stage.cache_folder, changes.of_pictures)
 print(plan)
 with devices.scope(replicas):
@@ -144,8 +144,9 @@ with devices.scope(replicas):
     loop.compile_for_training(trained, optimizers.make_optimizer(optimizer, rate, weight_decay, clip_norm))
 
 # %% [markdown]
-# On the schedule `plateau` the rate is multiplied by `lr_factor` when VAL's loss no longer falls. Then `IncreaseWeightDecayOnLRDrop` raises the
-# weight decay. With `weight_averaging` VAL scores the average of the weights, and the best average is what is kept.
+# On the schedule `plateau` the rate is multiplied by `lr_factor` when VAL's loss no longer falls. Then
+# `IncreaseWeightDecayOnLRDrop` raises the weight decay. With `weight_averaging` VAL scores the average of the weights, and
+# the best average is kept.
 
 # %%
 callbacks = [WeightAveraging(weight_averaging)] if weight_averaging else []

@@ -90,10 +90,10 @@ def _check_inputs(
         if weights not in ("imagenet", "none") and not places.place(weights).is_file():
             raise ParameterError(f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there")
         if values[stage]["tensorboard_dir"]:
-            _require_package("tensorboard", f"{stage}.tensorboard_dir", "tensorboard")
+            _require_package("tensorboard", f"{stage}.tensorboard_dir")
     for stage in {"train_head", "evaluate"} & set(chosen):
         if values[stage]["find_label_issues"]:
-            _require_package("cleanlab", f"{stage}.find_label_issues", "cleanlab")
+            _require_package("cleanlab", f"{stage}.find_label_issues")
     picture = values["evaluate"]["picture"]
     if "evaluate" in chosen and picture and not places.place(picture).is_file():
         raise ParameterError(f"evaluate.picture is {picture!r}: no file at {places.place(picture)}")
@@ -107,8 +107,8 @@ def _check_inputs(
     check_phases_agree(values)
 
 
-def _require_package(module: str, parameter: str, package: str) -> None:
-    if importlib.util.find_spec(module) is None:
+def _require_package(package: str, parameter: str) -> None:
+    if importlib.util.find_spec(package) is None:
         raise ParameterError(f"{parameter} is set, but {package} is not installed: `pip install {package}`")
 
 

@@ -21,6 +21,7 @@ from fer_utils.classes import CLASSES, PROBABILITIES
 from fer_utils.data import loading
 from fer_utils.evaluation import robustness, scores
 from fer_utils.evaluation.test_time_augmentation import predict_with_views
+from fer_utils.training.model_files import load_keras
 
 import keras
 import numpy as np
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--corruptions", action="store_true", help="score both models on harder pictures too")
     arguments = parser.parse_args()
     name, test = arguments.run.name, load_test(arguments.run)
-    model = keras.saving.load_model(arguments.run / "model.keras", compile=False)
+    model = load_keras(arguments.run / "model.keras")
     peer = peer_model(arguments.fer)
     ours = {name: scores.prediction_table(test.table, predict_with_views(model, test.images, "none"))}
     if arguments.views != "none":
@@ -169,8 +170,7 @@ def main() -> None:
         "FER+'s majority as an answer to FER2013's labels": perfect_reader(ours[name], parts),
     }
     if arguments.corruptions:
-        faces = loading.Faces(test.images, test.labels, test.table, test.labels)
-        harder = {who: robustness.score(each, faces, 42) for who, each in ((name, model), (PEER, peer))}
+        harder = {who: robustness.score(each, test, 42) for who, each in ((name, model), (PEER, peer))}
         means = {who: table.groupby("corruption", sort=False)["accuracy"].mean() for who, table in harder.items()}
         means = pd.DataFrame(means)
         means.loc["mean of all"] = means.mean()
