@@ -22,6 +22,13 @@ LONGEST = (
     *("unit/training", "unit/predict", "unit/pipeline", "unit/data", "unit/export"),
 )
 
+# Each process of the suite, and those that it starts, take their share of the cores. Numbers of threads are read when
+# TensorFlow and NumPy are imported.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    n_threads = str(max(1, (os.cpu_count() or 1) // workers))
+    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, n_threads)
+
 # The same examples on every machine: what lands must not depend on a draw.
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")

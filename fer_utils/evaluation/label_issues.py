@@ -43,11 +43,17 @@ def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: in
     probabilities = np.zeros((len(labels), len(CLASSES)))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     for fitted, held_out in folds.split(features, labels, groups):
-        components = PCA(min(COMPONENTS, len(fitted), features.shape[1]), whiten=True, svd_solver="covariance_eigh")
+        n_components = min(COMPONENTS, len(fitted), features.shape[1])
+        components = PCA(n_components, whiten=True, svd_solver=_solver(len(fitted), features.shape[1]))
         model = make_pipeline(components, LogisticRegression(C=PROBE_C, max_iter=MOST_STEPS))
         model.fit(features[fitted], labels[fitted])
         probabilities[held_out] = model.predict_proba(features[held_out])
     return probabilities
+
+
+def _solver(n_pictures: int, n_features: int) -> str:
+    """The faster of the two solvers of PCA that are exact: an eigendecomposition of d × d, or the SVD of n × d."""
+    return "covariance_eigh" if n_pictures >= n_features else "full"
 
 
 def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fer_utils import files, places
 from fer_utils.pipeline import cells, defaults, keys, lock, parameters, paths, records
 
+from IPython.display import Image, display
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -85,12 +87,14 @@ class Stage:
             files.write_json(path, content, before)
 
     def show(self, figure: "Figure", name: str) -> None:
-        """Show a figure, and save it as PNG with 120 dpi for the report."""
-        with files.replacing(self.folders.figure(name), self._note_placing) as temporary:
+        """Save a figure as PNG with 120 dpi, for the notebook and the report, and show it. Drawing it takes most of the time."""
+        file = self.folders.figure(name)
+        with files.replacing(file, self._note_placing) as temporary:
             figure.savefig(temporary, dpi=120, bbox_inches="tight")
         import matplotlib.pyplot as plt  # takes a while to import
 
-        plt.show()
+        plt.close(figure)  # an open figure would be drawn again at the end of the cell
+        display(Image(file))
 
     def figure_file(self, name: str) -> Path:
         """The PNG file of a figure of this run, of any stage."""

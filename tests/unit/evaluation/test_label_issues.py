@@ -58,6 +58,14 @@ def test_copies_of_a_picture_are_never_in_different_folds(noisy):
     assert right[0] < 0.3 < 0.8 < right[1]
 
 
+def test_more_features_than_pictures_make_no_difference(noisy):
+    """PCA has one solver for many pictures, another for few. Features that are all 0 change nothing but their choice."""
+    features, labels, _ = noisy
+    few, many = features, np.pad(features, ((0, 0), (0, 2 * len(labels))))
+    found = [label_issues.probe(each, labels, np.arange(len(labels)), seed=0) for each in (few, many)]
+    assert found[0] == pytest.approx(found[1], abs=1e-4)  # the tolerance of the probe's solver
+
+
 def test_probabilities_are_out_of_sample_and_sum_to_one(noisy):
     features, labels, _ = noisy
     found = label_issues.probe(features, labels, np.arange(len(labels)), seed=0)

@@ -1,11 +1,12 @@
-"""A small training in a process of its own: `distributed_training.py STRATEGY N_DEVICES PRECISION`, prints its history as JSON.
+"""Small trainings in a process with two logical devices: `distributed_training.py FOLDER` prints what they gave as JSON.
 
-The model is the specification's head on fixed features; what is under test is how a batch spreads, not what learns.
-TRAIN's labels are soft, gradients are clipped and the weights are averaged, so that what those need spreads too.
+`histories`, by strategy and precision: the model is the specification's head on fixed features; what is under test is how a
+batch spreads, not what learns. TRAIN's labels are soft, gradients are clipped and the weights are averaged, so that what
+those need spreads too.
 
-`distributed_training.py --stopped FOLDER` trains on two devices in mixed precision, BatchNormalization included, once in one
-go and once with a stop in the middle, and prints both histories and the last VAL loss as the model itself gives it. Then it
-trains on pictures whose gradients overflow float16 on the second device alone.
+`stopped`: a training on two devices in mixed precision, BatchNormalization included, once in one go and once with a stop in
+the middle, with both histories and the last VAL loss as the model itself gives it. Then one on pictures whose gradients
+overflow float16 on the second device alone.
 """
 
 import json
@@ -40,13 +41,7 @@ class _KeepStatistics(keras.callbacks.Callback):
         return [value.numpy().tolist() for value in values]
 
 
-def make_devices(n_devices: int) -> None:
-    (cpu,) = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n_devices)
-
-
 def stopped(folder: Path) -> dict:
-    make_devices(2)
     devices.choose_precision("mixed_float16")
     devices.make_reproducible(1, "yes")
     random = np.random.default_rng(2)
@@ -82,9 +77,7 @@ def stopped(folder: Path) -> dict:
     return found | {"statistics": statistics.of_devices, "averaged": statistics.scored}
 
 
-def main(strategy: str, n_devices: int, precision: str) -> dict:
-    if n_devices > 1:
-        make_devices(n_devices)
+def history(strategy: str, precision: str) -> dict:
     replicas = devices.choose_strategy(strategy)
     devices.choose_precision(precision)
     keras.utils.set_random_seed(1)
@@ -99,7 +92,7 @@ def main(strategy: str, n_devices: int, precision: str) -> dict:
         # The parts of a batch have other gradients than the batch: clipping each would train something else.
         loop.compile_for_training(model, optimizers.make_optimizer("adamw", 0.01, 0.1, clip_norm=0.2))
     labels = labels.astype(np.int32)
-    history = loop.fit(
+    table = loop.fit(
         model,
         loop.Batches(features, labels, BATCH, seed=3, changes=Changes(label_smoothing=0.1)),
         loop.Batches(features, labels, BATCH),
@@ -109,11 +102,15 @@ def main(strategy: str, n_devices: int, precision: str) -> dict:
         callbacks=[WeightAveraging(0.9), optimizers.IncreaseWeightDecayOnLRDrop()],
     )
     names = ["loss", "accuracy", "macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "weight_decay"]
-    return {"replicas": replicas.num_replicas_in_sync if replicas else 1} | {n: history[n].tolist() for n in names}
+    return {"replicas": replicas.num_replicas_in_sync if replicas else 1} | {n: table[n].tolist() for n in names}
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--stopped":
-        print(json.dumps(stopped(Path(sys.argv[2]))))
-    else:
-        print(json.dumps(main(sys.argv[1], int(sys.argv[2]), sys.argv[3])))
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    histories = {
+        f"{strategy} {precision}": history(strategy, precision)
+        for strategy in ("none", "mirrored")
+        for precision in ("float32", "mixed_float16")
+    }
+    print(json.dumps({"histories": histories, "stopped": stopped(Path(sys.argv[1]))}))
