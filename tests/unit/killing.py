@@ -1,6 +1,12 @@
 """A process that ends in the middle of an epoch, as a callback."""
 
+import gc
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import keras
+import pytest
 
 
 class Killed(Exception):
@@ -22,3 +28,21 @@ class KillIn(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self._here == self.epoch and batch == 2:
             raise Killed
+
+
+@contextmanager
+def killed() -> Iterator[None]:
+    """Expects Killed, and lets go of what was being computed, as the end of a process does."""
+    with pytest.raises(Killed) as caught:
+        yield
+    traceback.clear_frames(caught.tb)
+    let_go()
+
+
+def let_go() -> None:
+    """Collect the garbage of a training that was broken off, while it is young.
+
+    An iterator of tf.data in it waits, when it is destroyed, for a thread that sleeps for about as long as the iterator
+    exists. Found half a minute later by the garbage collector, it would hold up another test for as long.
+    """
+    gc.collect()

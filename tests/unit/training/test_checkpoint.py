@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from killing import Killed, KillIn
+from killing import KillIn, killed, let_go
 from tqdm import tqdm
 
 EPOCHS = 12
@@ -79,7 +79,7 @@ def test_a_checkpoint_changes_nothing_of_an_uninterrupted_training(uninterrupted
 def test_after_kills_history_and_weights_are_those_of_an_uninterrupted_training(uninterrupted, tmp_path, kills):
     path = tmp_path / "c.npz"
     for epoch in kills:
-        with pytest.raises(Killed):
+        with killed():
             _train(path, kill_in=epoch)
     table, weights = _train(path)
     pd.testing.assert_frame_equal(table, uninterrupted[0], rtol=1e-5)
@@ -92,6 +92,7 @@ def interrupts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+    let_go()
 
 
 class _InterruptIn(KillIn):
@@ -154,7 +155,7 @@ def test_a_training_that_had_stopped_by_itself_is_not_taken_further(uninterrupte
 
 def test_a_checkpoint_with_another_key_is_left_alone_and_then_replaced(uninterrupted, tmp_path, capsys):
     path = tmp_path / "c.npz"
-    with pytest.raises(Killed):
+    with killed():
         _train(path, kill_in=6, key="another")
     table, _ = _train(path)
     assert table.equals(uninterrupted[0])
@@ -163,7 +164,7 @@ def test_a_checkpoint_with_another_key_is_left_alone_and_then_replaced(uninterru
 
 def test_a_training_in_another_precision_starts_from_its_first_epoch(tmp_path, capsys):
     """`auto` may choose another on another machine; the optimiser then has other variables."""
-    with pytest.raises(Killed):
+    with killed():
         _train(tmp_path / "c.npz", kill_in=5)
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
@@ -176,7 +177,7 @@ def test_a_training_in_another_precision_starts_from_its_first_epoch(tmp_path, c
 
 
 def test_only_the_last_finished_epoch_is_kept_whole(tmp_path):
-    with pytest.raises(Killed):
+    with killed():
         _train(tmp_path / "c.npz", kill_in=6)
     assert [path.name for path in tmp_path.iterdir()] == ["c.npz"]
     with np.load(tmp_path / "c.npz", allow_pickle=False) as file:
@@ -210,7 +211,7 @@ def test_a_disk_that_fills_in_training_is_explained_and_training_goes_on_once_th
 @pytest.mark.parametrize("share", [0, 0.3, 0.98])
 def test_a_checkpoint_that_ends_early_is_an_error_that_names_it(tmp_path, share):
     path = tmp_path / "c.npz"
-    with pytest.raises(Killed):
+    with killed():
         _train(path, kill_in=4)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(files.TornFile, match=r"c\.npz is not a whole checkpoint .*: remove it, and training starts"):
@@ -219,7 +220,7 @@ def test_a_checkpoint_that_ends_early_is_an_error_that_names_it(tmp_path, share)
 
 def test_a_damaged_byte_in_a_checkpoint_is_noticed(tmp_path):
     path = tmp_path / "c.npz"
-    with pytest.raises(Killed):
+    with killed():
         _train(path, kill_in=4)
     with np.load(path) as file:
         weights = file["model.0"].tobytes()
@@ -239,7 +240,7 @@ def test_a_checkpoint_that_holds_pickles_is_refused_unread(tmp_path):
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     path = tmp_path / "c.npz"
-    with pytest.raises(Killed):
+    with killed():
         _train(path, kill_in=4)
     checkpoint = (path, "k")
     other = keras.Sequential([keras.Input((5,)), keras.layers.Dense(7, activation="softmax")])
@@ -251,7 +252,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 
 def test_a_checkpoint_of_another_optimiser_changes_no_weight(tmp_path):
     path = tmp_path / "c.npz"
-    with pytest.raises(Killed):
+    with killed():
         _train(path, kill_in=5)
     model = _model()
     loop.compile_for_training(model, keras.optimizers.SGD(0.03))
