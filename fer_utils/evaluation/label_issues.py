@@ -3,7 +3,6 @@
 Northcutt et al. 2021 (arXiv:1911.00068): probabilities from a model that never saw a picture, compared with its label.
 """
 
-import warnings
 from collections.abc import Sequence
 
 from fer_utils.classes import CLASSES, PROBABILITIES
@@ -65,10 +64,8 @@ def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     (`prune_by_noise_rate`). Raises CleanlabMissing.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tqdm's, on widgets of Jupyter that are not installed
-            from cleanlab.filter import find_label_issues
-            from cleanlab.rank import get_label_quality_scores
+        from cleanlab.filter import find_label_issues
+        from cleanlab.rank import get_label_quality_scores
     except ImportError as error:
         raise CleanlabMissing(
             "label issues need cleanlab: `pip install cleanlab` (2.9 or newer), the extra `labels` of this project"

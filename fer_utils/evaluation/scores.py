@@ -284,11 +284,16 @@ def against_both(predictions: Mapping[str, pd.DataFrame]) -> dict[str, dict]:
     return {split.lower(): _against_both(table) for split, table in predictions.items()}
 
 
+def with_labels(predictions: pd.DataFrame, label_set: str) -> pd.DataFrame:
+    """The predictions with the labels of a set, `fer2013` or `ferplus`; pictures that it has no class for are left out."""
+    labelled = predictions.assign(label=predictions[f"{label_set}_label"])
+    return labelled[labelled["label"] != ""]
+
+
 def _against_both(table: pd.DataFrame) -> dict:
     found = {}
     for name in ferplus.LABEL_SETS:
-        labelled = table.assign(label=table[f"{name}_label"])
-        labelled = labelled[labelled["label"] != ""]
+        labelled = with_labels(table, name)
         f1 = class_report(labelled).iloc[: len(CLASSES)].set_index("class")["f1"]
         found[name] = scores_with_parts(labelled) | {"per_class": {label: float(value) for label, value in f1.items()}}
     both = table[table["ferplus_label"] != ""]

@@ -18,7 +18,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from fer_utils.classes import CLASSES, PROBABILITIES
-from fer_utils.data import loading
+from fer_utils.data import ferplus, loading
 from fer_utils.evaluation import robustness, scores
 from fer_utils.evaluation.test_time_augmentation import predict_with_views
 from fer_utils.training.model_files import load_keras
@@ -29,7 +29,6 @@ import pandas as pd
 from peers import PEER_SIZE, peer_network
 
 PEER = "fer 25.10.3"
-LABEL_SETS = ("fer2013", "ferplus")
 CONFIDENCES = (0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
@@ -54,12 +53,6 @@ def load_test(run: Path) -> loading.Faces:
     return loading.load_faces(table.assign(seen_in_training=predicted["seen_in_training"]), run / "images")
 
 
-def with_labels(predictions: pd.DataFrame, label_set: str) -> pd.DataFrame:
-    """The predictions with the labels of a set; pictures without one are left out."""
-    labelled = predictions.assign(label=predictions[f"{label_set}_label"])
-    return labelled[labelled["label"] != ""]
-
-
 def parts_of(table: pd.DataFrame) -> dict[str, pd.Series]:
     """The parts of TEST that are scored: a mask of the rows for each."""
     private = table["usage"] == "PrivateTest"
@@ -76,8 +69,8 @@ def score_rows(models: dict[str, pd.DataFrame], parts: dict[str, pd.Series]) -> 
     rows = []
     for name, predictions in models.items():
         for part, mask in parts.items():
-            for labels in LABEL_SETS:
-                found = scores.overall(with_labels(predictions[mask], labels))
+            for labels in ferplus.LABEL_SETS:
+                found = scores.overall(scores.with_labels(predictions[mask], labels))
                 cells = [_with_interval(found, score) for score in ("accuracy", "macro_f1")]
                 rows.append((name, part, labels, found["n"], *cells))
     return pd.DataFrame(rows, columns=["model", "part", "labels", "n", "accuracy", "macro F1"])
@@ -93,8 +86,8 @@ def mcnemar_rows(ours: dict[str, pd.DataFrame], peer: pd.DataFrame, parts: dict[
     rows = []
     for name, predictions in ours.items():
         for part, mask in parts.items():
-            for labels in LABEL_SETS:
-                found = scores.mcnemar(*(with_labels(table[mask], labels) for table in (predictions, peer)))
+            for labels in ferplus.LABEL_SETS:
+                found = scores.mcnemar(*(scores.with_labels(table[mask], labels) for table in (predictions, peer)))
                 rows.append((name, part, labels, *found.values()))
     return pd.DataFrame(rows, columns=["ours", "part", "labels", "n", "only ours right", f"only {PEER} right", "p"])
 
@@ -104,7 +97,7 @@ def errors_by_class(predictions: pd.DataFrame) -> pd.DataFrame:
 
     `FER+ there`: the share of the pictures of the last kind for which the model gives FER+'s answer.
     """
-    both = with_labels(predictions, "ferplus")
+    both = scores.with_labels(predictions, "ferplus")
     agree = both["ferplus_label"] == both["fer2013_label"]
     rows = []
     for label in (*CLASSES, "all"):
@@ -125,7 +118,7 @@ def errors_by_confidence(predictions: pd.DataFrame) -> pd.DataFrame:
     wrong = predictions["predicted"] != predictions["fer2013_label"]
     rows = []
     for interval, table in predictions.groupby(bins, observed=True):
-        both = with_labels(table, "ferplus")
+        both = scores.with_labels(table, "ferplus")
         errors = wrong[table.index]
         explained = (both["ferplus_label"] == both["predicted"]) & wrong[both.index]
         accuracies = 1 - errors.mean(), (both["predicted"] == both["ferplus_label"]).mean()
@@ -140,7 +133,7 @@ def perfect_reader(predictions: pd.DataFrame, parts: dict[str, pd.Series]) -> pd
     """How often FER+'s majority is FER2013's label: the score of a perfect reader of FER+ on FER2013's labels."""
     rows = []
     for part, mask in parts.items():
-        both = with_labels(predictions[mask], "ferplus")
+        both = scores.with_labels(predictions[mask], "ferplus")
         right = both["ferplus_label"] == both["fer2013_label"]
         rows.append((part, len(both), int(right.sum()), right.mean()))
     return pd.DataFrame(rows, columns=["part", "n with a majority", "right", "accuracy"])
