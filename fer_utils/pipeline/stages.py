@@ -94,7 +94,7 @@ class Stage:
         import matplotlib.pyplot as plt  # takes a while to import
 
         plt.close(figure)  # an open figure would be drawn again at the end of the cell
-        display(Image(file))
+        display(Image(filename=str(file)))
 
     def figure_file(self, name: str) -> Path:
         """The PNG file of a figure of this run, of any stage."""
