@@ -30,12 +30,25 @@ class AdamW(_ClipTheSum, keras.optimizers.AdamW):
     changes nothing.
     """
 
+    _rate_of_step = None
+
     def __init__(self, learning_rate: float = 0.001, weight_decay: float = 0.004, **kwargs):
         super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
         self.weight_decay = keras.Variable(weight_decay, trainable=False, dtype="float32", name="weight_decay")
 
     def get_config(self) -> dict:
         return {**super().get_config(), "weight_decay": float(self.weight_decay.numpy())}
+
+    def _apply_weight_decay(self, variables):
+        # Keras (3.13, 3.15) asks for the rate once for every weight and device, and puts a schedule into the graph each time.
+        self._rate_of_step = super()._get_current_learning_rate()
+        try:
+            super()._apply_weight_decay(variables)
+        finally:
+            self._rate_of_step = None
+
+    def _get_current_learning_rate(self):
+        return super()._get_current_learning_rate() if self._rate_of_step is None else self._rate_of_step
 
 
 @keras.saving.register_keras_serializable("fer_utils")

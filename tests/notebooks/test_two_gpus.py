@@ -1,4 +1,7 @@
-"""03 and 04 as two T4 would run them, rehearsed on two logical CPU devices, and once more after a kill in mid-training."""
+"""04 as two T4 would run it, rehearsed on two logical CPU devices, and once more after a kill in mid-training.
+
+03 on two such devices is rehearsed by test_kaggle_run.
+"""
 
 import os
 import shutil
@@ -10,6 +13,7 @@ from fer_utils import images
 from fer_utils.classes import CLASSES
 from fer_utils.data import demo, splits
 from fer_utils.pipeline import paths
+from fer_utils.training import frozen_prefix, loop, network
 
 import keras
 import numpy as np
@@ -17,11 +21,11 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+IMAGE_SIZE = 32
 SMALL = (
-    "common.image_size=32",
+    f"common.image_size={IMAGE_SIZE}",
     "common.batch_size=8",
     "common.limit_per_class=2",  # two steps an epoch, the second of a smaller batch
-    "train_head.epochs=1",
     "fine_tune.epochs=2",
 )
 # As the profile `strong` has them: every layer with its BatchNormalization, pictures that change, averaged weights.
@@ -38,8 +42,8 @@ STRONG = (
 )
 
 
-def write_pictures(outputs: Path) -> None:
-    """What 03 and 04 read of 01 and 02: three drawn faces of each class in VAL, in TRAIN two and a copy of one of them."""
+def write_inputs(outputs: Path) -> None:
+    """What 04 reads: three drawn faces of each class in VAL, in TRAIN two and a copy of one of them; a head not trained."""
     folders, rng = paths.run_folders("demo", str(outputs), ""), np.random.default_rng(1)
 
     def draw(label: str, path: str) -> None:
@@ -62,12 +66,18 @@ def write_pictures(outputs: Path) -> None:
     table = pd.DataFrame(manifest, columns=["split", "label", "path"]).reindex(columns=splits.MANIFEST_COLUMNS)
     table.to_csv(folders.manifest, index=False)
     pd.DataFrame(balanced, columns=["label", "path", "train_path", "copy"]).to_csv(folders.balanced, index=False)
+    keras.utils.set_random_seed(1)
+    frozen_prefix.split(network.build(IMAGE_SIZE, "none"))[1].save_weights(folders.run / "head.weights.h5")
+    epoch = {"epoch": 1, "phase": "head", **dict.fromkeys((*loop.HISTORY_FIRST[2:], *loop.SCORES), 0.0)}
+    pd.DataFrame([epoch]).to_csv(folders.history_head, index=False)
+    seen = pd.DataFrame({"train_path": [original for _, _, original, _ in balanced]})
+    seen.drop_duplicates().to_csv(folders.run / "trained_head.csv", index=False)
 
 
-def run(outputs: Path, stage: str, ipython: Path, **environment: str) -> None:
+def run(outputs: Path, ipython: Path, **environment: str) -> None:
     overrides = [part for text in (*SMALL, *STRONG) for part in ("-p", text)]
     environment |= {"IPYTHONDIR": str(ipython), "TF_ENABLE_ONEDNN_OPTS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "run_all.py", "--params", "demo", "--outputs-dir", str(outputs), "--only", stage]
+    command = [sys.executable, "run_all.py", "--params", "demo", "--outputs-dir", str(outputs), "--only", "fine_tune"]
     done = subprocess.run(
         [*command, *overrides], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
     )
@@ -76,23 +86,21 @@ def run(outputs: Path, stage: str, ipython: Path, **environment: str) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, two_gpus) -> tuple[paths.RunFolders, paths.RunFolders]:
-    """A run up to 04, and one that goes on from what a kill in mid-training would have left of it."""
+    """A run of 04, and one that goes on from what a kill in mid-training would have left of it."""
     folder = tmp_path_factory.mktemp("two_gpus")
     whole, killed = folder / "whole", folder / "killed"
-    write_pictures(whole)
-    run(whole, "train_head", two_gpus)
+    write_inputs(whole)
     shutil.copytree(whole, killed)
     folders = tuple(paths.run_folders("demo", str(outputs), "") for outputs in (whole, killed))
-    run(whole, "fine_tune", two_gpus, FER_TEST_CHECKPOINT=str(folders[1].checkpoint("fine_tune")))
-    run(killed, "fine_tune", two_gpus)
+    run(whole, two_gpus, FER_TEST_CHECKPOINT=str(folders[1].checkpoint("fine_tune")))
+    run(killed, two_gpus)
     return folders
 
 
-def test_both_phases_take_what_two_t4_would_take(runs):
-    for stage in ("03_train_head", "04_fine_tune"):
-        text = (runs[0].notebooks / f"{stage}.ipynb").read_text()
-        assert "computing on Tesla T4, Tesla T4 in mixed_float16 with deterministic kernels" in text
-        assert "2 devices share each batch" in text
+def test_it_takes_what_two_t4_would_take(runs):
+    text = (runs[0].notebooks / "04_fine_tune.ipynb").read_text()
+    assert "computing on Tesla T4, Tesla T4 in mixed_float16 with deterministic kernels" in text
+    assert "2 devices share each batch" in text
 
 
 def test_after_a_kill_in_mid_training_it_goes_on_to_the_same_scores_and_weights(runs):

@@ -250,6 +250,28 @@ def test_gradients_are_clipped_at_their_norm_over_all_weights_as_keras_does(name
     assert np.abs(ends[0] - ends[2]).max() > 1e-3
 
 
+def test_weights_decay_by_a_schedule_as_in_keras_and_it_is_computed_once_for_all_of_them():
+    class Counted(keras.optimizers.schedules.CosineDecay):
+        asked = 0
+
+        def __call__(self, step):
+            self.asked += 1
+            return super().__call__(step)
+
+    start = [np.full((3,), float(number), np.float32) for number in range(1, 9)]
+    ends, asked = [], []
+    for kind in (AdamW, keras.optimizers.AdamW):
+        schedule = Counted(1e-4, 4, warmup_target=0.01, warmup_steps=2)
+        optimizer, variables = kind(schedule, weight_decay=DECAY), [keras.Variable(array) for array in start]
+        optimizer.build(variables)
+        for _ in range(5):
+            optimizer.apply([keras.ops.ones(3)] * len(variables), variables)
+        ends.append(np.concatenate([variable.numpy() for variable in variables]))
+        asked.append(schedule.asked)
+    assert ends[0] == pytest.approx(ends[1], abs=1e-6)
+    assert asked == [5 * 2, 5 * (1 + len(start))]  # by the decay, and by the step itself
+
+
 def _classifier(rate: float = 0.01) -> keras.Model:
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(7, activation="softmax")], name="tiny")
