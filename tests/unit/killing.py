@@ -3,7 +3,7 @@
 import gc
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import keras
 import pytest
@@ -31,12 +31,17 @@ class KillIn(keras.callbacks.Callback):
 
 
 @contextmanager
-def killed() -> Iterator[None]:
-    """Expects Killed, and lets go of what was being computed, as the end of a process does."""
-    with pytest.raises(Killed) as caught:
+def broken_off(by: type[BaseException], match: str | None = None) -> Iterator[None]:
+    """Expects an exception that breaks off a training, and lets go of what was being computed."""
+    with pytest.raises(by, match=match) as caught:
         yield
     traceback.clear_frames(caught.tb)
     let_go()
+
+
+def killed() -> AbstractContextManager:
+    """Expects Killed, and lets go as the end of a process does."""
+    return broken_off(Killed)
 
 
 def let_go() -> None:
