@@ -90,6 +90,26 @@ def training_batches(
     return Batches(inputs, labels, batch_size, seed, epoch, changes, least_last=max(1, batch_size // 4))
 
 
+class _EveryEpoch(keras.utils.PyDataset):
+    """The batches of one epoch after the other without an end, so that one iterator serves the whole training.
+
+    Of a dataset with an end Keras makes an iterator an epoch. On several devices the end of an iterator may wait for a thread
+    of tf.data that sleeps for about as long as the iterator exists, up to a minute.
+    """
+
+    num_batches = None  # how Keras knows a dataset without an end
+
+    def __init__(self, batches: Batches, first_epoch: int):
+        super().__init__()
+        self.batches, self.first_epoch = batches, first_epoch
+
+    def __getitem__(self, index: int) -> tuple:
+        epoch, place = divmod(index, len(self.batches))
+        if self.batches.epoch != self.first_epoch + epoch:
+            self.batches.begin_epoch(self.first_epoch + epoch)
+        return self.batches[place]
+
+
 class Interrupted(KeyboardInterrupt):
     """A user stopped a computation; the message says what is saved and how to continue. A notebook shows no traceback."""
 
@@ -147,14 +167,14 @@ class _EpochBar(keras.callbacks.Callback):
 
     def __init__(self, initial_epoch: int):
         super().__init__()
-        self.initial_epoch, self._bar = initial_epoch, None
+        self.initial_epoch, self.epoch, self._bar = initial_epoch, initial_epoch, None
 
     def on_train_begin(self, logs=None) -> None:
         steps = (self.params["epochs"] - self.initial_epoch) * self.params["steps"]
         self._bar = progress.bar(description="epochs", total=steps, unit="steps")
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
-        self._done = 0
+        self._done, self.epoch = 0, epoch
         self._bar.set_description(f"epoch {epoch + 1} of {self.params['epochs']}")
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
@@ -215,7 +235,8 @@ def fit(
     finite, ValueError for a batch that devices cannot share evenly, and Interrupted if a user stops it: called again with
     the same model, callbacks and checkpoint, it resumes after the last finished epoch.
     """
-    _share_evenly(train, val, model.distribute_strategy.num_replicas_in_sync)
+    n_devices = model.distribute_strategy.num_replicas_in_sync
+    _share_evenly(train, val, n_devices)
     budget = TimeBudget(phase, time_budget_minutes)
     callbacks = [*callbacks, budget]
     # What "auto" chose belongs to the key: on another machine it may choose another precision.
@@ -226,13 +247,13 @@ def fit(
     bar = _EpochBar(done)
     try:
         history = model.fit(
-            train,
+            **({"x": train} if n_devices == 1 else {"x": _EveryEpoch(train, done), "steps_per_epoch": len(train)}),
             validation_data=val,
             initial_epoch=done,
             epochs=done if saved and saved.is_stopped else first_epoch + epochs,
             shuffle=False,  # `train` is already shuffled
             callbacks=[
-                _TakeOrder(train),
+                *([_TakeOrder(train)] if n_devices == 1 else []),
                 _OneStatistic(),
                 _RecordRates(),
                 *callbacks,
@@ -245,7 +266,7 @@ def fit(
         )
     except KeyboardInterrupt:
         kept = saved.after_interrupt() if saved else "nothing of it is kept"
-        raise Interrupted(f"{phase} stopped in epoch {train.epoch + 1}; {kept}") from None
+        raise Interrupted(f"{phase} stopped in epoch {bar.epoch + 1}; {kept}") from None
     finally:
         bar.on_train_end()  # Keras does not call it after an error
     table = pd.concat([pd.DataFrame(rows), pd.DataFrame(history.history)], ignore_index=True)

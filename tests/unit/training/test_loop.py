@@ -315,6 +315,16 @@ def test_fit_shows_each_epoch_in_the_order_of_its_own_number():
     assert shown[-len(expected) :] == expected  # before them Keras takes a batch or two to trace the model
 
 
+def test_batches_without_an_end_are_those_of_one_epoch_after_the_other():
+    x, y = _data(20)
+    endless, seen = loop._EveryEpoch(Batches(x, y, 8, 1), 4), []
+    assert endless.num_batches is None
+    for epoch in (4, 5, 6):
+        seen += [batch[1].tolist() for batch in (Batches(x, y, 8, 1, epoch)[place] for place in range(3))]
+    assert [endless[index][1].tolist() for index in range(9)] == seen
+    assert len({str(labels) for labels in seen}) == 9
+
+
 def test_one_seed_gives_one_history():
     x, y = _data()
     tables = [loop.fit(_classifier(), Batches(x, y, 8, 3), Batches(x, y, 16), "head", 0, 2) for _ in range(2)]
