@@ -205,7 +205,8 @@ if corruptions:
 # ## Where does it look?
 # Grad-CAM: the parts of a face that speak for the class that the model predicted. For each class, the most confident right
 # prediction on TEST and the most confident wrong one, with the predicted class and its probability. Heat on hair or
-# background means that the model learned something else than expressions.
+# background means that the model learned something else than expressions. A picture without heat has no part that speaks
+# for the predicted class by this measure.
 
 # %%
 extremes = scores.surest_of_each_class(predictions["TEST"])
