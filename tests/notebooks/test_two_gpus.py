@@ -67,7 +67,9 @@ def write_inputs(outputs: Path) -> None:
     table.to_csv(folders.manifest, index=False)
     pd.DataFrame(balanced, columns=["label", "path", "train_path", "copy"]).to_csv(folders.balanced, index=False)
     keras.utils.set_random_seed(1)
-    frozen_prefix.split(network.build(IMAGE_SIZE, "none"))[1].save_weights(folders.run / "head.weights.h5")
+    with pytest.warns(UserWarning, match="the backbone is random"):
+        head = frozen_prefix.split(network.build(IMAGE_SIZE, "none"))[1]
+    head.save_weights(folders.run / "head.weights.h5")
     epoch = {"epoch": 1, "phase": "head", **dict.fromkeys((*loop.HISTORY_FIRST[2:], *loop.SCORES), 0.0)}
     pd.DataFrame([epoch]).to_csv(folders.history_head, index=False)
     seen = pd.DataFrame({"train_path": [original for _, _, original, _ in balanced]})
