@@ -5,13 +5,14 @@ batch spreads, not what learns. TRAIN's labels are soft, gradients are clipped a
 those need spreads too.
 
 `stopped`: a training on two devices in mixed precision, BatchNormalization included, once in one go and once with a stop in
-the middle, with both histories and the last VAL loss as the model itself gives it. Then one on pictures whose gradients
-overflow float16 on the second device alone.
+the middle, with both histories and the last VAL loss as the model itself gives it, and how often each of its trainings began
+to read its pictures. Then one on pictures whose gradients overflow float16 on the second device alone.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 from fer_utils.data.augmentation import Changes
 from fer_utils.training import devices, loop, optimizers
@@ -41,6 +42,20 @@ class _KeepStatistics(keras.callbacks.Callback):
         return [value.numpy().tolist() for value in values]
 
 
+class _CountStarts(loop._EveryEpoch):
+    """Counts how often each training reads its first batch: once for every iterator, and to learn the shapes."""
+
+    starts: ClassVar[list[int]] = []
+
+    def __init__(self, batches: loop.Batches, first_epoch: int):
+        super().__init__(batches, first_epoch)
+        self.starts.append(0)
+
+    def __getitem__(self, index: int) -> tuple:
+        self.starts[-1] += index == 0
+        return super().__getitem__(index)
+
+
 def stopped(folder: Path) -> dict:
     devices.choose_precision("mixed_float16")
     devices.make_reproducible(1, "yes")
@@ -49,6 +64,7 @@ def stopped(folder: Path) -> dict:
     val = features[:49], labels[:49].astype(np.int32)  # an odd number: the last of its batches is of one picture
 
     statistics = _KeepStatistics()
+    loop._EveryEpoch = _CountStarts
 
     def train(file: str, epochs: int, features=features, seed=3) -> tuple[keras.Model, list]:
         keras.utils.set_random_seed(1)
@@ -73,7 +89,13 @@ def stopped(folder: Path) -> dict:
     second = np.arange(SAMPLES) % BATCH >= BATCH // 2  # in order, these rows of a batch go to the second device
     _, overflowing = train("large.npz", 1, np.where(second[:, None], 300 * features, features), seed=None)
     whole = train("whole.npz", EPOCHS)[1]
-    found = {"whole": whole, "resumed": resumed, "itself": float(itself), "overflowing": overflowing}
+    found = {
+        "whole": whole,
+        "resumed": resumed,
+        "itself": float(itself),
+        "overflowing": overflowing,
+        "starts": _CountStarts.starts,
+    }
     return found | {"statistics": statistics.of_devices, "averaged": statistics.scored}
 
 

@@ -48,6 +48,11 @@ def test_two_devices_go_on_after_a_stop_and_score_val_as_the_model_itself_does(t
     assert found["itself"] == pytest.approx(found["resumed"][-1][1], abs=1e-3)  # float16 rounds by the shape of a batch
 
 
+def test_one_iterator_serves_all_epochs(two_devices):
+    two_epochs, resumed, _, three_epochs = two_devices["starts"]
+    assert 0 < two_epochs == resumed == three_epochs
+
+
 def test_val_is_scored_with_the_mean_of_the_devices_statistics(two_devices):
     first, second = np.array(two_devices["statistics"])
     assert abs(first - second).max() > 1e-3  # each device has seen other pictures
