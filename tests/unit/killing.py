@@ -35,19 +35,13 @@ def broken_off(by: type[BaseException], match: str | None = None) -> Iterator[No
     """Expects an exception that breaks off a training, and lets go of what was being computed."""
     with pytest.raises(by, match=match) as caught:
         yield
-    traceback.clear_frames(caught.tb)
-    let_go()
+    error: BaseException | None = caught.value
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
 
 
 def killed() -> AbstractContextManager:
     """Expects Killed, and lets go as the end of a process does."""
     return broken_off(Killed)
-
-
-def let_go() -> None:
-    """Collect the garbage of a training that was broken off, while it is young.
-
-    An iterator of tf.data in it waits, when it is destroyed, for a thread that sleeps for about as long as the iterator
-    exists. Found half a minute later by the garbage collector, it would hold up another test for as long.
-    """
-    gc.collect()

@@ -1,5 +1,6 @@
-"""Graphs as notebooks trace them on a CPU, and a network for tests that only load files into it."""
+"""Graphs as notebooks trace them on a CPU, garbage collected at once, and a network for tests that only load files into it."""
 
+import gc
 from collections.abc import Iterator
 
 from fer_utils.training import devices, network
@@ -17,6 +18,23 @@ def _as_in_notebooks() -> Iterator[None]:
     devices.skip_graph_optimizer()
     yield
     tf.config.optimizer.set_experimental_options({name: before})
+
+
+@pytest.fixture(scope="session")
+def _imports_are_kept() -> None:
+    """What has been imported is never garbage: the collector need not look at it after each test."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage_for_later(_imports_are_kept) -> Iterator[None]:
+    """Collect what a test leaves, while it is young.
+
+    An iterator of tf.data of which a training did not read the end waits, when it is destroyed, for a thread that sleeps for
+    about as long as the iterator exists. Found half a minute later, it would hold up another test for as long.
+    """
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
