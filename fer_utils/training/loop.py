@@ -245,15 +245,19 @@ def fit(
     rows = list(saved.rows) if saved else []
     watched = [_tensorboard_log(tensorboard, first_epoch, rows)] if tensorboard else []
     bar = _EpochBar(done)
+    if n_devices == 1:
+        batches, order = {"x": train}, [_TakeOrder(train)]
+    else:
+        batches, order = {"x": _EveryEpoch(train, done), "steps_per_epoch": len(train)}, []
     try:
         history = model.fit(
-            **({"x": train} if n_devices == 1 else {"x": _EveryEpoch(train, done), "steps_per_epoch": len(train)}),
+            **batches,
             validation_data=val,
             initial_epoch=done,
             epochs=done if saved and saved.is_stopped else first_epoch + epochs,
             shuffle=False,  # `train` is already shuffled
             callbacks=[
-                *([_TakeOrder(train)] if n_devices == 1 else []),
+                *order,
                 _OneStatistic(),
                 _RecordRates(),
                 *callbacks,
