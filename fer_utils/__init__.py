@@ -13,5 +13,5 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TQDM_MININTERVAL", "2")  # seconds between updates, to keep notebook output short
 # albumentations and cleanlab import tqdm.auto, which warns in a notebook without ipywidgets. Their bars are not shown here.
 warnings.filterwarnings("ignore", message="IProgress not found")
-# At its end Python would search all objects of TensorFlow for garbage, two seconds long after a training.
+# Otherwise Python searches all of TensorFlow's objects for garbage when it exits: two seconds after a training.
 atexit.register(gc.freeze)

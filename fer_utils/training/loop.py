@@ -93,7 +93,7 @@ def training_batches(
 class _EveryEpoch(keras.utils.PyDataset):
     """The batches of one epoch after the other without an end, so that one iterator serves the whole training.
 
-    Of a dataset with an end Keras makes an iterator an epoch. On several devices the end of an iterator may wait for a thread
+    From a finite dataset Keras makes a new iterator each epoch. On several devices the end of an iterator may wait for a thread
     of tf.data that sleeps for about as long as the iterator exists, up to a minute.
     """
 

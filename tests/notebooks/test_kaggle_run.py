@@ -3,8 +3,8 @@
 
 Drawn datasets go through the all-in-one notebook, in this environment and with the versions of Kaggle's image where
 FER_KAGGLE_PYTHON names a Python that has them without this project (`uv venv --python 3.12 ENV`,
-`uv pip install --no-config -p ENV -r tests/notebooks/kaggle_versions.txt`). The real ones go through it, and through the five notebooks
-in a chain, where FER_KAGGLE_REAL is set: a quarter of an hour for each environment.
+`uv pip install --no-config -p ENV -r tests/notebooks/kaggle_versions.txt`). The real ones go through it, and through the five
+notebooks in a chain, where FER_KAGGLE_REAL is set: a quarter of an hour for each environment.
 """
 
 import json

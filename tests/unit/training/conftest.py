@@ -30,7 +30,7 @@ def _imports_are_kept() -> None:
 def _no_garbage_for_later(_imports_are_kept) -> Iterator[None]:
     """Collect what a test leaves, while it is young.
 
-    An iterator of tf.data of which a training did not read the end waits, when it is destroyed, for a thread that sleeps for
+    An iterator of tf.data that a training did not read to its end waits, when it is destroyed, for a thread that sleeps for
     about as long as the iterator exists. Found half a minute later, it would hold up another test for as long.
     """
     yield

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from killing import KillIn, broken_off, killed
+from killing import KillIn, killed
 from tqdm import tqdm
 
 EPOCHS = 12
@@ -114,7 +114,7 @@ def test_interrupted_training_goes_on_with_the_same_objects_to_the_same_end(unin
     callbacks = [*_callbacks(4), _InterruptIn(stops)]
     for epoch in stops:
         kept = f"finished epochs kept in c.npz: {epoch - 3}" if epoch > 3 else "no epoch of it is finished"
-        with broken_off(loop.Interrupted, match=f"fine_tune stopped in epoch {epoch + 1}; {kept}"):
+        with pytest.raises(loop.Interrupted, match=f"fine_tune stopped in epoch {epoch + 1}; {kept}"):
             loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, (path, "k"))
         assert not tqdm._instances  # else the next bar would be drawn a line below
     table = loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, (path, "k"))

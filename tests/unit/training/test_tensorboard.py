@@ -11,7 +11,6 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from killing import broken_off
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
@@ -109,7 +108,7 @@ class _StopIn(keras.callbacks.Callback):
 @pytest.mark.parametrize("logged_before", [True, False])
 def test_a_resumed_training_has_one_curve(tmp_path, logged_before):
     folder, checkpoint = tmp_path / "logs", (tmp_path / "checkpoint.npz", "key")
-    with broken_off(loop.Interrupted):
+    with pytest.raises(loop.Interrupted):
         _fitted(folder if logged_before else None, 0, 4, checkpoint, [_StopIn(2)])
     table, _, _ = _fitted(folder, 0, 4, checkpoint, [_StopIn(None)])
     for name, steps in _scalars(folder).items():
