@@ -56,8 +56,8 @@ def faces(
 
 
 def batch(images: np.ndarray, labels: np.ndarray, title: str) -> Figure:
-    """The images of a batch, (n, height, width, 1) of 0–255, with their labels: indices into CLASSES, or shares (n, 7)."""
-    codes = labels.argmax(axis=1) if labels.ndim == 2 else labels
+    """The images of a batch, (n, height, width, 1) of 0–255, with their labels: indices into CLASSES, or shares (n, 7) or (n, 14)."""
+    codes = labels[:, : len(CLASSES)].argmax(axis=1) if labels.ndim == 2 else labels
     return faces(images[..., 0], [CLASSES[code] for code in codes], 6, title)
 
 

@@ -53,6 +53,7 @@ augmentation: str = "none"  # none | light | heavy; on the fly, on top of the co
 mixup: float = 0.0  # >= 0; alpha of the Beta distribution that pictures are mixed by, 0: off; 0.2 is common
 label_smoothing: float = 0.0  # >= 0, < 1; share of each TRAIN label spread over all classes
 weight_averaging: float = 0.0  # >= 0, < 1; decay of the weights' average that VAL scores and that is saved, 0: off
+votes_output: float = 0.0  # >= 0; a second output learns FER+'s votes, its loss counts so much; 0: none
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
 run: str = "auto"  # name of the run's folder; auto takes the profile's name
@@ -90,7 +91,9 @@ devices.set_up(seed, deterministic, precision)
 
 # %%
 balanced, manifest = stage.read("balanced.csv"), stage.read("manifest.csv")
-train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed, soft_labels and votes_share)
+train, val = loading.load_training(
+    balanced, manifest, stage.images, limit_per_class, seed, soft_labels and votes_share, votes_output
+)
 head_history = stage.read("history_head.csv")
 
 # %% [markdown]
@@ -105,6 +108,8 @@ with devices.scope(replicas):
     model = network.build(image_size, weights)
     _, head = frozen_prefix.split(model)
     head.load_weights(stage.path("head.weights.h5"))
+    if votes_output:
+        model = network.with_votes_output(model)
     n_training = network.unfreeze_top(model, unfreeze_top, batch_norm)
     prefix, suffix = frozen_prefix.split(model)
 print(f"of the backbone's top {unfreeze_top} layers {n_training} have weights that train")
@@ -205,6 +210,8 @@ print(f"rate {ends[0, 0]:.2g} → {ends[0, 1]:.2g}, decay {ends[1, 0]:.2g} → {
 plain = network.for_inference(model)
 stage.save(plain.save, "model.keras")
 stage.save(plain.save_weights, "model.weights.h5")
+if votes_output:
+    stage.save(network.for_inference(model, network.VOTES_LAYER).save, "model_votes.keras")
 stage.save(history, "history_fine_tune.csv")
 stage.save(loading.originals(train.table, stage.read("trained_head.csv")), "trained.csv")
 

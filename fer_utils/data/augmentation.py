@@ -44,8 +44,8 @@ class Changes:
     (Szegedy et al. 2016, arXiv:1512.00567).
 
     Inputs are uint8 (n, height, width, 1) and keep type and shape; mixup returns float32. Without augmentation and mixup
-    inputs may be anything and are returned unchanged. Labels are int (n,) or shares, float32 (n, 7); with mixup or
-    smoothing they become shares. The result depends on the arguments and the generator alone.
+    inputs may be anything and are returned unchanged. Labels are int (n,) or shares, float32 (n, 7), or (n, 14) with those
+    of the votes; with mixup or smoothing they become shares. The result depends on the arguments and the generator alone.
     """
 
     augmentation: str = "none"
@@ -117,15 +117,19 @@ def online_pipeline(strength: Strength):
 
 
 def soften(labels: np.ndarray, smoothing: float) -> np.ndarray:
-    """Labels (n,), or shares (n, 7), as shares, float32 (n, 7), with the share `smoothing` spread evenly over all classes."""
+    """Labels (n,), or shares (n, 7), as shares, float32 (n, 7), with the share `smoothing` spread evenly over all classes.
+
+    Of rows with 14 columns the last seven, the votes, stay as they are: ten people's doubts are in them already.
+    """
     shares = labels if labels.ndim == 2 else np.eye(len(CLASSES), dtype=np.float32)[labels]
-    return shares * np.float32(1 - smoothing) + np.float32(smoothing / len(CLASSES))
+    of_label, of_votes = np.split(shares, [len(CLASSES)], axis=1)
+    return np.hstack([of_label * np.float32(1 - smoothing) + np.float32(smoothing / len(CLASSES)), of_votes])
 
 
 def mix(
     images: np.ndarray, labels: np.ndarray, alpha: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mix each picture and its label (n, 7) with another of the batch; the shares are drawn from Beta(alpha, alpha)."""
+    """Mix each picture and its label (n, 7) or (n, 14) with another of the batch; the shares are drawn from Beta(alpha, alpha)."""
     share = rng.beta(alpha, alpha, len(images)).astype(np.float32)
     partner = rng.permutation(len(images))
     image_share, label_share = share[:, None, None, None], share[:, None]

@@ -151,3 +151,13 @@ def soft_targets(labels: np.ndarray, votes: pd.Series, votes_share: float = 1.0)
     shares = distribution(from_text(votes))
     voted = shares.sum(axis=1, keepdims=True) > 0
     return np.where(voted, np.float32(votes_share) * shares + np.float32(1 - votes_share) * hard, hard)
+
+
+def beside_labels(targets: np.ndarray, votes: pd.Series, weight: float) -> np.ndarray:
+    """Targets for a network with two outputs: float32 (n, 14), `targets` (n,) or (n, 7), and the votes' distribution.
+
+    The votes' seven columns sum to `weight`, which is what their loss counts beside the labels'; to 0 for a picture without
+    votes for a class.
+    """
+    of_label = targets if targets.ndim == 2 else np.eye(len(CLASSES), dtype=np.float32)[targets]
+    return np.hstack([of_label, np.float32(weight) * distribution(from_text(votes))])

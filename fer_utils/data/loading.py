@@ -27,7 +27,7 @@ _LEADS_OUT = r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"  # an absolute path, or o
 class Faces:
     """Images with labels. images: uint8 (n, 48, 48, 1); labels: int32 (n,), indices into CLASSES; table: one row per image.
 
-    targets: what to train on, the labels or soft labels, float32 (n, 7).
+    targets: what to train on, the labels or soft labels, float32 (n, 7), or these and the votes, (n, 14).
     """
 
     images: np.ndarray
@@ -50,19 +50,25 @@ def load_training(
     limit_per_class: int,
     seed: int,
     votes_share: float = 0.0,
+    votes_output: float = 0.0,
 ) -> tuple[Faces, Faces]:
     """The training images listed in balanced.csv, and the images of VAL: see load_faces.
 
-    votes_share: the share, 0 to 1, of FER+'s votes in TRAIN's targets (ferplus.soft_targets); an augmented copy has the
-    target of its original. Raises DatasetError if the share is above 0 and there are no votes.
+    votes_share: the share, 0 to 1, of FER+'s votes in TRAIN's targets (ferplus.soft_targets). votes_output: the weight of the
+    votes beside these targets (ferplus.beside_labels). An augmented copy has the target of its original. Raises DatasetError if
+    one of the two is above 0 and there are no votes.
     """
     tables = balanced, manifest[manifest["split"] == "VAL"]
     train, val = (load_faces(table, folder, limit_per_class, seed) for table in tables)
-    if votes_share:
+    if votes_share or votes_output:
         votes = train.table["train_path"].map(manifest[manifest["path"] != ""].set_index("path")["votes"])
         if not (votes != "").any():
-            raise DatasetError(f"soft_labels needs votes, and 01 found none: put {addresses.VOTES_FILE} into data/")
-        train = replace(train, targets=ferplus.soft_targets(train.labels, votes, votes_share))
+            wants = "soft_labels" if votes_share else "votes_output"
+            raise DatasetError(f"{wants} needs votes, and 01 found none: put {addresses.VOTES_FILE} into data/")
+        if votes_share:
+            train = replace(train, targets=ferplus.soft_targets(train.labels, votes, votes_share))
+        if votes_output:
+            train = replace(train, targets=ferplus.beside_labels(train.targets, votes, votes_output))
         print(f"trained on the votes of {(votes != '').sum():,} images, on the label of {(votes == '').sum():,}")
     print(f"{len(train):,} images to train on, {len(val):,} to validate on")
     return train, val

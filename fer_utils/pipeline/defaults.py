@@ -73,6 +73,7 @@ DEFAULTS = {
         "mixup": 0.0,
         "label_smoothing": 0.0,
         "weight_averaging": 0.0,
+        "votes_output": 0.0,
     },
     "evaluate": {
         **_EVERY_STAGE,

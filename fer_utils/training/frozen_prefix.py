@@ -48,9 +48,8 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     if len(inputs) == 1:
         (outputs,), (inputs,) = outputs, inputs
     x = pooling(trained(inputs)) if cut else inputs
-    for name in network.HEAD_LAYERS:
-        x = model.get_layer(name)(x)
-    return keras.Model(model.input, outputs, name="prefix"), keras.Model(inputs, x, name="suffix")
+    suffix = keras.Model(inputs, network.apply_head(model, x), name="suffix")
+    return keras.Model(model.input, outputs, name="prefix"), suffix
 
 
 def joined(prefix: keras.Model, suffix: keras.Model) -> keras.Model:

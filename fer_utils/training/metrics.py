@@ -1,4 +1,8 @@
-"""The loss and the scores that training reports, for plain and for soft labels."""
+"""The loss and the scores that training reports, for plain and for soft labels.
+
+A network with two outputs (network.with_votes_output) gives rows of 14 probabilities, and its targets for TRAIN have 14
+columns: seven shares of the label, seven of FER+'s votes. Scores are those of the labels.
+"""
 
 from fer_utils.classes import CLASSES
 
@@ -7,20 +11,32 @@ from keras import ops
 
 
 def is_soft(labels) -> bool:
-    """Whether labels are probabilities (n, 7), as from mixup and label smoothing, and not indices into CLASSES."""
-    return len(labels.shape) == 2 and labels.shape[-1] == len(CLASSES)
+    """Whether labels are shares (n, 7) or (n, 14), as from mixup and label smoothing, and not indices into CLASSES."""
+    return len(labels.shape) == 2 and labels.shape[-1] in (len(CLASSES), 2 * len(CLASSES))
 
 
 def likeliest(labels):
     """Labels as indices into CLASSES; for soft labels the class with the largest share."""
-    return ops.argmax(labels, axis=-1) if is_soft(labels) else labels
+    return ops.argmax(of_labels(labels), axis=-1) if is_soft(labels) else labels
+
+
+def of_labels(rows):
+    """The seven columns of the labels, of rows with 7 or 14."""
+    return rows[..., : len(CLASSES)]
 
 
 def cross_entropy(y_true, y_pred):
-    """The specification's loss, and for soft labels its generalisation. Only TRAIN has soft labels."""
-    if is_soft(y_true):
-        return keras.losses.categorical_crossentropy(y_true, y_pred)
-    return keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+    """The specification's loss, and for soft labels its generalisation. Only TRAIN has soft labels.
+
+    With 14 columns, the sum of both outputs' losses. A row of votes weighs what its shares sum to: nothing, if a picture has
+    no votes.
+    """
+    if not is_soft(y_true):
+        return keras.losses.sparse_categorical_crossentropy(y_true, of_labels(y_pred))
+    loss = keras.losses.categorical_crossentropy(of_labels(y_true), of_labels(y_pred))
+    if y_true.shape[-1] == len(CLASSES):
+        return loss
+    return loss + keras.losses.categorical_crossentropy(y_true[:, len(CLASSES) :], y_pred[:, len(CLASSES) :])
 
 
 @keras.saving.register_keras_serializable("fer_utils")
@@ -28,7 +44,7 @@ class Accuracy(keras.metrics.SparseCategoricalAccuracy):
     """The share of images whose likeliest class is the label, or the largest share of a soft label."""
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        return super().update_state(likeliest(y_true), y_pred, sample_weight)
+        return super().update_state(likeliest(y_true), of_labels(y_pred), sample_weight)
 
 
 @keras.saving.register_keras_serializable("fer_utils")
@@ -47,7 +63,7 @@ class MacroScores(keras.metrics.Metric):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         true = ops.one_hot(ops.cast(ops.reshape(likeliest(y_true), (-1,)), "int32"), len(CLASSES), dtype="float32")
-        predicted = ops.one_hot(ops.argmax(y_pred, axis=-1), len(CLASSES), dtype="float32")
+        predicted = ops.one_hot(ops.argmax(of_labels(y_pred), axis=-1), len(CLASSES), dtype="float32")
         self.counts.assign_add(ops.matmul(ops.transpose(true), predicted))
 
     def result(self):

@@ -17,6 +17,7 @@ PREPROCESSING = "preprocessing"
 BACKBONE = "resnet50"
 FEATURES = "pooled_features"
 HEAD_LAYERS = ("head_dense", "head_batch_norm", "head_dropout", "probabilities")
+VOTES_LAYER = "votes_probabilities"
 TRAINED_NORM_MOMENTUM = (
     0.9  # Keras' 0.99 needs about 500 steps to forget the initial statistics, more than a small dataset has
 )
@@ -57,6 +58,32 @@ def _head(features):
     x = layers.BatchNormalization(momentum=TRAINED_NORM_MOMENTUM, name=HEAD_LAYERS[1])(x)
     x = layers.Dropout(0.4, name=HEAD_LAYERS[2])(x)
     return layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=HEAD_LAYERS[3])(x)
+
+
+def with_votes_output(model: keras.Model) -> keras.Model:
+    """The same layers with a second output, which learns FER+'s votes beside the first, which learns the labels.
+
+    It shares the head but for its last layer. Output: the probabilities of both in one row, shape (n, 14). It is for training;
+    `for_inference` takes it apart again.
+    """
+    hidden = model.get_layer(HEAD_LAYERS[-2]).output
+    votes = layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=VOTES_LAYER)(hidden)
+    both = layers.Concatenate(dtype="float32", name="both_outputs")([model.get_layer(HEAD_LAYERS[-1]).output, votes])
+    return keras.Model(model.input, both, name=model.name)
+
+
+def has_votes_output(model: keras.Model) -> bool:
+    return any(layer.name == VOTES_LAYER for layer in model.layers)
+
+
+def apply_head(model: keras.Model, features):
+    """The model's head on pooled features: what the model gives for them."""
+    x = features
+    for name in HEAD_LAYERS[:-1]:
+        x = model.get_layer(name)(x)
+    if not has_votes_output(model):
+        return model.get_layer(HEAD_LAYERS[-1])(x)
+    return model.get_layer("both_outputs")([model.get_layer(name)(x) for name in (HEAD_LAYERS[-1], VOTES_LAYER)])
 
 
 def load_backbone(image_size: int, weights: str) -> keras.Model:
@@ -153,20 +180,22 @@ def compiled(model: keras.Model) -> Callable:
     return outputs
 
 
-def for_inference(model: keras.Model) -> keras.Model:
+def for_inference(model: keras.Model, output: str = HEAD_LAYERS[-1]) -> keras.Model:
     """A model from `build` for saving: the same weights in float32, without optimiser, loss and metrics.
 
     A model trained in mixed_float16 would also compute in float16 after loading, which is many times slower on a CPU.
+    output: which of two outputs it has, the first or VOTES_LAYER; either way it is a network as `build` makes it.
     """
     policy = keras.mixed_precision.dtype_policy()
-    if policy.name == "float32":
+    if policy.name == "float32" and not has_votes_output(model):
         return plain_copy(model)
     keras.mixed_precision.set_global_policy("float32")
     try:
         copy = _assembled(_random_backbone(model.get_layer(BACKBONE).input_shape[1]))
     finally:
         keras.mixed_precision.set_global_policy(policy)
-    copy.set_weights(model.get_weights())
+    for name, source in zip((BACKBONE, *HEAD_LAYERS), (BACKBONE, *HEAD_LAYERS[:-1], output), strict=True):
+        copy.get_layer(name).set_weights(model.get_layer(source).get_weights())
     return copy
 
 
