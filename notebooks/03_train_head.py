@@ -34,8 +34,7 @@ epochs: int = 10  # >= 1; specification
 learning_rate: float = 5e-4  # > 0; specification, Adam
 # Beyond it
 limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
-soft_labels: bool = False  # train on the distribution of FER+'s votes where there are some
-votes_share: float = 1.0  # > 0, <= 1; with soft_labels: the votes' share of a target; the rest stays on the label
+votes_share: float = 0.0  # >= 0, <= 1; share of each target that is FER+'s votes; the rest is the label
 find_label_issues: bool = False  # lists labels that are probably wrong; needs cleanlab, an extra
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
@@ -73,7 +72,7 @@ devices.set_up(seed, deterministic, precision)
 
 # %%
 balanced, manifest = stage.read("balanced.csv"), stage.read("manifest.csv")
-train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed, soft_labels and votes_share)
+train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed, votes_share)
 
 # %% [markdown]
 # ## Model

@@ -17,7 +17,7 @@
 # **Question.** How much does ResNet50 gain when its top layers train on faces too?
 #
 # **In:** `TRAIN_BALANCED/`, `VAL/`, `head.weights.h5`. **Out:** `model.keras`, `model.weights.h5`,
-# `history_fine_tune.csv`, `trained.csv`, learning curves over both phases.
+# `history_fine_tune.csv`, `trained.csv`, learning curves over both phases; `model_votes.keras` with `votes_output`.
 #
 # **Takes** most of the run's time. After the first steps the notebook says how long an epoch takes here.
 #
@@ -44,8 +44,7 @@ lr_patience: int = 2  # >= 1; epochs without a lower VAL loss before the rate fa
 stop_patience: int = 6  # >= 1; specification: epochs without a lower VAL loss before training stops
 # Beyond it
 limit_per_class: int = 0  # >= 0; images of each class that train and validate, 0: all
-soft_labels: bool = False  # train on the distribution of FER+'s votes where there are some
-votes_share: float = 1.0  # > 0, <= 1; with soft_labels: the votes' share of a target; the rest stays on the label
+votes_share: float = 0.0  # >= 0, <= 1; share of each target that is FER+'s votes; the rest is the label
 schedule: str = "plateau"  # plateau | cosine; specification is plateau; cosine falls to 0 at the last step
 warmup_epochs: float = 0.0  # >= 0; cosine only: epochs in which the rate rises to learning_rate
 clip_norm: float = 0.0  # >= 0; gradients of a larger norm over all weights are scaled down to it, 0: off
@@ -91,9 +90,7 @@ devices.set_up(seed, deterministic, precision)
 
 # %%
 balanced, manifest = stage.read("balanced.csv"), stage.read("manifest.csv")
-train, val = loading.load_training(
-    balanced, manifest, stage.images, limit_per_class, seed, soft_labels and votes_share, votes_output
-)
+train, val = loading.load_training(balanced, manifest, stage.images, limit_per_class, seed, votes_share, votes_output)
 head_history = stage.read("history_head.csv")
 
 # %% [markdown]
@@ -204,10 +201,12 @@ print(f"rate {ends[0, 0]:.2g} → {ends[0, 1]:.2g}, decay {ends[1, 0]:.2g} → {
 # ## Save and check
 # The best weights are back in place, and the layers that trained are the whole network's own. The saved file holds layers
 # of Keras alone, so it loads without this project, and computes in float32 whatever it was trained in. `trained.csv` lists
-# the images that the model has seen in either phase. 05 says of every score how many of its pictures are among them.
+# the images that the model has seen in either phase. 05 says of every score how many of its pictures are among them. With
+# `votes_output` there is a second file, `model_votes.keras`: the same network, but with the answers of the second output.
 
 # %%
 plain = network.for_inference(model)
+stage.discard("model_votes.keras")  # an earlier training may have left one
 stage.save(plain.save, "model.keras")
 stage.save(plain.save_weights, "model.weights.h5")
 if votes_output:
@@ -225,7 +224,8 @@ assert abs(reloaded(some, training=False) - plain(some, training=False)).numpy()
 
 # %%
 stage.finish(
-    outputs=["model.keras", "model.weights.h5", "history_fine_tune.csv", "trained.csv"],
+    outputs=["model.keras", "model.weights.h5", "history_fine_tune.csv", "trained.csv"]
+    + (["model_votes.keras"] if votes_output else []),
     figures={
         "epochs": len(history),
         "ended by": history.attrs["ended_by"],

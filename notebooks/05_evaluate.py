@@ -102,11 +102,16 @@ report.score_table(metrics).drop(columns=["macro_precision", "macro_recall"]).ro
 
 # %% [markdown]
 # Against both label sets, where FER+'s votes are there: FER2013's label, and the majority of ten people. How many of the
-# mistakes are on pictures where the two differ?
+# mistakes are on pictures where the two differ? With a second output that learned the votes (`votes_output` of 04), its
+# answers are scored against the majority too.
 
 # %%
+voted = {}
+if stage.path("model_votes.keras").is_file():
+    votes_model = keras.saving.load_model(stage.path("model_votes.keras"), compile=False, safe_mode=True)
+    voted = {split: predict_with_views(votes_model, shown.images, "none") for split, shown in faces.items()}
 if scores.has_votes(predictions):
-    metrics["label_sets"] = scores.against_both(predictions)
+    metrics["label_sets"] = scores.against_both(predictions, voted)
     display(report.label_set_table(metrics).round(4))
     print(report.disagreement_line(metrics, "TEST"))
 

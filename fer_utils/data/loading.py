@@ -63,7 +63,7 @@ def load_training(
     if votes_share or votes_output:
         votes = train.table["train_path"].map(manifest[manifest["path"] != ""].set_index("path")["votes"])
         if not (votes != "").any():
-            wants = "soft_labels" if votes_share else "votes_output"
+            wants = "votes_share" if votes_share else "votes_output"
             raise DatasetError(f"{wants} needs votes, and 01 found none: put {addresses.VOTES_FILE} into data/")
         if votes_share:
             train = replace(train, targets=ferplus.soft_targets(train.labels, votes, votes_share))

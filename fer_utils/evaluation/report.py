@@ -30,7 +30,11 @@ img { max-width: 100%; } figure { margin: 1.5rem 0; } figcaption { color: #555; 
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
-LABEL_SET_NAMES = {"fer2013": "FER2013's label", "ferplus": "FER+ majority"}
+LABEL_SET_NAMES = {
+    "fer2013": "FER2013's label",
+    "ferplus": "FER+ majority",
+    "votes_output": "FER+ majority, second output",
+}
 
 # Sections of the report after its opening: caption → name under which a notebook saved the figure.
 _SECTIONS = {
@@ -154,11 +158,16 @@ def other_title(metrics: dict, name: str) -> str:
     return f"{name}: accuracy {found['accuracy']:.3f}, macro F1 {found['macro_f1']:.3f}\n{seen}"
 
 
+def label_set_names(found: dict) -> dict[str, str]:
+    """What a split was scored against, of LABEL_SET_NAMES: a run has a second output only with `votes_output` of 04."""
+    return {name: shown for name, shown in LABEL_SET_NAMES.items() if name in found}
+
+
 def label_set_table(metrics: dict) -> pd.DataFrame:
-    """The scores against FER2013's label and against FER+'s majority, per split and part, and each class's F1."""
+    """The scores against FER2013's label and against FER+'s majority, per split and part."""
     rows = {}
     for split in ("VAL", "TEST"):
-        for name, shown in LABEL_SET_NAMES.items():
+        for name, shown in label_set_names(metrics["label_sets"][split.lower()]).items():
             whole = metrics["label_sets"][split.lower()][name]
             parts = {"": whole} | {
                 f", {part}": whole[part] for part in ("public", "private", "unseen") if part in whole
@@ -170,7 +179,7 @@ def label_set_table(metrics: dict) -> pd.DataFrame:
 def label_set_classes(metrics: dict, split: str) -> pd.DataFrame:
     """F1 of each class against both label sets."""
     found = metrics["label_sets"][split.lower()]
-    table = pd.DataFrame({f"F1, {shown}": found[name]["per_class"] for name, shown in LABEL_SET_NAMES.items()})
+    table = pd.DataFrame({f"F1, {shown}": found[name]["per_class"] for name, shown in label_set_names(found).items()})
     return table.rename_axis("class").reset_index()
 
 

@@ -272,7 +272,9 @@ def has_votes(predictions: Mapping[str, pd.DataFrame]) -> bool:
     return all("votes" in table and (table["votes"] != "").any() for table in predictions.values())
 
 
-def against_both(predictions: Mapping[str, pd.DataFrame]) -> dict[str, dict]:
+def against_both(
+    predictions: Mapping[str, pd.DataFrame], voted: Mapping[str, np.ndarray] | None = None
+) -> dict[str, dict]:
     """The scores of VAL and TEST against FER2013's label and against FER+'s, as in metrics.json.
 
     For each split `fer2013` and `ferplus`, scores with parts as for the run's own labels (`ferplus`: the pictures to which
@@ -280,8 +282,14 @@ def against_both(predictions: Mapping[str, pd.DataFrame]) -> dict[str, dict]:
     model's probabilities from the distribution of a picture's votes (ferplus.distribution) and `n`; `disagreement`: how
     many pictures both sets have a class for, on how many of these they differ, and how many of the model's errors against
     FER2013's label fall on these.
+
+    voted: for each split the probabilities (n, 7) of a second output that learned the votes; `votes_output` has its scores
+    against FER+'s labels.
     """
-    return {split.lower(): _against_both(table) for split, table in predictions.items()}
+    found = {split.lower(): _against_both(table) for split, table in predictions.items()}
+    for split, probabilities in (voted or {}).items():
+        found[split.lower()]["votes_output"] = _against(prediction_table(predictions[split], probabilities), "ferplus")
+    return found
 
 
 def with_labels(predictions: pd.DataFrame, label_set: str) -> pd.DataFrame:
@@ -290,12 +298,14 @@ def with_labels(predictions: pd.DataFrame, label_set: str) -> pd.DataFrame:
     return labelled[labelled["label"] != ""]
 
 
+def _against(table: pd.DataFrame, label_set: str) -> dict:
+    labelled = with_labels(table, label_set)
+    f1 = class_report(labelled).iloc[: len(CLASSES)].set_index("class")["f1"]
+    return scores_with_parts(labelled) | {"per_class": {label: float(value) for label, value in f1.items()}}
+
+
 def _against_both(table: pd.DataFrame) -> dict:
-    found = {}
-    for name in ferplus.LABEL_SETS:
-        labelled = with_labels(table, name)
-        f1 = class_report(labelled).iloc[: len(CLASSES)].set_index("class")["f1"]
-        found[name] = scores_with_parts(labelled) | {"per_class": {label: float(value) for label, value in f1.items()}}
+    found = {name: _against(table, name) for name in ferplus.LABEL_SETS}
     both = table[table["ferplus_label"] != ""]
     differ, wrong = both["fer2013_label"] != both["ferplus_label"], both["fer2013_label"] != both["predicted"]
     found["disagreement"] = {

@@ -106,7 +106,7 @@ def results(compared: Sequence[Run]) -> pd.DataFrame:
 def _against_label_sets(found: dict, split: str) -> dict[str, str]:
     """Accuracy and macro F1 against FER2013's label and FER+'s, and the divergence from the votes; empty without votes."""
     rows = {}
-    for name, shown in report.LABEL_SET_NAMES.items() if found else ():
+    for name, shown in report.label_set_names(found).items():
         rows[f"{split} images, {shown}"] = f"{found[name]['n']:,}"
         for score in ("accuracy", "macro_f1"):
             rows[f"{split} {score}, {shown}"] = runs.with_interval(found[name], score)

@@ -3,11 +3,11 @@
     python run_all.py --params strong_cpu --run s01 --only 01
     python run_all.py --params strong_cpu --run s01 --only 02 -p balance.target_disgust=1
     python tests/benchmarks/short_trainings.py --run outputs/s01 --weights FILE --steps 84 \
-        "36 px, label" image_size=36 votes_share=0 label_smoothing=0.1 -- "36 px, half votes" image_size=36
+        "label" label_smoothing=0.1 -- "half votes" votes_share=0.5 -- "a second output" label_smoothing=0.1 votes_output=1
 
 Settings of one training follow its name, those of the next follow `--`. What is not given is that of SETTINGS. Each training
 takes the backbone's weights, a random head, and `--steps` steps on the cosine schedule; VAL is scored after each third of them,
-with the averaged weights. TEST is not read.
+with the averaged weights; of two outputs each on its own labels. TEST is not read.
 """
 
 import argparse
@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from fer_utils.classes import CLASSES
 from fer_utils.data import ferplus, loading
 from fer_utils.data.augmentation import Changes
-from fer_utils.training import devices, loop, network, optimizers
+from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
 from fer_utils.training.averaging import WeightAveraging
 
 import keras
@@ -31,7 +31,8 @@ SETTINGS = {
     "batch_size": 256,
     "learning_rate": 7e-4,
     "weight_decay": 0.05,
-    "votes_share": 0.5,
+    "votes_share": 0.0,
+    "votes_output": 0.0,
     "augmentation": "light",
     "mixup": 0.0,
     "label_smoothing": 0.0,
@@ -58,9 +59,11 @@ class _ScoreVal(keras.callbacks.Callback):
         self.name, self.val, self.majority, self.began = name, val, majority, time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
-        predicted = np.array(CLASSES)[loop.predict(self.model, self.val.images).argmax(axis=1)]
+        predictions = loop.predict(self.model, self.val.images).reshape(len(self.val), -1, len(CLASSES))
+        predicted = np.array(CLASSES)[predictions.argmax(axis=2)]
+        of_label, of_votes = predicted[:, 0], predicted[:, -1]
         voted = self.majority != ""
-        accuracies = (predicted == self.val.table["label"]).mean(), (predicted == self.majority)[voted].mean()
+        accuracies = (of_label == self.val.table["label"]).mean(), (of_votes == self.majority)[voted].mean()
         seconds = time.monotonic() - self.began
         print(f"| {self.name} | {epoch + 1} of {PARTS} | {seconds:.0f} | {accuracies[0]:.3f} | {accuracies[1]:.3f} |")
 
@@ -71,9 +74,15 @@ def train(name: str, given: dict, options: argparse.Namespace) -> None:
     tables = [
         loading.read_table(options.run / file, loading.COLUMNS[file]) for file in ("balanced.csv", "manifest.csv")
     ]
-    faces, val = loading.load_training(*tables, options.run / "images", 0, options.seed, chosen["votes_share"])
+    shares = chosen["votes_share"], chosen["votes_output"]
+    faces, val = loading.load_training(*tables, options.run / "images", 0, options.seed, *shares)
     model = network.build(chosen["image_size"], options.weights)
+    if chosen["votes_output"]:
+        model = network.with_votes_output(model)
     network.unfreeze_top(model, len(model.get_layer(network.BACKBONE).layers), "trained")
+    model = frozen_prefix.joined(
+        *frozen_prefix.split(model)
+    )  # whole, it would train with the backbone's kept statistics
     changes = Changes(chosen["augmentation"], chosen["mixup"], chosen["label_smoothing"])
     batches = _Short(faces.images, faces.targets, chosen["batch_size"], options.seed, 0, changes)
     batches.steps = options.steps // PARTS

@@ -1,4 +1,4 @@
-"""The five notebooks on FER+'s labels, with soft labels, label issues and pictures beside the datasets, twice.
+"""The five notebooks on FER+'s labels, with targets from the votes and a second output, label issues and pictures beside the datasets, twice.
 
 The second run is nbval's: it executes the executed copies again, compares the cells whose output is fixed, and writes
 the same run folder anew.
@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fer_utils import images
 from fer_utils.classes import CLASSES
 from fer_utils.data import demo, ferplus, label_sets
 from fer_utils.pipeline import comparison, paths, runs
 from fer_utils.pipeline.parameters import STAGES
+from fer_utils.training import loop
 
 import cv2
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FACES = 640  # of each dataset: with both the copy search has more than one block of rows
 SMALL = (
     *(f"merge_split.demo_images={FACES}", "merge_split.labels=ferplus", "evaluate.leave_out=not_a_face"),
-    *("train_head.soft_labels=true", "fine_tune.soft_labels=true", "common.find_label_issues=true"),
+    *("train_head.votes_share=1", "fine_tune.votes_share=0.5", "fine_tune.votes_output=1"),
+    "common.find_label_issues=true",
     *("common.image_size=32", "train_head.epochs=2", "fine_tune.epochs=2", "fine_tune.unfreeze_top=30"),
     *("fine_tune.warmup_epochs=0.5", "fine_tune.augmentation=light", "fine_tune.mixup=0.2"),
     *("balance.target=64", "balance.target_disgust=24"),  # four classes have augmented copies
@@ -115,6 +119,22 @@ def test_scores_stand_against_both_label_sets(folders):
         and ferplus.RULE.replace("'", "&#39;") in page
     )
     assert "FER2013&#39;s labels and the votes of FER+" in page
+
+
+def test_a_second_output_learns_the_votes_and_is_scored_on_them(folders):
+    metrics = json.loads(folders.metrics.read_text())
+    models = [keras.saving.load_model(folders.run / name) for name in ("model.keras", "model_votes.keras")]
+    *shared, (own, second) = zip(*(model.layers for model in models), strict=True)
+    for one, other in shared:
+        assert all(np.array_equal(*pair) for pair in zip(one.get_weights(), other.get_weights(), strict=True))
+    assert not np.array_equal(own.get_weights()[0], second.get_weights()[0])
+    predictions = _table(folders.run / "predictions_test.csv")
+    faces = images.load([folders.data / path for path in predictions["path"]])
+    guessed = np.array(CLASSES)[loop.predict(models[1], faces[..., None]).argmax(axis=1)]
+    found = metrics["label_sets"]["test"]["votes_output"]
+    assert found["n"] == len(predictions)
+    assert found["accuracy"] == pytest.approx((guessed == predictions["ferplus_label"]).mean())
+    assert "FER+ majority, second output" in folders.report.read_text()
 
 
 def test_extra_pictures_train_unless_they_are_copies_of_test(folders):

@@ -114,6 +114,13 @@ def test_smoothing_gives_a_share_of_the_label_to_all_classes_alike():
     assert soft[1, 0] == pytest.approx(0.94) and soft.sum(axis=1) == pytest.approx([1, 1])
 
 
+def test_smoothing_leaves_the_votes_beside_a_label_as_they_are():
+    votes = np.array([[0.2, 0, 0, 0.3, 0, 0, 0], np.zeros(7)], np.float32)
+    rows = augmentation.soften(np.hstack([np.eye(7, dtype=np.float32)[[3, 0]], votes]), 0.07)
+    assert rows[:, :7] == pytest.approx(augmentation.soften(np.array([3, 0]), 0.07))
+    assert (rows[:, 7:] == votes).all() and rows.dtype == np.float32
+
+
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_a_picture_and_its_label_are_mixed_by_the_same_shares(alpha):
     labels = np.arange(70) % 7

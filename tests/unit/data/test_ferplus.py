@@ -67,6 +67,18 @@ def test_a_soft_target_can_leave_a_share_on_the_label():
     assert targets[1].tolist() == np.eye(len(CLASSES))[4].tolist() and targets.dtype == np.float32
 
 
+def test_votes_beside_the_labels_weigh_as_much_as_asked_and_nothing_where_there_are_none():
+    votes = pd.Series([*ferplus.as_text(_counts(happy=8, neutral=2)), "", *ferplus.as_text(_counts(not_a_face=10))])
+    labels = np.array([CLASSES.index("sad"), 4, 5])
+    targets = ferplus.beside_labels(labels, votes, 0.5)
+    assert targets.shape == (3, 14) and targets.dtype == np.float32
+    assert (targets[:, :7] == np.eye(7)[labels]).all()
+    expected = {"happy": 0.4, "neutral": 0.1}
+    assert targets[0, 7:] == pytest.approx([expected.get(label, 0) for label in CLASSES]) and not targets[1:, 7:].any()
+    soft = ferplus.soft_targets(labels, votes)
+    assert (ferplus.beside_labels(soft, votes, 0.5)[:, :7] == soft).all()
+
+
 def test_no_face_is_what_more_than_half_say():
     counts = np.concatenate([_counts(not_a_face=6, sad=4), _counts(not_a_face=5, sad=5)])
     assert ferplus.is_no_face(counts).tolist() == [True, False]

@@ -186,3 +186,17 @@ def test_both_label_sets_stand_side_by_side_with_their_numbers_of_pictures(metri
     assert classes["class"].tolist() == list(CLASSES)
     line = report.disagreement_line(metrics_of_both, "TEST")
     assert "differ on 0 of 20 pictures" in line and "0 of" in line and "nats on 40 pictures" in line
+
+
+def test_a_second_output_has_its_own_rows(metrics_of_both):
+    without = report.label_set_table(metrics_of_both)
+    second = {
+        split: found | {"votes_output": found["ferplus"] | {"accuracy": 0.123}}
+        for split, found in metrics_of_both["label_sets"].items()
+    }
+    table = report.label_set_table(metrics_of_both | {"label_sets": second})
+    name = "TEST: FER+ majority, second output"
+    assert table.loc[name, "accuracy"] == 0.123 and name not in without.index
+    assert table.loc[without.index].equals(without)
+    classes = report.label_set_classes(metrics_of_both | {"label_sets": second}, "TEST")
+    assert "F1, FER+ majority, second output" in classes

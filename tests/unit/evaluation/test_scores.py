@@ -189,6 +189,16 @@ def test_scores_against_both_label_sets_are_those_of_their_own_pictures():
     }  # fmt: skip
 
 
+def test_a_second_output_is_scored_on_the_votes_majority_and_the_first_stays_as_it_was():
+    predictions, probabilities = _labelled_predictions(), np.full((6, 7), 0.01)
+    majority = LABELLED["ferplus_label"].where(LABELLED["ferplus_label"] != "", "happy")
+    probabilities[np.arange(6), majority.map(CLASSES.index)] = 0.94
+    alone = scores.against_both({"TEST": predictions})["test"]
+    found = scores.against_both({"TEST": predictions}, {"TEST": probabilities})["test"]
+    second = found.pop("votes_output")
+    assert found == alone and (second["n"], second["accuracy"]) == (5, 1.0)
+
+
 def test_the_divergence_is_that_of_scipy_on_pictures_with_a_class():
     predictions = _labelled_predictions()
     found = scores.divergence(predictions)

@@ -47,7 +47,7 @@ def test_points_are_the_product_in_order():
         (["fine_tune.learning_rate=a..b"], "expected LOW..HIGH"),
         (["fine_tune.unfreeze_top=1.5..3"], "is a whole number, and so are the ends"),
         (["fine_tune.optimizer=adam..adamw"], "is no number, so it has no range"),
-        (["fine_tune.soft_labels=0..1"], "is no number, so it has no range"),
+        (["train_head.find_label_issues=0..1"], "is no number, so it has no range"),
     ],
 )
 def test_a_sweep_of_another_form_is_refused(texts, said):

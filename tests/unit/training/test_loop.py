@@ -383,6 +383,28 @@ def test_scores_of_soft_labels_take_the_largest_share_for_the_answer():
     assert found[0] == found[1] and found[0][0] == 0.75
 
 
+def test_a_second_output_adds_the_votes_loss_by_its_weight_and_leaves_the_scores_to_the_labels():
+    _, labels = _data()
+    rng = np.random.default_rng(1)
+    of_label, of_votes = (rng.dirichlet(np.ones(7), len(labels)).astype(np.float32) for _ in range(2))
+    given = np.hstack([of_label, of_votes])
+    shares = rng.dirichlet(np.ones(7), len(labels)).astype(np.float32)
+    shares[0] = 0  # a picture without votes
+    targets = np.hstack([soften(labels, 0.0), 0.5 * shares])
+    found = np.array(metrics.cross_entropy(targets, given))
+    own, voted = -np.log(of_label[np.arange(len(labels)), labels]), -(shares * np.log(of_votes)).sum(axis=1)
+    assert found == pytest.approx(own + 0.5 * voted, rel=1e-4) and voted[0] == 0
+    assert np.array(metrics.cross_entropy(labels, given)) == pytest.approx(own, rel=1e-4)  # VAL's
+    for truth in (targets, labels):
+        scored = []
+        for probabilities in (given, of_label):
+            accuracy, macro = metrics.Accuracy(), MacroScores()
+            accuracy.update_state(truth, probabilities)
+            macro.update_state(truth, probabilities)
+            scored.append([float(accuracy.result()), *(float(score) for score in macro.result().values())])
+        assert scored[0] == scored[1]
+
+
 def test_smoothing_and_val_in_one_training_leave_vals_loss_plain():
     x, y = _data()
     model = _classifier()

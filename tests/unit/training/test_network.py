@@ -363,3 +363,25 @@ def test_what_is_saved_of_a_model_in_mixed_precision_computes_in_float32_with_th
     assert all(np.array_equal(one, two) for one, two in zip(mixed.get_weights(), saved.get_weights(), strict=True))
     faces = _faces(8)
     assert np.array(saved(faces, training=False)) == pytest.approx(np.array(mixed(faces, training=False)), abs=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:weights is 'none'")
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_two_outputs_train_as_one_model_and_are_saved_as_two_plain_ones(policy):
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        plain = network.build(SIZE, "none")
+        both = network.with_votes_output(plain)
+        network.unfreeze_top(both, 50, "trained")
+        label, votes = network.for_inference(both), network.for_inference(both, network.VOTES_LAYER)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    faces, tolerance = _faces(8), 1e-5 if policy == "float32" else 0.02
+    rows = np.array(both(faces, training=False))
+    assert rows.shape == (8, 14) and abs(rows[:, :7] - rows[:, 7:]).max() > 0.02  # the two outputs differ
+    for model, columns in ((label, rows[:, :7]), (votes, rows[:, 7:])):
+        assert np.array(model(faces, training=False)) == pytest.approx(columns, abs=tolerance)
+        assert [layer.name for layer in model.layers] == [layer.name for layer in plain.layers]
+        assert {layer.compute_dtype for layer in model._flatten_layers()} == {"float32"}
+    prefix, suffix = frozen_prefix.split(both)
+    assert np.array(suffix(prefix(faces), training=False)) == pytest.approx(rows, abs=tolerance)
