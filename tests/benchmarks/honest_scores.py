@@ -53,6 +53,12 @@ def load_test(run: Path) -> loading.Faces:
     return loading.load_faces(table.assign(seen_in_training=predicted["seen_in_training"]), run / "images")
 
 
+def load_networks(run: Path) -> dict[str, keras.Model]:
+    """The run's network, and the same with its second output, if it has one (`votes_output` of 04), by the names in the tables."""
+    found = {run.name: run / "model.keras", f"{run.name}, second output": run / "model_votes.keras"}
+    return {name: load_keras(path) for name, path in found.items() if path.is_file()}
+
+
 def parts_of(table: pd.DataFrame) -> dict[str, pd.Series]:
     """The parts of TEST that are scored: a mask of the rows for each."""
     private = table["usage"] == "PrivateTest"
@@ -146,24 +152,24 @@ def main() -> None:
     parser.add_argument("--views", default="ten_crop", choices=("none", "flip", "ten_crop"))
     parser.add_argument("--corruptions", action="store_true", help="score both models on harder pictures too")
     arguments = parser.parse_args()
-    name, test = arguments.run.name, load_test(arguments.run)
-    model = load_keras(arguments.run / "model.keras")
-    peer = peer_model(arguments.fer)
-    ours = {name: scores.prediction_table(test.table, predict_with_views(model, test.images, "none"))}
-    if arguments.views != "none":
-        views = predict_with_views(model, test.images, arguments.views)
-        ours[f"{name}, {arguments.views}"] = scores.prediction_table(test.table, views)
+    test, networks, peer = load_test(arguments.run), load_networks(arguments.run), peer_model(arguments.fer)
+    ours = {}
+    for name, model in networks.items():
+        for views in dict.fromkeys(("none", arguments.views)):
+            shown = name if views == "none" else f"{name}, {views}"
+            ours[shown] = scores.prediction_table(test.table, predict_with_views(model, test.images, views))
     parts = parts_of(test.table)
     peers_predictions = scores.prediction_table(test.table, predict_with_views(peer, test.images, "none"))
     tables = {
         "Scores": score_rows({**ours, PEER: peers_predictions}, parts),
         "McNemar's exact test": mcnemar_rows(ours, peers_predictions, parts),
-        f"Errors of {name} by FER2013's label, TEST": errors_by_class(ours[name]),
-        f"Errors of {name} by confidence, TEST": errors_by_confidence(ours[name]),
-        "FER+'s majority as an answer to FER2013's labels": perfect_reader(ours[name], parts),
+        **{f"Errors of {name} by FER2013's label, TEST": errors_by_class(ours[name]) for name in networks},
+        **{f"Errors of {name} by confidence, TEST": errors_by_confidence(ours[name]) for name in networks},
+        "FER+'s majority as an answer to FER2013's labels": perfect_reader(peers_predictions, parts),
     }
     if arguments.corruptions:
-        harder = {who: robustness.score(each, test, 42) for who, each in ((name, model), (PEER, peer))}
+        first = arguments.run.name
+        harder = {who: robustness.score(each, test, 42) for who, each in ((first, networks[first]), (PEER, peer))}
         means = {who: table.groupby("corruption", sort=False)["accuracy"].mean() for who, table in harder.items()}
         means = pd.DataFrame(means)
         means.loc["mean of all"] = means.mean()
