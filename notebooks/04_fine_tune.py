@@ -52,7 +52,7 @@ augmentation: str = "none"  # none | light | heavy; on the fly, on top of the co
 mixup: float = 0.0  # >= 0; alpha of the Beta distribution that pictures are mixed by, 0: off; 0.2 is common
 label_smoothing: float = 0.0  # >= 0, < 1; share of each TRAIN label spread over all classes
 weight_averaging: float = 0.0  # >= 0, < 1; decay of the weights' average that VAL scores and that is saved, 0: off
-votes_output: float = 0.0  # >= 0; a second output learns FER+'s votes, its loss counts so much; 0: none
+votes_output: float = 0.0  # >= 0; weight of the loss of a second output that learns FER+'s votes, 0: no such output
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
 run: str = "auto"  # name of the run's folder; auto takes the profile's name
@@ -160,8 +160,9 @@ callbacks.append(keras.callbacks.EarlyStopping(monitor="val_loss", patience=stop
 
 # %% [markdown]
 # VAL's loss is the plain cross-entropy whatever TRAIN's is, so that runs compare. TRAIN's scores are of the pictures as
-# training sees them. Under `mixup` the larger share of a label counts as the right answer. The table leaves out
-# precision, recall and weight decay, which are in `history_fine_tune.csv`.
+# training sees them. Under `mixup` the larger share of a label counts as the right answer. With `votes_output` TRAIN's loss is
+# the sum of both outputs' losses; all else, VAL's loss too, is of the output for the labels. The table leaves out precision,
+# recall and weight decay, which are in `history_fine_tune.csv`.
 
 # %%
 history = loop.fit(
@@ -224,8 +225,7 @@ assert abs(reloaded(some, training=False) - plain(some, training=False)).numpy()
 
 # %%
 stage.finish(
-    outputs=["model.keras", "model.weights.h5", "history_fine_tune.csv", "trained.csv"]
-    + (["model_votes.keras"] if votes_output else []),
+    outputs=["model.keras", "model.weights.h5", "history_fine_tune.csv", "trained.csv"],
     figures={
         "epochs": len(history),
         "ended by": history.attrs["ended_by"],

@@ -16,7 +16,7 @@
 #
 # **Question.** How good is the model, on which faces does it fail, and can the score be believed?
 #
-# **In:** `model.keras`, `trained.csv`, `VAL/`, `TEST/`, `manifest.csv`. **Out:** `metrics.json`, predictions,
+# **In:** `model.keras`, `trained.csv`, `VAL/`, `TEST/`, `manifest.csv`; `model_votes.keras`, if there is one. **Out:** `metrics.json`, predictions,
 # classification reports and confusion matrices of VAL and TEST, `report.html`.
 #
 # **Takes** one pass of VAL and TEST through the model. After the first batches the notebook says how long that takes.
@@ -106,12 +106,12 @@ report.score_table(metrics).drop(columns=["macro_precision", "macro_recall"]).ro
 # answers are scored against the majority too.
 
 # %%
-voted = {}
-if stage.path("model_votes.keras").is_file():
-    votes_model = keras.saving.load_model(stage.path("model_votes.keras"), compile=False, safe_mode=True)
-    voted = {split: predict_with_views(votes_model, shown.images, "none") for split, shown in faces.items()}
 if scores.has_votes(predictions):
-    metrics["label_sets"] = scores.against_both(predictions, voted)
+    second = {}
+    if stage.has("model_votes.keras"):
+        votes_model = keras.saving.load_model(stage.path("model_votes.keras"), compile=False, safe_mode=True)
+        second = {split: predict_with_views(votes_model, shown.images, "none") for split, shown in faces.items()}
+    metrics["label_sets"] = scores.against_both(predictions, second)
     display(report.label_set_table(metrics).round(4))
     print(report.disagreement_line(metrics, "TEST"))
 

@@ -141,7 +141,7 @@ def from_text(column: pd.Series) -> np.ndarray:
     return np.array(rows, int).reshape(-1, len(ANSWERS))
 
 
-def soft_targets(labels: np.ndarray, votes: pd.Series, votes_share: float = 1.0) -> np.ndarray:
+def soft_targets(labels: np.ndarray, votes: pd.Series, votes_share: float) -> np.ndarray:
     """What to train on with soft labels: float32 (n, 7), rows sum to 1.
 
     The distribution of a picture's votes times `votes_share`, and its label for the rest; the label alone for a picture
@@ -153,11 +153,10 @@ def soft_targets(labels: np.ndarray, votes: pd.Series, votes_share: float = 1.0)
     return np.where(voted, np.float32(votes_share) * shares + np.float32(1 - votes_share) * hard, hard)
 
 
-def beside_labels(targets: np.ndarray, votes: pd.Series, weight: float) -> np.ndarray:
-    """Targets for a network with two outputs: float32 (n, 14), `targets` (n,) or (n, 7), and the votes' distribution.
+def append_votes(targets: np.ndarray, votes: pd.Series, weight: float) -> np.ndarray:
+    """Targets for a network with two outputs: float32 (n, 14), `targets` (n, 7), and the votes' distribution.
 
     The votes' seven columns sum to `weight`, which is what their loss counts beside the labels'; to 0 for a picture without
     votes for a class.
     """
-    of_label = targets if targets.ndim == 2 else np.eye(len(CLASSES), dtype=np.float32)[targets]
-    return np.hstack([of_label, np.float32(weight) * distribution(from_text(votes))])
+    return np.hstack([targets, np.float32(weight) * distribution(from_text(votes))])

@@ -55,7 +55,7 @@ def load_training(
     """The training images listed in balanced.csv, and the images of VAL: see load_faces.
 
     votes_share: the share, 0 to 1, of FER+'s votes in TRAIN's targets (ferplus.soft_targets). votes_output: the weight of the
-    votes beside these targets (ferplus.beside_labels). An augmented copy has the target of its original. Raises DatasetError if
+    votes beside these targets (ferplus.append_votes). An augmented copy has the target of its original. Raises DatasetError if
     one of the two is above 0 and there are no votes.
     """
     tables = balanced, manifest[manifest["split"] == "VAL"]
@@ -65,11 +65,11 @@ def load_training(
         if not (votes != "").any():
             wants = "votes_share" if votes_share else "votes_output"
             raise DatasetError(f"{wants} needs votes, and 01 found none: put {addresses.VOTES_FILE} into data/")
-        if votes_share:
-            train = replace(train, targets=ferplus.soft_targets(train.labels, votes, votes_share))
+        targets = ferplus.soft_targets(train.labels, votes, votes_share)
         if votes_output:
-            train = replace(train, targets=ferplus.beside_labels(train.targets, votes, votes_output))
-        print(f"trained on the votes of {(votes != '').sum():,} images, on the label of {(votes == '').sum():,}")
+            targets = ferplus.append_votes(targets, votes, votes_output)
+        train = replace(train, targets=targets)
+        print(f"{(votes != '').sum():,} of {len(train):,} images to train on have votes, the others only their label")
     print(f"{len(train):,} images to train on, {len(val):,} to validate on")
     return train, val
 

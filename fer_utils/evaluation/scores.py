@@ -273,7 +273,7 @@ def has_votes(predictions: Mapping[str, pd.DataFrame]) -> bool:
 
 
 def against_both(
-    predictions: Mapping[str, pd.DataFrame], voted: Mapping[str, np.ndarray] | None = None
+    predictions: Mapping[str, pd.DataFrame], votes_output: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, dict]:
     """The scores of VAL and TEST against FER2013's label and against FER+'s, as in metrics.json.
 
@@ -283,11 +283,11 @@ def against_both(
     many pictures both sets have a class for, on how many of these they differ, and how many of the model's errors against
     FER2013's label fall on these.
 
-    voted: for each split the probabilities (n, 7) of a second output that learned the votes; `votes_output` has its scores
-    against FER+'s labels.
+    votes_output: for each split the probabilities (n, 7) of a second output that learned the votes. Its scores against FER+'s
+    labels are added under the same name.
     """
     found = {split.lower(): _against_both(table) for split, table in predictions.items()}
-    for split, probabilities in (voted or {}).items():
+    for split, probabilities in (votes_output or {}).items():
         found[split.lower()]["votes_output"] = _against(prediction_table(predictions[split], probabilities), "ferplus")
     return found
 

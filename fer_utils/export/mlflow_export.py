@@ -24,7 +24,15 @@ EXPERIMENT = "fer"
 RUN, STATE = "fer.run", "fer.state"  # tags: the folder's name, and a digest of what the run holds
 SQLITE = "sqlite:///"
 PACKAGES = ("mlflow", "sqlalchemy", "alembic")
-ARTIFACTS = ("report.html", "metrics.json", "leakage.json", "history_head.csv", "history_fine_tune.csv", "model.keras")
+ARTIFACTS = (
+    "report.html",
+    "metrics.json",
+    "leakage.json",
+    "history_head.csv",
+    "history_fine_tune.csv",
+    "model.keras",
+    "model_votes.keras",
+)
 _LONGEST = 6000  # characters of a parameter's value; MLflow refuses more
 _AT_ONCE = 100  # parameters that MLflow takes in one call; of metrics it takes 1,000
 _NO_METRICS = {"run", "per_class", "leakage"}  # parts of metrics.json that are written in another way
@@ -54,7 +62,7 @@ def export(runs: Sequence[Run], uri: str) -> list[Exported]:
 
     Parameters are `<stage>.<name>`, as the stage ran. Metrics are the numbers of metrics.json and leakage.json, their names
     joined by `_`; of a 95 % interval the ends are `…_low` and `…_high`. The history is `history/<column>`, its step the epoch
-    over both phases. Artifacts are the figures, the report, the tables that they are drawn from, and model.keras.
+    over both phases. Artifacts are the figures, the report, the tables that they are drawn from, and the models.
 
     A run that is there in the same state is not written again. One that has changed since is written as a new run, and the
     earlier stays. What an interrupted export left is removed first. With SQLite the artifacts lie in `mlflow_artifacts` beside

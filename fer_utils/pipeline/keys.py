@@ -49,6 +49,9 @@ INPUTS = {
     },
 }
 
+# Inputs that only some runs have. A stage reads one if the record of the stage that writes it lists it.
+OPTIONAL_INPUTS = {"evaluate": {"model_votes.keras": "fine_tune"}}
+
 # Parameters that do not affect results. The content of the sources counts as an input.
 _NOT_COUNTED = {
     "profile",
@@ -92,6 +95,14 @@ _PACKAGES = {
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _HASHED_AT_ONCE = 1 << 20
+
+
+def inputs_of(stage: str, records: Mapping[str, dict]) -> dict[str, str]:
+    """INPUTS of a stage, and those OPTIONAL_INPUTS that the run has. records: stage → record of the run's finished stages."""
+    optional = OPTIONAL_INPUTS.get(stage, {})
+    return INPUTS[stage] | {
+        name: writer for name, writer in optional.items() if name in records.get(writer, {}).get("outputs", {})
+    }
 
 
 def key_of(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, records: Mapping[str, dict]) -> dict:
@@ -225,7 +236,7 @@ def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Map
         found = {name: _source_digest(name, values[name]) for name in addresses.DATASETS}
         return found | {"votes": _votes_digest(values)} | _extra_digests(values["extra"])
     found = {}
-    for name, writer in INPUTS[stage].items():
+    for name, writer in inputs_of(stage, records).items():
         path = output_path(name, folders)
         if path.is_file():
             found[name] = file_digest(path)

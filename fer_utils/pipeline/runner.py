@@ -117,7 +117,7 @@ def _check_earlier_outputs(chosen: Sequence[str], folders: paths.RunFolders) -> 
     found = records.read(folders)
     faults = []
     for stage in chosen:
-        for name, writer in keys.INPUTS[stage].items():
+        for name, writer in keys.inputs_of(stage, found).items():
             path = keys.output_path(name, folders)
             if writer in chosen:
                 continue

@@ -65,6 +65,10 @@ class Stage:
         """The path of a result, such as `model.keras`, or of an image folder, such as `images/VAL`."""
         return keys.output_path(name, self.folders)
 
+    def has(self, name: str) -> bool:
+        """Whether the run has an input that only some runs have (keys.OPTIONAL_INPUTS)."""
+        return name in keys.inputs_of(self.name, records.read(self.folders))
+
     def read(self, name: str) -> Any:
         """Read an earlier result: a table from `.csv`, the content of `.json`. Raises TornFile if it is damaged."""
         if name.endswith(".json"):
@@ -258,7 +262,7 @@ def _require_inputs(stage: Stage, recorded: Mapping[str, dict]) -> None:
 
     Raises TornFile, naming the input, if it has changed since its stage wrote it.
     """
-    for name, writer in keys.INPUTS[stage.name].items():
+    for name, writer in keys.inputs_of(stage.name, recorded).items():
         path = stage.path(name)
         if not path.exists():
             earlier = list(parameters.STAGES.values())[: list(parameters.STAGES).index(stage.name)]

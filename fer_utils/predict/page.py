@@ -70,7 +70,7 @@ class Session:
     def __init__(self, model_file: Path, detector: Detector):
         self._reader = Reader(model_file, detector)
         self._detector = detector
-        self._keras_file = model_file.parent / "model.keras"
+        self._keras_file = model_file if model_file.suffix == ".keras" else model_file.parent / "model.keras"
         self._keras = None
         self._lock = threading.Lock()
         self.has_grad_cam = self._keras_file.is_file()
@@ -243,10 +243,12 @@ def about(model_file: Path, note: str) -> str:
     metrics_file = model_file.parent / "metrics.json"
     if metrics_file.is_file():
         metrics = files.read_json(metrics_file)
-        test = metrics["test"]
+        test, against = metrics["test"], ""
+        if model_file.name == "model_votes.keras":
+            test, against = metrics["label_sets"]["test"]["votes_output"], " against FER+'s majority"
         low, high = test["accuracy_interval"]
         lines.append(
-            f"**Scores on {test['n']:,} TEST images:** accuracy {test['accuracy']:.3f} ({low:.3f}–{high:.3f}, 95 %), macro F1 "
+            f"**Scores on {test['n']:,} TEST images{against}:** accuracy {test['accuracy']:.3f} ({low:.3f}–{high:.3f}, 95 %), macro F1 "
             f"{test['macro_f1']:.3f}; a guess is right one time in seven. {report.honesty_line(metrics)}"
         )
     else:

@@ -22,14 +22,15 @@ def likeliest(labels):
 
 def of_labels(rows):
     """The seven columns of the labels, of rows with 7 or 14."""
-    return rows[..., : len(CLASSES)]
+    # Rows of 7 stay the output of softmax itself: Keras then computes the loss from the scores before it.
+    return rows if rows.shape[-1] == len(CLASSES) else rows[..., : len(CLASSES)]
 
 
 def cross_entropy(y_true, y_pred):
     """The specification's loss, and for soft labels its generalisation. Only TRAIN has soft labels.
 
-    With 14 columns, the sum of both outputs' losses. A row of votes weighs what its shares sum to: nothing, if a picture has
-    no votes.
+    With 14 columns, the sum of both outputs' losses, from probabilities clipped at Keras' epsilon. A row of votes weighs what
+    its shares sum to: nothing, if a picture has no votes.
     """
     if not is_soft(y_true):
         return keras.losses.sparse_categorical_crossentropy(y_true, of_labels(y_pred))

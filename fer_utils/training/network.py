@@ -17,7 +17,7 @@ PREPROCESSING = "preprocessing"
 BACKBONE = "resnet50"
 FEATURES = "pooled_features"
 HEAD_LAYERS = ("head_dense", "head_batch_norm", "head_dropout", "probabilities")
-VOTES_LAYER = "votes_probabilities"
+VOTES_LAYER, BOTH_LAYER = "votes_probabilities", "both_probabilities"
 TRAINED_NORM_MOMENTUM = (
     0.9  # Keras' 0.99 needs about 500 steps to forget the initial statistics, more than a small dataset has
 )
@@ -68,7 +68,7 @@ def with_votes_output(model: keras.Model) -> keras.Model:
     """
     hidden = model.get_layer(HEAD_LAYERS[-2]).output
     votes = layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=VOTES_LAYER)(hidden)
-    both = layers.Concatenate(dtype="float32", name="both_outputs")([model.get_layer(HEAD_LAYERS[-1]).output, votes])
+    both = layers.Concatenate(dtype="float32", name=BOTH_LAYER)([model.get_layer(HEAD_LAYERS[-1]).output, votes])
     return keras.Model(model.input, both, name=model.name)
 
 
@@ -83,7 +83,7 @@ def apply_head(model: keras.Model, features):
         x = model.get_layer(name)(x)
     if not has_votes_output(model):
         return model.get_layer(HEAD_LAYERS[-1])(x)
-    return model.get_layer("both_outputs")([model.get_layer(name)(x) for name in (HEAD_LAYERS[-1], VOTES_LAYER)])
+    return model.get_layer(BOTH_LAYER)([model.get_layer(name)(x) for name in (HEAD_LAYERS[-1], VOTES_LAYER)])
 
 
 def load_backbone(image_size: int, weights: str) -> keras.Model:

@@ -53,7 +53,7 @@ def test_a_distribution_leaves_out_single_votes_and_what_is_no_class():
 
 def test_soft_targets_are_the_votes_or_the_label_where_there_are_none():
     votes = pd.Series([*ferplus.as_text(_counts(happy=8, neutral=2)), "", *ferplus.as_text(_counts(not_a_face=10))])
-    targets = ferplus.soft_targets(np.array([CLASSES.index("sad"), 4, 5]), votes)
+    targets = ferplus.soft_targets(np.array([CLASSES.index("sad"), 4, 5]), votes, 1.0)
     assert targets.sum(axis=1) == pytest.approx([1, 1, 1])
     assert targets[0, CLASSES.index("happy")] == pytest.approx(0.8) and targets[0, CLASSES.index("sad")] == 0
     assert targets[1:].argmax(axis=1).tolist() == [4, 5] and targets[1:].max(axis=1).tolist() == [1, 1]
@@ -70,13 +70,12 @@ def test_a_soft_target_can_leave_a_share_on_the_label():
 def test_votes_beside_the_labels_weigh_as_much_as_asked_and_nothing_where_there_are_none():
     votes = pd.Series([*ferplus.as_text(_counts(happy=8, neutral=2)), "", *ferplus.as_text(_counts(not_a_face=10))])
     labels = np.array([CLASSES.index("sad"), 4, 5])
-    targets = ferplus.beside_labels(labels, votes, 0.5)
+    soft = ferplus.soft_targets(labels, votes, 1.0)
+    targets = ferplus.append_votes(soft, votes, 0.5)
     assert targets.shape == (3, 14) and targets.dtype == np.float32
-    assert (targets[:, :7] == np.eye(7)[labels]).all()
+    assert (targets[:, :7] == soft).all()
     expected = {"happy": 0.4, "neutral": 0.1}
     assert targets[0, 7:] == pytest.approx([expected.get(label, 0) for label in CLASSES]) and not targets[1:, 7:].any()
-    soft = ferplus.soft_targets(labels, votes)
-    assert (ferplus.beside_labels(soft, votes, 0.5)[:, :7] == soft).all()
 
 
 def test_no_face_is_what_more_than_half_say():

@@ -18,6 +18,7 @@ import pytest
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[3]
+SECOND = "model_votes.keras"
 
 
 @pytest.fixture
@@ -384,3 +385,32 @@ def test_what_was_done_by_hand_is_a_reason_to_run(fake_run):
     assert record["parameters"]["seed"] == 3
     assert json.loads(run.folders.description.read_text())["parameters"]["merge_split"]["seed"] == 3
     assert run.due()["merge_split"] == ["seed became 3 after the setup"]
+
+
+def _with_second_output(run, content: str) -> None:
+    stage = stages.begin("fine_tune", dict(run.values["fine_tune"]))
+    stage.save(["second", content], "model_votes.keras")
+    run.finish(stage, "")
+
+
+def test_05_reads_a_second_output_only_of_the_training_that_wrote_it(fake_run):
+    run = fake_run().do()
+    _with_second_output(run, "one")
+    assert run.due() == {"evaluate": [f"{SECOND} changed"]}
+    assert stages.begin("evaluate", dict(run.values["evaluate"])).has(SECOND)
+    run.do("fine_tune")  # a training without one leaves the file
+    assert (run.folders.run / SECOND).is_file()
+    assert not stages.begin("evaluate", dict(run.values["evaluate"])).has(SECOND)
+
+
+def test_a_second_output_that_is_gone_or_another_is_noticed(fake_run):
+    run = fake_run().do()
+    _with_second_output(run, "one")
+    (run.folders.run / SECOND).write_text("another")
+    with pytest.raises(files.TornFile, match=f"{SECOND} .*run fine_tune again"):
+        stages.begin("evaluate", dict(run.values["evaluate"]))
+    (run.folders.run / SECOND).unlink()
+    with pytest.raises(places.NotFoundHere, match=f"{SECOND} is missing"):
+        stages.begin("evaluate", dict(run.values["evaluate"]))
+    with pytest.raises(places.NotFoundHere, match=f"evaluate reads .*{SECOND}, which fine_tune writes"):
+        runner.run("demo", ["evaluate"], run.values, repeat=True)

@@ -274,3 +274,20 @@ def test_a_cut_picture_and_a_large_file_are_refused_by_name(tmp_path, photograph
     monkeypatch.setattr(page, "MAX_BYTES", 1000)
     with pytest.raises(UnreadableImage, match=r"four.jpg has .* MB; at most"):
         page.decode(photograph)
+
+
+def test_of_a_second_output_the_page_says_its_own_score(tmp_path):
+    first, second = (
+        {"n": n, "accuracy": a, "accuracy_interval": [a, a], "macro_f1": a} for n, a in ((7, 0.5), (5, 0.75))
+    )
+    files.write_json(
+        tmp_path / "metrics.json",
+        {
+            "val": first,
+            "test": first,
+            "label_sets": {"test": {"votes_output": second}},
+            "leakage": {"val_images_seen_in_training": 0, "test_images_seen_in_training": 0},
+        },
+    )
+    assert "Scores on 7 TEST images:** accuracy 0.500" in page.about(tmp_path / "model.keras", "")
+    assert "5 TEST images against FER+'s majority:** accuracy 0.750" in page.about(tmp_path / "model_votes.keras", "")
