@@ -85,6 +85,7 @@ def _check_inputs(
         for name in addresses.DATASETS:
             if values["merge_split"][name] != "demo":
                 finding.find_dataset(name, values["merge_split"][name])
+        _require_votes(chosen, values)
     for stage in {"train_head", "fine_tune"} & set(chosen):
         weights = values[stage]["weights"]
         if weights not in ("imagenet", "none") and not places.place(weights).is_file():
@@ -105,6 +106,20 @@ def _check_inputs(
             with extra_sources.open_extra(path, name, "test", values["evaluate"]["also_classes"]):
                 pass
     check_phases_agree(values)
+
+
+def _require_votes(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
+    """Raise NotFoundHere if a chosen stage needs FER+'s votes and 01 would find none. Drawn faces have votes of their own."""
+    wanted = {"merge_split.labels": values["merge_split"]["labels"] == "ferplus"}
+    for stage in ("train_head", "fine_tune"):
+        wanted |= {f"{stage}.{name}": values[stage].get(name) for name in ("votes_share", "votes_output")}
+    wanted = [name for name, given in wanted.items() if given and name.split(".")[0] in chosen]
+    is_drawn = "demo" in {values["merge_split"][name] for name in addresses.DATASETS}
+    if wanted and not is_drawn and finding.find_votes(values["merge_split"]["votes"], {}) is None:
+        raise places.NotFoundHere(
+            f"{', '.join(wanted)}: FER+'s votes are needed, and none are there: put {addresses.VOTES_FILE} into data/ "
+            f"(`python run_all.py --download` fetches it, from {addresses.VOTES_ADDRESS})"
+        )
 
 
 def _require_package(package: str, parameter: str) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import run_all
 from fer_utils import files, places
-from fer_utils.pipeline import lock, paths, records, runner, stages
+from fer_utils.data import addresses
+from fer_utils.pipeline import keys, lock, paths, records, runner, stages
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 
 import pytest
@@ -414,3 +415,28 @@ def test_a_second_output_that_is_gone_or_another_is_noticed(fake_run):
         stages.begin("evaluate", dict(run.values["evaluate"]))
     with pytest.raises(places.NotFoundHere, match=f"evaluate reads .*{SECOND}, which fine_tune writes"):
         runner.run("demo", ["evaluate"], run.values, repeat=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameter", "value"),
+    [("merge_split", "labels", "ferplus"), ("train_head", "votes_share", 0.5), ("fine_tune", "votes_output", 1.0)],
+)
+def test_votes_that_are_needed_are_missed_before_anything_runs(
+    stage, parameter, value, fake_run, executed, tmp_path, monkeypatch
+):
+    sources = {name: str(tmp_path / name) for name in addresses.DATASETS}
+    monkeypatch.setattr(keys, "_source_digest", lambda *_: "there")
+    monkeypatch.setattr(runner.finding, "find_dataset", lambda name, given: Path(given))
+    given = {"merge_split": {**sources, "votes": "none"}}
+    given[stage] = given.get(stage, {}) | {parameter: value}
+    executed.run = fake_run(**given)
+    with pytest.raises(
+        places.NotFoundHere, match=rf"{stage}\.{parameter}: FER\+'s votes are needed.*put fer2013new\.csv into data/"
+    ):
+        runner.run("demo", list(STAGES), executed.run.values)
+    assert executed.names == []
+    votes = tmp_path / "votes.csv"
+    votes.write_text("there")
+    executed.run = fake_run(**given | {"merge_split": given["merge_split"] | {"votes": str(votes)}})
+    runner.run("demo", list(STAGES), executed.run.values)
+    assert executed.names == list(STAGES)
