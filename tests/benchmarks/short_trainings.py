@@ -49,6 +49,12 @@ class _Short(loop.Batches):
     def __len__(self) -> int:
         return self.steps
 
+    def __getitem__(self, index: int) -> tuple:
+        # Batches would join all remaining pictures to the last batch.
+        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        return self.changes(self.inputs[chosen], self.labels[chosen], rng)
+
 
 class _ScoreVal(keras.callbacks.Callback):
     """Prints VAL's accuracy after each part, against its own labels and against FER+'s majority."""
