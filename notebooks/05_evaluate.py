@@ -16,8 +16,8 @@
 #
 # **Question.** How good is the model, on which faces does it fail, and can the score be believed?
 #
-# **In:** `model.keras`, `trained.csv`, `VAL/`, `TEST/`, `manifest.csv`; `model_votes.keras`, if there is one. **Out:** `metrics.json`, predictions,
-# classification reports and confusion matrices of VAL and TEST, `report.html`.
+# **In:** `model.keras`, `trained.csv`, `VAL/`, `TEST/`, `manifest.csv`; `model_votes.keras`, if there is one. **Out:**
+# `metrics.json`, predictions, classification reports and confusion matrices of VAL and TEST, `report.html`.
 #
 # **Takes** one pass of VAL and TEST through the model. After the first batches the notebook says how long that takes.
 #

@@ -1,4 +1,4 @@
-"""The five notebooks on FER+'s labels, with targets from the votes and a second output, label issues and pictures beside the datasets, twice.
+"""The five notebooks on FER+'s labels, with targets from the votes, a second output, label issues and other pictures, twice.
 
 The second run is nbval's: it executes the executed copies again, compares the cells whose output is fixed, and writes
 the same run folder anew.

@@ -8,14 +8,14 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from precision import precision
 
 
 @pytest.fixture(scope="module", params=["float32", "mixed_float16"])
 def bright_is_happy(request) -> keras.Model:
     """A model in the layout of ours: brightness speaks for happy and against sad; all else counts nothing."""
-    keras.mixed_precision.set_global_policy(request.param)
-    yield _bright_is_happy()
-    keras.mixed_precision.set_global_policy("float32")
+    with precision(request.param):
+        yield _bright_is_happy()
 
 
 def _bright_is_happy() -> keras.Model:

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from killing import KillIn, killed
+from precision import precision
 from tqdm import tqdm
 
 EPOCHS = 12
@@ -168,11 +169,8 @@ def test_a_training_in_another_precision_starts_from_its_first_epoch(tmp_path, c
     """`auto` may choose another on another machine; the optimiser then has other variables."""
     with killed():
         _train(tmp_path / "c.npz", kill_in=5)
-    keras.mixed_precision.set_global_policy("mixed_float16")
-    try:
+    with precision("mixed_float16"):
         model = _model()
-    finally:
-        keras.mixed_precision.set_global_policy("float32")
     train, val = _data()
     table = loop.fit(model, train, val, "fine_tune", 3, 1, (), (tmp_path / "c.npz", "k"))
     assert len(table) == 1 and "starts from its first epoch" in capsys.readouterr().out

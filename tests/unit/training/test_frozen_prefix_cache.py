@@ -9,6 +9,7 @@ from fer_utils.training import frozen_prefix, network
 import keras
 import numpy as np
 import pytest
+from precision import precision
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +79,11 @@ def test_other_images_weights_or_floats_are_other_activations(prefix, images, tm
 
 
 def _network_in(policy: str) -> keras.Model:
-    keras.mixed_precision.set_global_policy(policy)
-    try:
+    with precision(policy):
         keras.utils.set_random_seed(1)
         raw = keras.Input((8, 8, 1))
         x = keras.Sequential([keras.layers.Rescaling(0.1)], name="preprocessing")(raw)
         return keras.Model(raw, keras.layers.Conv2D(4, 3, trainable=False)(x))
-    finally:
-        keras.mixed_precision.set_global_policy("float32")
 
 
 def test_another_precision_of_the_same_network_is_other_activations(images, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
+from precision import precision
 
 SIZE = 32
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # what ResNet50's weights were trained with: He et al. 2016
@@ -351,14 +352,11 @@ def test_a_download_that_fails_says_the_ways_out(monkeypatch):
 @pytest.mark.filterwarnings("ignore:weights is 'none'")
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_what_is_saved_of_a_model_in_mixed_precision_computes_in_float32_with_the_same_weights(policy):
-    keras.mixed_precision.set_global_policy(policy)
-    try:
+    with precision(policy):
         mixed = network.build(SIZE, "none")
         network.unfreeze_top(mixed, 50, "trained")
         saved = network.for_inference(mixed)
         assert keras.mixed_precision.dtype_policy().name == policy
-    finally:
-        keras.mixed_precision.set_global_policy("float32")
     assert {layer.compute_dtype for layer in saved._flatten_layers()} == {"float32"}
     assert all(np.array_equal(one, two) for one, two in zip(mixed.get_weights(), saved.get_weights(), strict=True))
     faces = _faces(8)
@@ -368,14 +366,11 @@ def test_what_is_saved_of_a_model_in_mixed_precision_computes_in_float32_with_th
 @pytest.mark.filterwarnings("ignore:weights is 'none'")
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_two_outputs_train_as_one_model_and_are_saved_as_two_plain_ones(policy):
-    keras.mixed_precision.set_global_policy(policy)
-    try:
+    with precision(policy):
         plain = network.build(SIZE, "none")
         both = network.with_votes_output(plain)
         network.unfreeze_top(both, 50, "trained")
         label, votes = network.for_inference(both), network.for_inference(both, network.VOTES_LAYER)
-    finally:
-        keras.mixed_precision.set_global_policy("float32")
     faces, tolerance = _faces(8), 1e-5 if policy == "float32" else 0.02
     rows = np.array(both(faces, training=False))
     assert rows.shape == (8, 14) and abs(rows[:, :7] - rows[:, 7:]).max() > 0.02  # the two outputs differ
