@@ -44,7 +44,6 @@ data_dir: str = ""  # folder of the image folders; empty: the run's own
 cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
 cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
 cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
-strategy: str = "auto"  # auto | none | mirrored; auto: mirrored over several GPUs where a step has work for them
 precision: str = "auto"  # auto | float32 | mixed_float16 | mixed_bfloat16; auto: float16 on GPUs with tensor cores
 deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
 time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
@@ -80,10 +79,8 @@ train, val = loading.load_training(balanced, manifest, stage.images, limit_per_c
 # is the specification's: global average pooling, 32 units, batch normalisation, dropout, seven probabilities.
 
 # %% tags=["nbval-check-output"]
-replicas = devices.choose_strategy(strategy)
-with devices.scope(replicas):
-    model = network.build(image_size, weights)
-    prefix, head = frozen_prefix.split(model)
+model = network.build(image_size, weights)
+prefix, head = frozen_prefix.split(model)
 pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %% [markdown]
@@ -94,16 +91,15 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 # %%
 plan = frozen_prefix.plan(prefix, len(train) + len(val), cache, cache_dtype, stage.cache_folder)
 print(plan)
-with devices.scope(replicas):
-    image_sets = train.images, val.images
-    trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, head, image_sets, plan, stage.cache_folder)
-    adam = optimizers.make_optimizer("adam", learning_rate, weight_decay=0.0)
-    loop.compile_for_training(trained, adam, steps_per_execution=loop.HEAD_STEPS)
+image_sets = train.images, val.images
+trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, head, image_sets, plan, stage.cache_folder)
+adam = optimizers.make_optimizer("adam", learning_rate, weight_decay=0.0)
+loop.compile_for_training(trained, adam, steps_per_execution=loop.HEAD_STEPS)
 
 # %%
 history = loop.fit(
     trained,
-    loop.training_batches(train_inputs, train.targets, batch_size, seed),
+    loop.Batches(train_inputs, train.targets, batch_size, seed),
     loop.Batches(val_inputs, val.labels, loop.PREDICT_BATCH),
     "head",
     first_epoch=0,

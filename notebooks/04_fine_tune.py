@@ -61,7 +61,6 @@ data_dir: str = ""  # folder of the image folders; empty: the run's own
 cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
 cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
 cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
-strategy: str = "auto"  # auto | none | mirrored; auto: mirrored over several GPUs where a step has work for them
 precision: str = "auto"  # auto | float32 | mixed_float16 | mixed_bfloat16; auto: float16 on GPUs with tensor cores
 deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
 time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
@@ -100,15 +99,13 @@ head_history = stage.read("history_head.csv")
 # rely on.
 
 # %%
-replicas = devices.choose_strategy(strategy, batch_size * image_size**2)
-with devices.scope(replicas):
-    model = network.build(image_size, weights)
-    _, head = frozen_prefix.split(model)
-    head.load_weights(stage.path("head.weights.h5"))
-    if votes_output:
-        model = network.with_votes_output(model)
-    n_training = network.unfreeze_top(model, unfreeze_top, batch_norm)
-    prefix, suffix = frozen_prefix.split(model)
+model = network.build(image_size, weights)
+_, head = frozen_prefix.split(model)
+head.load_weights(stage.path("head.weights.h5"))
+if votes_output:
+    model = network.with_votes_output(model)
+n_training = network.unfreeze_top(model, unfreeze_top, batch_norm)
+prefix, suffix = frozen_prefix.split(model)
 print(f"of the backbone's top {unfreeze_top} layers {n_training} have weights that train")
 
 # %% tags=["nbval-check-output"]
@@ -122,7 +119,7 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 # %%
 changes = Changes(augmentation, mixup, label_smoothing)
 first_epoch = len(head_history)
-raw_batches = loop.training_batches(train.images, train.targets, batch_size, seed, first_epoch, changes)
+raw_batches = loop.Batches(train.images, train.targets, batch_size, seed, first_epoch, changes)
 shown, targets = raw_batches[0]
 stage.show(plots.batch(shown[:12], targets[:12], "What training sees"), "batch")
 print(
@@ -139,11 +136,10 @@ n_images = len(train) + len(val)
 rate = optimizers.make_rate(schedule, learning_rate, len(raw_batches), epochs, warmup_epochs)
 plan = frozen_prefix.plan(prefix, n_images, cache, cache_dtype, stage.cache_folder, changes.of_pictures)
 print(plan)
-with devices.scope(replicas):
-    image_sets = train.images, val.images
-    trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, suffix, image_sets, plan, stage.cache_folder)
-    batches = loop.training_batches(train_inputs, train.targets, batch_size, seed, first_epoch, changes)
-    loop.compile_for_training(trained, optimizers.make_optimizer(optimizer, rate, weight_decay, clip_norm))
+image_sets = train.images, val.images
+trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, suffix, image_sets, plan, stage.cache_folder)
+batches = loop.Batches(train_inputs, train.targets, batch_size, seed, first_epoch, changes)
+loop.compile_for_training(trained, optimizers.make_optimizer(optimizer, rate, weight_decay, clip_norm))
 
 # %% [markdown]
 # On the schedule `plateau` the rate is multiplied by `lr_factor` when VAL's loss no longer falls. Then
@@ -218,7 +214,7 @@ stage.save(loading.originals(train.table, stage.read("trained_head.csv")), "trai
 # %%
 reloaded = keras.saving.load_model(stage.path("model.keras"), compile=False, safe_mode=True)
 some = val.images[:64]
-assert abs(reloaded(some, training=False) - plain(some, training=False)).numpy().max() < 1e-5
+assert abs(loop.predict(reloaded, some) - loop.predict(plain, some)).max() < 1e-5
 
 # %% [markdown]
 # ## Summary

@@ -1,10 +1,10 @@
 """Grad-CAM: heat maps of the image parts that speak for a class."""
 
-from fer_utils.training import network
+from fer_utils.training import devices, network
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 SMALLEST_MAP = 5  # squares per side; with fewer, a heat map cannot separate mouth and eyes
 BATCH = 32
@@ -19,31 +19,30 @@ def heat_maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np
     score before softmax, and negative values are set to zero. A map without positive values is all zeros.
     """
     explain = _explainer(model)
-    maps = [
-        explain(tf.constant(images[i : i + BATCH], tf.float32), tf.constant(classes[i : i + BATCH])).numpy()
-        for i in range(0, len(images), BATCH)
-    ]
-    return np.concatenate(maps)
+    batches = range(0, len(images), BATCH)
+    return np.concatenate([explain(images[i : i + BATCH], classes[i : i + BATCH]) for i in batches])
 
 
 def _explainer(model: keras.Model):
     backbone = model.get_layer(network.BACKBONE)
-    tapped = keras.Model(backbone.input, [_layer_to_explain(backbone).output, backbone.output])
+    layer = _layer_to_explain(backbone)
+    before, after = keras.Model(backbone.input, layer.output), keras.Model(layer.output, backbone.output)
     *head, last = [model.get_layer(name) for name in (network.FEATURES, *network.HEAD_LAYERS)]
 
-    def explain(images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        preprocessed = model.get_layer(network.PREPROCESSING)(images)
-        with tf.GradientTape() as tape:
-            maps, x = tapped(preprocessed, training=False)
-            tape.watch(maps)
+    def explain(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        pixels = ops.convert_to_tensor(images, "float32")
+        maps = before(model.get_layer(network.PREPROCESSING)(pixels), training=False)
+
+        def score(maps):
+            x = after(maps, training=False)
             for layer in head:
                 x = layer(x, training=False)
-            x = tf.cast(x, last.kernel.dtype)  # float16 in a model trained in mixed precision
-            score = tf.gather(tf.matmul(x, last.kernel) + last.bias, classes, batch_dims=1)
-        gradient = tf.cast(tape.gradient(score, maps), tf.float32)
-        weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
-        heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1))
-        return tf.math.divide_no_nan(heat, tf.reduce_max(heat, axis=(1, 2), keepdims=True))
+            x = ops.cast(x, last.kernel.dtype)  # float16 in a model trained in mixed precision
+            return ops.take_along_axis(ops.matmul(x, last.kernel) + last.bias, ops.expand_dims(classes, 1), axis=1)
+
+        weights = ops.mean(ops.cast(devices.gradient(score, maps), "float32"), axis=(1, 2), keepdims=True)
+        heat = ops.relu(ops.sum(weights * ops.cast(maps, "float32"), axis=-1))
+        return ops.convert_to_numpy(ops.divide_no_nan(heat, ops.max(heat, axis=(1, 2), keepdims=True)))
 
     return explain
 

@@ -19,7 +19,6 @@ _TRAINING = {
     "cache": "auto",
     "cache_dtype": "auto",
     "cache_dir": "",
-    "strategy": "auto",
     "precision": "auto",
     "deterministic": "auto",
     "time_budget_minutes": 0.0,

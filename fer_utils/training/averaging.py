@@ -5,9 +5,10 @@ averaged kernels would be combined with BatchNormalization statistics that are n
 so that initial weights keep a large share. After early stopping, the model has the weights of the last step.
 """
 
+from fer_utils.training import devices
+
 import keras
 import numpy as np
-import tensorflow as tf
 
 WARM_UP = 10.0  # as tf.train.ExponentialMovingAverage: after n steps the decay is at most (1 + n) / (WARM_UP + n)
 
@@ -34,29 +35,33 @@ class WeightAveraging(keras.callbacks.Callback):
     def on_train_begin(self, logs=None) -> None:
         self._own: list[np.ndarray] | None = None  # the weights without averaging, while the averages are in the model
         self._steps = 0
-        self._averages: list[tf.Variable] = []
-        self._update = tf.function(self._move)
+        self._averages: list = []
+        self._update = devices.jitted(_moved)
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         # Not in `on_train_begin`: a checkpoint restores the model and this callback only after it.
         if not self._averages:
-            self._averages = [tf.Variable(weight.numpy(), trainable=False) for weight in self.model.weights]
+            self._averages = [keras.ops.convert_to_tensor(value) for value in self.model.get_weights()]
         if self._own is not None:
-            for weight, value in zip(self.model.weights, self._own, strict=True):
-                weight.assign(value)
+            self.model.set_weights(self._own)
             self._own = None
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
         self._steps += 1
         decay = min(self.decay, (1 + self._steps) / (WARM_UP + self._steps))
-        self._update(tf.constant(1 - decay, tf.float32))
+        weights = [weight.value for weight in self.model.weights]
+        self._averages = self._update(self._averages, weights, keras.ops.convert_to_tensor(1 - decay, "float32"))
 
     def on_test_begin(self, logs=None) -> None:
         if self._own is None and self._averages:
-            self._own = [weight.numpy() for weight in self.model.weights]
-            for weight, average in zip(self.model.weights, self._averages, strict=True):
-                weight.assign(average)
+            self._own = self.model.get_weights()
+            # Copies: JAX reuses the memory of a weight in the next step.
+            self.model.set_weights([np.array(average) for average in self._averages])
 
-    def _move(self, share: tf.Tensor) -> None:
-        for average, weight in zip(self._averages, self.model.weights, strict=True):
-            average.assign_sub(tf.cast(share, average.dtype) * (average - tf.convert_to_tensor(weight)))
+
+def _moved(averages: list, weights: list, share) -> list:
+    """The averages, moved toward the weights by a share of the distance."""
+    return [
+        average + keras.ops.cast(share, average.dtype) * (keras.ops.convert_to_tensor(weight) - average)
+        for average, weight in zip(averages, weights, strict=True)
+    ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_utils import files
+from fer_utils.training import devices
 
 import keras
 import numpy as np
@@ -31,7 +32,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     depends on the number of the epoch.
 
     path: the file, an .npz without pickles. key: identifies the training; a file with another key is ignored, and replaced
-    after the first epoch. A file of that name with the suffix `.stop` ends training after the epoch. This callback must
+    after the first epoch. A file that another backend wrote is refused: seeds and optimiser state mean something else there. A file of that name with the suffix `.stop` ends training after the epoch. This callback must
     come after those whose state it saves.
     """
 
@@ -48,7 +49,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         """Read the file, if it exists and has this key; return the number of finished epochs.
 
         The state is assigned to model, optimiser and `callbacks` when training begins; the optimiser must be built then,
-        as it is after compile_for_training. Raises TornFile for a damaged file, TypeError for a callback without STATE.
+        as it is after compile_for_training. Raises TornFile for a damaged file, ValueError for one of another backend, TypeError for a
+        callback without STATE.
         """
         self._callbacks = callbacks
         for callback in callbacks:
@@ -57,6 +59,12 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             return 0
         found = _read(self.path)
         state = json.loads(str(found["state"]))
+        backend = state.get("backend", "tensorflow")  # files of before JAX do not say it
+        if backend != devices.BACKEND:
+            raise ValueError(
+                f"{self.path} holds a training on {backend}, this is {devices.BACKEND}: set KERAS_BACKEND={backend} to go on "
+                "with it, or remove the file to start again"
+            )
         if state["key"] != self.key:
             print(f"{self.path.name} is of other parameters, code or inputs: training starts from its first epoch")
             return 0
@@ -122,6 +130,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 else:
                     remembered[-1][name] = value.item() if isinstance(value, np.generic) else value
         state = {
+            "backend": devices.BACKEND,
             "key": self.key,
             "rows": self.rows,
             "is_stopped": bool(self.model.stop_training),

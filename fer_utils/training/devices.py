@@ -1,39 +1,66 @@
-"""Chooses devices, precision and kernels for TensorFlow."""
+"""What TensorFlow and JAX need of their own: devices, precision, kernels, compiled functions and gradients.
 
-import contextlib
+All other modules compute with Keras and NumPy alone. The environment variable KERAS_BACKEND chooses: `tensorflow`, the
+default, is several times faster on a CPU; `jax` also computes on several GPUs and on TPUs.
+"""
+
 import os
-from functools import lru_cache
+from collections.abc import Callable
+
+from fer_utils import places
 
 import keras
-import tensorflow as tf
+import numpy as np
 
-# TensorFlow takes all of a GPU's memory by default. A second process would find none: another notebook's kernel, a sweep.
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # read when a GPU is first used
+BACKEND = keras.config.backend()
+if BACKEND == "tensorflow":
+    # TensorFlow takes all of a GPU's memory by default. A second process would find none: another notebook's kernel, a sweep.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # read when a GPU is first used
+    import tensorflow as tf
+elif BACKEND == "jax":
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the same for JAX
+    import jax
+else:
+    raise ImportError(f"KERAS_BACKEND is {BACKEND!r}: this project computes with tensorflow or jax")
 
 TENSOR_CORES = (7, 0)  # compute capability from which a GPU multiplies float16 in tensor cores
-# Pixels per step from which several GPUs pay off. An estimate for two T4 on PCIe, not measured: at 15 % of its data
-# sheet's 65 TFLOP/s a T4 takes 26 ms for a step of 64 pictures of 128 px (12.2 GFLOP each at 224 px). Two GPUs save 13 ms;
-# exchanging the 68 MB of gradients of the top 50 layers takes about 10 ms.
-MIRRORED_FROM = 64 * 128**2
 
 
 def has_gpu() -> bool:
-    """Whether TensorFlow finds a GPU."""
-    return bool(tf.config.list_physical_devices("GPU"))
+    """Whether the backend finds a GPU."""
+    return bool(_gpus())
+
+
+def _gpus() -> list[tuple[str, tuple[int, ...]]]:
+    """Name and compute capability of each GPU."""
+    if BACKEND == "jax":
+        found = [device for device in jax.devices() if device.platform == "gpu"]
+        return [(gpu.device_kind, tuple(map(int, str(gpu.compute_capability).split(".")))) for gpu in found]
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    return [(gpu.get("device_name", "GPU"), gpu.get("compute_capability", (0, 0))) for gpu in details]
+
+
+def has_tpu() -> bool:
+    """Whether JAX finds a TPU."""
+    return BACKEND == "jax" and jax.default_backend() == "tpu"
 
 
 def describe() -> str:
-    """A description of the devices that TensorFlow computes on."""
-    gpus = tf.config.list_physical_devices("GPU")
-    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
-    return ", ".join(names) or f"CPU, {os.cpu_count()} cores"
+    """A description of the devices that the backend computes on."""
+    names = [device.device_kind for device in jax.devices()] if has_tpu() else [name for name, _ in _gpus()]
+    return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'} with {BACKEND} {_version()}"
+
+
+def _version() -> str:
+    return jax.__version__ if BACKEND == "jax" else tf.__version__
 
 
 def set_up(seed: int, deterministic: str = "auto", precision: str = "float32") -> None:
-    """Set seeds, kernels and precision, and print the devices: see the functions below."""
-    skip_graph_optimizer()
+    """Set seeds, kernels, precision and the devices that share each batch, and print them: see the functions below."""
     kernels = "deterministic" if make_reproducible(seed, deterministic) else "default"
+    skip_graph_optimizer()
     print(f"computing on {describe()} in {choose_precision(precision)} with {kernels} kernels")
+    print(share_batches(), end="")
 
 
 def skip_graph_optimizer() -> None:
@@ -42,75 +69,126 @@ def skip_graph_optimizer() -> None:
     It takes seconds before the first step and again before the second epoch, and a step takes as long without it
     (docs/measurements.md). On a GPU it chooses the layout of the tensors, and stays on.
     """
-    if not has_gpu():
+    if BACKEND == "tensorflow" and not has_gpu():
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 def make_reproducible(seed: int, deterministic: str = "auto") -> bool:
-    """Seed Python, NumPy and TensorFlow; return whether TensorFlow was set to deterministic kernels.
+    """Seed Python, NumPy and the backend; return whether deterministic kernels were chosen.
 
     deterministic: `yes`, `no`, or `auto`: yes on a GPU, whose default kernels sum in a different order in each run; no on
-    a CPU, whose default kernels are reproducible, and where the deterministic ones more than double a step's time. With
-    deterministic kernels Keras compiles nothing with XLA, and an operation without one raises UnimplementedError. The
-    setting lasts until the process ends.
+    a CPU, whose default kernels are reproducible, and where TensorFlow's deterministic ones more than double a step's time.
+    With TensorFlow's deterministic kernels Keras compiles nothing with XLA, and an operation without one raises
+    UnimplementedError. JAX reads its flag when it first computes. The setting lasts until the process ends.
     """
+    if BACKEND == "jax":
+        chosen = deterministic == "yes" or (deterministic == "auto" and places.shows_gpu())
+        flag = "--xla_gpu_deterministic_ops=true"
+        if chosen and flag not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    else:
+        chosen = deterministic == "yes" or (deterministic == "auto" and has_gpu())
+        if chosen:
+            tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(seed)
-    chosen = deterministic == "yes" or (deterministic == "auto" and has_gpu())
-    if chosen:
-        tf.config.experimental.enable_op_determinism()
     return chosen
 
 
 def choose_precision(precision: str) -> str:
     """Set Keras' precision and return it: `float32`, `mixed_float16`, `mixed_bfloat16`, or `auto`.
 
-    Softmax and loss stay float32 (fer_utils.training.network). `auto` is mixed_float16 if every GPU has tensor cores, as a
-    T4 and newer ones have, and otherwise float32; a P100 and CPUs are not faster with float16. CPUs with AVX512_BF16 or
-    AMX are faster with mixed_bfloat16 in large batches (docs/measurements.md).
+    Preprocessing, softmax and loss stay float32 (fer_utils.training.network). `auto` is mixed_bfloat16 on TPUs, mixed_float16
+    if every GPU has tensor cores, as a T4 and newer ones have, and otherwise float32; a P100 and CPUs are not faster with
+    float16. CPUs with AVX512_BF16 or AMX are faster with mixed_bfloat16 in large batches (docs/measurements.md).
     """
     if precision == "auto":
-        gpus = tf.config.list_physical_devices("GPU")
-        capabilities = [
-            tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus
-        ]
-        precision = "mixed_float16" if gpus and min(capabilities) >= TENSOR_CORES else "float32"
+        capabilities = [capability for _, capability in _gpus()]
+        on_gpu = "mixed_float16" if capabilities and min(capabilities) >= TENSOR_CORES else "float32"
+        precision = "mixed_bfloat16" if has_tpu() else on_gpu
     keras.mixed_precision.set_global_policy(precision)
     return precision
 
 
 def rounds_to_tensor_float_32() -> bool:
-    """Whether float32 may be rounded to 10 bits of mantissa: by a GPU since Ampere, if TensorFlow allows it (its default)."""
+    """Whether float32 may be rounded to 10 bits of mantissa: by a GPU since Ampere, if the backend allows it (the default)."""
+    if BACKEND == "jax":
+        return has_gpu() and jax.config.jax_default_matmul_precision not in ("float32", "highest")
     return has_gpu() and tf.config.experimental.tensor_float_32_execution_enabled()
 
 
-def choose_strategy(strategy: str, step_pixels: int = 0) -> tf.distribute.Strategy | None:
-    """The strategy that distributes a batch over devices, or None for one device; prints the number of devices.
+def share_batches() -> str:
+    """With JAX, let all devices of this machine share each batch (DataParallel); return a line that says so, or nothing.
 
-    `mirrored` uses every GPU of this machine (without a GPU every logical CPU device) if there are several, `none` one device. `auto` is
-    mirrored with several GPUs and at least MIRRORED_FROM pixels per step. step_pixels: batch_size × image_size² of the
-    input of the layers that train; 0 for a head on cached features. Batch sizes are global: each of n devices gets an
-    n-th. Several machines are not supported: `fit` of Keras 3 fails under MultiWorkerMirroredStrategy
-    (github.com/keras-team/keras/issues/20585).
+    Must precede the first network. Batch sizes are global: each of n devices gets an n-th. With TensorFlow one device
+    computes; the line then says how to use the others.
     """
-    if strategy == "auto":
-        several = len(tf.config.list_physical_devices("GPU")) > 1
-        strategy = "mirrored" if several and step_pixels >= MIRRORED_FROM else "none"
-    if strategy == "none":
-        return None
-    kind = "GPU" if has_gpu() else "CPU"
-    names = tuple(device.name for device in tf.config.list_logical_devices(kind))
-    if len(names) == 1:
-        return None
-    print(f"{len(names)} devices share each batch")
-    return _mirrored(names)
+    if BACKEND == "jax":
+        n_devices = len(jax.devices())
+        if n_devices > 1:
+            keras.distribution.set_distribution(keras.distribution.DataParallel())
+        return f"{n_devices} devices share each batch\n" if n_devices > 1 else ""
+    n_gpus = len(_gpus())
+    return f"1 of {n_gpus} GPUs computes: set KERAS_BACKEND=jax to use them all\n" if n_gpus > 1 else ""
 
 
-@lru_cache
-def _mirrored(names: tuple[str, ...]) -> tf.distribute.Strategy:
-    """One strategy per process: stages 03 and 04 may share a kernel, and the collectives of two strategies would mix."""
-    return tf.distribute.MirroredStrategy(names)
+def n_sharing() -> int:
+    """The number of devices that share each batch."""
+    distribution = keras.distribution.distribution()
+    return 1 if distribution is None else len(distribution.device_mesh.devices.flatten())
 
 
-def scope(strategy: tf.distribute.Strategy | None) -> contextlib.AbstractContextManager:
-    """The scope in which models for `strategy` are built and compiled."""
-    return strategy.scope() if strategy else contextlib.nullcontext()
+def compiles_with_xla() -> str | bool:
+    """`jit_compile` for Keras: not for TensorFlow on a CPU, where XLA's convolutions are several times slower than oneDNN's."""
+    return "auto" if BACKEND == "jax" or has_gpu() else False
+
+
+def compiled(model: keras.Model) -> Callable:
+    """The model as a compiled function in inference mode, from arrays to arrays, for batches of any length.
+
+    Takes an array, or a tuple of arrays for a model with several inputs; returns an array or a list of arrays. Keras'
+    `predict` is slow with small batches.
+    """
+    if BACKEND == "jax":
+        return lambda batch: _padded(model, batch)
+    several = len(model.inputs) > 1
+
+    @tf.function(input_signature=[tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in model.inputs])
+    def step(*inputs):
+        return model(list(inputs) if several else inputs[0], training=False)
+
+    def outputs(batch):
+        given = step(*batch) if several else step(batch)
+        return keras.tree.map_structure(lambda tensor: tensor.numpy(), given)
+
+    return outputs
+
+
+def _padded(model: keras.Model, batch):
+    """The model's output for a batch padded to a power of two, and a multiple of the devices: JAX compiles for each length."""
+    n = len(keras.tree.flatten(batch)[0])
+    length = -(-(1 << (n - 1).bit_length()) // n_sharing()) * n_sharing()
+    distribution = keras.distribution.distribution()
+
+    def fitted(array):
+        array = np.concatenate([array, np.repeat(array[-1:], length - n, axis=0)]) if length > n else array
+        if distribution is None:
+            return array
+        return keras.distribution.distribute_tensor(array, distribution.get_data_layout(array.shape))
+
+    inputs = keras.tree.map_structure(fitted, list(batch) if isinstance(batch, tuple) else batch)
+    return keras.tree.map_structure(lambda array: array[:n], model.predict_on_batch(inputs))
+
+
+def jitted(function: Callable) -> Callable:
+    """A function of tensors, compiled."""
+    return jax.jit(function) if BACKEND == "jax" else tf.function(function)
+
+
+def gradient(function: Callable, x):
+    """The gradient of the sum of a function's values by its argument, a tensor."""
+    if BACKEND == "jax":
+        return jax.grad(lambda given: function(given).sum())(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = function(x)
+    return tape.gradient(value, x)

@@ -53,7 +53,8 @@ class MacroScores(keras.metrics.Metric):
     """Macro precision, recall and F1 over all batches of an epoch, from one confusion matrix.
 
     As scikit-learn's `average="macro", zero_division=0`: the mean over the seven classes, where a class without
-    predictions or without images counts as 0. A soft label counts as the class with the largest share.
+    predictions or without images counts as 0. A soft label counts as the class with the largest share, a
+    row of weight 0 not at all, any other row once.
     """
 
     def __init__(self, name: str = "macro", **kwargs):
@@ -64,6 +65,8 @@ class MacroScores(keras.metrics.Metric):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         true = ops.one_hot(ops.cast(ops.reshape(likeliest(y_true), (-1,)), "int32"), len(CLASSES), dtype="float32")
+        if sample_weight is not None:  # rows that fill up a batch have the weight 0
+            true *= ops.expand_dims(ops.cast(ops.reshape(sample_weight, (-1,)) > 0, "float32"), 1)
         predicted = ops.one_hot(ops.argmax(of_labels(y_pred), axis=-1), len(CLASSES), dtype="float32")
         self.counts.assign_add(ops.matmul(ops.transpose(true), predicted))
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from fer_utils.classes import CLASSES
+from fer_utils.training import devices
 from fer_utils.training import weights as weights_files
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers
 
 PREPROCESSING = "preprocessing"
@@ -48,8 +48,9 @@ def _assembled(backbone: keras.Model) -> keras.Model:
 
 def _preprocessing(image_size: int) -> keras.Model:
     raw = keras.Input((None, None, 1), name="raw_grey")
-    x = layers.Concatenate(name="grey_to_rgb")([raw, raw, raw])
-    x = layers.Resizing(image_size, image_size, name="resize")(x)
+    # In float32 whatever the policy: bfloat16's 8 bits of mantissa cannot hold grey levels less a mean.
+    x = layers.Concatenate(name="grey_to_rgb", dtype="float32")([raw, raw, raw])
+    x = layers.Resizing(image_size, image_size, name="resize", dtype="float32")(x)
     return keras.Model(raw, keras.applications.resnet50.preprocess_input(x), name=PREPROCESSING)
 
 
@@ -161,23 +162,8 @@ def parameter_counts(model: keras.Model) -> dict[str, int]:
 
 @lru_cache(maxsize=1)
 def compiled(model: keras.Model) -> Callable:
-    """The model as a compiled function in inference mode, from arrays to arrays, for batches of any length.
-
-    Takes an array, or a tuple of arrays for a model with several inputs; returns an array or a list of arrays. Keras'
-    `predict` is slow with small batches. Tracing takes as long as about a hundred images of 48 px for ResNet50, so the
-    function of the last model is cached.
-    """
-    several = len(model.inputs) > 1
-
-    @tf.function(input_signature=[tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in model.inputs])
-    def step(*inputs):
-        return model(list(inputs) if several else inputs[0], training=False)
-
-    def outputs(batch):
-        given = step(*batch) if several else step(batch)
-        return keras.tree.map_structure(lambda tensor: tensor.numpy(), given)
-
-    return outputs
+    """devices.compiled for the last model, cached: tracing ResNet50 takes as long as about a hundred images of 48 px."""
+    return devices.compiled(model)
 
 
 def for_inference(model: keras.Model, output: str = HEAD_LAYERS[-1]) -> keras.Model:

@@ -1,30 +1,13 @@
 """Optimisers, learning-rate schedules, and the callback that raises the weight decay when the rate falls."""
 
 import keras
-import tensorflow as tf
 
 WARM_UP_START = 0.01  # of the learning rate; at 0 the first step would change nothing
 
 
-class _ClipTheSum:
-    """With several devices, clips the sum of their gradients. Keras clips each device's part before they are summed."""
-
-    def _clip_gradients(self, gradients):
-        return gradients
-
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        gradients, variables = zip(*super()._all_reduce_sum_gradients(grads_and_vars), strict=True)
-        return list(zip(super()._clip_gradients(list(gradients)), variables, strict=True))
-
-
 @keras.saving.register_keras_serializable("fer_utils")
-class Adam(_ClipTheSum, keras.optimizers.Adam):
-    """Keras' Adam, clipped as `_ClipTheSum` says."""
-
-
-@keras.saving.register_keras_serializable("fer_utils")
-class AdamW(_ClipTheSum, keras.optimizers.AdamW):
-    """Keras' AdamW, clipped as `_ClipTheSum` says, its weight decay in a variable, so that changes affect the compiled step.
+class AdamW(keras.optimizers.AdamW):
+    """Keras' AdamW with its weight decay in a variable, so that changes affect the compiled step.
 
     In `keras.optimizers.AdamW` the decay is a Python number, a constant in the compiled step: setting it during `fit`
     changes nothing.
@@ -37,10 +20,10 @@ class AdamW(_ClipTheSum, keras.optimizers.AdamW):
         self.weight_decay = keras.Variable(weight_decay, trainable=False, dtype="float32", name="weight_decay")
 
     def get_config(self) -> dict:
-        return {**super().get_config(), "weight_decay": float(self.weight_decay.numpy())}
+        return {**super().get_config(), "weight_decay": float(self.weight_decay)}
 
     def _apply_weight_decay(self, variables):
-        # Keras (3.13, 3.15) asks for the rate once for every weight and device, and puts a schedule into the graph each time.
+        # Keras (3.13, 3.15) asks for the rate once for every weight, and puts a schedule into the graph each time.
         self._rate_of_step = super()._get_current_learning_rate()
         try:
             super()._apply_weight_decay(variables)
@@ -49,23 +32,6 @@ class AdamW(_ClipTheSum, keras.optimizers.AdamW):
 
     def _get_current_learning_rate(self):
         return super()._get_current_learning_rate() if self._rate_of_step is None else self._rate_of_step
-
-
-@keras.saving.register_keras_serializable("fer_utils")
-class LossScale(keras.optimizers.LossScaleOptimizer):
-    """Keras' loss scaling for mixed_float16, which skips a step if the gradients of any device overflow.
-
-    Keras (3.13, 3.15) checks only the first device, before gradients are summed over devices, so that infinite gradients
-    of another device reach the weights.
-    """
-
-    def check_finite(self, grads):
-        finite = super().check_finite(grads)
-        replica = tf.distribute.get_replica_context()
-        if replica is None or replica.num_replicas_in_sync == 1:
-            return finite
-        n_finite = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(finite, tf.float32))
-        return tf.equal(n_finite, replica.num_replicas_in_sync)
 
 
 class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
@@ -92,13 +58,13 @@ class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
                 f"{type(optimizer).__name__} holds its weight decay as a constant: "
                 "use fer_utils.training.optimizers.AdamW"
             )
-        self._rate = float(optimizer.learning_rate.numpy())
+        self._rate = float(optimizer.learning_rate)
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         optimizer = innermost(self.model.optimizer)
-        rate = float(optimizer.learning_rate.numpy())
+        rate = float(optimizer.learning_rate)
         if rate < self._rate:
-            decay = float(optimizer.weight_decay.numpy())
+            decay = float(optimizer.weight_decay)
             optimizer.weight_decay.assign(max(decay, min(decay * self.factor, self.cap)))
         self._rate = rate
 
@@ -138,7 +104,7 @@ def make_optimizer(
     """
     clip = {"global_clipnorm": clip_norm or None}
     if name == "adam":
-        return Adam(learning_rate, **clip)
+        return keras.optimizers.Adam(learning_rate, **clip)
     return AdamW(learning_rate, weight_decay, **clip)
 
 

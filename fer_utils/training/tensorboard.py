@@ -3,8 +3,8 @@
 It reads what Keras has computed anyway and changes nothing: no pass over the pictures, no random number.
 """
 
-import importlib.util
 import io
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,8 +14,15 @@ from fer_utils.training.metrics import MacroScores
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
-import tensorflow as tf
-from PIL import Image
+
+try:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "tensorboard_dir needs TensorBoard, which is not installed: `pip install tensorboard`, or leave tensorboard_dir empty"
+    ) from error
 
 EVENTS = "events.out.tfevents*"  # the files that TensorBoard reads
 
@@ -26,17 +33,11 @@ class TensorBoardLog(keras.callbacks.Callback):
     finished: the logs of epochs that an earlier process finished. Without any, the training begins, and event files of an
     earlier one in `folder` are removed: TensorBoard would draw both as one curve. With some, and no event files, theirs are
     written first. Steps are the history's `epoch`, which counts from 1 over both phases; the first here is `first_epoch` + 1.
-    The image shows how VAL's pictures were classified after the epoch, (7, 7) counts and shares. Raises ModuleNotFoundError
-    where TensorBoard is not installed.
+    The image shows how VAL's pictures were classified after the epoch, (7, 7) counts and shares.
     """
 
     def __init__(self, folder: Path, first_epoch: int = 0, finished: Sequence[Mapping[str, float]] = ()):
         super().__init__()
-        if importlib.util.find_spec("tensorboard") is None:
-            raise ModuleNotFoundError(
-                "tensorboard_dir needs TensorBoard, which is not installed: `pip install tensorboard`, or leave tensorboard_dir "
-                "empty"
-            )
         self.folder, self.first_epoch, self.finished = folder, first_epoch, finished
 
     def on_train_begin(self, logs=None) -> None:
@@ -44,7 +45,7 @@ class TensorBoardLog(keras.callbacks.Callback):
         if not self.finished:
             for file in earlier:
                 file.unlink()
-        self._writer = tf.summary.create_file_writer(str(self.folder))
+        self._writer = EventFileWriter(str(self.folder))
         if not earlier:
             for epoch, row in enumerate(self.finished, self.first_epoch + 1):
                 self._write(epoch, row.items())
@@ -53,17 +54,18 @@ class TensorBoardLog(keras.callbacks.Callback):
         self._write(epoch + 1, (logs or {}).items())
         counts = _counts(self.model)
         if counts is not None:
-            with self._writer.as_default(epoch + 1):
-                tf.summary.image("VAL confusion matrix", _drawn(counts, f"VAL after epoch {epoch + 1}")[None])
+                picture = Summary.Image(encoded_image_string=_drawn(counts, f"VAL after epoch {epoch + 1}"))
+            self._add(epoch + 1, Summary.Value(tag="VAL confusion matrix", image=picture))
         self._writer.flush()
 
     def on_train_end(self, logs=None) -> None:
         self._writer.close()
 
     def _write(self, epoch: int, row: Iterable[tuple[str, float]]) -> None:
-        with self._writer.as_default(epoch):
-            for name, value in row:
-                tf.summary.scalar(name, float(value))
+        self._add(epoch, *(Summary.Value(tag=name, simple_value=float(value)) for name, value in row))
+
+    def _add(self, epoch: int, *values) -> None:
+        self._writer.add_event(Event(wall_time=time.time(), step=epoch, summary=Summary(value=values)))
 
 
 def _counts(model: keras.Model) -> np.ndarray | None:
@@ -75,9 +77,9 @@ def _counts(model: keras.Model) -> np.ndarray | None:
     return None
 
 
-def _drawn(counts: np.ndarray, title: str) -> np.ndarray:
-    """The confusion matrix as a picture: uint8 (height, width, 3)."""
+def _drawn(counts: np.ndarray, title: str) -> bytes:
+    """The confusion matrix as a PNG file."""
     figure, file = plots.confusion_matrix(counts, title), io.BytesIO()
     figure.savefig(file, dpi=80)
     plt.close(figure)  # else the notebook shows it
-    return np.asarray(Image.open(file).convert("RGB"))
+    return file.getvalue()
