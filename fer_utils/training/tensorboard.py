@@ -54,7 +54,7 @@ class TensorBoardLog(keras.callbacks.Callback):
         self._write(epoch + 1, (logs or {}).items())
         counts = _counts(self.model)
         if counts is not None:
-                picture = Summary.Image(encoded_image_string=_drawn(counts, f"VAL after epoch {epoch + 1}"))
+            picture = Summary.Image(encoded_image_string=_drawn(counts, f"VAL after epoch {epoch + 1}"))
             self._add(epoch + 1, Summary.Value(tag="VAL confusion matrix", image=picture))
         self._writer.flush()
 

@@ -1,7 +1,7 @@
 """What TensorBoard reads is the history and VAL's confusion matrix, and training does not notice that it is written."""
 
-import importlib.util
 import io
+import sys
 
 from fer_utils.training import loop, tensorboard
 from fer_utils.training.loop import Batches
@@ -19,10 +19,17 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSO
 from tensorboard.util import tensor_util
 
 
+def _grey() -> bytes:
+    """A PNG file of 6 by 4 pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """A grey area instead of VAL's confusion matrix, which takes longer to draw than an epoch here."""
-    monkeypatch.setattr(tensorboard, "_drawn", lambda counts, title: np.zeros((4, 6, 3), np.uint8))
+    monkeypatch.setattr(tensorboard, "_drawn", lambda counts, title: _grey())
 
 
 def _fitted(folder, first_epoch=0, epochs=2, checkpoint=None, callbacks=()):
@@ -65,9 +72,7 @@ def test_every_column_of_the_history_is_a_scalar_of_each_epoch(tmp_path):
 
 def test_the_image_is_of_vals_confusion_matrix_after_the_epoch(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(
-        tensorboard, "_drawn", lambda counts, title: drawn.append((counts, title)) or np.zeros((4, 6, 3), np.uint8)
-    )
+    monkeypatch.setattr(tensorboard, "_drawn", lambda counts, title: drawn.append((counts, title)) or _grey())
     _, model, (x, y) = _fitted(tmp_path / "logs")
     expected = confusion_matrix(y, loop.predict(model, x).argmax(axis=1), labels=range(7))
     assert [title for _, title in drawn] == ["VAL after epoch 1", "VAL after epoch 2"]
@@ -126,6 +131,8 @@ def test_a_training_from_its_first_epoch_replaces_the_curves_of_an_earlier_one(t
 
 
 def test_without_tensorboard_the_message_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "fer_utils.training.tensorboard")
     with pytest.raises(ModuleNotFoundError, match="pip install tensorboard"):
         _fitted(tmp_path)
