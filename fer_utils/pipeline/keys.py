@@ -6,6 +6,7 @@ nor is code that only prints, draws, measures time or determines paths.
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -85,6 +86,7 @@ _PACKAGES = {
     "albumentations": "albumentations",
     "cleanlab": "cleanlab",
     "cv2": "opencv-python-headless",
+    "jax": "jax",
     "keras": "keras",
     "numpy": "numpy",
     "pandas": "pandas",
@@ -284,6 +286,15 @@ def _tree_digest(path: Path) -> str:
     return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 
 
+def backend() -> str:
+    """The backend that Keras will choose, by its rules, without importing Keras, which takes seconds."""
+    home = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser())
+    configured = {}
+    with contextlib.suppress(OSError, ValueError):
+        configured = json.loads((home / "keras.json").read_text(encoding="utf-8"))
+    return os.environ.get("KERAS_BACKEND") or configured.get("backend", "tensorflow")
+
+
 @lru_cache
 def _version(package: str) -> str:
     try:
@@ -326,6 +337,7 @@ def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
             if not {name, name.split(".")[0]} & NOT_COMPUTING and name not in code:
                 code[name], more = _read_module(path)
                 waiting += more
+    packages -= {"jax", "tensorflow"} - {backend()}  # the module of devices imports the one that computes
     versioned = {_PACKAGES[name] for name in packages & set(_PACKAGES)}
     return found, dict(sorted(code.items())), sorted(versioned)
 

@@ -11,6 +11,7 @@ from fer_utils.pipeline import parameters, paths
 
 RECORDED_PACKAGES = (
     "tensorflow",
+    "jax",
     "keras",
     "numpy",
     "albumentations",

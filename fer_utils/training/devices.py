@@ -48,11 +48,12 @@ def has_tpu() -> bool:
 def describe() -> str:
     """A description of the devices that the backend computes on."""
     names = [device.device_kind for device in jax.devices()] if has_tpu() else [name for name, _ in _gpus()]
-    return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'} with {BACKEND} {_version()}"
+    return f"{', '.join(names) or f'CPU, {os.cpu_count()} cores'} with {versions()[1]}"
 
 
-def _version() -> str:
-    return jax.__version__ if BACKEND == "jax" else tf.__version__
+def versions() -> tuple[str, str]:
+    """Names and versions of Keras and of its backend."""
+    return f"keras {keras.__version__}", f"{BACKEND} {(jax if BACKEND == 'jax' else tf).__version__}"
 
 
 def set_up(seed: int, deterministic: str = "auto", precision: str = "float32") -> None:

@@ -308,11 +308,11 @@ def _make_room(folder: Path, kept: Collection[Path], n_bytes: int) -> None:
 
 
 def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
-    """A digest of everything that determines the activations: images, weights, sizes, float types, Keras' version."""
+    """A digest of everything that determines the activations: images, weights, sizes, float types, versions."""
     digest = hashlib.blake2b(digest_size=12)
     sizes = [prefix.get_layer(PREPROCESSING).output.shape[1:], *(tensor.shape[1:] for tensor in prefix.outputs)]
     computed_in = [devices.rounds_to_tensor_float_32(), *(tensor.dtype for tensor in prefix.outputs)]
-    digest.update(json.dumps([sizes, dtype, computed_in, list(images.shape), keras.__version__]).encode())
+    digest.update(json.dumps([sizes, dtype, computed_in, list(images.shape), devices.versions()]).encode())
     digest.update(np.ascontiguousarray(images).data)
     for weight in prefix.weights:
         digest.update(np.ascontiguousarray(weight.numpy()).data)

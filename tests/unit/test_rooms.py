@@ -49,6 +49,17 @@ def test_pipeline_imports_no_tensorflow():
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
+def test_one_module_knows_the_backends():
+    sources = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "notebooks").glob("*.py")]
+    importing = {
+        path.relative_to(PACKAGE.parent).as_posix()
+        for path in sources
+        for _, dotted in cells.imports(ast.parse(path.read_text()))
+        if dotted.split(".")[0] in ("tensorflow", "jax", "torch")
+    }
+    assert importing == {"fer_utils/training/devices.py", "fer_utils/export/formats.py"}  # the latter writes TFLite
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE.parent / "notebooks").glob("*.py")), ids=lambda path: path.stem)
 def test_a_notebook_imports_few_names_of_the_project(path):
     names = {name for name, dotted in cells.imports(ast.parse(path.read_text())) if dotted.startswith("fer_utils")}
