@@ -31,7 +31,8 @@ class Folder(keras.utils.PyDataset):
         self.order = np.arange(n) if self.seed is None else np.random.default_rng([self.seed, epoch]).permutation(n)
 
     def __len__(self) -> int:
-        return -(-len(self.table) // self.batch_size)
+        full, rest = divmod(len(self.table), self.batch_size)
+        return full + (rest > 0 and self.seed is None)  # what does not fill a batch is left out of training, as in ours
 
     def __getitem__(self, index: int):
         rows = self.table.iloc[self.order[index * self.batch_size : (index + 1) * self.batch_size]]
