@@ -85,26 +85,32 @@ def ours(job: dict) -> dict:
     return naive.measured(began, phase_1, phase_2, time.monotonic(), probabilities, labels["test"])
 
 
-def arithmetic(job: dict, n_train: int, n_val: int) -> float:
-    """Floating-point operations that phase 2 cannot do without: the prefix once, the suffix forward and backward.
+def operations(model) -> tuple[float, float]:
+    """Floating-point operations that a picture takes, forward: in the frozen layers below any trained one, and in the others.
 
-    A convolution takes 2 operations a weight and output position; its two gradients as many each, the first trained one
-    needs no gradient of its input.
+    Those of the backbone's convolutions, 2 a weight and output position; a layer's two gradients take as many each.
     """
     from fer_utils.training import frozen_prefix, network
 
     import keras
 
-    model = network.build(job["image_size"], "none")
-    network.unfreeze_top(model, job["unfreeze_top"], "frozen")
     prefix, _ = frozen_prefix.split(model)
-    frozen = {id(layer) for layer in prefix.get_layer("frozen_layers").layers}
+    frozen = {id(layer) for part in prefix.layers if isinstance(part, keras.Model) for layer in part.layers}
     below, above = 0.0, 0.0
     for layer in model.get_layer(network.BACKBONE).layers:
         if isinstance(layer, keras.layers.Conv2D):
-            positions = float(np.prod(layer.output.shape[1:3]))
-            operations = 2 * positions * float(np.prod(layer.kernel.shape))
-            below, above = below + operations * (id(layer) in frozen), above + operations * (id(layer) not in frozen)
+            count = 2 * float(np.prod(layer.output.shape[1:3])) * float(np.prod(layer.kernel.shape))
+            below, above = below + count * (id(layer) in frozen), above + count * (id(layer) not in frozen)
+    return below, above
+
+
+def arithmetic(job: dict, n_train: int, n_val: int) -> float:
+    """Operations that phase 2 cannot do without: the prefix once, the suffix forward and backward."""
+    from fer_utils.training import network
+
+    model = network.build(job["image_size"], "none")
+    network.unfreeze_top(model, job["unfreeze_top"], "frozen")
+    below, above = operations(model)
     return (n_train + n_val) * below + job["fine_tune_epochs"] * (3 * n_train + n_val) * above
 
 

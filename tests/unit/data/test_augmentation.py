@@ -67,6 +67,44 @@ def test_erasing_takes_a_rectangle_of_the_right_size_from_as_many_pictures_as_it
         assert picture.sum() > 0.9 * area  # noise hits 128 itself once in 256
 
 
+@pytest.mark.parametrize("degrees, zoom", [(10, 0.0), (0, 0.2), (10, 0.2)])
+def test_angle_and_zoom_are_uniform_up_to_their_limits_in_both_directions(degrees, zoom):
+    """Measured by two bright points, left and right of the centre: the line between them turns and grows."""
+    images = np.zeros((600, 97, 97, 1), np.uint8)
+    images[:, 47:50, 23:26] = images[:, 47:50, 71:74] = 255  # mirrored, each lies where the other did
+    seen = augmentation.augment(images, dataclasses.replace(STILL, degrees=degrees, zoom=zoom), _rng())[..., 0]
+    columns, rows = np.meshgrid(np.arange(97), np.arange(97))
+    right = seen * (columns > 48) / (seen * (columns > 48)).sum(axis=(1, 2), keepdims=True)
+    x, y = (right * (columns - 48)).sum(axis=(1, 2)), (right * (rows - 48)).sum(axis=(1, 2))
+    for drawn, limit in ((np.degrees(np.arctan2(y, x)), degrees), (np.hypot(x, y) / 24 - 1, zoom)):
+        assert np.abs(drawn).max() <= 1.03 * limit + 0.005
+        quarters = np.quantile(drawn, [0.25, 0.5, 0.75])
+        assert quarters == pytest.approx([-limit / 2, 0, limit / 2], abs=0.12 * limit + 0.005)
+
+
+def test_all_changes_together_keep_the_spread_of_each():
+    """Standard deviations of `heavy`'s uniform amounts, its centre of mass moved by shifts alone."""
+    images = np.zeros((800, 96, 96, 1), np.uint8)
+    images[:, 46:50, 46:50] = 255
+    strength = dataclasses.replace(STRENGTHS["heavy"], light=0.0, erased=0.0)
+    seen = augmentation.augment(images, strength, _rng())[..., 0].astype(float)
+    total = seen.sum(axis=(1, 2))
+    for axis in (1, 2):
+        moved = (seen.sum(axis=3 - axis) * np.arange(96)).sum(axis=1) / total - 47.5
+        assert moved.mean() == pytest.approx(0, abs=1.5)
+        assert moved.std() == pytest.approx(0.2 * 96 / 3**0.5, rel=0.06)
+    assert total.std() / total.mean() == pytest.approx(2 * 0.2 / 3**0.5, rel=0.12)  # the square of the zoom
+
+
+def test_pictures_that_are_not_square_are_moved_by_shares_of_their_own_sides():
+    images = np.zeros((200, 24, 60, 1), np.uint8)
+    images[:, 11:13, 29:31] = 255
+    seen = augmentation.augment(images, dataclasses.replace(STILL, shift=0.2), _rng())[..., 0].astype(float)
+    for axis, side in ((1, 24), (2, 60)):
+        moved = (seen.sum(axis=3 - axis) * np.arange(side)).sum(axis=1) / seen.sum(axis=(1, 2)) - (side - 1) / 2
+        assert 0.9 * 0.2 * side < np.abs(moved).max() <= 0.2 * side + 0.1
+
+
 @pytest.mark.parametrize("name", STRENGTHS)
 def test_pictures_of_one_batch_are_changed_apart_from_each_other(name):
     images = np.repeat(_images(1), 20, axis=0)
