@@ -396,6 +396,7 @@ def run(options: argparse.Namespace) -> None:
         once("strong", lambda: strong.run(chosen, out))
     except loop.Interrupted as stopped:
         raise SystemExit(f"{stopped}\nThe time is over: the same command goes on from there.") from None
+    files.remove(out / "strong.npz")  # half a gigabyte
     print(report(figures))
 
 
