@@ -74,7 +74,7 @@ def augment(images: np.ndarray, strength: Strength, rng: np.random.Generator) ->
     Half of the pictures are mirrored. Each is zoomed and turned about its centre and moved, in one step (bilinear, borders
     reflected: no black corners for the network to learn). Then contrast changes about the picture's own mean, and
     brightness. Last, a rectangle becomes noise in the share `strength.erased` of them, its area, aspect and place uniform.
-    With OpenCV and NumPy alone, since albumentations takes eight to ten times as long (docs/measurements.md).
+    With OpenCV and NumPy alone, since albumentations takes about eight times as long (docs/measurements.md).
     """
     n, height, width = images.shape[:3]
     zoom, turn, contrast, brightness, *shift = rng.uniform(-1, 1, (6, n))

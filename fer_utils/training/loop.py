@@ -262,12 +262,15 @@ def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDI
     several = isinstance(inputs, tuple)
     n = len(inputs[0] if several else inputs)
     starts = range(0, n, batch_size)
+    # JAX compiles for each length: the last of several batches then begins with rows of the one before, left out again below.
+    last = max(0, n - batch_size) if devices.BACKEND == "jax" else n
     try:
         with progress.bar(description=description, total=n) as bar:
             for start in time_budget.announced(starts, description):
-                rows = np.arange(start, min(start + batch_size, n))
+                again = start - min(start, last)
+                rows = np.arange(start - again, min(start + batch_size, n))
                 outputs = step(tuple(array[rows] for array in inputs) if several else inputs[rows])
-                bar.update(len(rows))
-                yield outputs
+                bar.update(len(rows) - again)
+                yield keras.tree.map_structure(lambda array, again=again: array[again:], outputs)
     except KeyboardInterrupt:
         raise Interrupted(f"{description} stopped; nothing of this pass is kept. Run this cell again") from None

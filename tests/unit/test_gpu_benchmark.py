@@ -84,3 +84,13 @@ def test_the_table_says_the_share_of_the_peak_and_the_ratio_to_plain_keras(gpu):
     assert "phase 2, plain Keras: an epoch | 9,890 | 49.5 | 5%" in text
     assert "304 s, plain Keras 300 s, 0.99 times as long" in text  # two passes of 2 s, and 30 epochs of 10 s
     assert "%" not in gpu.report({"of": of | {"device": "another GPU"}, **both}).replace("95 %", "")
+
+
+def test_a_call_ends_before_an_epoch_that_would_end_too_late_but_trains_one(gpu):
+    late, early = gpu.Clock(deadline=0.0), gpu.Clock(deadline=gpu.time.monotonic() + 60)
+    for clock in (late, early):
+        clock.on_epoch_begin(3)
+        clock.on_epoch_end(3)
+    early.on_epoch_begin(4)
+    with pytest.raises(KeyboardInterrupt):
+        late.on_epoch_begin(4)

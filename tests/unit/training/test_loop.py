@@ -349,6 +349,24 @@ def test_prediction_keeps_the_order_whatever_the_batch():
     assert whole == pytest.approx(model.predict(x, verbose=0), abs=1e-6)
 
 
+@pytest.mark.parametrize("backend, lengths", [("jax", {5}), ("tensorflow", {5, 3})])
+@pytest.mark.parametrize("several", [False, True])
+def test_where_each_length_is_compiled_all_batches_of_a_prediction_have_one(monkeypatch, backend, lengths, several):
+    monkeypatch.setattr(loop.devices, "BACKEND", backend)
+    x, seen = np.arange(23), set()
+
+    def step(batch):
+        seen.add(len(batch))
+        return [batch, 2 * batch] if several else batch
+
+    found = [*loop.in_batches(step, x, "", 5)]
+    if several:
+        assert np.array_equal(np.concatenate([second for _, second in found]), 2 * x)
+    assert np.array_equal(np.concatenate([given[0] if several else given for given in found]), x)
+    assert seen == lengths
+    assert [len(given) for given in loop.in_batches(lambda batch: batch, x[:3], "", 5)] == [3]  # one batch stays short
+
+
 def test_as_specified_losses_scores_and_weights_are_those_of_keras_own_sparse_loss_to_the_bit():
     x, y = _data()
     ends = []
