@@ -1,11 +1,11 @@
 """The exported notebooks run as on Kaggle: no checkout, no network, inputs mounted read from a root that stands for
-`/kaggle`, weights in the layout of Keras before 2019, and either two GPUs as far as the notebook's first cell looks for them,
-with two logical CPU devices on which JAX then computes, or none, so that TensorFlow computes.
+`/kaggle`, and weights in the layout of Keras before 2019. The notebook's first cell finds either two GPUs, and JAX computes on
+two logical CPU devices, or none, and TensorFlow computes.
 
-Drawn datasets go through the all-in-one notebook on both, in this environment and with the versions of Kaggle's image where
-FER_KAGGLE_PYTHON names a Python that has them without this project (`uv venv --python 3.12 ENV`,
+Drawn datasets go through the all-in-one notebook: on JAX in this environment, and on both with the versions of Kaggle's image
+where FER_KAGGLE_PYTHON names a Python that has them without this project (`uv venv --python 3.12 ENV`,
 `uv pip install --no-config -p ENV -r tests/notebooks/kaggle_versions.txt`). The real ones go through it, and through the five
-notebooks in a chain, where FER_KAGGLE_REAL is set: half an hour for each environment.
+notebooks in a chain, where FER_KAGGLE_REAL is set: a quarter of an hour for each environment, as measured on TensorFlow.
 """
 
 import json
@@ -177,35 +177,30 @@ def notop(tmp_path_factory, write_older_weights) -> Path:
     path.unlink()
 
 
+kaggles = [
+    pytest.param(
+        (KAGGLE_PYTHON, backend),
+        id=f"kaggles-{backend}",
+        marks=pytest.mark.skipif(not KAGGLE_PYTHON, reason=NEEDS_PYTHON),
+    )
+    for backend in ("jax", "tensorflow")
+]
+# On TensorFlow the demo's run computes here, the same notebooks with the same package.
 environments = pytest.mark.parametrize(
-    "python",
-    [
-        pytest.param(sys.executable, id="here"),
-        pytest.param(KAGGLE_PYTHON, id="kaggles", marks=pytest.mark.skipif(not KAGGLE_PYTHON, reason=NEEDS_PYTHON)),
-    ],
-    indirect=True,
-    scope="module",
+    "environment", [pytest.param((sys.executable, "jax"), id="here-jax"), *kaggles], indirect=True, scope="module"
 )
 
 
 @pytest.fixture(scope="module")
-def python(request) -> str:
-    """The Python that runs the notebooks."""
-    return request.param
-
-
-backends = pytest.mark.parametrize("backend", ["jax", "tensorflow"], indirect=True, scope="module")
-
-
-@pytest.fixture(scope="module")
-def backend(request) -> str:
-    """What the notebooks compute with: JAX where the machine has two GPUs, TensorFlow where it has none."""
+def environment(request) -> tuple[str, str]:
+    """The Python that runs the notebooks, and what they are to compute with: JAX on two GPUs, TensorFlow where there is none."""
     return request.param
 
 
 @pytest.fixture(scope="module")
-def machine_in(python, backend, two_devices) -> Callable[[Path], Machine]:
+def machine_in(environment, two_devices) -> Callable[[Path], Machine]:
     """Makes a machine in an empty folder."""
+    python, backend = environment
 
     def machine_in(folder: Path) -> Machine:
         (folder / "kaggle").mkdir()
@@ -236,14 +231,12 @@ def drawn_run(machine_in, notop, tmp_path_factory) -> tuple[Machine, nbformat.No
 
 
 @environments
-@backends
 def test_all_stages_run_in_one_notebook_on_drawn_faces(drawn_run):
     check_results(*drawn_run)
     check_leak_counts(drawn_run[0])
 
 
 @environments
-@backends
 def test_it_runs_the_embedded_package_and_says_which(drawn_run):
     machine, notebook = drawn_run
     printed = text_of(notebook)
@@ -256,7 +249,6 @@ def test_it_runs_the_embedded_package_and_says_which(drawn_run):
 
 
 @environments
-@backends
 def test_it_says_which_inputs_it_found(drawn_run):
     machine, notebook = drawn_run
     printed = text_of(notebook)
@@ -268,23 +260,20 @@ def test_it_says_which_inputs_it_found(drawn_run):
 
 
 @environments
-@backends
 def test_it_announces_how_long_training_takes(drawn_run):
     printed = text_of(drawn_run[1])
     assert "fine_tune: " in printed and "ms a step" in printed and "the budget leaves" in printed
 
 
 @environments
-@backends
 def test_figures_are_in_the_notebook(drawn_run):
     outputs = [output for cell in drawn_run[1].cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 8
 
 
 @environments
-@backends
-def test_it_says_what_it_computes_on_and_takes_the_branches_of_a_full_size(drawn_run, backend):
-    machine, notebook = drawn_run
+def test_it_says_what_it_computes_on_and_takes_the_branches_of_a_full_size(drawn_run, environment):
+    (machine, notebook), backend = drawn_run, environment[1]
     printed = text_of(notebook)
     chosen = {
         "jax": "Keras computes with jax: with it 2 GPUs share each batch\n",
@@ -326,9 +315,7 @@ def answer_of(python: str, model: Path, folder: Path) -> np.ndarray:
     return np.load(answer)
 
 
-@pytest.mark.skipif(not KAGGLE_PYTHON, reason=NEEDS_PYTHON)
-@pytest.mark.parametrize("python", [pytest.param(KAGGLE_PYTHON, id="kaggles")], indirect=True, scope="module")
-@backends
+@pytest.mark.parametrize("environment", kaggles, indirect=True, scope="module")
 def test_what_was_trained_there_answers_alike_here_and_the_weights_both_ways(drawn_run, tmp_path):
     machine = drawn_run[0]
     saved = machine.root / "working/model.keras"
@@ -344,7 +331,7 @@ def test_what_was_trained_there_answers_alike_here_and_the_weights_both_ways(dra
 
 real = pytest.mark.skipif(
     not (os.environ.get("FER_KAGGLE_REAL") and (DATA / "fer2013.zip").is_file() and WEIGHTS.is_file()),
-    reason=f"needs FER_KAGGLE_REAL=1, {DATA}/*.zip and {WEIGHTS}: half an hour",
+    reason=f"needs FER_KAGGLE_REAL=1, {DATA}/*.zip and {WEIGHTS}: a quarter of an hour",
 )
 
 
@@ -378,7 +365,6 @@ def mount(machine: Machine, data: Path, layout: str) -> None:
 
 @real
 @environments
-@backends
 def test_all_stages_run_in_one_notebook_on_the_whole_real_data(machine_in, real_data, real_export, tmp_path):
     machine = machine_in(tmp_path)
     mount(machine, real_data, "new")
@@ -395,7 +381,6 @@ def test_all_stages_run_in_one_notebook_on_the_whole_real_data(machine_in, real_
 
 @real
 @environments
-@backends
 def test_the_five_notebooks_run_in_a_chain_on_the_whole_real_data(machine_in, real_data, real_export, tmp_path):
     machine = machine_in(tmp_path)
     mount(machine, real_data, "old")
