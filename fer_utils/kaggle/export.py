@@ -52,7 +52,9 @@ zipfile.ZipFile(io.BytesIO(data)).extractall(home)
 sys.path.insert(0, str(home))
 print(f"fer_utils {version}, sha256 {{digest}}, in {{home}}")
 for module in sorted(home.glob("fer_utils/**/*.py")):
-    print(f"  {{str(module.relative_to(home / 'fer_utils')):36}} {{module.read_text().split(chr(10))[0].strip(chr(34))}}")'''
+    print(f"  {{str(module.relative_to(home / 'fer_utils')):36}} {{module.read_text().split(chr(10))[0].strip(chr(34))}}")
+from fer_utils.kaggle import backend
+print(backend.choose())'''
 
 
 class ExportError(parameters.ParameterError):
@@ -120,7 +122,7 @@ def _metadata(owner: str, title: str, weights: str, kernels: list[str], datasets
 
 
 def _package() -> NotebookNode:
-    """The cell that contains this package, the notebooks' source and the profiles, and unpacks them."""
+    """The cell that contains this package, the notebooks' source and the profiles, unpacks them, and chooses Keras' backend."""
     root = places.source_root()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:

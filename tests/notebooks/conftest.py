@@ -1,16 +1,13 @@
-"""Kernels for the tests of notebooks."""
-
-import shutil
-from pathlib import Path
+"""Environments for the tests of notebooks."""
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def two_gpus(tmp_path_factory) -> Path:
-    """IPython's folder for kernels that rehearse two T4 on two logical CPU devices: give it as IPYTHONDIR."""
-    folder = tmp_path_factory.mktemp("ipython")
-    startup = folder / "profile_default" / "startup"
-    startup.mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("two_gpus.py"), startup / "00_two_gpus.py")
-    return folder
+def two_devices(tmp_path_factory) -> dict[str, str]:
+    """Variables with which JAX sees two CPU devices, compiles in seconds, and compiles nothing twice in these tests."""
+    return {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }

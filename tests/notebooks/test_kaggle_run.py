@@ -1,10 +1,11 @@
 """The exported notebooks run as on Kaggle: no checkout, no network, inputs mounted read from a root that stands for
-`/kaggle`, weights in the layout of Keras before 2019, and two logical CPU devices that pass for its two T4.
+`/kaggle`, and weights in the layout of Keras before 2019. The notebook's first cell finds either two GPUs, and JAX computes on
+two logical CPU devices, or none, and TensorFlow computes.
 
-Drawn datasets go through the all-in-one notebook, in this environment and with the versions of Kaggle's image where
-FER_KAGGLE_PYTHON names a Python that has them without this project (`uv venv --python 3.12 ENV`,
+Drawn datasets go through the all-in-one notebook: on JAX in this environment, and on both with the versions of Kaggle's image
+where FER_KAGGLE_PYTHON names a Python that has them without this project (`uv venv --python 3.12 ENV`,
 `uv pip install --no-config -p ENV -r tests/notebooks/kaggle_versions.txt`). The real ones go through it, and through the five
-notebooks in a chain, where FER_KAGGLE_REAL is set: a quarter of an hour for each environment.
+notebooks in a chain, where FER_KAGGLE_REAL is set: a quarter of an hour for each environment, as measured on TensorFlow.
 """
 
 import json
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +41,8 @@ TRAINING = (
     "common.batch_size=16",
     f"common.limit_per_class={LIMIT}",
     "common.epochs=1",
-    "common.strategy=mirrored",  # so few pixels a step are too few for `auto`
+    "common.precision=mixed_float16",  # what `auto` takes on two T4
+    "common.deterministic=yes",
     "fine_tune.unfreeze_top=10",
 )
 SMALL = (
@@ -53,11 +56,11 @@ SMALL = (
 
 @dataclass
 class Machine:
-    """A folder that stands for `/kaggle`, the Python that runs notebooks there, and its IPython folder."""
+    """A folder that stands for `/kaggle`, the Python that runs notebooks there, and variables of its environment."""
 
     root: Path
     python: str
-    ipython: Path
+    environment: dict[str, str]
 
     def run(self, notebook: Path) -> nbformat.NotebookNode:
         """Execute a notebook without a network and with nothing of this project at hand; return it executed."""
@@ -74,12 +77,9 @@ class Machine:
                 "PATH": os.environ["PATH"],
                 "HOME": str(self.root),  # where Keras would keep weights of an earlier download
                 "FER_KAGGLE_ROOT": str(self.root),
-                "IPYTHONDIR": str(self.ipython),
-                # Read at TensorFlow's import, which the rehearsal's start-up does before fer_utils can set them.
-                "TF_ENABLE_ONEDNN_OPTS": "1",
-                "TF_CPP_MIN_LOG_LEVEL": "3",
                 "http_proxy": "http://127.0.0.1:9",
                 "https_proxy": "http://127.0.0.1:9",
+                **self.environment,
             },
             capture_output=True,
             text=True,
@@ -177,27 +177,48 @@ def notop(tmp_path_factory, write_older_weights) -> Path:
     path.unlink()
 
 
+kaggles = [
+    pytest.param(
+        (KAGGLE_PYTHON, backend),
+        id=f"kaggles-{backend}",
+        marks=pytest.mark.skipif(not KAGGLE_PYTHON, reason=NEEDS_PYTHON),
+    )
+    for backend in ("jax", "tensorflow")
+]
+# On TensorFlow the demo's run computes here, the same notebooks with the same package.
 environments = pytest.mark.parametrize(
-    "python",
-    [
-        pytest.param(sys.executable, id="here"),
-        pytest.param(KAGGLE_PYTHON, id="kaggles", marks=pytest.mark.skipif(not KAGGLE_PYTHON, reason=NEEDS_PYTHON)),
-    ],
-    indirect=True,
-    scope="module",
+    "environment", [pytest.param((sys.executable, "jax"), id="here-jax"), *kaggles], indirect=True, scope="module"
 )
 
 
 @pytest.fixture(scope="module")
-def python(request) -> str:
-    """The Python that runs the notebooks."""
+def environment(request) -> tuple[str, str]:
+    """The Python that runs the notebooks, and what they are to compute with: JAX on two GPUs, TensorFlow where there is none."""
     return request.param
 
 
 @pytest.fixture(scope="module")
-def drawn_run(python, notop, two_gpus, tmp_path_factory) -> tuple[Machine, nbformat.NotebookNode]:
+def machine_in(environment, two_devices) -> Callable[[Path], Machine]:
+    """Makes a machine in an empty folder."""
+    python, backend = environment
+
+    def machine_in(folder: Path) -> Machine:
+        (folder / "kaggle").mkdir()
+        if backend == "tensorflow":
+            return Machine(folder / "kaggle", python, {})
+        (folder / "dev").mkdir()
+        for name in ("nvidia0", "nvidia1", "nvidiactl"):
+            (folder / "dev" / name).touch()
+        (folder / "packages/jax_cuda12_plugin").mkdir(parents=True)  # found, but nothing in it that JAX could load
+        return Machine(folder / "kaggle", python, {**two_devices, "PYTHONPATH": str(folder / "packages")})
+
+    return machine_in
+
+
+@pytest.fixture(scope="module")
+def drawn_run(machine_in, notop, tmp_path_factory) -> tuple[Machine, nbformat.NotebookNode]:
     """The all-in-one notebook, run on drawn faces: one dataset in its usual place, one to be searched for."""
-    machine = Machine(tmp_path_factory.mktemp("kaggle"), python, two_gpus)
+    machine = machine_in(tmp_path_factory.mktemp("machine"))
     inputs = machine.root / "input"
     first, second = demo.write_datasets(tmp_path_factory.mktemp("faces"), FACES, 1)
     shutil.copytree(first, inputs / "datasets/msambare/fer2013")
@@ -251,11 +272,17 @@ def test_figures_are_in_the_notebook(drawn_run):
 
 
 @environments
-def test_it_takes_the_branches_that_full_size_on_two_t4_takes(drawn_run):
-    machine, notebook = drawn_run
+def test_it_says_what_it_computes_on_and_takes_the_branches_of_a_full_size(drawn_run, environment):
+    (machine, notebook), backend = drawn_run, environment[1]
     printed = text_of(notebook)
-    assert printed.count("computing on Tesla T4, Tesla T4 in mixed_float16 with deterministic kernels") == 2  # 03, 04
-    assert printed.count("2 devices share each batch") == 2
+    chosen = {
+        "jax": "Keras computes with jax: with it 2 GPUs share each batch\n",
+        "tensorflow": "Keras computes with tensorflow: this machine has no GPU\n",
+    }
+    assert printed.count(chosen[backend]) == 1
+    computing = rf"computing on CPU, \d+ cores with {backend} [\d.]+ in mixed_float16 with deterministic kernels\n"
+    shared = "2 devices share each batch\n" if backend == "jax" else ""
+    assert len(re.findall(computing + shared, printed)) == 2  # 03, 04
     assert "activations of the frozen layers: kept on disk" in printed
     assert re.search(r"epoch of [2-9] steps", printed)
     with zipfile.ZipFile(machine.root / "working/kaggle.zip") as packed:
@@ -288,8 +315,7 @@ def answer_of(python: str, model: Path, folder: Path) -> np.ndarray:
     return np.load(answer)
 
 
-@pytest.mark.skipif(not KAGGLE_PYTHON, reason=NEEDS_PYTHON)
-@pytest.mark.parametrize("python", [pytest.param(KAGGLE_PYTHON, id="kaggles")], indirect=True, scope="module")
+@pytest.mark.parametrize("environment", kaggles, indirect=True, scope="module")
 def test_what_was_trained_there_answers_alike_here_and_the_weights_both_ways(drawn_run, tmp_path):
     machine = drawn_run[0]
     saved = machine.root / "working/model.keras"
@@ -329,19 +355,19 @@ def real_export(tmp_path_factory) -> Path:
     return export(tmp_path_factory.mktemp("export"), *TRAINING)
 
 
-def real_machine(root: Path, python: str, ipython: Path, data: Path, layout: str) -> Machine:
-    """A machine with the real data mounted in one of Kaggle's two layouts."""
+def mount(machine: Machine, data: Path, layout: str) -> None:
+    """Mount the real data in one of Kaggle's two layouts."""
     for owner, slug in (("msambare", "fer2013"), ("ananthu017", "emotion-detection-fer"), ("keras", "resnet50")):
-        mount = root / "input" / (f"datasets/{owner}/{slug}" if layout == "new" else slug)
-        mount.parent.mkdir(parents=True, exist_ok=True)
-        mount.symlink_to(data / slug)
-    return Machine(root, python, ipython)
+        place = machine.root / "input" / (f"datasets/{owner}/{slug}" if layout == "new" else slug)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(data / slug)
 
 
 @real
 @environments
-def test_all_stages_run_in_one_notebook_on_the_whole_real_data(python, real_data, real_export, two_gpus, tmp_path):
-    machine = real_machine(tmp_path, python, two_gpus, real_data, "new")
+def test_all_stages_run_in_one_notebook_on_the_whole_real_data(machine_in, real_data, real_export, tmp_path):
+    machine = machine_in(tmp_path)
+    mount(machine, real_data, "new")
     executed = machine.run(real_export / SLUG / f"{SLUG}.ipynb")
     check_results(machine, executed)
     check_leak_counts(machine)
@@ -355,8 +381,9 @@ def test_all_stages_run_in_one_notebook_on_the_whole_real_data(python, real_data
 
 @real
 @environments
-def test_the_five_notebooks_run_in_a_chain_on_the_whole_real_data(python, real_data, real_export, two_gpus, tmp_path):
-    machine = real_machine(tmp_path, python, two_gpus, real_data, "old")
+def test_the_five_notebooks_run_in_a_chain_on_the_whole_real_data(machine_in, real_data, real_export, tmp_path):
+    machine = machine_in(tmp_path)
+    mount(machine, real_data, "old")
     for stage, file in STAGES.items():
         slug = f"{SLUG}-{Path(file).stem.replace('_', '-')}"
         executed = machine.run(real_export / slug / f"{slug}.ipynb")

@@ -148,7 +148,10 @@ def test_nothing_was_run_and_one_source_gives_one_file(exported, tmp_path):
 
 
 def unpack(cell: str, folder: Path) -> subprocess.CompletedProcess:
-    code = f"{cell}\nfrom fer_utils import places\nprint(places.__file__, places.source_root())"
+    code = (
+        f"{cell}\nassert not {{'keras', 'tensorflow', 'jax'}} & set(sys.modules)\n"
+        "from fer_utils import places\nprint(places.__file__, places.source_root())"
+    )
     environment = {"FER_KAGGLE_ROOT": str(folder), "PATH": "/usr/bin:/bin"}
     return subprocess.run(
         [sys.executable, "-"], input=code, cwd=folder, env=environment, capture_output=True, text=True
@@ -160,7 +163,9 @@ def test_the_package_unpacks_to_files_and_says_its_hash(exported, tmp_path):
     done = unpack(cell.source, tmp_path)
     assert done.returncode == 0, done.stderr
     (home,) = (tmp_path / "temp").iterdir()
-    assert done.stdout.splitlines()[-1] == f"{home}/fer_utils/places.py {home}"
+    *_, chosen, package = done.stdout.splitlines()
+    assert chosen == "Keras computes with tensorflow: this machine has no GPU"
+    assert package == f"{home}/fer_utils/places.py {home}"
     for path in ROOT.glob("fer_utils/**/*.py"):
         assert (home / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
         assert f"  {path.relative_to(ROOT / 'fer_utils')} " in done.stdout
@@ -184,6 +189,12 @@ def test_notebooks_import_nothing_at_once_that_kaggles_image_may_lack():
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for name in {name.split(".")[0] for name in names} - {"fer_utils", "__future__"}:
                 assert name in IMAGE_HAS | sys.stdlib_module_names, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("name", [ALL, *ONE_STAGE])
+def test_every_notebook_chooses_a_backend_in_its_first_cell(exported, name):
+    first = next(cell for cell in notebook(exported, name).cells if cell.cell_type == "code")
+    assert first.source.endswith("print(backend.choose())")
 
 
 def test_a_damaged_package_is_refused(exported, tmp_path):
