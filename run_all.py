@@ -27,7 +27,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from fer_utils import files, places
+from fer_utils import entry, files, places
 from fer_utils.data import addresses
 from fer_utils.pipeline import defaults, parameters, paths, runner, runs, study, sweeps, terminal
 from fer_utils.pipeline.lock import RunIsBusy
@@ -456,4 +456,4 @@ def _download_votes() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.enter(main)

@@ -259,7 +259,7 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
     earlier = record.stat().st_mtime_ns if record.is_file() else None
     papermill_io.register(str(folders.notebooks), WholeFiles())
     try:
-        with terminal.Status(stage, say_estimates=not verbose) as status:
+        with terminal.Status(stage, folders.run / ".progress", say_estimates=not verbose) as status:
             papermill.execute_notebook(
                 jupytext.read(root / "notebooks" / STAGES[stage]),
                 str(executed),
