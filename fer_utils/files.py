@@ -173,8 +173,21 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; raise TornFile, naming the file, if it is damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits; nested too deeply
         raise TornFile(f"{path} is not whole JSON ({error}): remove it and run its stage again") from error
+
+
+@contextlib.contextmanager
+def reading_json(path: Path) -> Iterator[Any]:
+    """Yield a JSON file's content to a block that reads it. Raises TornFile where the block finds something else in it."""
+    content = read_json(path)
+    try:
+        yield content
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise TornFile(
+            f"{path} does not hold what belongs there ({type(error).__name__}: {error}): remove it, or write it again with what "
+            "wrote it"
+        ) from error
 
 
 def write_csv(path: Path, table: "pd.DataFrame", before: Callable[[Path], None] | None = None) -> None:

@@ -78,6 +78,9 @@ def export(folders: RunFolders, folder: Path) -> list[Measured]:
     with files.replacing(folder) as temporary:
         temporary.mkdir()
         _write_formats(model, temporary)
+        if origin := model_files.read_origin(folders.model):
+            for name in ("model.keras", "model_float16.tflite", "model_int8.tflite", "model.onnx"):
+                model_files.write_origin(temporary / name, origin)
         measured = _agreeing(temporary, measure(temporary, compared))
         card = model_card.text(folders, table(measured), len(compared))
         (temporary / model_card.FILE).write_text(card, encoding="utf-8")
