@@ -132,8 +132,9 @@ class Reader:
         """
         starts = range(0, len(crops), batch)
         found = np.concatenate([self._predict(crops[i : i + batch, ..., None].astype(np.float32)) for i in starts])
-        if not ((found >= 0).all() and np.allclose(found.sum(axis=1), 1, atol=SUM_ERROR)):
-            shown = ", ".join(f"{value:.3g}" for value in found[0])
+        is_whole = (found >= 0).all(axis=1) & np.isclose(found.sum(axis=1), 1, atol=SUM_ERROR)
+        if not is_whole.all():
+            shown = ", ".join(f"{value:.3g}" for value in found[~is_whole][0])
             raise model_files.NotOurModel(
                 f"{self._file}: gives no probabilities, for example {shown}: its weights are damaged, or its last layer is no "
                 "softmax"

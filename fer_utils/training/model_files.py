@@ -24,7 +24,7 @@ EXPORT = "export"  # the folder in a run's folder where exported files are looke
 SAME_CLASS = 0.97  # share of images to which a file must give the same class as Keras
 ORIGIN = "trained_on.json"  # in a model's file: what the model was trained on
 MAX_ORIGIN = 10_000  # bytes
-MAX_UNPACKED = 500_000_000  # bytes of a .keras file; a ResNet50 has 95 MB
+MAX_BYTES = 500_000_000  # of a model; a ResNet50 has 95 MB
 DRAWN, PHOTOGRAPHS = "drawn", "photographs"  # the faces of an origin
 
 
@@ -39,7 +39,7 @@ def load(path: Path, threads: int | None = None) -> Predict:
     """
     suffix = path.suffix.lower()
     try:
-        predict = _LOADERS[suffix](path, threads) if suffix in _LOADERS else _keras(path)
+        predict = _LOADERS[suffix](_moderate(path), threads) if suffix in _LOADERS else _keras(path)
         answer = predict(np.zeros((2, images.SIZE, images.SIZE, 1), np.float32))
     except ImportError as error:
         raise NotOurModel(
@@ -152,8 +152,7 @@ def load_keras(path: Path):
     import keras  # TensorFlow takes seconds to import
 
     try:
-        _require_moderate(path)
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(_moderate(path), compile=False, safe_mode=True)
         taken, given = model.input_shape, model.output_shape
     except Exception as error:  # Keras, zipfile and h5py raise many types for a file that is no model
         raise NotOurModel(f"{path}: not a whole Keras model ({_reason(error)})") from error
@@ -167,13 +166,15 @@ def load_keras(path: Path):
     return model
 
 
-def _require_moderate(path: Path) -> None:
-    """Raise ValueError for a zip that unpacks to more than any model of this project: Keras reads its entries whole."""
-    if zipfile.is_zipfile(path):
+def _moderate(path: Path) -> Path:
+    """The path, if its content is no larger than any model of this project, unpacked too; otherwise ValueError."""
+    size = path.stat().st_size
+    if size <= MAX_BYTES and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_UNPACKED:
-            raise ValueError(f"it unpacks to {size / 1e6:,.0f} MB, at most {MAX_UNPACKED / 1e6:,.0f} are read")
+    if size > MAX_BYTES:
+        raise ValueError(f"it holds {size / 1e6:,.0f} MB, at most {MAX_BYTES / 1e6:,.0f} are read")
+    return path
 
 
 def _reason(error: Exception) -> str:
