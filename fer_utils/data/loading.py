@@ -89,8 +89,8 @@ def load_other_sets(
 ) -> dict[str, Faces]:
     """The pictures of other test sets, by short names: see fer_utils.data.extra_sources.
 
-    Their tables have path, label, usage, fingerprint, flags and seen_in_training: whether a near-duplicate of the picture
-    is among those at `trained["train_path"]`, below `folder`, found as 01 finds copies across splits. Unreadable pictures
+    Their tables have path, label, usage, fingerprint, flags, group and seen_in_training: whether a near-duplicate of the
+    picture is among those at `trained["train_path"]`, below `folder`, found as 01 finds copies across splits. Unreadable pictures
     and those without exactly one face (if find_faces is given) are left out; what is left out is printed. Raises
     DatasetError for an unknown layout.
     """
@@ -105,8 +105,9 @@ def load_other_sets(
         pixels = merged.pixels[used]
         pairs = near_duplicates.find_pairs(np.concatenate([seen, pixels]))
         groups = near_duplicates.group(len(seen) + len(pixels), pairs)
-        is_seen = np.isin(groups[len(seen) :], groups[: len(seen)])
-        table = table.assign(path=name + "/" + table["source_path"], seen_in_training=is_seen)
+        seen_groups, groups = np.split(groups, [len(seen)])
+        is_seen = np.isin(groups, seen_groups)
+        table = table.assign(path=name + "/" + table["source_path"], group=groups, seen_in_training=is_seen)
         labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
         sets[name] = Faces(pixels[..., None], labels, table, labels)
         print(f"{about}; the model was trained on copies of {is_seen.sum():,}")

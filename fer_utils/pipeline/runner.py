@@ -103,8 +103,11 @@ def _check_inputs(
         from fer_utils.data import extra_sources  # pandas and OpenCV take a while to import
 
         for name, path in finding.extra_places(also).items():
-            with extra_sources.open_extra(path, name, "test", values["evaluate"]["also_classes"]):
-                pass
+            try:
+                with extra_sources.open_extra(path, name, "test", values["evaluate"]["also_classes"]):
+                    pass
+            except ValueError as error:
+                raise ParameterError(f"evaluate.also: {error}") from error
     check_phases_agree(values)
 
 
