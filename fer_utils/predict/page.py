@@ -29,10 +29,8 @@ from fer_utils.training import model_files
 
 import cv2
 import numpy as np
-from PIL import Image
 
 MAX_BYTES = 20_000_000  # of an upload
-MAX_MEGAPIXELS = 50  # above it the picture is not decoded
 MAX_SIDE = 2000  # pixels; larger pictures are shrunk before faces are looked for
 SHOWN_SIDE = 900  # pixels of the picture in the answer
 KEPT = 600  # seconds
@@ -160,33 +158,13 @@ class Live:
 def decode(path: Path) -> np.ndarray:
     """An uploaded picture as RGB, at most MAX_SIDE pixels long.
 
-    Raises UnreadableImage for a file over MAX_BYTES, for a picture over MAX_MEGAPIXELS, which is told by its header, and for
-    what is no picture; the message names the file, what was found and the way out.
+    Raises UnreadableImage for a file over MAX_BYTES and for what images.decode_photograph refuses; the message names the file,
+    what was found and the way out.
     """
-    name, size = path.name, path.stat().st_size
-    if size > MAX_BYTES:
-        raise UnreadableImage(
-            f"{name} has {size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} are read. Save it smaller."
-        )
     try:
-        picture = Image.open(path)
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(f"{name} is far over {MAX_MEGAPIXELS} megapixels ({error}). Make it smaller.") from error
-    except Exception as error:  # Pillow raises many types for bytes that are no picture
-        raise UnreadableImage(
-            f"{name} is not a picture that can be read. Give a JPEG, PNG, WebP, BMP or TIFF file."
-        ) from error
-    with picture:
-        width, height = picture.size
-    if width * height > MAX_MEGAPIXELS * 1e6:
-        raise UnreadableImage(
-            f"{name} has {width:,} × {height:,} pixels, {width * height / 1e6:.0f} megapixels; at most {MAX_MEGAPIXELS} are "
-            "read. Make it smaller."
-        )
-    try:
-        return _shrunk(images.decode_photograph(path), MAX_SIDE)
+        return _shrunk(images.decode_photograph(images.read_file(path, MAX_BYTES)), MAX_SIDE)
     except UnreadableImage as error:
-        raise UnreadableImage(f"{name}: {error}. Save it again in a program that opens it.") from error
+        raise UnreadableImage(f"{path.name}: {error}. Save it again in a program that opens it, or smaller.") from error
 
 
 def _innermost(model):
@@ -311,7 +289,7 @@ def serve(model_file: Path, detector: Detector, host: str = "127.0.0.1", port: i
     gradio = _gradio()
     try:
         socket.create_server((host, port)).close()
-    except (OSError, UnicodeError) as error:  # UnicodeError: what is no name of a machine
+    except (OSError, UnicodeError, TypeError) as error:  # the latter two: what is no name of a machine
         raise PageError(
             f"the page cannot be served at {host}:{port} ({error}); give another --port or --host"
         ) from error

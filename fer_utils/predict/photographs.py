@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"})
-MAX_FRAME = 50_000_000  # pixels; 8K video has 33 million
 MISCOUNT = 0.02  # tolerated relative error of a container's frame count (Matroska's is duration times rate)
 
 
@@ -87,8 +86,11 @@ def read_video(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
             yield PassedOver(str(path), "not a video that can be opened: not whole, or of an unknown codec")
             return
         width, height = (int(video.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        if width * height > MAX_FRAME:
-            yield PassedOver(str(path), f"its pictures have {width} × {height} pixels; at most {MAX_FRAME:,} are read")
+        if width * height > images.MAX_MEGAPIXELS * 1_000_000:
+            reason = (
+                f"its pictures have {width:,} × {height:,} pixels; at most {images.MAX_MEGAPIXELS} megapixels are read"
+            )
+            yield PassedOver(str(path), reason)
             return
         yield from _frames(video, str(path), every)
     finally:

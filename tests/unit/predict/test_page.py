@@ -239,7 +239,7 @@ def test_what_is_no_picture_and_what_is_too_large_get_a_message(opened, tmp_path
     text.write_text("This is no picture.")
     Image.new("L", (10_000, 10_000), 128).save(large)
     for path, said in (
-        (text, "text.jpg is not a picture that can be read"),
+        (text, "text.jpg: not a whole image file (it is no JPEG, PNG, BMP, WEBP, TIFF, GIF)"),
         (large, "100 megapixels; at most 50 are read"),
     ):
         give(opened, path)
@@ -251,7 +251,9 @@ def test_a_file_over_the_limit_gets_a_message(opened, tmp_path):
     large = tmp_path / "large.bmp"
     large.write_bytes(bytes(page.MAX_BYTES + 2_000_000))
     give(opened, large)
-    opened.wait_for_selector("#answer [role=alert]:has-text('large.bmp has 22 MB; at most 20 are read')")
+    opened.wait_for_selector(
+        "#answer [role=alert]:has-text('large.bmp: has 22,000,000 bytes; at most 20,000,000 are read')"
+    )
     screenshot(opened, "too_many_bytes")
 
 
@@ -272,7 +274,7 @@ def test_a_cut_picture_and_a_large_file_are_refused_by_name(tmp_path, photograph
     with pytest.raises(UnreadableImage, match=r"cut.jpg: not a whole image file"):
         page.decode(cut)
     monkeypatch.setattr(page, "MAX_BYTES", 1000)
-    with pytest.raises(UnreadableImage, match=r"four.jpg has .* MB; at most"):
+    with pytest.raises(UnreadableImage, match=r"four.jpg: has .* bytes; at most 1,000 are read"):
         page.decode(photograph)
 
 
