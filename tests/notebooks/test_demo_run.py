@@ -10,6 +10,7 @@ from fer_utils.classes import CLASSES
 from fer_utils.data import addresses, ferplus
 from fer_utils.pipeline import keys, paths, records
 from fer_utils.pipeline.parameters import STAGES
+from fer_utils.training import model_files
 
 import keras
 import nbformat
@@ -56,6 +57,10 @@ def test_a_log_of_it_tells_stages_estimates_and_scores_line_by_line(finished):
 def test_its_report_says_that_the_faces_are_drawn(folders):
     page = folders.report.read_text()
     assert page.index("The faces are drawn") < page.index("<img")
+
+
+def test_its_model_says_that_it_was_trained_on_drawn_faces(folders):
+    assert model_files.read_origin(folders.model) == {"faces": "drawn", "labels": "fer2013", "leakage": "drop"}
 
 
 def test_every_stage_leaves_its_record_and_its_notebook(folders):

@@ -36,7 +36,8 @@ def run(tmp_path_factory) -> paths.RunFolders:
     x = layers.Rescaling(1 / 127.5, offset=-1)(layers.Resizing(16, 16)(raw))
     x = layers.Conv2D(8, 3, activation="relu")(x)
     x = layers.Dense(len(CLASSES), activation="softmax")(layers.GlobalAveragePooling2D()(x))
-    keras.Model(raw, x, name="small").save(folders.model)
+    sources = {"fer2013": "demo", "labels": "fer2013", "leakage": "drop"}
+    model_files.save(keras.Model(raw, x, name="small"), folders.model, sources)
     files.write_json(folders.metrics, _metrics())
     return folders
 
@@ -92,6 +93,12 @@ def test_grey_of_any_size_rgb_and_the_runs_own_model_agree(run, exported, file):
     red = grey * np.array([1, 0, 0], np.float32)
     darker = keras.saving.load_model(run.model, compile=False).predict(grey * 0.299, verbose=0)
     assert predict(red) == pytest.approx(darker, abs=1e-3)
+
+
+@pytest.mark.parametrize("file", ["model.keras", "model_float16.tflite", "model_int8.tflite", "model.onnx"])
+def test_a_copy_of_each_file_says_what_the_model_was_trained_on(exported, tmp_path, file):
+    shutil.copy2(exported[0] / file, tmp_path / file)
+    assert model_files.read_origin(tmp_path / file) == {"faces": "drawn", "labels": "fer2013", "leakage": "drop"}
 
 
 def test_the_card_tells_scores_limits_and_files(exported):

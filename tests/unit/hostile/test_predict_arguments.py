@@ -58,7 +58,7 @@ def ask(outputs, album, capsys, monkeypatch):
     def ask(*arguments: str, writes: bool = False) -> tuple[int, str, str]:
         given = [] if "--outputs" in arguments else ["--outputs", str(outputs)]
         given += [*([] if "--page" in arguments else ["--no-detect"]), *arguments]
-        with bounded(), unchanged(outputs, *([] if writes else [album.parent])):
+        with unchanged(outputs, *([] if writes else [album.parent])), bounded():
             sys.stdout.reconfigure(errors="backslashreplace")  # as entry.enter does
             try:
                 status = command_line.main(given)

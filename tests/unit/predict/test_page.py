@@ -86,9 +86,18 @@ def server(model):
                 break
             time.sleep(0.1)
         yield address, uploads
+        upload(address, b"a picture that is never read")
     finally:
         process.terminate()
         process.wait(30)
+    assert not list(uploads.glob("fer_page_*")), "what was uploaded outlives the page"
+
+
+def upload(address: str, content: bytes) -> None:
+    """Upload a file, as Gradio's page does before it asks about it."""
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%b\r\n--x--\r\n' % content
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    urllib.request.urlopen(urllib.request.Request(f"{address}/gradio_api/upload", part, headers), timeout=30).close()
 
 
 @pytest.fixture(scope="module")
