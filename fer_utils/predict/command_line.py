@@ -294,7 +294,7 @@ def _answer(arguments: argparse.Namespace) -> int:
         page.serve(model, detector, arguments.host, arguments.port)
         return 0
     reader = Reader(model, detector)
-    print(f"model: {model}", file=sys.stderr)
+    print(f"model: {printable(str(model))}", file=sys.stderr)
     if reader.note:
         print(f"note: {reader.note}", file=sys.stderr)
     return 1 if _run(arguments, reader) else 0

@@ -73,9 +73,7 @@ class Reader:
         self._file, self._predict = model_file, model_files.load(model_file)
         self._detector = detector
         self.note = note(model_file)
-        self.probabilities(
-            np.zeros((1, images.SIZE, images.SIZE), np.uint8)
-        )  # a broken model is refused before it is asked
+        self.probabilities(np.zeros((1, images.SIZE, images.SIZE), np.uint8))  # refuses a broken model at once
 
     def read(
         self, pictures: Iterable[Picture | PassedOver], batch: int = BATCH, is_live: bool = False

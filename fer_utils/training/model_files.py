@@ -94,12 +94,9 @@ def read_origin(path: Path) -> dict[str, str] | None:
         origin = None if text is None else json.loads(text)
         if origin is not None and origin["faces"] not in (DRAWN, PHOTOGRAPHS):
             raise ValueError(f"faces: {str(origin['faces'])[:40]!r}")
-    except (
-        Exception
-    ) as error:  # zipfile and zlib raise many types for a damaged file, json several for what is no origin
-        raise NotOurModel(
-            f"{path}: its entry {ORIGIN} is damaged ({_reason(error)}): train or export it again"
-        ) from error
+    except Exception as error:  # zipfile and zlib raise many types for a damaged file
+        said = f"its entry {ORIGIN} is damaged ({_reason(error)}): train or export it again"
+        raise NotOurModel(f"{path}: {said}") from error
     return origin
 
 

@@ -356,7 +356,12 @@ entry.enter(main)
 
 @pytest.mark.parametrize(
     ("number", "ignored", "status"),
-    [(signal.SIGTERM, False, 143), (signal.SIGHUP, False, 129), (signal.SIGHUP, True, 143)],
+    [
+        (signal.SIGINT, False, 130),
+        (signal.SIGTERM, False, 143),
+        (signal.SIGHUP, False, 129),
+        (signal.SIGHUP, True, 143),
+    ],
 )
 def test_a_signal_leaves_no_temporary_folder_and_nohup_stays_nohup(tmp_path, number, ignored, status):
     before = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None
