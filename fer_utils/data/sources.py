@@ -125,17 +125,17 @@ class FolderReader:
 
     def files(self) -> list[str]:
         """Every file below the folder, through links to folders too, but each folder once; a dead link counts as a file."""
-        found, entered = [], {os.path.realpath(self.path)}
-
-        def is_new(folder: Path) -> bool:
-            before = len(entered)
-            entered.add(os.path.realpath(folder))
-            return len(entered) > before
-
-        for folder, folders, names in os.walk(self.path, followlinks=True):
-            place = Path(folder)
-            folders[:] = [name for name in sorted(folders) if is_new(place / name)]
-            found += [(place / name).relative_to(self.path).as_posix() for name in names]
+        found, entered, starts = [], set(), [self.path]
+        for start in starts:  # grows by the links on the way; a folder's own place comes before those of links to it
+            for folder, folders, names in os.walk(start):
+                place, real = Path(folder), os.path.realpath(folder)
+                if real in entered:
+                    folders.clear()
+                    continue
+                entered.add(real)
+                folders.sort()
+                starts += [place / name for name in folders if (place / name).is_symlink()]
+                found += [(place / name).relative_to(self.path).as_posix() for name in names]
         return found
 
     def read(self, file: str) -> bytes:
