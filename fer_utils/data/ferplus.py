@@ -76,7 +76,7 @@ def read(path: Path) -> Votes:
     if len(table) != len(labels):
         raise DatasetError(f"{path} has {len(table):,} rows, FER2013 has {len(labels):,}: {remedy}")
     try:
-        counts = table[list(VOTES)].to_numpy().astype(int)
+        counts = table[list(VOTES)].astype(int).to_numpy()
     except (ValueError, OverflowError) as error:
         raise DatasetError(f"{path} has a vote that is no whole number ({error}): {remedy}") from error
     wrong = np.flatnonzero((counts < 0).any(axis=1) | (counts.sum(axis=1) == 0) | (counts.sum(axis=1) > 10))
