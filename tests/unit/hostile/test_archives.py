@@ -254,6 +254,16 @@ def test_pictures_of_ones_own_are_read_or_refused_alike(name, tmp_path):
             assert splits.is_usable(table).sum() in ((N // 2, N // 2 + 1) if CASES[name][2] else (0,))
 
 
+def test_files_far_larger_than_their_pictures_are_not_kept(tmp_path):
+    """Forty files of 9 MB, all but their first bytes zeros that pack to nothing, are kept as their pictures alone."""
+    path = _zip(tmp_path, *[(f"train/happy/{n}.png", _picture(n) + bytes(9_000_000)) for n in range(40)])
+    assert path.stat().st_size < 1_000_000
+    with limited(largest=60_000_000):
+        merged = splits.read_sources({"fer2013": path}, "error")
+    assert splits.is_usable(merged.table).sum() == N + 40 and max(map(len, merged.data)) < 3_000
+    assert set(merged.table["flags"]) == {"", "converted"}
+
+
 def test_numbers_in_names_are_in_order_however_long():
     names = ["im", "im1²2.jpg", f"im{'1' * 5000}", "im10", "im9", "im010"]
     assert sorted(names, key=natural_key)[:3] == ["im", "im1²2.jpg", "im9"]
