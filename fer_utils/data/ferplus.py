@@ -100,7 +100,7 @@ def digest(usages: Sequence[str], counts: np.ndarray) -> str:
     return hashlib.blake2b("".join(rows).encode(), digest_size=16).hexdigest()
 
 
-def labels_in_row_order(path: Path) -> tuple[np.ndarray, str]:
+def labels_in_row_order(path: Path) -> np.ndarray:
     """FER2013's label of each row of fer2013.csv, str (n,): from LABELS_FILE beside `path`, otherwise the real ones."""
     return np.array(CSV_CODES)[[int(digit) for digit in _labels_file(path)[0]]]
 

@@ -183,6 +183,9 @@ CASES = {
     "a link to itself": (
         _with(lambda data: (data / "train/happy/l.png").symlink_to("l.png")), r"l\.png cannot be read \(Too many levels", N),
     "a link in a path": (_with(lambda data: (data / "train/happy/l").symlink_to("/etc/passwd/x")), None, N),
+    "a link to a folder around it": (
+        _with(lambda data: (data / "train/happy/up").symlink_to(data.parent.parent)), None, N),
+    "a link to everything": (_with(lambda data: (data / "train/happy/up").symlink_to("/")), None, N),
     "two folders that link to each other": (_with(_each_other), None, N),
     "links that multiply": (_with(_diamonds), None, N),
     "an image of 11 MB": (

@@ -122,6 +122,7 @@ CASES = {
     "64_megapixels.jpg": (_patched(_coded("JPEG"), b"\xff\xc0", 5, struct.pack(">HH", 8000, 8000)), rf"64 {LARGE}", rf"64 {LARGE}"),
     "progressive_header.jpg": (
         _patched(_coded("JPEG", progressive=True), b"\xff\xc2", 5, struct.pack(">HH", 9999, 9999)), rf"100 {LARGE}", rf"100 {LARGE}"),
+    "two_in_one.jpg": (_coded("MPO", save_all=True, append_images=[FACE]), WHOLE, []),
     "half.jpg": (_coded("JPEG")[:400], CUT, CUT),
     "orientation_99.jpg": (_coded("JPEG", exif=_exif(99)), WHOLE, []),
     "no_exif.jpg": (_coded("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), WHOLE, []),
