@@ -84,7 +84,7 @@ for name, place in found.items():
 merged = splits.read_sources(found, unreadable, extra, extra_classes, detection.face_finder(extra_faces))
 print(f"{len(merged.table):,} images read")
 if merged.ignored:
-    print(f"{len(merged.ignored)} files that are no images left alone, such as {merged.ignored[0]}")
+    print(f"{len(merged.ignored)} files that are no images left alone, such as {merged.ignored[0]!r}")
 
 # %% tags=["nbval-check-output"]
 pd.crosstab(merged.table["label"], [merged.table["source"], merged.table["part"]]).loc[list(CLASSES)]

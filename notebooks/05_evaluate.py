@@ -92,7 +92,8 @@ for split, shown in faces.items():
 # ## Scores
 # Precision, recall and F1 are macro averages: every class counts the same, however rare. TEST also in its Public and
 # Private parts, where the source tells them apart: published scores are of Private. The intervals say how far accuracy and
-# macro F1 would move with other images of the same kind (95 % bootstrap). Macro precision and recall are in `metrics.json`.
+# macro F1 would move with other pictures of the same kind (95 % bootstrap; copies of one picture are drawn together). Macro
+# precision and recall are in `metrics.json`.
 
 # %%
 policy = stage.read("leakage.json")["policy"]

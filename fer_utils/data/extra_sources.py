@@ -180,7 +180,7 @@ def _rows_of_raf_db(pictures: list[str], text: str, path: Path, name: str) -> li
         stem, label = PurePosixPath(file).stem, RAF_DB.get(code)
         if label is None or not stem.startswith(("train_", "test_")):
             raise DatasetError(
-                f"{name}: {path}: {RAF_DB_LIST}, line {number} is {line!r}; expected such as train_00001.jpg 5"
+                f"{name}: {path}: {RAF_DB_LIST}, line {number} is {line[:80]!r}; expected such as train_00001.jpg 5"
             )
         found = aligned.get(f"{stem}_aligned.jpg")
         if found is None:

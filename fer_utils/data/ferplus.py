@@ -76,7 +76,7 @@ def read(path: Path) -> Votes:
     if len(table) != len(labels):
         raise DatasetError(f"{path} has {len(table):,} rows, FER2013 has {len(labels):,}: {remedy}")
     try:
-        counts = table[list(VOTES)].to_numpy().astype(int)
+        counts = table[list(VOTES)].astype(int).to_numpy()
     except (ValueError, OverflowError) as error:
         raise DatasetError(f"{path} has a vote that is no whole number ({error}): {remedy}") from error
     wrong = np.flatnonzero((counts < 0).any(axis=1) | (counts.sum(axis=1) == 0) | (counts.sum(axis=1) > 10))
@@ -100,7 +100,7 @@ def digest(usages: Sequence[str], counts: np.ndarray) -> str:
     return hashlib.blake2b("".join(rows).encode(), digest_size=16).hexdigest()
 
 
-def labels_in_row_order(path: Path) -> tuple[np.ndarray, str]:
+def labels_in_row_order(path: Path) -> np.ndarray:
     """FER2013's label of each row of fer2013.csv, str (n,): from LABELS_FILE beside `path`, otherwise the real ones."""
     return np.array(CSV_CODES)[[int(digit) for digit in _labels_file(path)[0]]]
 

@@ -90,8 +90,8 @@ def load_other_sets(
     """The pictures of other test sets, by short names: see fer_utils.data.extra_sources.
 
     Their tables have path, label, usage, fingerprint, flags, group and seen_in_training: whether a near-duplicate of the
-    picture is among those at `trained["train_path"]`, below `folder`, found as 01 finds copies across splits. Unreadable pictures
-    and those without exactly one face (if find_faces is given) are left out; what is left out is printed. Raises
+    picture is among those at `trained["train_path"]`, below `folder`, found as 01 finds copies across splits. Unreadable
+    pictures and those without exactly one face (if find_faces is given) are left out; what is left out is printed. Raises
     DatasetError for an unknown layout.
     """
     sets = {}

@@ -10,8 +10,8 @@ Handling of unusual input:
 | one wrapping folder (`archive/train`, `train/train`) | read through                                           |
 | the same part twice (`train/angry` and `train/train/angry`) | error: which two, keep one                      |
 | files that are no images                           | left out, counted in `Source.ignored`                    |
-| links in a folder                                  | followed, each folder read once; one that leads nowhere is an unreadable file |
-| pipes, devices, sockets                            | unreadable files; nothing but regular files is opened    |
+| links in a folder                                  | followed, each folder once; one that leads nowhere is an unreadable file |
+| pipes, devices, sockets                            | unreadable files: only regular files are opened          |
 | name of an image with a control character, not in UTF-8, or too long for a disk | error: which image, rename it |
 | image of another size or in colour                 | repaired when read, flagged (`fer_utils.images.decode`)  |
 | zip entry that leads out, is a link or is encrypted | error: which entry                                       |
@@ -124,18 +124,21 @@ class FolderReader:
         self.path, self.image_bytes = path, image_bytes
 
     def files(self) -> list[str]:
-        """Every file below the folder, through links to folders too, but each folder once; a dead link counts as a file."""
-        found, entered = [], {os.path.realpath(self.path)}
-
-        def is_new(folder: Path) -> bool:
-            before = len(entered)
-            entered.add(os.path.realpath(folder))
-            return len(entered) > before
-
-        for folder, folders, names in os.walk(self.path, followlinks=True):
-            place = Path(folder)
-            folders[:] = [name for name in sorted(folders) if is_new(place / name)]
-            found += [(place / name).relative_to(self.path).as_posix() for name in names]
+        """Every file below the folder, through links to folders too, each folder once; a link that leads nowhere is a file."""
+        found, starts = [], [self.path]
+        entered = set(
+            map(str, Path(os.path.realpath(self.path)).parents)
+        )  # a link to these would lead over the whole disk
+        for start in starts:  # grows by the links on the way; a folder's own place comes before those of links to it
+            for folder, folders, names in os.walk(start):
+                place, real = Path(folder), os.path.realpath(folder)
+                if real in entered:
+                    folders.clear()
+                    continue
+                entered.add(real)
+                folders.sort()
+                starts += [place / name for name in folders if (place / name).is_symlink()]
+                found += [(place / name).relative_to(self.path).as_posix() for name in names]
         return found
 
     def read(self, file: str) -> bytes:
@@ -174,7 +177,7 @@ class ZipReader:
             fault = _fault_of(info)
             if fault:
                 raise DatasetError(
-                    f"{name}: {self.path} holds the entry {info.filename!r}, {fault}: get the zip from its source"
+                    f"{name}: {self.path} holds the entry {info.filename[-300:]!r}, {fault}: get the zip from its source"
                 )
         unpacked = sum(info.file_size for info in self.zip.infolist())
         if unpacked > unpacked_bytes:
@@ -214,7 +217,10 @@ def _fault_of(info: zipfile.ZipInfo) -> str | None:
         return "which is a link"
     if info.flag_bits & 1:
         return "which is encrypted"
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # of others no less than 4 kB are unpacked
+    if info.compress_type not in (
+        zipfile.ZIP_STORED,
+        zipfile.ZIP_DEFLATED,
+    ):  # of others zipfile unpacks without a limit
         return "which is packed by another method than zip's usual one"
     return None
 

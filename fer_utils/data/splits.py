@@ -26,6 +26,7 @@ _REPAIRED = {"colour", "resized", "face_cropped", "converted"}  # flags of pictu
 _UNUSED = {"unreadable", extra_sources.NO_FACE, extra_sources.SEVERAL_FACES}  # flags of pictures that are in no split
 _COPY = re.compile(r"_aug\d+$", re.IGNORECASE)  # end of the names of augmented copies, see `balance.balanced_name`
 _LONGEST = 200  # bytes of a name; a class before it, a number and the ending of a copy after it must fit into 255
+_LARGEST_KEPT = 20_000  # bytes of a file that is kept as it is; the datasets' have up to 2,483
 _SHOWN = 10  # unreadable images named in an error
 
 
@@ -94,6 +95,8 @@ def read_all(sources: Sequence[Source], unreadable: str) -> Merged:
         try:
             content = readers[name].read(path)
             pixels[row], flags = readers[name].decode(content, f"{readers[name].path}: {path}")
+            if len(content) > _LARGEST_KEPT and not _REPAIRED & set(flags):
+                flags = (*flags, "converted")
         except images.UnreadableImage as error:
             faults.append(str(error))
             flags = ("unreadable",)

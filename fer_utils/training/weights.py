@@ -17,8 +17,8 @@ OLDER_MD5 = "a268eb855778b3df3c7506639542a6af"
 
 _OLDER_LAYER = re.compile(r"(res|bn)(\d)([a-f])_branch(1|2[abc])")
 _OLDER_BRANCHES = {"1": 0, "2a": 1, "2b": 2, "2c": 3}  # branch → number in today's layer name
-# Ends of weights' names: today's → older ones. Keras 1 called the moving variance `running_std`, and numbered a name that
-# it had given before: ImageNet's file has `conv1_W_1:0` and `bn_conv1_running_std_1:0`.
+# Ends of weights' names: today's → older ones. Keras 1 called the moving variance `running_std`, and put a number after a name
+# that it had given before: `conv1_W_1:0` and `bn_conv1_running_std_1:0`.
 _ROLES = {
     "kernel": ("W",),
     "bias": ("b",),
