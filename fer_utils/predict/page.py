@@ -286,13 +286,13 @@ def serve(model_file: Path, detector: Detector, host: str = "127.0.0.1", port: i
 
     Raises PageError without Gradio or where the port is taken, NotOurModel for a file that is no model of this project.
     """
-    gradio = _gradio()
     try:
         socket.create_server((host, port)).close()
     except (OSError, UnicodeError, TypeError) as error:  # the latter two: what is no name of a machine
         raise PageError(
             f"the page cannot be served at {host}:{port} ({error}); give another --port or --host"
         ) from error
+    gradio = _gradio()
     with tempfile.TemporaryDirectory(prefix="fer_page_") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         os.environ["no_proxy"] = "*"  # Gradio asks the page itself whether it is there, and nobody else

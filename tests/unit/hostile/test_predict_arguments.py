@@ -20,8 +20,8 @@ from fer_utils.training import model_files
 import keras
 import numpy as np
 import pytest
-from bounds import bounded
 from keras import layers
+from limits import limited
 from PIL import Image
 from surroundings import unchanged
 
@@ -58,7 +58,7 @@ def ask(outputs, album, capsys, monkeypatch):
     def ask(*arguments: str, writes: bool = False) -> tuple[int, str, str]:
         given = [] if "--outputs" in arguments else ["--outputs", str(outputs)]
         given += [*([] if "--page" in arguments else ["--no-detect"]), *arguments]
-        with unchanged(outputs, *([] if writes else [album.parent])), bounded():
+        with unchanged(outputs, *([] if writes else [album.parent])), limited():
             sys.stdout.reconfigure(errors="backslashreplace")  # as entry.enter does
             try:
                 status = command_line.main(given)
@@ -210,7 +210,7 @@ def test_pictures_of_odd_shapes_are_answered_and_copied(ask, tmp_path, size):
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("smallest", [20, 10**9])
 def test_the_detector_looks_at_pictures_of_odd_shapes(yunet_path, size, smallest):
-    with bounded():
+    with limited():
         assert detection.YuNet(smallest, file=yunet_path).find(np.zeros((*size, 3), np.uint8)) == []
 
 
@@ -227,35 +227,19 @@ DETECTORS = {
 def test_a_detector_that_is_another_file(tmp_path, name):
     DETECTORS[name](tmp_path / "yunet.onnx")
     with (
-        bounded(),
+        limited(),
         pytest.raises(detection.DetectorMissing, match=rf"--detector {tmp_path}/yunet\.onnx: .*{yunet_file.URL}"),
     ):
         detection.detector(str(tmp_path / "yunet.onnx"))
 
 
 @pytest.mark.parametrize("host", ["300.1.1.1", "a..b", "ł" * 70, "192.0.2.1", "::1", "http://127.0.0.1", "a b"])
-def test_a_host_that_cannot_be(host, monkeypatch):
-    pytest.importorskip("gradio", reason="Gradio is not installed: it serves the page")
+def test_a_host_that_cannot_be(host):
     with (
-        bounded(),
+        limited(),
         pytest.raises(page.PageError, match=r"the page cannot be served at .* give another --port or --host"),
     ):
         page.serve(Path("never.keras"), None, host, 7860)
-
-
-def test_two_equal_uploads_do_not_share_a_file(outputs, tmp_path, monkeypatch):
-    testclient = pytest.importorskip("starlette.testclient", reason="Gradio is not installed: it serves the page")
-    from gradio.routes import App
-
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    blocks = page.app(outputs / "plain" / "model.keras", None)
-    blocks.max_file_size = None
-    with testclient.TestClient(App.create_app(blocks)) as browser:
-        given = {"files": ("a.png", b"the same picture", "image/png")}
-        first, second = (Path(browser.post("/gradio_api/upload", files=given).json()[0]) for _ in range(2))
-        assert first != second and first.name == second.name == "a.png" and first.is_relative_to(tmp_path)
-        first.unlink()
-        assert second.read_bytes() == b"the same picture"
 
 
 # Names that outputs cannot hold, or that a terminal would obey.
