@@ -184,7 +184,7 @@ def load_profile(path: Path) -> dict[str, dict[str, Any]]:
         raise ParameterError(f"{path}: no such profile; profiles there: {known}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: of a date or a number
         raise ParameterError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ParameterError(f"{path}: expected sections such as `balance:`, found {reprlib.repr(content)}")

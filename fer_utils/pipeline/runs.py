@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from fer_utils import files, places, progress
-from fer_utils.pipeline import lock, parameters, paths, records, terminal
+from fer_utils.pipeline import keys, lock, parameters, paths, records, terminal
 
 
 @dataclass(frozen=True)
 class Run:
-    """The content of a run's folder. `metrics` is None if `evaluate` is not finished."""
+    """The content of a run's folder: of the stages that count, see keys.current.
+
+    `metrics` is None unless `evaluate` scored the model that the run has now.
+    """
 
     name: str
     folders: paths.RunFolders
@@ -45,12 +48,14 @@ def read(folder: Path) -> Run:
     try:
         profile, values = description["profile"], description["parameters"]
         data_dir = values["evaluate"]["data_dir"]
+        folders = paths.run_folders(folder.name, str(folder.parent.absolute()), data_dir)
     except (KeyError, TypeError) as error:
         raise files.TornFile(
             f"{folder / 'run.json'} lacks {error}: start this run again, or delete its folder"
         ) from error
-    folders = paths.run_folders(folder.name, str(folder.parent.absolute()), data_dir)
-    found = records.read(folders)
+    except parameters.ParameterError as error:
+        raise files.TornFile(f"{folder}: {error}: rename the folder") from error
+    found = keys.current(records.read(folders))
     metrics = _read_metrics(folders.metrics) if "evaluate" in found else None
     return Run(folder.name, folders, profile, values, found, metrics)
 
