@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.chdir(Path(__file__).resolve().parent)
     try:
         outputs = places.project_root() / (options.outputs_dir or "outputs")
-        if outputs.exists() and not outputs.is_dir():
+        if os.path.lexists(outputs) and not outputs.is_dir():
             raise ParameterError(f"--outputs-dir {outputs} is no folder: give the folder of all runs")
         if options.list:
             _list(outputs)

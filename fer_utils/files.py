@@ -173,7 +173,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; raise TornFile, naming the file, if it is damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TornFile(f"{path} is not whole JSON ({error}): remove it and run its stage again") from error
 
 

@@ -46,7 +46,12 @@ def read(folder: Path) -> Run:
     """Read a run's folder. Raises TornFile, naming the file, if one is damaged."""
     description = files.read_json(folder / "run.json")
     try:
-        profile, values = description["profile"], description["parameters"]
+        profile, values = (
+            description["profile"],
+            {stage: description["parameters"][stage] for stage in parameters.STAGES},
+        )
+        if not isinstance(profile, str) or not all(isinstance(own, dict) for own in values.values()):
+            raise TypeError("the names of a profile and of parameters")
         data_dir = values["evaluate"]["data_dir"]
         folders = paths.run_folders(folder.name, str(folder.parent.absolute()), data_dir)
     except (KeyError, TypeError) as error:
@@ -62,7 +67,8 @@ def read(folder: Path) -> Run:
 
 def _read_metrics(path: Path) -> dict:
     metrics = files.read_json(path)
-    if not isinstance(metrics, dict) or not {"val", "test", "leakage", "run"} <= set(metrics):
+    is_whole = isinstance(metrics, dict) and {"leakage", "run"} <= set(metrics)
+    if not is_whole or not all(set(metrics.get(split) or ()) >= _SCORED for split in ("val", "test")):
         raise files.TornFile(f"{path} holds no metrics of a run: run its stage again with --only evaluate")
     return metrics
 
@@ -81,6 +87,7 @@ def find(outputs: Path, names: Sequence[str]) -> list[Run]:
 COLUMNS = ("run", "state", "profile", "leakage", "finished (UTC)", "TEST accuracy", "TEST macro F1", "time")
 SCORES = ("", "images", "accuracy", "macro F1", "ECE")
 INTERVALS = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # scores of metrics.json that have a 95 % interval
+_SCORED = {"n", "calibration_error", *INTERVALS, *(f"{name}_interval" for name in INTERVALS)}  # of a split
 
 
 def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -89,7 +96,7 @@ def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     for file in sorted(outputs.glob("*/run.json")):
         try:
             run = read(file.parent)
-        except files.TornFile as error:
+        except (files.TornFile, OSError) as error:
             rows.append((file.parent.name, "damaged", *[""] * (len(COLUMNS) - 2)))
             faults.append(f"{file.parent.name}: {error}")
             continue
@@ -97,7 +104,7 @@ def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
         if run.metrics:
             test = run.metrics["test"]
             scores = tuple(with_interval(test, name) for name in INTERVALS)
-        policy = run.parameters["merge_split"]["leakage"]
+        policy = str(run.parameters["merge_split"].get("leakage", ""))
         finished = run.finished[:16].replace("T", " ")
         rows.append((run.name, run.state, run.profile, policy, finished, *scores, progress.in_words(run.seconds)))
     return rows, faults

@@ -96,6 +96,7 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
     """
     optuna = _optuna()
     journal = outputs / f"sweep_{plan.base}.journal"
+    outputs.mkdir(parents=True, exist_ok=True)
     try:
         study = optuna.create_study(
             storage=storage or _journal(journal),
@@ -136,7 +137,6 @@ def _journal(file: Path):
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file))))
 
 

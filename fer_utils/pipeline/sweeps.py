@@ -55,7 +55,7 @@ def axes(texts: Sequence[str], declared: Mapping[str, Mapping[str, Parameter]]) 
 
 
 def _axis(text: str, stage: str, name: str, given: str, declared: Mapping[str, Mapping[str, Parameter]]) -> Axis:
-    match = _RANGE.fullmatch(given)
+    match = _RANGE.fullmatch(given) if ".." in given and "," not in given else None  # long lists would take it minutes
     if not match:
         values = tuple(value.strip() for value in given.split(","))
         if "" in values or len(set(values)) < len(values):
