@@ -77,9 +77,8 @@ def read(folders: paths.RunFolders) -> dict[str, dict]:
 
 def require_scored(folders: paths.RunFolders) -> None:
     """Raise NotFoundHere unless the run's scores are those of its model's file."""
-    scored = (
-        keys.current(read(folders)).get("evaluate", {"key": {"inputs": {}}})["key"]["inputs"].get(folders.model.name)
-    )
+    evaluated = keys.current(read(folders)).get("evaluate")
+    scored = evaluated["key"]["inputs"].get("model.keras") if evaluated else None
     if scored is None or not folders.model.is_file() or keys.file_digest(folders.model) != scored:
         raise places.NotFoundHere(
             f"{folders.metrics} does not hold the scores of {folders.model}: finish the run first (`python run_all.py --run "

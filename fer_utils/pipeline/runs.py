@@ -46,13 +46,10 @@ def read(folder: Path) -> Run:
     """Read a run's folder. Raises TornFile, naming the file, if one is damaged."""
     description = files.read_json(folder / "run.json")
     try:
-        profile, values = (
-            description["profile"],
-            {stage: description["parameters"][stage] for stage in parameters.STAGES},
-        )
-        if not isinstance(profile, str) or not all(isinstance(own, dict) for own in values.values()):
-            raise TypeError("the names of a profile and of parameters")
-        data_dir = values["evaluate"]["data_dir"]
+        profile, values = description["profile"], description["parameters"]
+        data_dir = [values[stage]["data_dir"] for stage in parameters.STAGES][-1]
+        if not isinstance(profile, str):
+            raise TypeError("the name of a profile")
         folders = paths.run_folders(folder.name, str(folder.parent.absolute()), data_dir)
     except (KeyError, TypeError) as error:
         raise files.TornFile(

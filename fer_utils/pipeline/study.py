@@ -419,7 +419,8 @@ def _watched(plan: Plan, attempt: _Attempt) -> Iterator[None]:
                 if plan.pruner != "none" and attempt.folders and not attempt.is_pruned:
                     _report(plan, attempt)
             except Exception as error:  # a database that is away for a moment must not end the signs of life
-                if said != (said := _first_line(error)):
+                if _first_line(error) != said:
+                    said = _first_line(error)
                     terminal.say(f"trial {attempt.trial.number}: the study cannot be reached ({said})", sys.stderr)
 
     thread = threading.Thread(target=watch, daemon=True)
