@@ -371,12 +371,11 @@ def _score(plan: Plan, attempt: _Attempt, values: dict[str, dict[str, Any]]) -> 
     stop_file(folders).unlink(missing_ok=True)
 
     def siblings() -> list[paths.RunFolders]:
-        found = sorted(folders.run.parent.glob(f"{glob.escape(plan.base)}__*"))
-        return [
-            paths.run_folders(other.name, str(other.parent), _data_dir(values, other.name))
-            for other in found
-            if other != folders.run
-        ]
+        found = []
+        for other in sorted(folders.run.parent.glob(f"{glob.escape(plan.base)}__*")):
+            with contextlib.suppress(ParameterError):  # its name is no run's
+                found.append(paths.run_folders(other.name, str(other.parent), _data_dir(values, other.name)))
+        return [other for other in found if other != folders]
 
     while True:
         try:

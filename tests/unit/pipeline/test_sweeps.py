@@ -241,6 +241,14 @@ def test_any_failure_of_a_run_is_a_failed_trial_and_poisons_nothing(sweep, fake_
     assert study.work(made, shared) == []
 
 
+def test_damage_beside_a_sweep_fails_none_of_its_trials(sweep, fake_run):
+    torn = fake_run("demo__balance.seed=9").do("merge_split")
+    torn.folders.stage_record("merge_split").write_text("{")
+    (torn.folders.run.parent / f"demo__{'y' * 200}").mkdir()
+    executed, failed, *_ = sweep("balance.seed=1,2")
+    assert failed == [] and len(executed) == 2
+
+
 def test_a_base_that_is_a_pattern_finds_its_own_runs(fake_run, tmp_path, monkeypatch):
     base = "a [1]"
     fake_run(f"{base}__balance.seed=1")
