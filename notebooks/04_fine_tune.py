@@ -27,7 +27,7 @@
 
 # %% tags=["parameters"]
 # What the specification names
-seed: int = 42  # >= 0; every random choice follows from it
+seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
 image_size: int = 224  # >= 32; pixels a side that ResNet50 sees; the cpu profile takes 96
 weights: str = "imagenet"  # imagenet, a path to a ResNet50 notop .h5, or none
 batch_size: int = 64  # >= 1; specification

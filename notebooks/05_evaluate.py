@@ -27,7 +27,7 @@
 
 # %% tags=["parameters"]
 # What the specification names
-seed: int = 42  # >= 0; every random choice follows from it
+seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
 # Beyond it
 limit_per_class: int = 0  # >= 0; images of each class to evaluate, 0: all
 leave_out: str = "none"  # none | conflicts | blanks | both | not_a_face | all; images kept out

@@ -115,7 +115,10 @@ def load_other_sets(
 
 
 def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed: int = 0) -> Faces:
-    """Load the images at `table["path"]`, relative to `folder`; with a limit, at most that many of each class, drawn by `seed`."""
+    """Load the images at `table["path"]`, relative to `folder`; with a limit, at most that many of each class, drawn by `seed`.
+
+    Raises TornFile for one whose pixels are not those of its fingerprint, if the table has a column of these.
+    """
     table = take_per_class(table, limit_per_class, seed) if limit_per_class else table.reset_index(drop=True)
     missing = [path for path in table["path"] if not (folder / path).is_file()]
     if missing:
@@ -123,6 +126,12 @@ def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed
             f"{folder}: {len(missing)} images of the table are missing, such as {missing[0]}: run the stage that writes them again"
         )
     stack = images.load([folder / path for path in table["path"]])
+    if "fingerprint" in table:
+        others = table["path"][table["fingerprint"] != [images.fingerprint(image) for image in stack]]
+        if len(others):
+            raise files.TornFile(
+                f"{folder}: {len(others)} images are not those that 01 wrote, such as {others.iloc[0]}: run 01 again (`--from 01`)"
+            )
     labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
     return Faces(stack[..., None], labels, table, labels)
 

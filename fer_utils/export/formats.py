@@ -18,6 +18,7 @@ from fer_utils import files
 from fer_utils.data import loading
 from fer_utils.data.loading import Faces
 from fer_utils.export import model_card
+from fer_utils.pipeline import records
 from fer_utils.pipeline.paths import RunFolders
 from fer_utils.places import NotFoundHere
 from fer_utils.training import model_files
@@ -101,6 +102,7 @@ def _require_run(folders: RunFolders) -> None:
             raise NotFoundHere(
                 f"{path} is not there: finish the run first (`python run_all.py --run {folders.run.name}` with its --params and -p)"
             )
+    records.require_scored(folders)
 
 
 def _images(folders: RunFolders) -> Faces:

@@ -152,7 +152,8 @@ def _predictions(run: Run, split: str) -> pd.DataFrame:
 
 
 def _history(run: Run) -> pd.DataFrame:
-    found = [path for path in (run.folders.history_head, run.folders.history_fine_tune) if path.is_file()]
+    paths = {"train_head": run.folders.history_head, "fine_tune": run.folders.history_fine_tune}
+    found = [path for stage, path in paths.items() if stage in run.records]
     return pd.concat([loading.read_table(path, ("epoch", "phase", "val_loss")) for path in found], ignore_index=True)
 
 
@@ -165,7 +166,7 @@ def write(compared: Sequence[Run], folder: Path) -> tuple[Path, Path]:
     page, sheet = folder / f"{stem}.html", folder / f"{stem}.csv"
     differing, outcome, tests = differing_parameters(compared), results(compared), mcnemar_tests(compared)
     figures = []
-    histories = {run.name: _history(run) for run in compared if run.folders.history_head.is_file()}
+    histories = {run.name: _history(run) for run in compared if "train_head" in run.records}
     if histories:
         figures.append(("Learning curves on VAL", embedded(plots.compared_curves(histories))))
     for split in _SPLITS:

@@ -213,7 +213,10 @@ def take_over(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, 
     """
     if not donor.stage_record(stage).is_file():
         return False
-    record = records.read(donor)[stage]
+    try:
+        record = records.read(donor)[stage]
+    except files.TornFile:  # the donor's own run says so
+        return False
     if keys.differences(record["key"], keys.key_of(stage, values, folders, records.read(folders))):
         return False
     if reasons_to_run(stage, values, donor):

@@ -202,6 +202,7 @@ class Stage:
             "versions": records.versions(),
             "key": key,
             "outputs": {keys.output_name(path, self.folders): keys.describe(path) for path in sorted(written)},
+            "last_checkpoint": keys.file_digest(checkpoint) if checkpoint.is_file() else None,
         }
         files.write_json(self.folders.stage_record(self.name), record)
         self._on_record = written

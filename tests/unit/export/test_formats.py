@@ -8,7 +8,7 @@ from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import scores
 from fer_utils.export import formats, model_card
-from fer_utils.pipeline import paths
+from fer_utils.pipeline import keys, paths
 from fer_utils.training import model_files
 
 import keras
@@ -39,6 +39,11 @@ def run(tmp_path_factory) -> paths.RunFolders:
     sources = {"fer2013": "demo", "labels": "fer2013", "leakage": "drop"}
     model_files.save(keras.Model(raw, x, name="small"), folders.model, sources)
     files.write_json(folders.metrics, _metrics())
+    scored = {"model.keras": keys.file_digest(folders.model)}
+    record = {"finished": "", "seconds": 1.0, "figures": {}, "parameters": {}, "key": {"inputs": {}}, "outputs": {}}
+    written = {"model.keras": {"digest": scored["model.keras"]}}
+    files.write_json(folders.stage_record("fine_tune"), record | {"outputs": written})
+    files.write_json(folders.stage_record("evaluate"), record | {"key": {"inputs": scored}})
     return folders
 
 
@@ -189,6 +194,15 @@ def test_a_missing_runtime_is_named_with_the_way_out(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(model_files.NotOurModel, match=r"model.onnx: what runs \.onnx files is not installed.*export"):
         model_files.load(exported[0] / "model.onnx")
+
+
+def test_a_model_that_was_not_scored_gets_no_card_with_the_scores_of_another(run, tmp_path):
+    other = paths.run_folders("other", str(tmp_path), "")
+    shutil.copytree(run.run, other.run)
+    other.model.write_bytes(b"trained again")
+    with pytest.raises(places.NotFoundHere, match=r"metrics\.json does not hold the scores of .*model\.keras: finish"):
+        formats.export(other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_packages_and_an_unfinished_run_are_said_first(run, tmp_path, monkeypatch):

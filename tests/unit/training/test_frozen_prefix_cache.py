@@ -135,6 +135,25 @@ def test_a_torn_or_foreign_cache_is_computed_again(harm, prefix, images, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == [entry.name]
 
 
+def test_one_flipped_bit_is_noticed_when_its_row_is_read(prefix, images, tmp_path):
+    _kept(prefix, images, tmp_path)
+    (entry,) = tmp_path.iterdir()
+    content = bytearray((entry / "cut_1.npy").read_bytes())
+    content[-1] ^= 1  # of the last row
+    (entry / "cut_1.npy").write_bytes(content)
+    inputs = _kept(prefix, images, tmp_path)
+    assert inputs[1][np.arange(299)] == pytest.approx(np.array(prefix(images)[1])[:299], abs=1e-6)
+    with pytest.raises(OSError, match=rf"cut_1\.npy: row 299 is not what was written; delete {entry}"):
+        inputs[1][np.array([0, 299])]
+
+
+@pytest.mark.parametrize("part", ["keras", "tensorflow"])
+def test_another_version_computes_other_activations(prefix, images, monkeypatch, part):
+    before = frozen_prefix._key(prefix, images, "float32")
+    monkeypatch.setattr(f"{part}.__version__", "0.0")
+    assert frozen_prefix._key(prefix, images, "float32") != before
+
+
 def test_an_interrupted_pass_leaves_nothing(prefix, images, tmp_path, monkeypatch):
     def breaks(*_):
         yield [np.zeros((10, 3, 3, 4), np.float32), np.zeros((10, 4), np.float32)]
