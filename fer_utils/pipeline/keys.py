@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fer_utils import places
+from fer_utils import files, places
 from fer_utils.data import addresses, finding
 from fer_utils.pipeline import parameters, paths
 from fer_utils.pipeline.cells import imports
@@ -209,9 +209,9 @@ def file_digest(path: Path) -> str:
 
 
 def _listed(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Every file below a folder with its stat, sorted by name."""
+    """Every file below a folder with its stat, sorted by name, without files.UNSEEN."""
     with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
+        entries = sorted((entry for entry in found if entry.name not in files.UNSEEN), key=lambda entry: entry.name)
     for entry in entries:
         if entry.is_dir():
             yield from _listed(Path(entry.path), f"{below}{entry.name}/")

@@ -82,7 +82,7 @@ def run_folders(run: str, outputs_dir: str, data_dir: str) -> RunFolders:
 
     An empty `data_dir` means `<run folder>/images`. Raises ValueError for a run name that is no plain folder name.
     """
-    if not run or run != Path(run).name or run.startswith(".") or "\\" in run:
+    if not run or run != Path(run).name or run.startswith(".") or "\\" in run or not run.isprintable():
         raise ValueError(f"run is {run!r}, expected a plain folder name such as 'demo' or 'lr_1e-3'")
     folder = places.place(outputs_dir) / run
     return RunFolders(folder, _data_folder(data_dir) if data_dir else folder / "images")
