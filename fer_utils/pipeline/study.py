@@ -97,6 +97,8 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
         )
     except ImportError as error:
         raise ParameterError(f"--storage {storage}: its driver is missing ({error})") from error
+    except OSError as error:
+        raise files.explained(error, outputs) from error
     except Exception as error:
         if not storage:
             raise

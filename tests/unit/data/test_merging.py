@@ -150,7 +150,7 @@ def test_excluded_images_stay_in_the_manifest_and_out_of_the_folders(fer2013, tm
     assert set(excluded["split"]) == set(excluded["path"]) == {""}
     splits.write_split_folders(manifest, merged.data, tmp_path / "images")
     assert len(_on_disk(tmp_path / "images")) == 347
-    for path in (tmp_path / "images").rglob("*/*.*"):
+    for path in map((tmp_path / "images").joinpath, _on_disk(tmp_path / "images")):
         images.decode(path.read_bytes(), str(path))
 
 
