@@ -66,7 +66,8 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
     except OSError as error:
         raise explained(error, path) from error
     finally:
-        remove(temporary)
+        if os.path.lexists(temporary):
+            remove(temporary)
 
 
 @contextlib.contextmanager
@@ -144,7 +145,7 @@ def foreign(path: Path, names_only: bool = False) -> str | None:
 def require_own(path: Path, names_only: bool = False) -> None:
     """Raise OutputError, naming the first fault, unless `path` may be replaced or removed: see foreign."""
     if fault := foreign(path, names_only):
-        raise OutputError(errno.EEXIST, f"{fault}: move it away, or choose another folder")
+        raise OutputError(f"{fault}: move it away, or choose another folder")
 
 
 def _entries(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:

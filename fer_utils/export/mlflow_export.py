@@ -95,9 +95,12 @@ def _store(uri: str) -> Iterator[Any]:
 
     for name in ("mlflow", "alembic"):  # they report every table that they make
         logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        if uri.startswith(SQLITE):
+    if uri.startswith(SQLITE):
+        try:
             Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MLflowError(f"{uri}: {error}") from error
+    try:
         yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError) as error:
         raise MLflowError(f"{uri}: {error}") from error

@@ -11,7 +11,6 @@ An image folder outside the run's folder has a file that names the run. Another 
 """
 
 import contextlib
-import errno
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,14 +65,11 @@ def require_own(folders: paths.RunFolders) -> None:
     """Raise OutputError if the run's folder holds something and no run, or if the image folder is another run's."""
     held = {path.name for path in folders.run.glob("[!.]*")}
     if held and not {"run.json", "stages"} & held:
-        raise files.OutputError(
-            errno.EEXIST, f"{folders.run} is no run: it holds {min(held)}. Choose another --run or --outputs-dir"
-        )
+        raise files.OutputError(f"{folders.run} is no run: it holds {min(held)}. Choose another --run or --outputs-dir")
     owner = _owner(folders.data.resolve())
     if owner and owner != folders.run.resolve():
         raise files.OutputError(
-            errno.EEXIST,
-            f"{folders.data} holds the images of the run {owner.name} ({owner}): choose another data_dir, or leave it empty",
+            f"{folders.data} holds the images of the run {owner.name} ({owner}): choose another data_dir, or leave it empty"
         )
 
 

@@ -20,6 +20,7 @@ from fer_utils.predict import drawing
 import numpy as np
 import pandas as pd
 import pytest
+from fake_runs import FakeRun
 from surroundings import unchanged
 
 ROOT = Path(run_all.__file__).parent
@@ -39,6 +40,15 @@ def _written(path: Path, **content: str) -> Path:
         for name, text in (content or {"a": "ours", "below/b": "ours"}).items():
             _write(temporary / name, text)
     return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """An outputs folder with two finished runs. Copy it."""
+    outputs = tmp_path_factory.mktemp("finished") / "outputs"
+    for name in ("one", "other"):
+        FakeRun(outputs, name).do()
+    return outputs
 
 
 @pytest.fixture
@@ -185,10 +195,11 @@ def test_a_stage_that_would_replace_a_persons_folder_does_not_begin(stage, name,
 @pytest.fixture
 def person(tmp_path) -> Path:
     """A folder of a person, that has everything whose name the project would give to something of its own."""
-    for name in (*FOLDERS, "fer-resnet50/.git", "demo", "work/model", "run.csv", "write_test"):
-        _write(tmp_path / "person" / name / "mine.txt" if "." not in name[1:] else tmp_path / "person" / name)
+    for name in (*FOLDERS, "fer-resnet50/.git", "demo"):
+        _write(tmp_path / "person" / name / "mine.txt")
     for name in ("write_test", "model.keras", "metrics.json", "report.html", ".partial-mine"):
         _write(tmp_path / "person" / "mine" / name)
+    _write(tmp_path / "person" / "run.csv")
     (tmp_path / "person" / "link").symlink_to("demo")
     return tmp_path / "person"
 
@@ -356,14 +367,14 @@ def test_a_folder_with_another_name_is_listed_escaped_and_not_compared(name, fak
     fake_run("good")
     outputs = tmp_path / "outputs"
     shutil.copytree(outputs / "good", outputs / name)
-    status, said, faults = answer("--list", "--outputs-dir", str(outputs))
-    assert status == 0 and "good" in said and "damaged" in said and "rename this folder" in faults
+    status, said, _ = answer("--list", "--outputs-dir", str(outputs))
+    assert status == 0 and "good" in said and "damaged" in said and "rename this folder" in said
     for arguments in (["--compare", "good", name], ["--to-mlflow", name], ["--compare", "good", f"{name}2"]):
         with unchanged(tmp_path):
             status, more, errors = answer(*arguments, "--outputs-dir", str(outputs))
         assert status == 2 and ("rename this folder" in errors or "has no run" in errors)
         if not name.startswith("."):
-            assert name not in said + faults + more + errors
+            assert name not in said + more + errors
 
 
 def test_two_comparisons_never_write_one_file():
@@ -389,14 +400,11 @@ def test_two_comparisons_never_write_one_file():
 
 
 @pytest.fixture
-def read_only(fake_run, tmp_path):
+def read_only(finished, tmp_path):
     """An outputs folder with two finished runs in which nothing can be written; skips where mounting is not allowed."""
-    for name in ("one", "other"):
-        fake_run(name).do()
-    shutil.move(tmp_path / "outputs", tmp_path / "there")
     mounted = tmp_path / "outputs"
     mounted.mkdir()
-    for command in (["--bind", tmp_path / "there", mounted], ["-o", "remount,bind,ro", mounted]):
+    for command in (["--bind", finished, mounted], ["-o", "remount,bind,ro", mounted]):
         if subprocess.run(["mount", *command], capture_output=True, check=False).returncode:
             pytest.skip("mounting is not allowed here")
     yield mounted
@@ -409,7 +417,8 @@ def read_only(fake_run, tmp_path):
         (["--list"], 0, "other  done"),
         (["--params", "demo", "--run", "one", "--dry-run"], 0, "skip: done"),
         (["--compare", "one", "other"], 2, "cannot be written (Read-only file system)"),
-        (["--to-mlflow", "one", "--tracking-uri", "sqlite:////proc/nowhere/x.db"], 2, "cannot be written"),
+        (["--to-mlflow", "one"], 1, "read"),
+        (["--to-mlflow", "one", "--tracking-uri", "sqlite:////proc/nowhere/x.db"], 1, "No such file or directory"),
         (["--params", "demo", "--run", "one"], 2, "cannot be written (Read-only file system)"),
         (["--params", "demo", "--sweep", "balance.seed=1,2"], 2, "cannot be written (Read-only file system)"),
     ],
@@ -528,9 +537,8 @@ def test_what_is_there_is_not_fetched_again(there, hub, tmp_path, capsys):
     ],
     ids=" ".join,
 )
-def test_a_command_of_the_readme_changes_the_outputs_folder_alone(arguments, fake_run, answer, nothing_runs, tmp_path):
-    for name in ("one", "other"):
-        fake_run(name).do()
+def test_a_command_of_the_readme_changes_the_outputs_folder_alone(arguments, finished, answer, nothing_runs, tmp_path):
+    shutil.copytree(finished, tmp_path / "outputs")
     _write(tmp_path / "mine" / "notes.txt")
     finished = [tmp_path / "outputs" / name / "stages" for name in ("one", "other")]
     data = [ROOT / "data"] if (ROOT / "data").is_dir() else []
