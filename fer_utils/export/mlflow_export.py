@@ -69,7 +69,7 @@ def export(runs: Sequence[Run], uri: str) -> list[Exported]:
     the file, otherwise where the store puts them.
 
     Raises NotFoundHere for a run that is not finished and where a package is missing, both before anything is written;
-    TornFile for a damaged result; MLflowError where MLflow fails.
+    TornFile for a damaged result; OutputError where an SQLite store cannot be written; MLflowError where MLflow fails.
     """
     unfinished = [f"{run.name} ({run.state})" for run in runs if run.state != "done"]
     if unfinished:
@@ -96,10 +96,7 @@ def _store(uri: str) -> Iterator[Any]:
     for name in ("mlflow", "alembic"):  # they report every table that they make
         logging.getLogger(name).setLevel(logging.WARNING)
     if uri.startswith(SQLITE):
-        try:
-            Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MLflowError(f"{uri}: {error}") from error
+        files.require_space(Path(uri.removeprefix(SQLITE)).parent, 0)  # MLflow would try again for minutes
     try:
         yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError) as error:

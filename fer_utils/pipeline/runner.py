@@ -57,7 +57,7 @@ def run(
     folders = folders_of(values)
     _check_inputs(chosen, values, folders, repeat)
     _check_earlier_outputs(chosen, folders)
-    for stage in {"merge_split", "balance"} & set(chosen):
+    for stage in (stage for stage in chosen if stage in ("merge_split", "balance")):
         if repeat or reasons_to_run(stage, values[stage], folders):
             lock.require_own_images(folders, stage)
     ran = 0
