@@ -239,21 +239,6 @@ def test_a_command_leaves_a_persons_folder_and_the_clone_alone(arguments, says, 
     assert "Traceback" not in errors
 
 
-def test_a_second_export_of_a_model_keeps_what_a_person_put_beside_the_first(tmp_path, monkeypatch):
-    from fer_utils.export import formats
-
-    monkeypatch.setattr(formats, "_require_packages", lambda: None)
-    monkeypatch.setattr(formats, "_require_run", lambda folders: None)
-    exported = _written(tmp_path / "model", **{"README.md": "card", "model.keras": "model"})
-    _write(exported / "notes.md")
-    with unchanged(tmp_path), pytest.raises(formats.ExportError, match=r"holds notes\.md.*choose another folder"):
-        formats.export(None, exported)
-    (exported / "notes.md").unlink()
-    _write(exported / "README.md", "card, with my words")
-    with unchanged(tmp_path), pytest.raises(formats.ExportError, match=r"README\.md was changed"):
-        formats.export(None, exported)
-
-
 def test_room_is_looked_for_without_touching_a_file(tmp_path):
     for name in ("write_test", ".partial-mine", ".partial-12-x"):
         _write(tmp_path / name)
@@ -309,28 +294,6 @@ def test_what_a_notebook_left_for_the_next_replaces_no_persons_folder(tmp_path, 
     assert (
         sorted(path.name for path in folders.data.iterdir()) == ["VAL"] and folders.stage_record("merge_split").exists()
     )
-
-
-def test_caches_make_room_only_where_they_hold_nothing_else(tmp_path):
-    from fer_utils.training import frozen_prefix
-
-    for name in ("ours", "added", "theirs"):
-        _written(tmp_path / name, **{frozen_prefix.DESCRIPTION: "{}"})
-    _write(tmp_path / "added" / "notes.txt")
-    (tmp_path / "theirs" / files.WRITTEN).unlink()
-    assert [path.name for path in frozen_prefix._entries(tmp_path)] == ["ours"]
-
-
-def test_event_files_of_another_program_stay(tmp_path):
-    pytest.importorskip("tensorboard")
-    from fer_utils.training import tensorboard
-
-    theirs = _write(tmp_path / "events.out.tfevents.1.host")
-    ours = _write(tmp_path / f"events.out.tfevents.1.host{tensorboard.MARK}")
-    log = tensorboard.TensorBoardLog(tmp_path)
-    log.on_train_begin()
-    log.on_train_end()
-    assert theirs.exists() and not ours.exists() and len(list(tmp_path.glob(f"*{tensorboard.MARK}"))) == 1
 
 
 # --- annotated copies --------------------------------------------------------------------------------------------------
