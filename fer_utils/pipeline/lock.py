@@ -69,7 +69,7 @@ def require_own(folders: paths.RunFolders) -> None:
     owner = _owner(folders.data.resolve())
     if owner and owner != folders.run.resolve():
         raise files.OutputError(
-            f"{folders.data} holds the images of the run {owner.name} ({owner}): choose another data_dir, or leave it empty"
+            f"{folders.data} belongs to the run {owner.name} ({owner}): choose another data_dir, or leave it empty"
         )
 
 
@@ -132,7 +132,7 @@ def is_held(folders: paths.RunFolders) -> bool:
 
 
 def _is_held(lock: "FileLock") -> bool:
-    """Whether a lock cannot be shared; it is shared for a moment, and who takes it then waits for _LOOK seconds."""
+    """Whether a lock cannot be shared. It is shared for a moment; who wants it then waits, at most _LOOK seconds."""
     from filelock import Timeout
 
     file = Path(lock.lock_file)
