@@ -23,7 +23,7 @@ class StageFailed(RuntimeError):
 def folders_of(values: Mapping[str, Mapping[str, Any]]) -> paths.RunFolders:
     """The folders of a run whose stages have these parameters; they are the same for all stages.
 
-    Raises ValueError for a run name that is no plain folder name, and for a folder inside a source, which is only read.
+    Raises ValueError for a run name that is no plain folder name, ParameterError for a folder inside a source.
     """
     first = next(iter(values.values()))
     folders = paths.run_folders(first["run"], first["outputs_dir"], first["data_dir"])
@@ -35,7 +35,7 @@ def folders_of(values: Mapping[str, Mapping[str, Any]]) -> paths.RunFolders:
     for path in (folders.run, folders.data, *map(places.place, filter(None, others))):
         for source in sources:
             if path.resolve().is_relative_to(source.resolve()):
-                raise ValueError(f"{path} lies in {source}, a source, which is only read: choose another folder")
+                raise ParameterError(f"{path} lies in {source}, a source, which is only read: choose another folder")
     return folders
 
 
