@@ -87,6 +87,7 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
     that do not compare. Raises ParameterError if Optuna is missing or the database cannot be opened.
     """
     optuna = _optuna()
+    files.require_space(outputs, 0)  # every trial writes there
     try:
         study = optuna.create_study(
             storage=storage or _journal(outputs / f"sweep_{plan.base}.journal"),
@@ -97,8 +98,6 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
         )
     except ImportError as error:
         raise ParameterError(f"--storage {storage}: its driver is missing ({error})") from error
-    except OSError as error:
-        raise files.explained(error, outputs) from error
     except Exception as error:
         if not storage:
             raise
