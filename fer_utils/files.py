@@ -164,9 +164,9 @@ def explained(error: OSError, path: Path) -> OSError:
     if isinstance(error, OutputError):
         return error
     if error.errno == errno.ENOSPC:
-        return OutputError(errno.ENOSPC, f"no space left on the disk while writing {path}: free some and run again")
+        return OutputError(f"no space left on the disk while writing {path}: free some and run again")
     if error.errno in _NO_PLACE:
-        return OutputError(error.errno, f"{path} cannot be written ({error.strerror}): choose another output folder")
+        return OutputError(f"{path} cannot be written ({error.strerror}): choose another output folder")
     return error
 
 
@@ -221,7 +221,6 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
-            errno.ENOSPC,
             f"{folder} has {free / 1e6:,.0f} MB free, this stage writes about {needed / 1e6:,.0f} MB: "
             "free some space or choose another data_dir",
         )
