@@ -432,25 +432,39 @@ def _print_summary(folders: paths.RunFolders, n_ran: int) -> None:
 
 
 def _download() -> None:
-    try:
-        import kagglehub
-    except ImportError:
-        wanted = "\n".join(
-            f"  https://www.kaggle.com/datasets/{slug} → data/{local} or data/{local}.zip"
-            for slug, local in addresses.DATASETS.values()
-        )
-        raise places.NotFoundHere(
-            "--download needs kagglehub: `pip install kagglehub`, or with uv `uv run --extra download run_all.py --download`. "
-            f"By hand, download\n{wanted}"
-        ) from None
+    missing = {}
     for slug, local in addresses.DATASETS.values():
         target = Path("data") / local
-        if target.exists():
-            print(f"{target} is there already")
-            continue
+        there = [path for path in (target, target.with_name(f"{local}.zip")) if path.exists()]
+        if there:
+            print(f"{there[0]} is there already")
+        else:
+            missing[slug] = target
+    wanted = [
+        f"  https://www.kaggle.com/datasets/{slug} → {target} or {target}.zip" for slug, target in missing.items()
+    ]
+    for slug, target in missing.items():
+        fetched = _fetched(slug, "\n".join(["By hand, download", *wanted]))
         with files.replacing(target) as temporary:
-            shutil.copytree(kagglehub.dataset_download(slug), temporary)
+            shutil.copytree(fetched, temporary)
+        (target / files.WRITTEN).unlink()  # nothing ever replaces a source
     _download_votes()
+
+
+def _fetched(slug: str, by_hand: str) -> str:
+    """The folder into which kagglehub fetches a dataset. Raises NotFoundHere with the way out."""
+    try:
+        import kagglehub
+
+        return kagglehub.dataset_download(slug)
+    except ImportError:
+        raise places.NotFoundHere(
+            "--download needs kagglehub: `pip install kagglehub`, or with uv `uv run --extra download run_all.py --download`. "
+            + by_hand
+        ) from None
+    except Exception as error:  # kagglehub has a dozen, most of them plain: refused, not found, no network
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise places.NotFoundHere(f"{slug} could not be fetched ({reason}). {by_hand}") from error
 
 
 def _download_votes() -> None:

@@ -111,7 +111,7 @@ def place(given: str) -> Path:
     path = Path(given)
     if path.is_relative_to("/kaggle"):
         return kaggle_root() / path.relative_to("/kaggle")
-    return project_root() / path
+    return Path(os.path.normpath(project_root() / path))
 
 
 def shows_gpu(root: Path = Path("/")) -> bool:

@@ -70,10 +70,8 @@ def export(folders: RunFolders, folder: Path) -> list[Measured]:
     """
     _require_packages()
     _require_run(folders)
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / model_card.FILE).is_file())
-    ):
-        raise ExportError(f"{folder} is there and is no earlier export: choose another folder")
+    if fault := files.foreign(folder):
+        raise ExportError(f"{fault}, so that {folder} is no earlier export: choose another folder")
     compared = _images(folders)
     model = for_any_colour(keras.saving.load_model(folders.model, compile=False, safe_mode=True))
     with files.replacing(folder) as temporary:

@@ -69,7 +69,8 @@ def export(runs: Sequence[Run], uri: str) -> list[Exported]:
     the file, otherwise where the store puts them.
 
     Raises NotFoundHere for a run that is not finished, or whose model is not the one that was scored, and where a package is
-    missing, all before anything is written; TornFile for a damaged result; MLflowError where MLflow fails.
+    missing, all before anything is written; TornFile for a damaged result; OutputError where an SQLite store cannot be written;
+    MLflowError where MLflow fails.
     """
     unfinished = [f"{run.name} ({run.state})" for run in runs if run.state != "done"]
     if unfinished:
@@ -97,9 +98,9 @@ def _store(uri: str) -> Iterator[Any]:
 
     for name in ("mlflow", "alembic"):  # they report every table that they make
         logging.getLogger(name).setLevel(logging.WARNING)
+    if uri.startswith(SQLITE):
+        files.require_space(Path(uri.removeprefix(SQLITE)).parent, 0)  # MLflow would try again for minutes
     try:
-        if uri.startswith(SQLITE):
-            Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
         yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError) as error:
         raise MLflowError(f"{uri}: {error}") from error

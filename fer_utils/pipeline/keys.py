@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fer_utils import places
+from fer_utils import files, places
 from fer_utils.data import addresses, finding
 from fer_utils.pipeline import parameters, paths
 from fer_utils.pipeline.cells import imports
@@ -96,7 +96,6 @@ _PACKAGES = {
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _HASHED_AT_ONCE = 1 << 20
-_FILE_MANAGERS = {"thumbs.db", "desktop.ini", "__macosx"}  # left in folders beside hidden files such as .DS_Store
 
 
 def inputs_of(stage: str, records: Mapping[str, dict]) -> dict[str, str]:
@@ -234,7 +233,7 @@ def _listed(folder: Path, below: str = "", above: tuple[str, ...] = ()) -> Itera
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
-        is_no_content = entry.name.startswith(".") or entry.name.lower() in _FILE_MANAGERS
+        is_no_content = entry.name.startswith(".") or entry.name.lower() in files.FILE_MANAGERS
         if is_no_content or (entry.is_symlink() and os.path.realpath(entry.path) in above):
             continue
         try:

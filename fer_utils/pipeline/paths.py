@@ -87,7 +87,7 @@ def run_folders(run: str, outputs_dir: str, data_dir: str) -> RunFolders:
     An empty `data_dir` means `<run folder>/images`. Raises ParameterError for a run name that is no plain folder name, or
     longer than LONGEST_NAME.
     """
-    if not run or run != Path(run).name or run.startswith(".") or "\\" in run:
+    if not run or run != Path(run).name or run.startswith(".") or "\\" in run or not run.isprintable():
         raise ParameterError(f"run is {run!r}, expected a plain folder name such as 'demo' or 'lr_1e-3'")
     if len(os.fsencode(run)) > LONGEST_NAME:
         raise ParameterError(

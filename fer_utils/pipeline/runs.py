@@ -56,7 +56,7 @@ def read(folder: Path) -> Run:
             f"{folder / 'run.json'} lacks {error}: start this run again, or delete its folder"
         ) from error
     except parameters.ParameterError as error:
-        raise files.TornFile(f"{folder}: {error}: rename the folder") from error
+        raise files.TornFile(f"{error}: rename this folder in {folder.parent}") from error
     found = keys.current(records.read(folders))
     metrics = _read_metrics(folders.metrics) if "evaluate" in found else None
     return Run(folder.name, folders, profile, values, found, metrics)
@@ -76,9 +76,15 @@ def find(outputs: Path, names: Sequence[str]) -> list[Run]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise places.NotFoundHere(
-            f"{outputs} has no run {', '.join(unknown)}; runs there: {', '.join(known) or 'none'}"
+            f"{outputs} has no run {', '.join(map(printable, unknown))}; runs there: "
+            f"{', '.join(map(printable, known)) or 'none'}"
         )
     return [read(outputs / name) for name in names]
+
+
+def printable(name: str) -> str:
+    """The name of a folder as a terminal may show it: quoted and escaped if it has line breaks or control characters."""
+    return name if name.isprintable() else ascii(name)
 
 
 COLUMNS = ("run", "state", "profile", "leakage", "finished (UTC)", "TEST accuracy", "TEST macro F1", "time")
@@ -94,8 +100,8 @@ def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
         try:
             run = read(file.parent)
         except (files.TornFile, OSError) as error:
-            rows.append((file.parent.name, "damaged", *[""] * (len(COLUMNS) - 2)))
-            faults.append(f"{file.parent.name}: {error}")
+            rows.append((printable(file.parent.name), "damaged", *[""] * (len(COLUMNS) - 2)))
+            faults.append(f"{printable(file.parent.name)}: {error}")
             continue
         scores = ("", "")
         if run.metrics:

@@ -96,7 +96,7 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
     """
     optuna = _optuna()
     journal = outputs / f"sweep_{plan.base}.journal"
-    outputs.mkdir(parents=True, exist_ok=True)
+    files.require_space(outputs, 0)  # every trial writes there
     try:
         study = optuna.create_study(
             storage=storage or _journal(journal),

@@ -321,7 +321,7 @@ def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     with (
         # On standard error, since standard output is for the rows. Its rate is that of pictures read.
         tqdm(desc="pictures", total=total, unit="picture", leave=False, file=sys.stderr, disable=None) as bar,
-        drawing.Copies(arguments.annotate or Path(), sources) as copies,
+        drawing.Copies(arguments.annotate or Path()) as copies,
         contextlib.closing(reader.read(pictures, is_live=is_live)) as readings,
     ):
         try:

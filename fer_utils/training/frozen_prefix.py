@@ -221,8 +221,9 @@ def _free_disk(folder: Path) -> int:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """The caches in a folder, least recently used first."""
-    return sorted((file.parent for file in folder.glob(f"*/{DESCRIPTION}")), key=lambda entry: entry.stat().st_mtime)
+    """The caches in a folder that hold nothing else, least recently used first."""
+    found = [file.parent for file in folder.glob(f"*/{DESCRIPTION}") if files.foreign(file.parent) is None]
+    return sorted(found, key=lambda entry: entry.stat().st_mtime)
 
 
 def _size(entry: Path) -> int:
@@ -266,6 +267,8 @@ def _kept(
         pass
     except (OSError, ValueError, KeyError) as error:
         print(f"{entry} is not whole ({error}): computed again")
+        files.require_own(entry, names_only=True)
+        files.remove(entry)
     _make_room(folder, needed, _bytes(prefix, len(images), dtype))
     shapes = [(len(images), *tensor.shape[1:]) for tensor in prefix.outputs]
     names = [f"cut_{place}.npy" for place in range(len(shapes))]

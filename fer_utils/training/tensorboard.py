@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-EVENTS = "events.out.tfevents*"  # the files that TensorBoard reads
+MARK = ".fer"  # the end of the names of event files that are written here; no other is removed
 
 
 class TensorBoardLog(keras.callbacks.Callback):
@@ -40,11 +40,11 @@ class TensorBoardLog(keras.callbacks.Callback):
         self.folder, self.first_epoch, self.finished = folder, first_epoch, finished
 
     def on_train_begin(self, logs=None) -> None:
-        earlier = list(self.folder.glob(EVENTS))
+        earlier = list(self.folder.glob(f"events.out.tfevents*{MARK}"))
         if not self.finished:
             for file in earlier:
                 file.unlink()
-        self._writer = tf.summary.create_file_writer(str(self.folder))
+        self._writer = tf.summary.create_file_writer(str(self.folder), filename_suffix=MARK)
         if not earlier:
             for epoch, row in enumerate(self.finished, self.first_epoch + 1):
                 self._write(epoch, row.items())

@@ -90,9 +90,11 @@ def test_the_manifest_accounts_for_every_file(folders):
     manifest = pd.read_csv(folders.manifest, keep_default_na=False)
     listed = set(manifest.loc[manifest["path"] != "", "path"])
     split_folders = [folders.split(split) for split in ("TRAIN", "VAL", "TEST")]
-    on_disk = {path.relative_to(folders.data).as_posix() for folder in split_folders for path in folder.rglob("*.*")}
+    on_disk = {
+        path.relative_to(folders.data).as_posix() for folder in split_folders for path in folder.rglob("[!.]*.*")
+    }
     assert listed == on_disk
-    drawn = [path for path in (folders.data / "demo_sources").rglob("*.*") if path.is_file()]
+    drawn = [path for path in (folders.data / "demo_sources").rglob("[!.]*.*") if path.is_file()]
     votes = {path.name for path in drawn if path.parent.name == "ferplus"}
     assert votes == {addresses.VOTES_FILE, ferplus.LABELS_FILE}
     assert len(manifest) == len(drawn) - len(votes)

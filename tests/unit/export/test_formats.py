@@ -80,6 +80,7 @@ def test_every_format_is_there_and_float_ones_answer_as_keras(exported):
         "model.weights.h5",
         "model_float16.tflite",
         "model_int8.tflite",
+        files.WRITTEN,
     }
     rows = {row.format: row for row in measured}
     assert all(row.largest_difference <= formats.PARITY for row in measured if row.allowed)
@@ -119,6 +120,17 @@ def test_an_earlier_export_gives_way_and_another_folder_does_not(run, exported, 
     with pytest.raises(formats.ExportError, match="no earlier export: choose another folder"):
         formats.export(run, tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_second_export_keeps_what_a_person_put_beside_the_first(run, exported, tmp_path):
+    folder = shutil.copytree(exported[0], tmp_path / "small")
+    for file, says in (("notes.md", r"holds notes\.md"), (model_card.FILE, f"{model_card.FILE} was changed")):
+        (folder / file).write_text("my words")
+        with pytest.raises(formats.ExportError, match=rf"{says}.*no earlier export: choose another folder"):
+            formats.export(run, folder)
+        assert (folder / file).read_text() == "my words"
+        (folder / file).unlink()
+    assert files.foreign(folder) is None
 
 
 def test_a_float_format_that_differs_is_refused(exported, tmp_path):

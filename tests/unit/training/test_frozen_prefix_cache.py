@@ -4,6 +4,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from fer_utils import files
 from fer_utils.training import frozen_prefix, network
 
 import keras
@@ -210,6 +211,19 @@ def test_the_oldest_caches_make_room(prefix, images, tmp_path, monkeypatch):
     )
     _kept(prefix, images[::-1], tmp_path)
     assert not old.exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_caches_make_room_only_where_they_hold_nothing_else(prefix, images, tmp_path):
+    for name in ("ours", "added", "theirs"):
+        _kept(prefix, images[: 10 + len(name)], tmp_path / name)
+    (added,), (theirs,), (ours,) = ((tmp_path / name).iterdir() for name in ("added", "theirs", "ours"))
+    (added / "notes.txt").write_text("mine")
+    (theirs / files.WRITTEN).unlink()
+    assert [frozen_prefix._entries(entry.parent) for entry in (added, theirs, ours)] == [[], [], [ours]]
+    (added / "cut_0.npy").write_text("torn")
+    with pytest.raises(files.OutputError, match=r"holds notes\.txt"):
+        _kept(prefix, images[:15], added.parent)
+    assert (added / "notes.txt").read_text() == "mine"
 
 
 def test_val_does_not_make_room_for_itself_by_deleting_train(prefix, images, tmp_path, monkeypatch):
