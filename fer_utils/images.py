@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -16,9 +17,10 @@ SIZE = 48
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 PHOTOGRAPHS = SUFFIXES | {".webp", ".tif", ".tiff", ".gif"}  # what people bring
 FORMATS = ("JPEG", "PNG", "BMP")  # of the files with SUFFIXES; what a file is, its first bytes tell
-PHOTOGRAPH_FORMATS = (*FORMATS, "WEBP", "TIFF", "GIF")
-MAX_MEGAPIXELS = 50  # what phones take in full resolution; decoding needs up to 17 bytes a pixel
-MAX_FILE_BYTES = 200_000_000  # 50 megapixels without any compression are 150 MB
+PHOTOGRAPH_FORMATS = (*FORMATS, "WEBP", "TIFF", "GIF", *(["AVIF"] if find_spec("PIL.AvifImagePlugin") else []))
+MAX_MEGAPIXELS = 51  # phones take 8192 × 6144 in full resolution; decoding needs up to 17 bytes a pixel
+MAX_SIDE = 65_535  # JPEG's own limit; Pillow keeps a pointer a row
+MAX_FILE_BYTES = 200_000_000  # 51 megapixels without any compression are 153 MB
 BLANK_STD = 2.0  # grey levels; a picture with a lower standard deviation is one grey area without a face
 _ROWS = 256  # that are converted at once, so that no second copy of a large picture is made
 _TILE = (322, 323)  # TIFF's tags TileWidth and TileLength: one tile may be larger than its picture
@@ -56,10 +58,10 @@ def _opened(data: bytes, formats: Sequence[str]) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data), formats=formats) as picture:
             tags = getattr(picture, "tag_v2", {})
             for width, height in (picture.size, [int(tags.get(tag, 0)) for tag in _TILE]):
-                if width * height > MAX_MEGAPIXELS * 1_000_000:
+                if width * height > MAX_MEGAPIXELS * 1_000_000 or max(width, height) > MAX_SIDE:
                     raise UnreadableImage(
                         f"has {width:,} × {height:,} pixels, {width * height / 1e6:.0f} megapixels; at most "
-                        f"{MAX_MEGAPIXELS} are read: make it smaller"
+                        f"{MAX_MEGAPIXELS} are read, {MAX_SIDE:,} pixels a side: make it smaller"
                     )
             yield picture
     except UnreadableImage:

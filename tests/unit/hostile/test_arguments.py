@@ -49,7 +49,10 @@ REFUSED = [
         (["--outputs-dir", f"{{outputs}}/{LONG}", *command], "File name too long")
         for command in (["--list"], ["--compare", "a", "b"], ["--params", "demo"], ["--run", "a", "--dry-run"])
     ),
-    (["--params", "demo", "--outputs-dir", "{outputs}/file/below"], "Not a directory: '{outputs}/file/below"),
+    (
+        ["--params", "demo", "--outputs-dir", "{outputs}/file/below"],
+        "{outputs}/file/below/demo cannot be written (Not a directory): choose another output folder",
+    ),
     *((["--params", f"{{profiles}}/{name}", *B[2:]], said) for name, (_, said) in PROFILES.items()),
     (["--params", "{profiles}/pipe.yaml", *B[2:]], "pipe.yaml: no such profile"),
     (["--params", "{profiles}/folder.yaml", *B[2:]], "folder.yaml: no such profile"),

@@ -23,7 +23,7 @@ from surroundings import unchanged
 
 FACE = Image.fromarray(draw_face("happy", np.random.default_rng(3)))
 MOST_BYTES, MOST_SECONDS = 1_000_000_000, 10
-LARGEST = 7_071  # side of a square picture of just under 50 megapixels
+LARGEST = 7_141  # side of a square picture of just under 51 megapixels
 
 
 def _coded(kind: str, picture: Image.Image = FACE, **how: object) -> bytes:
@@ -91,8 +91,8 @@ def _text_of_100_mb() -> bytes:
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 48\n%%EndComments\nshowpage\n%%EOF\n"
 WHOLE, NO_DATASET = [48, 48, 3], r"not a whole image file \(it is no JPEG, PNG, BMP\)"
 NONE, CUT = r"not a whole image file \(it is no JPEG, PNG, BMP, WEBP, TIFF, GIF\)", r"not a whole image file \("
-LARGE = r"megapixels; at most 50 are read: make it smaller"
-FAR = r"is far over 50 megapixels \(.*\): make it smaller"
+LARGE = r"megapixels; at most 51 are read, 65,535 pixels a side: make it smaller"
+FAR = r"is far over 51 megapixels \(.*\): make it smaller"
 NO_FILE = r"cannot be read \(it is no regular file\): give an image file"
 
 # The file → (its bytes or how it is made, what a photograph is, what a dataset's picture is): a shape, flags, or a sentence.

@@ -250,7 +250,7 @@ def test_what_is_no_picture_and_what_is_too_large_get_a_message(opened, tmp_path
     Image.new("L", (10_000, 10_000), 128).save(large)
     for path, said in (
         (text, "text.jpg: not a whole image file (it is no JPEG, PNG, BMP, WEBP, TIFF, GIF)"),
-        (large, "100 megapixels; at most 50 are read"),
+        (large, "100 megapixels; at most 51 are read"),
     ):
         give(opened, path)
         opened.wait_for_selector(f"#answer [role=alert]:has-text('{said}')")
