@@ -249,7 +249,7 @@ def test_what_is_no_picture_and_what_is_too_large_get_a_message(opened, tmp_path
     text.write_text("This is no picture.")
     Image.new("L", (10_000, 10_000), 128).save(large)
     for path, said in (
-        (text, "text.jpg: not a whole image file (it is no JPEG, PNG, BMP, WEBP, TIFF, GIF)"),
+        (text, "text.jpg: not a whole image file (it is no JPEG, PNG, BMP, WEBP, TIFF, GIF, AVIF)"),
         (large, "100 megapixels; at most 51 are read"),
     ):
         give(opened, path)
