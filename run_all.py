@@ -27,7 +27,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from fer_utils import files, places
+from fer_utils import entry, files, places
 from fer_utils.data import addresses
 from fer_utils.pipeline import defaults, parameters, paths, runner, runs, study, sweeps, terminal
 from fer_utils.pipeline.lock import RunIsBusy
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.chdir(Path(__file__).resolve().parent)
     try:
         outputs = places.project_root() / (options.outputs_dir or "outputs")
+        if os.path.lexists(outputs) and not outputs.is_dir():
+            raise ParameterError(f"--outputs-dir {outputs} is no folder: give the folder of all runs")
         if options.list:
             _list(outputs)
             return 0
@@ -78,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     except runner.StageFailed as error:
         terminal.say(f"\n{error}", sys.stderr)
         return 1
-    except (ParameterError, places.NotFoundHere, files.OutputError, files.TornFile, RunIsBusy) as error:
+    except (ParameterError, files.TornFile, RunIsBusy, OSError) as error:
         terminal.say(f"run_all.py: {error}", sys.stderr)
         return 2
 
@@ -94,8 +96,9 @@ def _anchor(options: argparse.Namespace, here: Path, root: Path) -> None:
     if options.export_model:
         run, folder = options.export_model
         options.export_model = [run, _seen_from(root, here / folder)]
-    if (options.tracking_uri or "").startswith(SQLITE):
-        options.tracking_uri = SQLITE + str(here / options.tracking_uri.removeprefix(SQLITE))
+    for name in ("tracking_uri", "storage"):
+        if (uri := getattr(options, name) or "").startswith(SQLITE):
+            setattr(options, name, SQLITE + str(here / uri.removeprefix(SQLITE)))
 
 
 def _seen_from(root: Path, path: Path) -> str:
@@ -227,17 +230,16 @@ def _stage(text: str) -> str:
 
 
 def _layers(options: argparse.Namespace) -> tuple[str, list[tuple[str, dict]]]:
-    """The profile's name, and where parameters come from, as `parameters.resolve` takes it."""
+    """The profile as `--params` takes it, and where parameters come from, as `parameters.resolve` takes it."""
     on_kaggle = parameters.profile_path("kaggle")
     if options.params:
-        path = Path(options.params)
-        path = path if path.suffix else parameters.profile_path(options.params)
+        path = _profile_file(options.params)
     elif options.export_kaggle:
         path = on_kaggle
     else:
         name, reason = _profile_of_run(options) or parameters.choose_profile()
         print(f"profile {name}: {reason}")
-        path = parameters.profile_path(name)
+        path = _profile_file(name)
     profiles = dict.fromkeys([on_kaggle, path] if options.export_kaggle else [path])
     layers = [(str(profile), parameters.load_profile(profile)) for profile in profiles]
     layers.append(("notebooks/", _typed()))
@@ -246,17 +248,32 @@ def _layers(options: argparse.Namespace) -> tuple[str, list[tuple[str, dict]]]:
         layers.append((f"-p {text}", {stage: {name: value}}))
     named = {"run": options.run, "outputs_dir": options.outputs_dir}
     layers.append(("the command line", {parameters.COMMON: {name: value for name, value in named.items() if value}}))
-    return path.stem, layers
+    is_named = _profile_file(path.stem).resolve() == path.resolve()
+    return path.stem if is_named else str(path), layers
+
+
+def _profile_file(given: str) -> Path:
+    """The file of a profile that is given by a path, or by the name of one in params/."""
+    return Path(given) if Path(given).suffix else parameters.profile_path(given)
 
 
 def _profile_of_run(options: argparse.Namespace) -> tuple[str, str] | None:
     """The profile that the run given with --run was last made with, and the reason to take it; None for a new run."""
-    described = places.project_root() / (options.outputs_dir or "outputs") / (options.run or "") / "run.json"
-    if not options.run or not described.is_file():
+    if not options.run:
         return None
-    profile = files.read_json(described).get("profile", "")
-    if not parameters.profile_path(profile).is_file():
+    described = paths.run_folders(options.run, options.outputs_dir or "outputs", "").description
+    if not described.is_file():
         return None
+    content = files.read_json(described)
+    profile = content.get("profile") if isinstance(content, dict) else None
+    if not isinstance(profile, str):
+        raise files.TornFile(f"{described} names no profile: say with --params which one the run has")
+    if profile == "none":  # a notebook made it, without a profile
+        return None
+    if not _profile_file(profile).is_file():
+        raise ParameterError(
+            f"{described}: its profile {profile} is not there any more: say with --params which one to take"
+        )
     return profile, f"the run {options.run} was made with it"
 
 
@@ -274,12 +291,9 @@ def _resolve(profile: str, layers: list[tuple[str, dict]]) -> dict[str, dict]:
     values = parameters.resolve(parameters.declared(), layers)
     for stage_values in values.values():
         stage_values["profile"] = "none"
-        stage_values["run"] = profile if stage_values["run"] == "auto" else stage_values["run"]
+        stage_values["run"] = Path(profile).stem if stage_values["run"] == "auto" else stage_values["run"]
     _require_one_value(values, ("run", "outputs_dir", "data_dir"))
-    try:
-        runner.folders_of(values)
-    except ValueError as error:
-        raise ParameterError(str(error)) from error
+    runner.folders_of(values)  # a name that no folder can have is refused here
     return values
 
 
@@ -397,10 +411,14 @@ def _list(outputs: Path) -> None:
 
 
 def _print_summary(folders: paths.RunFolders, n_ran: int) -> None:
-    """The scores, in one line where no stage ran, and where the report is."""
-    if not folders.metrics.is_file() or not folders.stage_record("evaluate").is_file():
+    """The scores of the run's model, in one line where no stage ran, and where the report is."""
+    metrics = runs.read(folders.run).metrics
+    if metrics is None:
+        if folders.metrics.is_file():
+            terminal.say(
+                f"{folders.metrics} holds the scores of an earlier model or other data: run the stages after it too"
+            )
         return
-    metrics = files.read_json(folders.metrics)
     if n_ran:
         from fer_utils.evaluation import report  # pandas takes a while to import
 
@@ -414,25 +432,39 @@ def _print_summary(folders: paths.RunFolders, n_ran: int) -> None:
 
 
 def _download() -> None:
-    try:
-        import kagglehub
-    except ImportError:
-        wanted = "\n".join(
-            f"  https://www.kaggle.com/datasets/{slug} → data/{local} or data/{local}.zip"
-            for slug, local in addresses.DATASETS.values()
-        )
-        raise places.NotFoundHere(
-            "--download needs kagglehub: `pip install kagglehub`, or with uv `uv run --extra download run_all.py --download`. "
-            f"By hand, download\n{wanted}"
-        ) from None
+    missing = {}
     for slug, local in addresses.DATASETS.values():
         target = Path("data") / local
-        if target.exists():
-            print(f"{target} is there already")
-            continue
+        there = [path for path in (target, target.with_name(f"{local}.zip")) if path.exists()]
+        if there:
+            print(f"{there[0]} is there already")
+        else:
+            missing[slug] = target
+    wanted = [
+        f"  https://www.kaggle.com/datasets/{slug} → {target} or {target}.zip" for slug, target in missing.items()
+    ]
+    for slug, target in missing.items():
+        fetched = _fetched(slug, "\n".join(["By hand, download", *wanted]))
         with files.replacing(target) as temporary:
-            shutil.copytree(kagglehub.dataset_download(slug), temporary)
+            shutil.copytree(fetched, temporary)
+        (target / files.WRITTEN).unlink()  # nothing ever replaces a source
     _download_votes()
+
+
+def _fetched(slug: str, by_hand: str) -> str:
+    """The folder into which kagglehub fetches a dataset. Raises NotFoundHere with the way out."""
+    try:
+        import kagglehub
+
+        return kagglehub.dataset_download(slug)
+    except ImportError:
+        raise places.NotFoundHere(
+            "--download needs kagglehub: `pip install kagglehub`, or with uv `uv run --extra download run_all.py --download`. "
+            + by_hand
+        ) from None
+    except Exception as error:  # kagglehub has a dozen, most of them plain: refused, not found, no network
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise places.NotFoundHere(f"{slug} could not be fetched ({reason}). {by_hand}") from error
 
 
 def _download_votes() -> None:
@@ -456,4 +488,4 @@ def _download_votes() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.enter(main)

@@ -1,10 +1,16 @@
-"""Atomic writing of files and folders, and reading of JSON files with clear errors."""
+"""Atomic writing of files and folders, and reading of JSON files with clear errors.
+
+A folder that is written here holds a list of its files. Only a folder that holds nothing else is ever replaced or removed.
+"""
 
 import contextlib
 import errno
 import json
 import os
+import re
 import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +23,15 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial-"  # prefix of a file or folder that is being written
 _OLD = "-old-"  # after the prefix: a folder that is being replaced
+WRITTEN = ".written.json"  # in a folder that this project wrote: the time, and the size of each file
+FILE_MANAGERS = {
+    ".ds_store",
+    "thumbs.db",
+    "desktop.ini",
+    "__macosx",
+}  # what they leave in folders, in lower case; no content
+_NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_CLOCKS = 2  # seconds by which times on one disk may be rounded
 
 
 class OutputError(OSError):
@@ -33,15 +48,18 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
 
     The temporary path keeps the suffix of `path`, since writers choose their format by it. The block may create a file or
     a folder there; a folder at `path` is replaced as a whole. Raises OutputError, naming `path`, if the disk is full or
-    read-only; the old content of `path` is then unchanged. `before` is called with `path` when everything is written,
-    just before the replacement.
+    read-only, or if the folder at `path` holds what this project did not write; the old content of `path` is then
+    unchanged. `before` is called with `path` when everything is written, just before the replacement.
     """
     path = Path(path)
     temporary = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if not temporary.is_dir():
+        if temporary.is_dir():
+            note_written(temporary)
+            require_own(path)
+        else:
             _flush(temporary)
         if before is not None:
             before(path)
@@ -52,7 +70,8 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
     except OSError as error:
         raise explained(error, path) from error
     finally:
-        remove(temporary)
+        if os.path.lexists(temporary):
+            remove(temporary)
 
 
 @contextlib.contextmanager
@@ -94,14 +113,64 @@ def _swap_folder(new: Path, path: Path) -> None:
     remove(old)
 
 
+def note_written(folder: Path) -> None:
+    """Write the list by which `folder` is later known as this project's own, with all that it holds now."""
+    noted = folder / WRITTEN
+    noted.unlink(missing_ok=True)  # it may be a link to the list of the folder that this one was copied from
+    sizes = {name: stat.st_size for name, stat in _entries(folder)}
+    noted.write_text(json.dumps({"written": time.time(), "files": sizes}), encoding="utf-8")
+
+
+def foreign(path: Path, names_only: bool = False) -> str | None:
+    """What this project did not write at `path`, or None: then `path` may be replaced or removed.
+
+    Names and sizes tell it, and times in a folder that is not a copy. Digests would mean to read every picture again.
+    names_only: a file that has changed counts as this project's, as what a crash tore.
+    """
+    if not os.path.lexists(path):
+        return None
+    if path.is_symlink() or not path.is_dir():
+        return f"{path} is no folder that this project wrote"
+    try:
+        noted = json.loads((path / WRITTEN).read_text(encoding="utf-8"))
+        sizes, written = noted["files"], noted["written"]
+        is_copy = abs((path / WRITTEN).stat().st_mtime - written) > _CLOCKS
+    except (OSError, ValueError, KeyError, TypeError):
+        sizes, written, is_copy = {}, 0, True
+    for name, stat in _entries(path):
+        if name not in sizes:
+            return f"{path} holds {name}, which is on no list of what this project wrote there"
+        is_changed = stat.st_size != sizes[name] or (not is_copy and stat.st_mtime > written + _CLOCKS)
+        if is_changed and not names_only:
+            return f"{path / name} was changed after this project wrote it"
+    return None
+
+
+def require_own(path: Path, names_only: bool = False) -> None:
+    """Raise OutputError, naming the first fault, unless `path` may be replaced or removed: see foreign."""
+    if fault := foreign(path, names_only):
+        raise OutputError(f"{fault}: move it away, or choose another folder")
+
+
+def _entries(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """Everything below `folder` that is no folder, links not followed: its name and stat."""
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _entries(Path(entry.path), f"{below}{entry.name}/")
+        elif entry.name != WRITTEN and entry.name.lower() not in FILE_MANAGERS:
+            yield below + entry.name, entry.stat(follow_symlinks=False)
+
+
 def explained(error: OSError, path: Path) -> OSError:
-    """An OutputError that says what to do, if the disk is full or read-only; otherwise the error itself."""
+    """An OutputError that says what to do, if the disk is full or nothing can be written there; otherwise the error itself."""
     if isinstance(error, OutputError):
         return error
     if error.errno == errno.ENOSPC:
-        return OutputError(errno.ENOSPC, f"no space left on the disk while writing {path}: free some and run again")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return OutputError(error.errno, f"{path} cannot be written ({error.strerror}): choose another output folder")
+        return OutputError(f"no space left on the disk while writing {path}: free some and run again")
+    if error.errno in _NO_PLACE:
+        return OutputError(f"{path} cannot be written ({error.strerror}): choose another output folder")
     return error
 
 
@@ -134,7 +203,8 @@ def remove_partials(folder: Path) -> list[Path]:
 
     If the process died while it replaced a folder, and the new folder is not in place, the old one is restored.
     """
-    left = sorted(folder.glob(f"{PARTIAL}*")) if folder.is_dir() else []
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    left = [path for path in found if re.match(rf"{re.escape(PARTIAL)}[0-9a-f]{{8}}-", path.name)]
     for temporary in left:
         _, is_old, name = temporary.name.partition(_OLD)
         if is_old and not (folder / name).exists():
@@ -146,13 +216,15 @@ def remove_partials(folder: Path) -> list[Path]:
 
 def require_space(folder: Path, needed: int) -> None:
     """Raise OutputError if `folder` cannot be written or has less than `needed` bytes free."""
-    with replacing(folder / "write_test") as probe:
-        probe.write_bytes(b"")
-    (folder / "write_test").unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise explained(error, folder) from error
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
-            errno.ENOSPC,
             f"{folder} has {free / 1e6:,.0f} MB free, this stage writes about {needed / 1e6:,.0f} MB: "
             "free some space or choose another data_dir",
         )
@@ -173,8 +245,21 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; raise TornFile, naming the file, if it is damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits; nested too deeply
         raise TornFile(f"{path} is not whole JSON ({error}): remove it and run its stage again") from error
+
+
+@contextlib.contextmanager
+def reading_json(path: Path) -> Iterator[Any]:
+    """Yield a JSON file's content to a block that reads it. Raises TornFile where the block finds something else in it."""
+    content = read_json(path)
+    try:
+        yield content
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise TornFile(
+            f"{path} does not hold what belongs there ({type(error).__name__}: {error}): remove it, or write it again with what "
+            "wrote it"
+        ) from error
 
 
 def write_csv(path: Path, table: "pd.DataFrame", before: Callable[[Path], None] | None = None) -> None:

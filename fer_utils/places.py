@@ -111,9 +111,13 @@ def place(given: str) -> Path:
     path = Path(given)
     if path.is_relative_to("/kaggle"):
         return kaggle_root() / path.relative_to("/kaggle")
-    return project_root() / path
+    return Path(os.path.normpath(project_root() / path))
 
 
-def shows_gpu() -> bool:
-    """Whether an NVIDIA driver shows a GPU. Does not import TensorFlow, which takes seconds."""
-    return any(Path("/dev").glob("nvidia[0-9]*"))
+def shows_gpu(root: Path = Path("/")) -> bool:
+    """Whether an NVIDIA driver shows a GPU. Does not import TensorFlow, which takes seconds.
+
+    WSL2 shows a GPU of any maker as /dev/dxg; NVIDIA's driver for Windows adds libcuda.
+    """
+    is_wsl = (root / "dev/dxg").exists() and (root / "usr/lib/wsl/lib/libcuda.so.1").exists()
+    return is_wsl or any((root / "dev").glob("nvidia[0-9]*"))

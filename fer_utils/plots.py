@@ -178,7 +178,7 @@ def compared_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     palette = RUN_COLOURS[: len(histories)] if enough else sns.color_palette("husl", len(histories))
     for axes, (name, label) in zip(row, _CURVES.items(), strict=True):
         for (run, history), colour in zip(histories.items(), palette, strict=True):
-            axes.plot(history["epoch"], history[f"val_{name}"], color=colour, marker=".", label=run)
+            axes.plot(history["epoch"], history[f"val_{name}"], color=colour, marker=".", label=_as_text(run))
             axes.axvline((history["phase"] == "head").sum() + 0.5, color=colour, linestyle=":", linewidth=0.8)
         axes.set(xlabel="epoch", title=f"VAL {label}")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -213,8 +213,13 @@ def compared_confusions(counts: dict[str, np.ndarray]) -> Figure:
         sns.heatmap(shares, annot=True, fmt=".2f", vmin=0, vmax=1, ax=axes, **style)
         axes.set_xticklabels(CLASSES, rotation=45, fontsize=7)
         axes.set_yticklabels(CLASSES, rotation=0, fontsize=7)
-        axes.set(title=run, xlabel="predicted", ylabel="true")
+        axes.set(title=_as_text(run), xlabel="predicted", ylabel="true")
     return figure
+
+
+def _as_text(name: str) -> str:
+    """A person's name for something, which is no formula though it has `$`, and no hidden label though it begins with `_`."""
+    return name.replace("$", r"\$") if not name.startswith("_") else f" {name}".replace("$", r"\$")
 
 
 def rates(history: pd.DataFrame) -> Figure:

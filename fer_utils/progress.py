@@ -1,5 +1,6 @@
 """Progress of long steps: a bar in a notebook, or under run_all.py reports in a file that `pipeline.terminal` shows."""
 
+import contextlib
 import json
 import os
 import sys
@@ -58,5 +59,6 @@ class _Reporter(tqdm):
 
 
 def _report(content: dict) -> None:
-    with Path(os.environ[REPORTS]).open("a", encoding="utf-8") as file:
+    """Report to run_all.py. A report that cannot be written is dropped: no training ends because of it."""
+    with contextlib.suppress(OSError), Path(os.environ[REPORTS]).open("a", encoding="utf-8") as file:
         file.write(json.dumps(content) + "\n")

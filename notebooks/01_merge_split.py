@@ -27,7 +27,7 @@
 
 # %% tags=["parameters"]
 # What the specification names
-seed: int = 42  # >= 0; every random choice follows from it
+seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
 fer2013: str = "auto"  # a folder, zip or csv; auto: data/ or Kaggle's mounts; demo: draw faces
 emotion_detection: str = "auto"  # a folder or zip; auto: data/ or Kaggle's mounts; demo: draw faces
 val_fraction: float = 0.25  # > 0, < 1; specification: share of FER2013's train images
@@ -84,7 +84,7 @@ for name, place in found.items():
 merged = splits.read_sources(found, unreadable, extra, extra_classes, detection.face_finder(extra_faces))
 print(f"{len(merged.table):,} images read")
 if merged.ignored:
-    print(f"{len(merged.ignored)} files that are no images left alone, such as {merged.ignored[0]}")
+    print(f"{len(merged.ignored)} files that are no images left alone, such as {merged.ignored[0]!r}")
 
 # %% tags=["nbval-check-output"]
 pd.crosstab(merged.table["label"], [merged.table["source"], merged.table["part"]]).loc[list(CLASSES)]

@@ -26,7 +26,7 @@
 
 # %% tags=["parameters"]
 # What the specification names
-seed: int = 42  # >= 0; every random choice follows from it
+seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
 target: int = 7000  # >= 0; specification: images that a smaller class is filled up to
 target_disgust: int = 1200  # >= 0; specification: the same for disgust
 max_per_class: int = 9000  # >= 1; specification: larger classes are thinned to it

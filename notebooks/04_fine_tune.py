@@ -27,7 +27,7 @@
 
 # %% tags=["parameters"]
 # What the specification names
-seed: int = 42  # >= 0; every random choice follows from it
+seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
 image_size: int = 224  # >= 32; pixels a side that ResNet50 sees; the cpu profile takes 96
 weights: str = "imagenet"  # imagenet, a path to a ResNet50 notop .h5, or none
 batch_size: int = 64  # >= 1; specification
@@ -74,7 +74,7 @@ from fer_utils import plots
 from fer_utils.data import loading
 from fer_utils.data.augmentation import Changes
 from fer_utils.pipeline import stages
-from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
+from fer_utils.training import devices, frozen_prefix, loop, model_files, network, optimizers
 from fer_utils.training.averaging import WeightAveraging
 
 import keras
@@ -197,17 +197,20 @@ print(f"rate {ends[0, 0]:.2g} → {ends[0, 1]:.2g}, decay {ends[1, 0]:.2g} → {
 # %% [markdown]
 # ## Save and check
 # The best weights are back in place, and the layers that trained are the whole network's own. The saved file holds layers
-# of Keras alone, so it loads without this project, and computes in float32 whatever it was trained in. `trained.csv` lists
+# of Keras alone, so it loads without this project, and computes in float32 whatever it was trained in. It also says what it
+# was trained on, drawn faces or photographs, so that no copy of it passes for something else. `trained.csv` lists
 # the images that the model has seen in either phase. 05 says of every score how many of its pictures are among them. With
 # `votes_output` there is a second file, `model_votes.keras`: the same network, but with the answers of the second output.
 
 # %%
 plain = network.for_inference(model)
+sources = stage.about_run()["params"].get("merge_split")
 stage.discard("model_votes.keras")  # an earlier training may have left one
-stage.save(plain.save, "model.keras")
+stage.save(lambda path: model_files.save(plain, path, sources), "model.keras")
 stage.save(plain.save_weights, "model.weights.h5")
 if votes_output:
-    stage.save(network.for_inference(model, network.VOTES_LAYER).save, "model_votes.keras")
+    votes = network.for_inference(model, network.VOTES_LAYER)
+    stage.save(lambda path: model_files.save(votes, path, sources), "model_votes.keras")
 stage.save(history, "history_fine_tune.csv")
 stage.save(loading.originals(train.table, stage.read("trained_head.csv")), "trained.csv")
 

@@ -27,7 +27,7 @@
 
 # %% tags=["parameters"]
 # What the specification names
-seed: int = 42  # >= 0; every random choice follows from it
+seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
 # Beyond it
 limit_per_class: int = 0  # >= 0; images of each class to evaluate, 0: all
 leave_out: str = "none"  # none | conflicts | blanks | both | not_a_face | all; images kept out
@@ -92,7 +92,8 @@ for split, shown in faces.items():
 # ## Scores
 # Precision, recall and F1 are macro averages: every class counts the same, however rare. TEST also in its Public and
 # Private parts, where the source tells them apart: published scores are of Private. The intervals say how far accuracy and
-# macro F1 would move with other images of the same kind (95 % bootstrap). Macro precision and recall are in `metrics.json`.
+# macro F1 would move with other pictures of the same kind (95 % bootstrap; copies of one picture are drawn together). Macro
+# precision and recall are in `metrics.json`.
 
 # %%
 policy = stage.read("leakage.json")["policy"]

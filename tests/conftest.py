@@ -109,10 +109,11 @@ def write_older_weights() -> Callable:
     """Writes a ResNet50 without top as Keras did before 2019: write(model, path).
 
     Other names, and another order: in a block the shortcut (branch1) came last. `keras-applications` 1.0.7 wrote them so.
+    number: what Keras 1 put after a name that it had given before, such as `_1`.
     """
     words = {"kernel": "W", "bias": "b", "moving_mean": "running_mean", "moving_variance": "running_std"}
 
-    def write(model, path: Path) -> None:
+    def write(model, path: Path, number: str = "") -> None:
         layers = {_older_name(layer.name): layer for layer in model.layers if layer.weights}
         order = sorted(layers, key=lambda name: (name[-6:] != "_conv1" and name != "conv1", name.endswith("branch1")))
         with h5py.File(path, "w") as file:
@@ -121,7 +122,8 @@ def write_older_weights() -> Callable:
             for name in order:
                 group = file.create_group(name)
                 values = {
-                    f"{name}_{words.get(weight.name, weight.name)}:0": weight.numpy() for weight in layers[name].weights
+                    f"{name}_{words.get(weight.name, weight.name)}{number}:0": weight.numpy()
+                    for weight in layers[name].weights
                 }
                 group.attrs["weight_names"] = np.array([key.encode() for key in values])
                 for key, value in values.items():

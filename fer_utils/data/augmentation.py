@@ -145,11 +145,15 @@ def offline_pipeline():
 def augmented_copy(image: np.ndarray, path: str, copy: int, seed: int) -> np.ndarray:
     """The `copy`-th augmentation of one image: uint8 grey (48, 48) in and out.
 
-    It depends on (seed, path, copy) alone, not on the number of workers or the order of the work.
+    It depends on (seed, path, copy) alone, not on the number of workers or the order of the work. It is never the image
+    itself: the steps may leave it as it is, one time in a hundred, and are then drawn again.
     """
     copy_seed = np.random.SeedSequence([seed, copy, *path.encode()]).generate_state(1)[0]
     pipeline = offline_pipeline()
     # One stream for all steps: `set_random_seed` gives each step a stream with the same seed. Then flip, rotation and
-    # brightness happen together or not at all, and one copy in eleven equals its original.
+    # brightness happen together or not at all, and one draw in eleven changes nothing.
     pipeline.set_random_state(np.random.default_rng(copy_seed), random.Random(int(copy_seed)))
-    return pipeline(image=np.repeat(image[..., None], 3, axis=2))["image"][..., 0]
+    made = image
+    while np.array_equal(made, image):
+        made = pipeline(image=np.repeat(image[..., None], 3, axis=2))["image"][..., 0]
+    return made

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fer_utils.classes import CLASSES, CSV_CODES, EMOTION_DETECTION_SPELLINGS
 from fer_utils.data.addresses import VOTES_FILE
-from fer_utils.data.ferplus import ANSWERS, HEADER, LABELS_FILE
+from fer_utils.data.ferplus import ANSWERS, HEADER, LABELS_FILE, digest
 from fer_utils.data.sources import USAGES
 from fer_utils.images import SIZE
 
@@ -246,17 +246,19 @@ def _write_votes(folder: Path, faces: list, drawn_as: list[str], usages: list[st
 
     Most voters name the expression that was drawn, some the one it is taken for; of a blank picture all say: not a face.
     """
-    rng, rows, digits = np.random.default_rng([seed, 1]), [",".join(HEADER)], ""
-    for number, place in enumerate(_csv_order(usages)):
+    rng, rows, digits, counts = np.random.default_rng([seed, 1]), [",".join(HEADER)], "", []
+    order = _csv_order(usages)
+    for number, place in enumerate(order):
         label, image = faces[place]
         shares = dict.fromkeys(ANSWERS, 0.015)
         shares[drawn_as[place]], shares[_TAKEN_FOR[drawn_as[place]]] = 0.7, 0.18
         chances = np.array([*shares.values()]) if image.any() else np.eye(len(ANSWERS))[-1]
         votes = rng.multinomial(_VOTERS, chances / chances.sum())
+        counts.append(votes)
         rows.append(",".join([usages[place], f"fer{number:07}.png", *map(str, votes)]))
         digits += str(CSV_CODES.index(label))
     _write(folder / VOTES_FILE, "\n".join([*rows, ""]).encode())
-    _write(folder / LABELS_FILE, digits.encode())
+    _write(folder / LABELS_FILE, f"{digits}\n{digest([usages[place] for place in order], counts)}\n".encode())
 
 
 def _write(path: Path, data: bytes) -> None:

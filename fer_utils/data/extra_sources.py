@@ -29,6 +29,7 @@ from fer_utils.data.sources import (
     ZipReader,
     is_hidden,
     natural_key,
+    require_plain,
 )  # fmt: skip
 
 import numpy as np
@@ -93,9 +94,12 @@ def open_extra(
     names = parse_classes(classes)
     if not path.exists():
         raise DatasetError(f"{name}: nothing at {path}")
-    if path.is_file() and path.suffix.lower() != ".zip":
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".zip"):
         raise DatasetError(f"{name}: {path} is neither a folder nor a .zip file")
-    reader = FolderReader(path) if path.is_dir() else ZipReader(path, name, MAX_PHOTOGRAPH_BYTES, MAX_UNPACKED_BYTES)
+    if path.is_dir():
+        reader = FolderReader(path, MAX_PHOTOGRAPH_BYTES)
+    else:
+        reader = ZipReader(path, name, MAX_PHOTOGRAPH_BYTES, MAX_UNPACKED_BYTES)
     try:
         files = sorted(reader.files(), key=natural_key)
         rows, ignored = _rows(files, reader, path, name, names)
@@ -136,6 +140,8 @@ def _rows(files: list[str], reader, path: Path, name: str, names: dict[str, str]
     pictures = [
         file for file in files if not is_hidden(file) and PurePosixPath(file).suffix.lower() in images.PHOTOGRAPHS
     ]
+    for file in pictures:
+        require_plain(file, path, name)
     lists = [file for file in files if PurePosixPath(file).name == RAF_DB_LIST]
     if lists:
         rows = _rows_of_raf_db(pictures, reader.read(lists[0]).decode("utf-8-sig", "replace"), path, name)
@@ -174,7 +180,7 @@ def _rows_of_raf_db(pictures: list[str], text: str, path: Path, name: str) -> li
         stem, label = PurePosixPath(file).stem, RAF_DB.get(code)
         if label is None or not stem.startswith(("train_", "test_")):
             raise DatasetError(
-                f"{name}: {path}: {RAF_DB_LIST}, line {number} is {line!r}; expected such as train_00001.jpg 5"
+                f"{name}: {path}: {RAF_DB_LIST}, line {number} is {line[:80]!r}; expected such as train_00001.jpg 5"
             )
         found = aligned.get(f"{stem}_aligned.jpg")
         if found is None:
@@ -195,7 +201,7 @@ def _rows_of_affectnet(pictures: list[str], files: set[str], reader, path: Path,
             raise DatasetError(f"{name}: {path} holds {file}, but no {note} that tells its expression")
         try:
             code = str(np.load(io.BytesIO(reader.read(note)), allow_pickle=False).item())
-        except (ValueError, EOFError, OSError) as error:
+        except (ValueError, EOFError, OSError, MemoryError) as error:
             raise DatasetError(f"{name}: {path}: {note} is not a whole annotation ({error})") from error
         if code not in AFFECTNET:
             raise DatasetError(f"{name}: {path}: {note} holds {code!r}; expected 0 to {len(AFFECTNET) - 1}")

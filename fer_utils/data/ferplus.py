@@ -4,7 +4,9 @@ Barsoum et al. 2016 (arXiv:1608.01041), github.com/microsoft/FERPlus. The file `
 original fer2013.csv, in its order.
 """
 
+import hashlib
 import lzma
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +37,10 @@ NO_MAJORITY = "no majority"
 OUTCOMES = (*CLASSES, "contempt", "unknown", "not a face", NO_MAJORITY)
 RULE = "FER+ majority: single votes dropped, more than half of the rest; contempt, unknown and not a face left out"
 
-LABELS_FILE = "fer2013_labels.txt"  # beside the votes of drawn faces; FER2013's own are part of this package
-LEAST_AGREEMENT = 0.4  # of the most frequent answer with FER2013's label; 0.62 in the right order, 0.18 shuffled
+# A digit for the label of each row, and the digest of the votes on these rows. It lies beside the votes of drawn faces;
+# FER2013's own is part of this package.
+LABELS_FILE = "fer2013_labels.txt"
+MAX_BYTES = 20_000_000  # of the votes; FER+'s have 1.6 million
 
 HEADER = ("Usage", "Image name", *VOTES)
 _CLASS_COLUMNS = [ANSWERS.index(label) for label in CLASSES]
@@ -56,8 +60,10 @@ class Votes:
 
 
 def read(path: Path) -> Votes:
-    """Read `fer2013new.csv`. Raises DatasetError, naming the file, if it does not fit FER2013 row by row."""
+    """Read `fer2013new.csv`. Raises DatasetError, naming the file, if it holds any other votes than FER+ published."""
     path, remedy = Path(path), f"download it again from {addresses.VOTES_ADDRESS}"
+    if path.stat().st_size > MAX_BYTES:
+        raise DatasetError(f"{path} has {path.stat().st_size:,} bytes, FER+'s votes have 1.6 million: {remedy}")
     try:
         table = pd.read_csv(path, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -70,8 +76,8 @@ def read(path: Path) -> Votes:
     if len(table) != len(labels):
         raise DatasetError(f"{path} has {len(table):,} rows, FER2013 has {len(labels):,}: {remedy}")
     try:
-        counts = table[list(VOTES)].to_numpy().astype(int)
-    except ValueError as error:
+        counts = table[list(VOTES)].astype(int).to_numpy()
+    except (ValueError, OverflowError) as error:
         raise DatasetError(f"{path} has a vote that is no whole number ({error}): {remedy}") from error
     wrong = np.flatnonzero((counts < 0).any(axis=1) | (counts.sum(axis=1) == 0) | (counts.sum(axis=1) > 10))
     if len(wrong):
@@ -83,20 +89,27 @@ def read(path: Path) -> Votes:
     if unknown or (np.diff([USAGES.index(usage) for usage in usages]) < 0).any():
         found = f"the Usage {unknown[0]!r}" if unknown else "its rows in another order"
         raise DatasetError(f"{path} has {found}; FER2013 lists {', then '.join(USAGES)}: {remedy}")
-    agreement = (np.array(ANSWERS)[counts.argmax(axis=1)] == labels).mean()
-    if agreement < LEAST_AGREEMENT:
-        raise DatasetError(
-            f"{path}: the most frequent answer is FER2013's label for {agreement:.0%} of the rows only, so these rows are not "
-            f"in the order of fer2013.csv: {remedy}"
-        )
+    if digest(usages, counts) != _labels_file(path)[1]:
+        raise DatasetError(f"{path}: its rows were changed, or are not in the order of fer2013.csv: {remedy}")
     return Votes(counts, usages, labels)
+
+
+def digest(usages: Sequence[str], counts: np.ndarray) -> str:
+    """What LABELS_FILE says of votes, so that no row can be changed or moved. counts: int (n, 10)."""
+    rows = (f"{usage} {votes}\n" for usage, votes in zip(usages, as_text(counts), strict=True))
+    return hashlib.blake2b("".join(rows).encode(), digest_size=16).hexdigest()
 
 
 def labels_in_row_order(path: Path) -> np.ndarray:
     """FER2013's label of each row of fer2013.csv, str (n,): from LABELS_FILE beside `path`, otherwise the real ones."""
+    return np.array(CSV_CODES)[[int(digit) for digit in _labels_file(path)[0]]]
+
+
+def _labels_file(path: Path) -> list[str]:
+    """The two lines of LABELS_FILE beside `path`, otherwise of FER2013's own."""
     drawn = path.with_name(LABELS_FILE)
     text = drawn.read_text("ascii") if drawn.is_file() else lzma.decompress(_SHIPPED.read_bytes()).decode("ascii")
-    return np.array(CSV_CODES)[[int(digit) for digit in text.strip()]]
+    return text.splitlines()
 
 
 def outcome(counts: np.ndarray) -> np.ndarray:

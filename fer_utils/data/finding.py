@@ -51,7 +51,7 @@ def extra_places(given: str, taken: Sequence[str] = ()) -> dict[str, Path]:
     """The paths of a parameter such as `my_faces;more.zip`, by short names that are unique and not among `taken`."""
     found: dict[str, Path] = {}
     for text in filter(None, (piece.strip() for piece in given.split(";"))):
-        stem = re.sub(r"[^\w-]+", "_", Path(text).stem).strip("_") or "extra"
+        stem = re.sub(r"[^\w-]+", "_", Path(text).stem).strip("_").encode()[:60].decode(errors="ignore") or "extra"
         used = {name.casefold() for name in (*found, *taken)}
         name = next(name for name in (stem, *(f"{stem}_{n}" for n in range(2, 999))) if name.casefold() not in used)
         found[name] = places.place(text)

@@ -6,7 +6,7 @@ from fer_utils.classes import CLASSES
 from fer_utils.data import addresses, audit, ferplus
 from fer_utils.data.ferplus import Votes
 from fer_utils.data.sources import DatasetError
-from fer_utils.data.splits import EMOTION_DETECTION, FER2013
+from fer_utils.data.splits import EMOTION_DETECTION, FER2013, SPLITS
 
 import numpy as np
 import pandas as pd
@@ -122,7 +122,7 @@ def choose(table: pd.DataFrame, labels: str) -> pd.DataFrame:
 
     Pictures of other sources keep their label. labels: `fer2013` or `ferplus`. Splits are assigned before, so that both sets of labels are trained and scored on the
     same pictures. Under `ferplus` a picture whose label changes gets FER2013's label in its file name: names repeat from
-    class to class. Raises DatasetError if there are no votes.
+    class to class. Raises DatasetError if there are no votes, or a split would have no picture left.
     """
     if labels not in ferplus.LABEL_SETS:
         raise ValueError(f"labels is {labels!r}, expected one of {', '.join(ferplus.LABEL_SETS)}")
@@ -136,6 +136,12 @@ def choose(table: pd.DataFrame, labels: str) -> pd.DataFrame:
     has_rows = table["source"].isin((FER2013, EMOTION_DETECTION))  # nobody voted on pictures of other sources
     table = table.assign(label=table["ferplus_label"].where(has_rows, table["label"]))
     without = table.index[(table["label"] == "") & (table["split"] != "")]
+    emptied = set(table["split"]) & {*SPLITS} - set(table.loc[table["label"] != "", "split"])
+    if emptied:
+        raise DatasetError(
+            f"labels is 'ferplus', but FER+'s votes give no picture of {' and '.join(sorted(emptied))} a class: set "
+            "merge_split.labels to fer2013"
+        )
     table.loc[without, "split"] = ""
     table.loc[table["label"] == "", "label"] = table["fer2013_label"]
     moved = table["label"] != table["fer2013_label"]

@@ -89,9 +89,9 @@ def load_other_sets(
 ) -> dict[str, Faces]:
     """The pictures of other test sets, by short names: see fer_utils.data.extra_sources.
 
-    Their tables have path, label, usage, fingerprint, flags and seen_in_training: whether a near-duplicate of the picture
-    is among those at `trained["train_path"]`, below `folder`, found as 01 finds copies across splits. Unreadable pictures
-    and those without exactly one face (if find_faces is given) are left out; what is left out is printed. Raises
+    Their tables have path, label, usage, fingerprint, flags, group and seen_in_training: whether a near-duplicate of the
+    picture is among those at `trained["train_path"]`, below `folder`, found as 01 finds copies across splits. Unreadable
+    pictures and those without exactly one face (if find_faces is given) are left out; what is left out is printed. Raises
     DatasetError for an unknown layout.
     """
     sets = {}
@@ -105,8 +105,9 @@ def load_other_sets(
         pixels = merged.pixels[used]
         pairs = near_duplicates.find_pairs(np.concatenate([seen, pixels]))
         groups = near_duplicates.group(len(seen) + len(pixels), pairs)
-        is_seen = np.isin(groups[len(seen) :], groups[: len(seen)])
-        table = table.assign(path=name + "/" + table["source_path"], seen_in_training=is_seen)
+        seen_groups, groups = np.split(groups, [len(seen)])
+        is_seen = np.isin(groups, seen_groups)
+        table = table.assign(path=name + "/" + table["source_path"], group=groups, seen_in_training=is_seen)
         labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
         sets[name] = Faces(pixels[..., None], labels, table, labels)
         print(f"{about}; the model was trained on copies of {is_seen.sum():,}")
@@ -114,7 +115,10 @@ def load_other_sets(
 
 
 def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed: int = 0) -> Faces:
-    """Load the images at `table["path"]`, relative to `folder`; with a limit, at most that many of each class, drawn by `seed`."""
+    """Load the images at `table["path"]`, relative to `folder`; with a limit, at most that many of each class, drawn by `seed`.
+
+    Raises TornFile for one whose pixels are not those of its fingerprint, if the table has a column of these.
+    """
     table = take_per_class(table, limit_per_class, seed) if limit_per_class else table.reset_index(drop=True)
     missing = [path for path in table["path"] if not (folder / path).is_file()]
     if missing:
@@ -122,6 +126,12 @@ def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed
             f"{folder}: {len(missing)} images of the table are missing, such as {missing[0]}: run the stage that writes them again"
         )
     stack = images.load([folder / path for path in table["path"]])
+    if "fingerprint" in table:
+        others = table["path"][table["fingerprint"] != [images.fingerprint(image) for image in stack]]
+        if len(others):
+            raise files.TornFile(
+                f"{folder}: {len(others)} images are not those that 01 wrote, such as {others.iloc[0]}: run 01 again (`--from 01`)"
+            )
     labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
     return Faces(stack[..., None], labels, table, labels)
 

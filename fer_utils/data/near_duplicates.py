@@ -84,11 +84,12 @@ def find_pairs(
 
     Each exact copy is paired only with the first of its kind, and only that first one is in other pairs: k copies give
     k - 1 rows instead of k(k - 1)/2. If two groups of closer copies are crops of each other, only their most similar pair
-    is compared and listed. `group` gives complete clusters from all pairs. Blank images are in no pair. Raises ValueError
-    on any other shape or type.
+    is compared and listed. `group` gives complete clusters from all pairs. Blank images are in exact pairs only. Raises
+    ValueError on any other shape or type.
     """
     _check(images)
-    exact, pictures = _exact_copies(images, np.flatnonzero(~is_blank(images)))
+    exact, pictures = _exact_copies(images)
+    pictures = pictures[~is_blank(images[pictures])]
     found, open_pairs = [exact], []
     candidates = _candidates_by_size(_descriptors(images, pictures), index_from)
     with bar(description="searching copies", total=len(pictures)) as shown:
@@ -199,13 +200,13 @@ def _blocks(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def _exact_copies(images: np.ndarray, pictures: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
+def _exact_copies(images: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
     """Pairs of each exact copy with the first one, and the positions of the distinct pictures."""
-    digests = [hashlib.blake2b(images[i].tobytes(), digest_size=16).digest() for i in pictures]
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
     codes, _ = pd.factorize(np.array(digests, dtype=object))
     _, start = np.unique(codes, return_index=True)
-    first, copy = pictures[start][codes], pictures[start[codes] != np.arange(len(pictures))]
-    return _rows(first[start[codes] != np.arange(len(pictures))], copy, "exact", 0.0), pictures[start]
+    is_copy = start[codes] != np.arange(len(images))
+    return _rows(start[codes][is_copy], np.flatnonzero(is_copy), "exact", 0.0), start
 
 
 def _rows(first: np.ndarray, second: np.ndarray, kind: str | np.ndarray, distance: float | np.ndarray) -> pd.DataFrame:

@@ -10,23 +10,29 @@ Handling of unusual input:
 | one wrapping folder (`archive/train`, `train/train`) | read through                                           |
 | the same part twice (`train/angry` and `train/train/angry`) | error: which two, keep one                      |
 | files that are no images                           | left out, counted in `Source.ignored`                    |
-| links in a folder                                  | followed; one that leads nowhere is an unreadable file   |
+| links in a folder                                  | followed, each folder once; one that leads nowhere is an unreadable file |
+| pipes, devices, sockets                            | unreadable files: only regular files are opened          |
+| name of an image with a control character, not in UTF-8, or too long for a disk | error: which image, rename it |
 | image of another size or in colour                 | repaired when read, flagged (`fer_utils.images.decode`)  |
 | zip entry that leads out, is a link or is encrypted | error: which entry                                       |
 | zip that unpacks to more than any dataset          | error before anything is unpacked                        |
+| zip entry that is longer than it declares          | unreadable; no more than declared is unpacked            |
+| CSV that is not UTF-8, or no whole table           | error: which row                                         |
 | empty, cut-off or foreign image                    | error before anything is written, or excluded and flagged |
 """
 
 import csv
+import io
 import os
 import re
 import stat
 import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from fer_utils import images
 from fer_utils.classes import CLASSES, CSV_CODES, class_of
@@ -38,7 +44,11 @@ COLUMNS = ("source", "part", "label", "usage", "source_path")
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 MAX_IMAGE_BYTES = 10_000_000  # a 48×48 picture has about 2,000; a larger entry is no face picture, or a zip bomb
 MAX_UNPACKED_BYTES = 4_000_000_000  # the larger dataset unpacks to 0.3 GB as CSV
+MAX_LINE, MAX_TABLE = 100_000, 500_000_000  # characters of a CSV; FER2013's has 301 million, up to 9,240 in a row
+MAX_NAME = 255  # bytes of a file's name; no usual disk holds a longer one
 
+_NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what a CSV or UTF-8 cannot hold in a file's name
+_LABEL_OF = {str(code): label for code, label in enumerate(CSV_CODES)}
 _CSV_PARTS = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
 USAGES = tuple(_CSV_PARTS)
 
@@ -90,8 +100,8 @@ def open_source(path: Path, name: str) -> Iterator[Source]:
 
 def _reader(path: Path, name: str) -> "FolderReader | ZipReader | _CsvReader":
     if path.is_file() and path.suffix.lower() == ".csv":
-        return _CsvReader(path.open(newline="", encoding="utf-8-sig"), path.name, path)
-    if path.is_file() and path.suffix.lower() != ".zip":
+        return _CsvReader(path.open("rb"), path.name, path)
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".zip"):
         raise DatasetError(f"{name}: {path} is neither a folder, a .zip nor a .csv file")
     reader = FolderReader(path) if path.is_dir() else ZipReader(path, name)
     files = reader.files()
@@ -99,7 +109,7 @@ def _reader(path: Path, name: str) -> "FolderReader | ZipReader | _CsvReader":
         return reader
     for file in files:
         if PurePosixPath(file).name in CSV_NAMES:
-            return _CsvReader(reader.open_text(file), PurePosixPath(file).name, path)
+            return _CsvReader(reader.open(file), PurePosixPath(file).name, path)
     zips = [file for file in files if file.lower().endswith(".zip")]
     if path.is_dir() and len(zips) == 1:
         return _reader(path / zips[0], name)
@@ -110,34 +120,40 @@ def _reader(path: Path, name: str) -> "FolderReader | ZipReader | _CsvReader":
 
 
 class FolderReader:
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, image_bytes: int = MAX_IMAGE_BYTES):
+        self.path, self.image_bytes = path, image_bytes
 
     def files(self) -> list[str]:
-        """Every file below the folder, through links to folders too; a link that leads nowhere counts as a file."""
-        found = []
-        for folder, folders, names in os.walk(self.path, followlinks=True):
-            place = Path(folder)
-            folders[:] = [name for name in folders if not _leads_back(place, place / name)]
-            found += [(place / name).relative_to(self.path).as_posix() for name in names]
+        """Every file below the folder, through links to folders too, each folder once; a link that leads nowhere is a file."""
+        found, starts = [], [self.path]
+        entered = set(
+            map(str, Path(os.path.realpath(self.path)).parents)
+        )  # a link to these would lead over the whole disk
+        for start in starts:  # grows by the links on the way; a folder's own place comes before those of links to it
+            for folder, folders, names in os.walk(start):
+                place, real = Path(folder), os.path.realpath(folder)
+                if real in entered:
+                    folders.clear()
+                    continue
+                entered.add(real)
+                folders.sort()
+                starts += [place / name for name in folders if (place / name).is_symlink()]
+                found += [(place / name).relative_to(self.path).as_posix() for name in names]
         return found
 
     def read(self, file: str) -> bytes:
         try:
-            return (self.path / file).read_bytes()
-        except OSError as error:
-            raise images.UnreadableImage(f"{self.path}: {file} cannot be read ({error.strerror})") from error
+            return images.read_file(self.path / file, self.image_bytes)
+        except images.UnreadableImage as error:
+            raise images.UnreadableImage(f"{self.path}: {file} {error}") from error
 
-    def open_text(self, file: str):
-        return (self.path / file).open(newline="", encoding="utf-8-sig")
+    def open(self, file: str) -> BinaryIO:
+        if not (self.path / file).is_file():
+            raise DatasetError(f"{self.path}: {file} is no regular file: give the table itself")
+        return (self.path / file).open("rb")
 
     def close(self) -> None:
         pass
-
-
-def _leads_back(folder: Path, inside: Path) -> bool:
-    """Whether `inside` is a link to `folder` or to a folder around it, so that to follow it would never end."""
-    return inside.is_symlink() and folder.resolve().is_relative_to(inside.resolve())
 
 
 class ZipReader:
@@ -148,24 +164,28 @@ class ZipReader:
         self.path, self.image_bytes = path, image_bytes or MAX_IMAGE_BYTES
         try:
             self.zip = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        except Exception as error:  # zipfile raises about eight types for damaged bytes
             raise DatasetError(f"{name}: {path} is not a whole zip file ({error}): download it again") from error
-        names = self.zip.namelist()
+        try:
+            self._check(name, unpacked_bytes or MAX_UNPACKED_BYTES)
+        except DatasetError:
+            self.zip.close()
+            raise
+
+    def _check(self, name: str, unpacked_bytes: int) -> None:
         for info in self.zip.infolist():
             fault = _fault_of(info)
             if fault:
-                self.zip.close()
                 raise DatasetError(
-                    f"{name}: {path} holds the entry {info.filename!r}, {fault}: get the zip from its source"
+                    f"{name}: {self.path} holds the entry {info.filename[-300:]!r}, {fault}: get the zip from its source"
                 )
         unpacked = sum(info.file_size for info in self.zip.infolist())
-        if unpacked > (unpacked_bytes or MAX_UNPACKED_BYTES):
-            self.zip.close()
-            raise DatasetError(f"{name}: {path} unpacks to {unpacked:,} bytes; no dataset of faces is that large")
-        twice = sorted({entry for entry in names if names.count(entry) > 1}) if len(set(names)) < len(names) else []
+        if unpacked > unpacked_bytes:
+            raise DatasetError(f"{name}: {self.path} unpacks to {unpacked:,} bytes; no dataset of faces is that large")
+        twice = sorted(entry for entry, times in Counter(self.zip.namelist()).items() if times > 1)
         if twice:
             raise DatasetError(
-                f"{name}: {path} holds the entry {twice[0]} twice ({len(twice)} such): download it again"
+                f"{name}: {self.path} holds the entry {twice[0]} twice ({len(twice)} such): download it again"
             )
 
     def files(self) -> list[str]:
@@ -176,14 +196,13 @@ class ZipReader:
         if info.file_size > self.image_bytes:
             raise images.UnreadableImage(f"{self.path}: {file} unpacks to {info.file_size:,} bytes, no face picture")
         try:
-            return self.zip.read(info)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            with self.zip.open(info) as entry:
+                return entry.read(info.file_size)  # read() unpacks everything, however little the entry declares
+        except Exception as error:  # zipfile and zlib raise about ten types for damaged bytes
             raise images.UnreadableImage(f"{self.path}: {file} cannot be unpacked ({error})") from error
 
-    def open_text(self, file: str):
-        import io
-
-        return io.TextIOWrapper(self.zip.open(file), encoding="utf-8-sig", newline="")
+    def open(self, file: str) -> BinaryIO:
+        return self.zip.open(file)
 
     def close(self) -> None:
         self.zip.close()
@@ -198,17 +217,29 @@ def _fault_of(info: zipfile.ZipInfo) -> str | None:
         return "which is a link"
     if info.flag_bits & 1:
         return "which is encrypted"
+    if info.compress_type not in (
+        zipfile.ZIP_STORED,
+        zipfile.ZIP_DEFLATED,
+    ):  # of others zipfile unpacks without a limit
+        return "which is packed by another method than zip's usual one"
     return None
 
 
 class _CsvReader:
     """The original `emotion,pixels,Usage` table; `icml_face_data.csv` has another order of columns and spaces in their names."""
 
-    def __init__(self, stream, file: str, path: Path):
-        with stream:
-            rows = list(csv.DictReader(stream, skipinitialspace=True))
-        self.file, self.path = file, path
-        self.rows = [{(key or "").strip().lower(): value for key, value in row.items()} for row in rows]
+    def __init__(self, stream: BinaryIO, file: str, path: Path):
+        self.file, self.path, self.rows = file, path, []
+        try:
+            with stream:
+                lines = _lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+                for row in csv.DictReader(lines, skipinitialspace=True, strict=True):
+                    self.rows.append({(key or "").strip().lower(): value for key, value in row.items()})
+        except Exception as error:  # csv, zipfile and the decoder raise about ten types for damaged bytes
+            raise DatasetError(
+                f"{path}: {file} cannot be read past its first {len(self.rows):,} rows ({error}): save it as CSV in UTF-8, or "
+                "download it again"
+            ) from error
         missing = {"emotion", "pixels", "usage"} - set(self.rows[0] if self.rows else ())
         if missing:
             raise DatasetError(f"{path}: {file} lacks the column(s) {', '.join(sorted(missing))}")
@@ -220,22 +251,22 @@ class _CsvReader:
         records = []
         for number, row in enumerate(self.rows):
             usage, code = ((row[column] or "").strip() for column in ("usage", "emotion"))  # None: the row ends early
-            if usage not in _CSV_PARTS or not code.isdigit() or int(code) >= len(CSV_CODES):
+            if usage not in _CSV_PARTS or code not in _LABEL_OF:
                 raise DatasetError(
-                    f"{self.path}: {self.file} row {number} has Usage {usage!r} and emotion {code!r}; "
+                    f"{self.path}: {self.file} row {number} has Usage {usage[:20]!r} and emotion {code[:20]!r}; "
                     f"expected one of {', '.join(USAGES)} and 0–{len(CSV_CODES) - 1}"
                 )
-            records.append((name, _CSV_PARTS[usage], CSV_CODES[int(code)], usage, f"{self.file}#{number}"))
+            records.append((name, _CSV_PARTS[usage], _LABEL_OF[code], usage, f"{self.file}#{number}"))
         table = pd.DataFrame(records, columns=COLUMNS)
         _require_all_classes(table, self.path, name)
         return table
 
     def read(self, source_path: str) -> bytes:
-        pixels = self.rows[int(source_path.rsplit("#", 1)[1])]["pixels"].split()
+        pixels = (self.rows[int(source_path.rsplit("#", 1)[1])]["pixels"] or "").split()
         side = int(len(pixels) ** 0.5)
         try:
             values = np.array(pixels, int)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise images.UnreadableImage(f"{self.path}: {source_path} has a pixel that is no number") from error
         if side == 0 or side * side != len(pixels) or values.min() < 0 or values.max() > 255:
             raise images.UnreadableImage(f"{self.path}: {source_path} has {len(pixels)} pixels, no square of 0–255")
@@ -245,6 +276,16 @@ class _CsvReader:
         pass
 
 
+def _lines(text: io.TextIOBase) -> Iterator[str]:
+    """The lines of a text, as its own iterator gives them; but no line over MAX_LINE is read, and no text over MAX_TABLE."""
+    total = 0
+    while line := text.readline(MAX_LINE):
+        total += len(line)
+        if len(line) == MAX_LINE or total > MAX_TABLE:
+            raise ValueError(f"more than {MAX_LINE:,} characters in a line, or {MAX_TABLE:,} in all")
+        yield line
+
+
 def _table(files: list[str], path: Path, name: str) -> tuple[pd.DataFrame, list[str]]:
     records, ignored, homes = [], [], {}
     for file in files:
@@ -252,6 +293,7 @@ def _table(files: list[str], path: Path, name: str) -> tuple[pd.DataFrame, list[
         if is_hidden(file) or PurePosixPath(file).suffix.lower() not in images.SUFFIXES:
             ignored.append(file)
             continue
+        require_plain(file, path, name)
         part, label, home = _place(file, path, name)
         homes.setdefault(part, set()).add(home)
         records.append((name, part, label, _usage(parts[-1]), file))
@@ -270,6 +312,15 @@ def _table(files: list[str], path: Path, name: str) -> tuple[pd.DataFrame, list[
 def is_hidden(file: str) -> bool:
     """Whether a file is no part of a dataset by its path: hidden, or a Mac's copy of metadata."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(file).parts)
+
+
+def require_plain(file: str, path: Path, name: str) -> None:
+    """Raise DatasetError for an image whose name manifest.csv cannot hold."""
+    fault = "a control character, or is not UTF-8" if _NO_NAME.search(file) else ""
+    if not fault and len(PurePosixPath(file).name.encode()) > MAX_NAME:
+        fault = f"more than {MAX_NAME} bytes"
+    if fault:
+        raise DatasetError(f"{name}: {path} holds {file[-300:]!r}; its name has {fault}: rename it")
 
 
 def _place(file: str, path: Path, name: str) -> tuple[str, str, str]:
@@ -307,4 +358,6 @@ def _usage(file_name: str) -> str:
 
 def natural_key(text: str) -> list:
     """Sort key that puts im2 before im10."""
-    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", text)]
+    pieces = re.split(r"(\d+)", text)
+    pieces[1::2] = [(len(digits), digits) for digits in (piece.lstrip("0") for piece in pieces[1::2])]
+    return pieces

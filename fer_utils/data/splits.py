@@ -25,6 +25,8 @@ MANIFEST_COLUMNS = (
 _REPAIRED = {"colour", "resized", "face_cropped", "converted"}  # flags of pictures that differ from the source's file
 _UNUSED = {"unreadable", extra_sources.NO_FACE, extra_sources.SEVERAL_FACES}  # flags of pictures that are in no split
 _COPY = re.compile(r"_aug\d+$", re.IGNORECASE)  # end of the names of augmented copies, see `balance.balanced_name`
+_LONGEST = 200  # bytes of a name; a class before it, a number and the ending of a copy after it must fit into 255
+_LARGEST_KEPT = 20_000  # bytes of a file that is kept as it is; the datasets' have up to 2,483
 _SHOWN = 10  # unreadable images named in an error
 
 
@@ -93,6 +95,8 @@ def read_all(sources: Sequence[Source], unreadable: str) -> Merged:
         try:
             content = readers[name].read(path)
             pixels[row], flags = readers[name].decode(content, f"{readers[name].path}: {path}")
+            if len(content) > _LARGEST_KEPT and not _REPAIRED & set(flags):
+                flags = (*flags, "converted")
         except images.UnreadableImage as error:
             faults.append(str(error))
             flags = ("unreadable",)
@@ -113,12 +117,12 @@ def read_all(sources: Sequence[Source], unreadable: str) -> Merged:
 
 
 def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
-    """`<source>_<part>_<name>`; a repeated name in a class is numbered and flagged `renamed`.
+    """`<source>_<part>_<name>`; a repeated name in a class is numbered, a long one is cut, and both are flagged `renamed`.
 
     Names are compared without suffix and case, since augmented copies of `a.jpg` and `a.png` would both be `a_aug1.png`.
     An image that already has a name like an augmented copy's is numbered too.
     """
-    names, taken = [], set()
+    names, taken, used = [], set(), Counter()
     for row, (source, part, label, path) in enumerate(
         zip(table["source"], table["part"], table["label"], table["source_path"], strict=True)
     ):
@@ -126,13 +130,14 @@ def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
         if "#" in name:
             name = f"{name.split('#')[1]}.png"  # a row of a CSV
         stem, suffix = Path(name).stem, ".png" if _REPAIRED & set(marks[row]) else Path(name).suffix
-        unique, count = f"{source}_{part}_{stem}", 1
-        while (label, unique.casefold()) in taken or _COPY.search(unique):
-            count += 1
-            unique = f"{source}_{part}_{stem}_{count}"
-        if count > 1:
+        whole = f"{source}_{part}_{stem}"
+        unique = short = whole.encode()[:_LONGEST].decode(errors="ignore")
+        while (key := (label, unique.casefold())) in taken or _COPY.search(unique):
+            used[label, short] += 1
+            unique = f"{short}_{used[label, short] + 1}"
+        if unique != whole:
             marks[row].append("renamed")
-        taken.add((label, unique.casefold()))
+        taken.add(key)
         names.append(unique + suffix)
     return names
 

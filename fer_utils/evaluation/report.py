@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fer_utils.data.ferplus import RULE
+from fer_utils.training import model_files
 
 import pandas as pd
 from jinja2 import Environment
@@ -220,8 +221,7 @@ def seen_in_training(metrics: dict, split: str) -> int | None:
 
 def drawn_line(metrics: dict) -> str:
     """A sentence that says that the faces are drawn, for a run on the demo's faces; otherwise empty."""
-    sources = metrics["run"]["params"].get("merge_split", {})
-    if "demo" not in (sources.get("fer2013"), sources.get("emotion_detection")):
+    if model_files.faces_of(metrics["run"]["params"].get("merge_split", {})) != model_files.DRAWN:
         return ""
     return "The faces are drawn, not photographed: these scores show that the pipeline works, and nothing about people."
 

@@ -12,8 +12,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
 KEPT_COLUMNS = (
-    "path", "label", "usage", "seen_in_training", "label_conflict", "flags", "fingerprint", "fer2013_label", "votes",
-    "ferplus_label",
+    "path", "label", "usage", "seen_in_training", "group", "label_conflict", "flags", "fingerprint", "fer2013_label",
+    "votes", "ferplus_label",
 )  # fmt: skip
 RESAMPLES = 2000  # of the bootstrap; with so many, an interval's ends vary in the third digit only
 CALIBRATION_BINS = 15  # as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
@@ -55,7 +55,7 @@ def overall(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
         "macro_precision": float(precision),
         "macro_recall": float(recall),
         "macro_f1": float(f1),
-        **bootstrap_intervals(confusion(predictions)),
+        **bootstrap_intervals(*_counts_to_draw(predictions)),
         "calibration_error": calibration_error(reliability(predictions)),
     }
 
@@ -66,18 +66,41 @@ def _loss(predictions: pd.DataFrame) -> float:
     return float(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1)).mean())
 
 
-def bootstrap_intervals(counts: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
-    """95 % percentile intervals of accuracy and macro F1 under resampling of images with replacement.
+def _counts_to_draw(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The arguments of bootstrap_intervals: single images in their cells, then each kind of group of copies.
 
-    counts: (7, 7) confusion counts. Both scores depend on the images only through these counts. Resampling images draws
-    the counts from a multinomial distribution, so they are drawn directly: equivalent and much faster.
+    Images with the same `group` are copies of one picture. Without that column each image is a picture of its own.
     """
-    n = int(counts.sum())
-    drawn = np.random.default_rng(seed).multinomial(n, counts.ravel() / n, RESAMPLES).reshape(-1, *counts.shape)
+    side = len(CLASSES)
+    cells = class_codes(predictions["label"]) * side + class_codes(predictions["predicted"])
+    groups = pd.factorize(predictions["group"])[0] if "group" in predictions else np.arange(len(cells))
+    sizes = np.bincount(groups)
+    of_copies = sizes[groups] > 1
+    held = pd.crosstab(groups[of_copies], cells[of_copies]).reindex(columns=range(side**2), fill_value=0).to_numpy()
+    kinds, times = np.unique(held.reshape(-1, side, side), axis=0, return_counts=True)
+    return np.append(np.bincount(cells[~of_copies], minlength=side**2), times), kinds
+
+
+def bootstrap_intervals(counts: np.ndarray, kinds: np.ndarray | None = None, seed: int = 0) -> dict[str, list[float]]:
+    """95 % percentile intervals of accuracy and macro F1 under resampling of pictures with replacement.
+
+    Copies of one picture are drawn together, since their predictions depend on each other (cluster bootstrap).
+
+    counts: (7, 7) confusion counts of images without copies, or the same flat, followed by how many groups of copies there
+    are of each of `kinds`, (k, 7, 7): the confusion counts inside such a group. Both scores depend on the images only
+    through these counts. Resampling pictures draws the counts from a multinomial distribution, so they are drawn directly:
+    equivalent and much faster.
+    """
+    side = len(CLASSES)
+    inside = np.eye(side**2, dtype=int)
+    if kinds is not None:
+        inside = np.vstack([inside, kinds.reshape(-1, side**2)])
+    chosen = np.random.default_rng(seed).multinomial(counts.sum(), counts.ravel() / counts.sum(), RESAMPLES)
+    drawn = (chosen @ inside).reshape(-1, side, side)
     hits = np.diagonal(drawn, axis1=1, axis2=2)
     called = drawn.sum(axis=1) + drawn.sum(axis=2)
     f1 = np.divide(2 * hits, called, out=np.zeros(hits.shape), where=called > 0).mean(axis=1)
-    draws = {"accuracy_interval": hits.sum(axis=1) / n, "macro_f1_interval": f1}
+    draws = {"accuracy_interval": hits.sum(axis=1) / drawn.sum(axis=(1, 2)), "macro_f1_interval": f1}
     return {name: [float(end) for end in np.percentile(values, [2.5, 97.5])] for name, values in draws.items()}
 
 
@@ -268,8 +291,11 @@ def surest_of_pairs(predictions: pd.DataFrame, pairs: pd.DataFrame, n: int = 10)
 
 
 def has_votes(predictions: Mapping[str, pd.DataFrame]) -> bool:
-    """Whether the pictures of VAL and TEST have votes of FER+."""
-    return all("votes" in table and (table["votes"] != "").any() for table in predictions.values())
+    """Whether FER+'s votes give a class to pictures of each of these splits, so that there is something to score."""
+    return all(
+        "votes" in table and ((table["votes"] != "") & (table["ferplus_label"] != "")).any()
+        for table in predictions.values()
+    )
 
 
 def against_both(

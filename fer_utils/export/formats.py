@@ -18,6 +18,7 @@ from fer_utils import files
 from fer_utils.data import loading
 from fer_utils.data.loading import Faces
 from fer_utils.export import model_card
+from fer_utils.pipeline import records
 from fer_utils.pipeline.paths import RunFolders
 from fer_utils.places import NotFoundHere
 from fer_utils.training import model_files
@@ -69,15 +70,16 @@ def export(folders: RunFolders, folder: Path) -> list[Measured]:
     """
     _require_packages()
     _require_run(folders)
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / model_card.FILE).is_file())
-    ):
-        raise ExportError(f"{folder} is there and is no earlier export: choose another folder")
+    if fault := files.foreign(folder):
+        raise ExportError(f"{fault}, so that {folder} is no earlier export: choose another folder")
     compared = _images(folders)
     model = for_any_colour(keras.saving.load_model(folders.model, compile=False, safe_mode=True))
     with files.replacing(folder) as temporary:
         temporary.mkdir()
         _write_formats(model, temporary)
+        if origin := model_files.read_origin(folders.model):
+            for name in ("model.keras", "model_float16.tflite", "model_int8.tflite", "model.onnx"):
+                model_files.write_origin(temporary / name, origin)
         measured = _agreeing(temporary, measure(temporary, compared))
         card = model_card.text(folders, table(measured), len(compared))
         (temporary / model_card.FILE).write_text(card, encoding="utf-8")
@@ -98,6 +100,7 @@ def _require_run(folders: RunFolders) -> None:
             raise NotFoundHere(
                 f"{path} is not there: finish the run first (`python run_all.py --run {folders.run.name}` with its --params and -p)"
             )
+    records.require_scored(folders)
 
 
 def _images(folders: RunFolders) -> Faces:

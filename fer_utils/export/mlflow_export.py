@@ -15,7 +15,7 @@ from typing import Any
 
 from fer_utils import files
 from fer_utils.data import loading
-from fer_utils.pipeline import keys
+from fer_utils.pipeline import keys, records
 from fer_utils.pipeline.parameters import STAGES
 from fer_utils.pipeline.runs import Run
 from fer_utils.places import NotFoundHere
@@ -68,8 +68,9 @@ def export(runs: Sequence[Run], uri: str) -> list[Exported]:
     earlier stays. What an interrupted export left is removed first. With SQLite the artifacts lie in `mlflow_artifacts` beside
     the file, otherwise where the store puts them.
 
-    Raises NotFoundHere for a run that is not finished and where a package is missing, both before anything is written;
-    TornFile for a damaged result; MLflowError where MLflow fails.
+    Raises NotFoundHere for a run that is not finished, or whose model is not the one that was scored, and where a package is
+    missing, all before anything is written; TornFile for a damaged result; OutputError where an SQLite store cannot be written;
+    MLflowError where MLflow fails.
     """
     unfinished = [f"{run.name} ({run.state})" for run in runs if run.state != "done"]
     if unfinished:
@@ -80,6 +81,8 @@ def export(runs: Sequence[Run], uri: str) -> list[Exported]:
             f"--to-mlflow needs {', '.join(missing)}, the extra `mlflow`: `uv sync --extra mlflow`, or `pip install mlflow-skinny "
             "sqlalchemy alembic`"
         )
+    for run in runs:
+        records.require_scored(run.folders)
     with _store(uri) as client:
         experiment = _experiment(client, uri)
         return [_exported(client, experiment, run) for run in runs]
@@ -95,9 +98,9 @@ def _store(uri: str) -> Iterator[Any]:
 
     for name in ("mlflow", "alembic"):  # they report every table that they make
         logging.getLogger(name).setLevel(logging.WARNING)
+    if uri.startswith(SQLITE):
+        files.require_space(Path(uri.removeprefix(SQLITE)).parent, 0)  # MLflow would try again for minutes
     try:
-        if uri.startswith(SQLITE):
-            Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
         yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError) as error:
         raise MLflowError(f"{uri}: {error}") from error

@@ -24,7 +24,7 @@ seven probabilities, in that order.
 
 {{ scores }}
 
-Intervals: 95 %, bootstrap over images. Of each class on TEST:
+Intervals: 95 %, bootstrap over pictures, copies of one together. Of each class on TEST:
 
 {{ per_class }}
 

@@ -5,6 +5,7 @@ notebook. The next notebook finds the zip by the record that each finished stage
 """
 
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,13 +89,17 @@ def restore(stage: str, folders: paths.RunFolders) -> None:
             else f"{stage}: attach the output of the notebook {Path(parameters.STAGES[before]).stem} (Add Input, Notebooks); "
             f"none is there, {places.describe(inputs)}"
         )
-    with files.replacing(folders.data) as images, files.replacing(folders.run) as run:
+    folders.data.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folders.data, prefix=files.PARTIAL) as temporary:
         if found[0].is_dir():
-            shutil.copytree(found[0], images)
+            shutil.copytree(found[0], temporary, dirs_exist_ok=True)
         else:
             with zipfile.ZipFile(found[0]) as packed:
-                packed.extractall(images)
-        shutil.move(images / _RUN, run)
+                packed.extractall(temporary)
+        # The run's folder comes last: its record says that everything is there.
+        for unpacked in sorted(Path(temporary).iterdir(), key=lambda path: path.name == _RUN):
+            with files.replacing(folders.run if unpacked.name == _RUN else folders.split(unpacked.name)) as placed:
+                shutil.move(unpacked, placed)
     print(f"{before}'s output: {found[0]}")
 
 

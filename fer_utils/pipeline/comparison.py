@@ -1,8 +1,11 @@
 """Compares runs: differences in parameters and in results, as one HTML page and a CSV."""
 
 import base64
+import hashlib
 import io
 import itertools
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from matplotlib.figure import Figure
 _SPLITS = ("VAL", "TEST")
 _SCORES = ("accuracy", "macro_f1", "loss", "calibration_error")
 _PLACES = {"run", "profile", "outputs_dir", "data_dir", "tensorboard_dir"}  # parameters that do not affect results
-_LONGEST_NAME = 100
+_LONGEST_NAME = 100  # bytes of the runs' names in the name of a comparison
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -152,20 +155,19 @@ def _predictions(run: Run, split: str) -> pd.DataFrame:
 
 
 def _history(run: Run) -> pd.DataFrame:
-    found = [path for path in (run.folders.history_head, run.folders.history_fine_tune) if path.is_file()]
+    paths = {"train_head": run.folders.history_head, "fine_tune": run.folders.history_fine_tune}
+    found = [path for stage, path in paths.items() if stage in run.records]
     return pd.concat([loading.read_table(path, ("epoch", "phase", "val_loss")) for path in found], ignore_index=True)
 
 
 def write(compared: Sequence[Run], folder: Path) -> tuple[Path, Path]:
     """Write the comparison below `folder`; return the HTML page and the CSV. Raises TornFile for a damaged result."""
     names = [run.name for run in compared]
-    stem = "compare_" + "_".join(names)
-    if len(stem) > _LONGEST_NAME:
-        stem = f"compare_{names[0]}_and_{len(names) - 1}_more"
+    stem = _file_name(names)
     page, sheet = folder / f"{stem}.html", folder / f"{stem}.csv"
     differing, outcome, tests = differing_parameters(compared), results(compared), mcnemar_tests(compared)
     figures = []
-    histories = {run.name: _history(run) for run in compared if run.folders.history_head.is_file()}
+    histories = {run.name: _history(run) for run in compared if "train_head" in run.records}
     if histories:
         figures.append(("Learning curves on VAL", embedded(plots.compared_curves(histories))))
     for split in _SPLITS:
@@ -193,6 +195,14 @@ def write(compared: Sequence[Run], folder: Path) -> tuple[Path, Path]:
         sheet, pd.concat([table.rename_axis("name").reset_index().assign(kind=kind) for kind, table in parts.items()])
     )
     return page, sheet
+
+
+def _file_name(names: Sequence[str]) -> str:
+    """A name for the files of a comparison, another one for other runs: a digest tells `a_b` and `c` from `a` and `b_c`."""
+    joined, digest = "_".join(names), hashlib.blake2b(json.dumps(names).encode(), digest_size=3).hexdigest()
+    if len(os.fsencode(joined)) > _LONGEST_NAME:
+        return f"compare_{names[0][: _LONGEST_NAME // 4]}_{digest}_and_{len(names) - 1}_more"
+    return f"compare_{joined}" if joined.count("_") == len(names) - 1 else f"compare_{joined}_{digest}"
 
 
 def embedded(figure: Figure) -> str:

@@ -11,12 +11,13 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fer_utils import places
+from fer_utils import files, places
 from fer_utils.data import addresses, finding
 from fer_utils.pipeline import parameters, paths
 from fer_utils.pipeline.cells import imports
@@ -136,6 +137,20 @@ def code_of(stage: str) -> dict[str, str]:
     return {"notebook": notebook} | code
 
 
+def current(records: Mapping[str, dict]) -> dict[str, dict]:
+    """The records that count, in stage order: of stages that read what the stages before them wrote last.
+
+    Of the others the results are of another model or other data than the run has now.
+    """
+    found: dict[str, dict] = {}
+    for stage, record in records.items():
+        read, writers = record["key"]["inputs"], INPUTS[stage] | OPTIONAL_INPUTS.get(stage, {})
+        written = {name: found.get(writer, {}).get("outputs", {}).get(name, {}) for name, writer in writers.items()}
+        if all(written[name].get("digest") == read[name] for name in written if name in read):
+            found[stage] = record
+    return found
+
+
 def digest(key: Mapping[str, Any]) -> str:
     """A digest of a key, equal for equal keys."""
     return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -173,28 +188,29 @@ def output_path(name: str, folders: paths.RunFolders) -> Path:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Number of files, bytes and digest of an output; for a folder also the digest of names and sizes."""
+    """Number of files, bytes and digest of an output; for a folder also the digest of names, sizes and times."""
     if path.is_dir():
         found = list(_listed(path))
-        content = hashlib.blake2b(digest_size=16)
-        for name, _ in found:
-            content.update(name.encode() + b"\0" + (path / name).read_bytes())
-        return {**_outline(found), "digest": content.hexdigest()}
+        return {**_outline(found), "digest": _content_digest(path, found)}
     return {"files": 1, "bytes": path.stat().st_size, "digest": file_digest(path)}
 
 
 def damage(path: Path, recorded: Mapping[str, Any]) -> str | None:
     """A description of the damage to a recorded output, or None.
 
-    A file is read completely; for a folder only names and sizes are compared, which takes a second for 100,000 pictures.
+    A file is read completely. Of a folder names, sizes and times are compared, which takes a second for 100,000 pictures.
+    Only where a time differs, as in a copied run, its files are read and their content decides.
     """
     if not path.exists():
         return f"{path.name} is gone"
     if path.is_dir():
-        now = _outline(list(_listed(path)))
-        if now != {name: recorded.get(name) for name in now}:
+        found = list(_listed(path))
+        now = _outline(found)
+        if now["files"] != recorded["files"] or now["bytes"] != recorded["bytes"]:
             return f"{path.name} holds {now['files']} files of {now['bytes']:,} bytes, not what was written to it"
-        return None
+        if now["listing"] == recorded.get("listing") or _content_digest(path, found) == recorded["digest"]:
+            return None
+        return f"{path.name} holds other files than those written to it"
     size = path.stat().st_size
     if size != recorded["bytes"]:
         return f"{path.name} has {size:,} bytes of {recorded['bytes']:,}"
@@ -210,24 +226,43 @@ def file_digest(path: Path) -> str:
     return content.hexdigest()
 
 
-def _listed(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Every file below a folder with its stat, sorted by name."""
+def _listed(folder: Path, below: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, os.stat_result]]:
+    """Every regular file below a folder with its stat, sorted by name; without hidden ones and what file managers leave.
+
+    Links are followed, unless they lead nowhere or back to a folder that holds them.
+    """
+    above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
-        if entry.is_dir():
-            yield from _listed(Path(entry.path), f"{below}{entry.name}/")
-        else:
-            yield below + entry.name, entry.stat()
+        is_no_content = entry.name.startswith(".") or entry.name.lower() in files.FILE_MANAGERS
+        if is_no_content or (entry.is_symlink() and os.path.realpath(entry.path) in above):
+            continue
+        try:
+            about = entry.stat()
+        except OSError:  # a link that leads nowhere
+            continue
+        if stat.S_ISDIR(about.st_mode):
+            yield from _listed(Path(entry.path), f"{below}{entry.name}/", above)
+        elif stat.S_ISREG(about.st_mode):
+            yield below + entry.name, about
 
 
 def _outline(found: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
-    lines = "\n".join(f"{name} {stat.st_size}" for name, stat in found)
-    return {
-        "files": len(found),
-        "bytes": sum(stat.st_size for _, stat in found),
-        "names_and_sizes": hashlib.blake2b(lines.encode(), digest_size=16).hexdigest(),
-    }
+    return {"files": len(found), "bytes": sum(about.st_size for _, about in found), "listing": _listing_digest(found)}
+
+
+def _listing_digest(found: list[tuple[str, os.stat_result]]) -> str:
+    """A digest of names, sizes and times of change."""
+    lines = "\n".join(f"{name} {about.st_size} {about.st_mtime_ns}" for name, about in found)
+    return hashlib.blake2b(os.fsencode(lines), digest_size=16).hexdigest()
+
+
+def _content_digest(folder: Path, found: list[tuple[str, os.stat_result]]) -> str:
+    content = hashlib.blake2b(digest_size=16)
+    for name, _ in found:
+        content.update(os.fsencode(name) + b"\0" + (folder / name).read_bytes())
+    return content.hexdigest()
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------------
@@ -281,9 +316,7 @@ def _source_digest(name: str, given: str) -> str:
 
 
 def _tree_digest(path: Path) -> str:
-    found = list(_listed(path)) if path.is_dir() else [("", path.stat())]
-    lines = "\n".join(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in found)
-    return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
+    return _listing_digest(list(_listed(path)) if path.is_dir() else [("", path.stat())])
 
 
 def backend() -> str:

@@ -40,6 +40,7 @@ _LINE = re.compile(r"^(?P<code>\w+: (?P<type>int|float|str|bool) = (?P<value>[^#
 _CHOICES = re.compile(r"(\w+(?: \| \w+)+)(?:; |$)")
 _BOUNDS = re.compile(r"((?:[<>]=? [\d.e-]+)(?:, [<>]=? [\d.e-]+)*)(?:; |$)")
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 
@@ -74,7 +75,7 @@ class Parameter:
     @property
     def expected(self) -> str:
         """A description of the expected value."""
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[self.type]
+        words = {int: "a whole number", float: "a number", str: "text on one line", bool: "true or false"}[self.type]
         return f"{words} ({self.allowed})" if self.allowed else words
 
     def _is_allowed(self, value: Any) -> bool:
@@ -94,7 +95,7 @@ def _convert(value: Any, kind: type) -> Any:
         words = {"true": True, "false": False}
         return value if isinstance(value, bool) else words[value.lower()] if str(value).lower() in words else _fail()
     if kind is str:
-        return value if isinstance(value, str) else _fail()
+        return value if isinstance(value, str) and not _NO_TEXT.search(value) else _fail()
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         _fail()
     if kind is int and (isinstance(value, int) or re.fullmatch(r"[+-]?\d+", str(value))):
@@ -184,7 +185,7 @@ def load_profile(path: Path) -> dict[str, dict[str, Any]]:
         raise ParameterError(f"{path}: no such profile; profiles there: {known}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: of a date or a number
         raise ParameterError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ParameterError(f"{path}: expected sections such as `balance:`, found {reprlib.repr(content)}")

@@ -1,10 +1,14 @@
 """The folders and files of a run, and their names."""
 
 import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from fer_utils import places
+from fer_utils.pipeline.parameters import ParameterError
+
+LONGEST_NAME = 128  # bytes of a run's name: file systems hold 255 (eCryptfs 143), and files are named after runs
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,15 @@ class RunFolders:
 def run_folders(run: str, outputs_dir: str, data_dir: str) -> RunFolders:
     """The folders of the run called `run`; relative paths start at the project's root.
 
-    An empty `data_dir` means `<run folder>/images`. Raises ValueError for a run name that is no plain folder name.
+    An empty `data_dir` means `<run folder>/images`. Raises ParameterError for a run name that is no plain folder name, or
+    longer than LONGEST_NAME.
     """
-    if not run or run != Path(run).name or run.startswith(".") or "\\" in run:
-        raise ValueError(f"run is {run!r}, expected a plain folder name such as 'demo' or 'lr_1e-3'")
+    if not run or run != Path(run).name or run.startswith(".") or "\\" in run or not run.isprintable():
+        raise ParameterError(f"run is {run!r}, expected a plain folder name such as 'demo' or 'lr_1e-3'")
+    if len(os.fsencode(run)) > LONGEST_NAME:
+        raise ParameterError(
+            f"run is {reprlib.repr(run)} of {len(os.fsencode(run))} bytes, expected at most {LONGEST_NAME}"
+        )
     folder = places.place(outputs_dir) / run
     return RunFolders(folder, _data_folder(data_dir) if data_dir else folder / "images")
 

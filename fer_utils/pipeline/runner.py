@@ -21,9 +21,22 @@ class StageFailed(RuntimeError):
 
 
 def folders_of(values: Mapping[str, Mapping[str, Any]]) -> paths.RunFolders:
-    """The folders of a run whose stages have these parameters; they are the same for all stages."""
+    """The folders of a run whose stages have these parameters; they are the same for all stages.
+
+    Raises ValueError for a run name that is no plain folder name, ParameterError for a folder inside a source.
+    """
     first = next(iter(values.values()))
-    return paths.run_folders(first["run"], first["outputs_dir"], first["data_dir"])
+    folders = paths.run_folders(first["run"], first["outputs_dir"], first["data_dir"])
+    given = [values["merge_split"][name] for name in addresses.DATASETS]
+    sources = [places.place(path) for path in given if path not in ("auto", "demo")]
+    sources += [places.place(f"data/{local}") for _, local in addresses.DATASETS.values()]
+    sources += finding.extra_places(f"{values['merge_split']['extra']};{values['evaluate']['also']}").values()
+    others = {stage_values.get(name) for stage_values in values.values() for name in ("cache_dir", "tensorboard_dir")}
+    for path in (folders.run, folders.data, *map(places.place, filter(None, others))):
+        for source in sources:
+            if path.resolve().is_relative_to(source.resolve()):
+                raise ParameterError(f"{path} lies in {source}, a source, which is only read: choose another folder")
+    return folders
 
 
 def run(
@@ -44,6 +57,9 @@ def run(
     folders = folders_of(values)
     _check_inputs(chosen, values, folders, repeat)
     _check_earlier_outputs(chosen, folders)
+    for stage in (stage for stage in chosen if stage in ("merge_split", "balance")):
+        if repeat or reasons_to_run(stage, values[stage], folders):
+            lock.require_own_images(folders, stage)
     ran = 0
     with lock.held_by_runner(folders):
         records.clear_leftovers(folders)
@@ -103,8 +119,11 @@ def _check_inputs(
         from fer_utils.data import extra_sources  # pandas and OpenCV take a while to import
 
         for name, path in finding.extra_places(also).items():
-            with extra_sources.open_extra(path, name, "test", values["evaluate"]["also_classes"]):
-                pass
+            try:
+                with extra_sources.open_extra(path, name, "test", values["evaluate"]["also_classes"]):
+                    pass
+            except ValueError as error:
+                raise ParameterError(f"evaluate.also: {error}") from error
     check_phases_agree(values)
 
 
@@ -210,7 +229,10 @@ def take_over(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, 
     """
     if not donor.stage_record(stage).is_file():
         return False
-    record = records.read(donor)[stage]
+    try:
+        record = records.read(donor)[stage]
+    except files.TornFile:  # the donor's own run says so
+        return False
     if keys.differences(record["key"], keys.key_of(stage, values, folders, records.read(folders))):
         return False
     if reasons_to_run(stage, values, donor):
@@ -259,7 +281,7 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
     earlier = record.stat().st_mtime_ns if record.is_file() else None
     papermill_io.register(str(folders.notebooks), WholeFiles())
     try:
-        with terminal.Status(stage, say_estimates=not verbose) as status:
+        with terminal.Status(stage, folders.run / ".progress", say_estimates=not verbose) as status:
             papermill.execute_notebook(
                 jupytext.read(root / "notebooks" / STAGES[stage]),
                 str(executed),

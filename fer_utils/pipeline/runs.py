@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from fer_utils import files, places, progress
-from fer_utils.pipeline import lock, parameters, paths, records, terminal
+from fer_utils.pipeline import keys, lock, parameters, paths, records, terminal
 
 
 @dataclass(frozen=True)
 class Run:
-    """The content of a run's folder. `metrics` is None if `evaluate` is not finished."""
+    """The content of a run's folder: of the stages that count, see keys.current.
+
+    `metrics` is None unless `evaluate` scored the model that the run has now.
+    """
 
     name: str
     folders: paths.RunFolders
@@ -44,20 +47,25 @@ def read(folder: Path) -> Run:
     description = files.read_json(folder / "run.json")
     try:
         profile, values = description["profile"], description["parameters"]
-        data_dir = values["evaluate"]["data_dir"]
+        data_dir = [values[stage]["data_dir"] for stage in parameters.STAGES][-1]
+        if not isinstance(profile, str):
+            raise TypeError("the name of a profile")
+        folders = paths.run_folders(folder.name, str(folder.parent.absolute()), data_dir)
     except (KeyError, TypeError) as error:
         raise files.TornFile(
             f"{folder / 'run.json'} lacks {error}: start this run again, or delete its folder"
         ) from error
-    folders = paths.run_folders(folder.name, str(folder.parent.absolute()), data_dir)
-    found = records.read(folders)
+    except parameters.ParameterError as error:
+        raise files.TornFile(f"{error}: rename this folder in {folder.parent}") from error
+    found = keys.current(records.read(folders))
     metrics = _read_metrics(folders.metrics) if "evaluate" in found else None
     return Run(folder.name, folders, profile, values, found, metrics)
 
 
 def _read_metrics(path: Path) -> dict:
     metrics = files.read_json(path)
-    if not isinstance(metrics, dict) or not {"val", "test", "leakage", "run"} <= set(metrics):
+    is_whole = isinstance(metrics, dict) and {"leakage", "run"} <= set(metrics)
+    if not is_whole or not all(set(metrics.get(split) or ()) >= _SCORED for split in ("val", "test")):
         raise files.TornFile(f"{path} holds no metrics of a run: run its stage again with --only evaluate")
     return metrics
 
@@ -68,14 +76,21 @@ def find(outputs: Path, names: Sequence[str]) -> list[Run]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise places.NotFoundHere(
-            f"{outputs} has no run {', '.join(unknown)}; runs there: {', '.join(known) or 'none'}"
+            f"{outputs} has no run {', '.join(map(printable, unknown))}; runs there: "
+            f"{', '.join(map(printable, known)) or 'none'}"
         )
     return [read(outputs / name) for name in names]
+
+
+def printable(name: str) -> str:
+    """The name of a folder as a terminal may show it: quoted and escaped if it has line breaks or control characters."""
+    return name if name.isprintable() else ascii(name)
 
 
 COLUMNS = ("run", "state", "profile", "leakage", "finished (UTC)", "TEST accuracy", "TEST macro F1", "time")
 SCORES = ("", "images", "accuracy", "macro F1", "ECE")
 INTERVALS = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # scores of metrics.json that have a 95 % interval
+_SCORED = {"n", "calibration_error", *INTERVALS, *(f"{name}_interval" for name in INTERVALS)}  # of a split
 
 
 def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -84,15 +99,15 @@ def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     for file in sorted(outputs.glob("*/run.json")):
         try:
             run = read(file.parent)
-        except files.TornFile as error:
-            rows.append((file.parent.name, "damaged", *[""] * (len(COLUMNS) - 2)))
-            faults.append(f"{file.parent.name}: {error}")
+        except (files.TornFile, OSError) as error:
+            rows.append((printable(file.parent.name), "damaged", *[""] * (len(COLUMNS) - 2)))
+            faults.append(f"{printable(file.parent.name)}: {error}")
             continue
         scores = ("", "")
         if run.metrics:
             test = run.metrics["test"]
             scores = tuple(with_interval(test, name) for name in INTERVALS)
-        policy = run.parameters["merge_split"]["leakage"]
+        policy = str(run.parameters["merge_split"].get("leakage", ""))
         finished = run.finished[:16].replace("T", " ")
         rows.append((run.name, run.state, run.profile, policy, finished, *scores, progress.in_words(run.seconds)))
     return rows, faults

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fer_utils import files, places
-from fer_utils.pipeline import cells, defaults, keys, lock, parameters, paths, records
+from fer_utils.pipeline import cells, defaults, keys, lock, parameters, paths, records, runner
 
 from IPython.display import Image, display
 
@@ -202,6 +202,7 @@ class Stage:
             "versions": records.versions(),
             "key": key,
             "outputs": {keys.output_name(path, self.folders): keys.describe(path) for path in sorted(written)},
+            "last_checkpoint": keys.file_digest(checkpoint) if checkpoint.is_file() else None,
         }
         files.write_json(self.folders.stage_record(self.name), record)
         self._on_record = written
@@ -227,8 +228,9 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
     resolved = _resolve(stage, namespace)
     values = resolved.values[stage]
     namespace.update(values)
-    folders = paths.run_folders(values["run"], values["outputs_dir"], values["data_dir"])
+    folders = runner.folders_of(resolved.values)
     _print_setup(stage, resolved, folders)
+    lock.require_own_images(folders, stage)
     locks = lock.hold_for_stage(folders)
     try:
         return _begun(stage, resolved, folders, namespace, locks)

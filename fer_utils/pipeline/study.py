@@ -9,6 +9,7 @@ points are queued instead, and a process takes each from the queue once.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import statistics
@@ -17,12 +18,13 @@ import threading
 import time
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fer_utils import files, places
+from fer_utils import files
 from fer_utils.pipeline import keys, paths, runner, sweeps, terminal
 from fer_utils.pipeline.lock import RunIsBusy
 from fer_utils.pipeline.parameters import STAGES, ParameterError
@@ -36,9 +38,9 @@ PRUNERS = ("none", "median")
 BEAT = 10.0  # seconds between two signs of life
 POLL = 2.0  # seconds between two looks at other processes, and at a training's finished epochs
 SILENCE = 120.0  # seconds without a sign of life after which a trial is given to another process
+MOST_SEEDS = 1_000  # of a point
 REPEATS = 50  # points drawn in a row that are there already, after which a search ends
 SEED_STEP = 10_000  # a pruner compares epochs of the same seed: step = place of the seed × SEED_STEP + epoch
-_FAULTS = (runner.StageFailed, ParameterError, places.NotFoundHere, files.OutputError, files.TornFile)
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,16 @@ class Plan:
             raise ParameterError("--sweep searches a range: say with --trials how many points, such as --trials 20")
         if self.trials and not self.is_search:
             raise ParameterError("--trials is for ranges; lists of values are run in every combination")
-        if not self.seeds:
-            raise ParameterError("--seeds is 0, expected 1 or more")
-        for point in sweeps.grid(self.axes):
-            self.runs(point)
+        if not self.seeds or self.seeds[MOST_SEEDS:]:
+            said = f"more than {MOST_SEEDS:,}" if self.seeds else "0 or less"
+            raise ParameterError(f"--seeds is {said}, expected 1 to {MOST_SEEDS:,}")
+        if not self.silence >= 2 * BEAT:
+            raise ParameterError(
+                f"--silence is {self.silence:g}, expected at least {2 * BEAT:g}: a living process is heard every {BEAT:g} s"
+            )
+        names = [name for point in sweeps.grid(self.axes) for name, _ in self.runs(point)]
+        if twice := [name for name, n in Counter(names).items() if n > 1]:
+            raise ParameterError(f"--sweep gives two runs the name {twice[0]}: leave one of the two values out")
 
     def runs(self, point: Point) -> list[tuple[str, dict[str, dict[str, Any]]]]:
         """The runs of a point, one for each seed: name and parameters."""
@@ -84,12 +92,14 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
     """The study of a plan, made if it does not exist: in `outputs/sweep_<base>.journal`, or in the database `storage`.
 
     Its name holds a digest of axes, other parameters, seeds, objective, pruner and code, so that a study never mixes trials
-    that do not compare. Raises ParameterError if Optuna is missing or the database cannot be opened.
+    that do not compare. Raises ParameterError if Optuna is missing or the study cannot be opened.
     """
     optuna = _optuna()
+    journal = outputs / f"sweep_{plan.base}.journal"
+    files.require_space(outputs, 0)  # every trial writes there
     try:
         study = optuna.create_study(
-            storage=storage or _journal(outputs / f"sweep_{plan.base}.journal"),
+            storage=storage or _journal(journal),
             study_name=f"{plan.base}_{_digest(plan)}",
             direction="maximize",
             load_if_exists=True,
@@ -97,15 +107,19 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
         )
     except ImportError as error:
         raise ParameterError(f"--storage {storage}: its driver is missing ({error})") from error
-    except Exception as error:
-        if not storage:
-            raise
-        raise ParameterError(f"--storage {storage}: cannot be opened ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # each storage has its own
+        where = f"--storage {storage}" if storage else f"{journal}, the sweep's study"
+        way_out = "" if storage else ": move it away, and the sweep takes over what its runs have finished"
+        raise ParameterError(f"{where}: cannot be opened ({_first_line(error)}){way_out}") from error
     first = min(10, max(4, plan.trials // 3))  # trials drawn at random before the model of good values begins
     # Another study draws other points, and so does a process that joins in.
     seed = zlib.crc32(study.study_name.encode()) + len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(n_startup_trials=first, constant_liar=True, seed=seed % 2**32)
     return study
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _optuna():
@@ -123,7 +137,6 @@ def _journal(file: Path):
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(str(file), JournalFileOpenLock(str(file))))
 
 
@@ -297,12 +310,12 @@ def _run_trial(plan: Plan, study: "optuna.Study", trial: "optuna.Trial", point: 
     """Run a trial's runs and tell the study; return the point's name if it failed."""
     from optuna.trial import TrialState
 
-    named = plan.runs(point)
     name = sweeps.name_of(plan.base, point)
     terminal.say(f"\n[trial {trial.number}] {name}")
     attempt = _Attempt(trial)
     values: list[float] = []
     try:
+        named = plan.runs(point)
         with _watched(plan, attempt):
             for place, (_, parameters_of_run) in enumerate(named):
                 attempt.step, attempt.reported = place * SEED_STEP, 0
@@ -311,8 +324,8 @@ def _run_trial(plan: Plan, study: "optuna.Study", trial: "optuna.Trial", point: 
                     break
                 values.append(score)
                 _note(trial, runs=[one for one, _ in named[: place + 1]], values=values)
-    except _FAULTS as error:
-        terminal.say(f"\n{name}: {error}", sys.stderr)
+    except Exception as error:  # whatever it is, the other trials can run
+        terminal.say(f"\n{name}: {error or type(error).__name__}", sys.stderr)
         _note(trial, error=str(error)[:500])
         _tell(study, trial, state=TrialState.FAIL)
         return [name]
@@ -358,12 +371,11 @@ def _score(plan: Plan, attempt: _Attempt, values: dict[str, dict[str, Any]]) -> 
     stop_file(folders).unlink(missing_ok=True)
 
     def siblings() -> list[paths.RunFolders]:
-        found = sorted(folders.run.parent.glob(f"{plan.base}__*"))
-        return [
-            paths.run_folders(other.name, str(other.parent), _data_dir(values, other.name))
-            for other in found
-            if other != folders.run
-        ]
+        found = []
+        for other in sorted(folders.run.parent.glob(f"{glob.escape(plan.base)}__*")):
+            with contextlib.suppress(ParameterError):  # its name is no run's
+                found.append(paths.run_folders(other.name, str(other.parent), _data_dir(values, other.name)))
+        return [other for other in found if other != folders]
 
     while True:
         try:
@@ -397,16 +409,18 @@ def _watched(plan: Plan, attempt: _Attempt) -> Iterator[None]:
     """While a trial runs, give signs of life and report finished epochs to the pruner."""
 
     def watch() -> None:
-        beaten = 0.0
+        beaten, said = 0.0, ""
         while not attempt.ended.wait(POLL):
-            if time.monotonic() - beaten >= BEAT:
-                beaten = time.monotonic()
-                try:
+            try:
+                if time.monotonic() - beaten >= BEAT:
+                    beaten = time.monotonic()
                     _note(attempt.trial, alive=time.time())
-                except Exception as error:  # a database that is away for a moment must not end the signs of life
-                    terminal.say(f"trial {attempt.trial.number}: the study cannot be reached ({error})", sys.stderr)
-            if plan.pruner != "none" and attempt.folders and not attempt.is_pruned:
-                _report(plan, attempt)
+                if plan.pruner != "none" and attempt.folders and not attempt.is_pruned:
+                    _report(plan, attempt)
+            except Exception as error:  # a database that is away for a moment must not end the signs of life
+                if _first_line(error) != said:
+                    said = _first_line(error)
+                    terminal.say(f"trial {attempt.trial.number}: the study cannot be reached ({said})", sys.stderr)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

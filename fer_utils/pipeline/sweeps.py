@@ -1,13 +1,16 @@
 """Sweeps: which parameters vary, which points that gives, and how the runs of a point are called."""
 
+import hashlib
 import itertools
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fer_utils.pipeline import parameters
 from fer_utils.pipeline.parameters import Parameter, ParameterError
+from fer_utils.pipeline.paths import LONGEST_NAME
 
 Point = dict[str, dict[str, str]]  # section → name → value, as text
 SEEDED = (
@@ -15,6 +18,7 @@ SEEDED = (
     "fine_tune",
 )  # the stages that several seeds of a point differ in: data and splits stay the same
 _RANGE = re.compile(r"([^.:\s]*\.?[^.:\s]+)\.\.([^:\s]+?)(:log)?")
+MOST_POINTS = 10_000  # combinations of a sweep's values
 _DIGITS = 4  # significant digits of a searched value
 
 
@@ -51,7 +55,7 @@ def axes(texts: Sequence[str], declared: Mapping[str, Mapping[str, Parameter]]) 
 
 
 def _axis(text: str, stage: str, name: str, given: str, declared: Mapping[str, Mapping[str, Parameter]]) -> Axis:
-    match = _RANGE.fullmatch(given)
+    match = _RANGE.fullmatch(given) if ".." in given and "," not in given else None  # long lists would take it minutes
     if not match:
         values = tuple(value.strip() for value in given.split(","))
         if "" in values or len(set(values)) < len(values):
@@ -80,6 +84,10 @@ def _axis(text: str, stage: str, name: str, given: str, declared: Mapping[str, M
 def grid(swept: Sequence[Axis]) -> list[Point]:
     """Every combination of the axes' values; of a range these are its two ends."""
     lists = [[(axis, value) for value in axis.values or _ends(axis)] for axis in swept]
+    if math.prod(map(len, lists)) > MOST_POINTS:
+        raise ParameterError(
+            f"--sweep: more than {MOST_POINTS:,} combinations; give fewer values, or ranges and --trials"
+        )
     return [point_of(dict(combination)) for combination in itertools.product(*lists)]
 
 
@@ -102,6 +110,14 @@ def with_seed(point: Mapping[str, Mapping[str, str]], seed: int) -> Point:
 
 
 def name_of(base: str, point: Mapping[str, Mapping[str, str]]) -> str:
-    """The name of the run of a point: `demo__train_head.epochs=3__fine_tune.unfreeze_top=30`."""
+    """The name of the run of a point: `demo__train_head.epochs=3__fine_tune.unfreeze_top=30`.
+
+    A longer one than a run may have is cut, and ends in a digest of the whole.
+    """
     parts = [f"{stage}.{name}={value}" for stage, values in point.items() for name, value in values.items()]
-    return re.sub(r"[^\w.=+-]+", "-", "__".join([base, *parts]))
+    name = "__".join([base, *(re.sub(r"[^\w.=+-]+", "-", part) for part in parts)])
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST_NAME or not parts:
+        return name
+    whole = hashlib.blake2b(encoded, digest_size=4).hexdigest()
+    return encoded[: LONGEST_NAME - len(whole) - 1].decode(errors="ignore") + f"-{whole}"

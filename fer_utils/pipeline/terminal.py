@@ -1,10 +1,10 @@
 """run_all.py's output while a stage runs: a status line on a terminal, or a line every LOG_EVERY seconds in a log."""
 
+import contextlib
 import json
 import os
 import re
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -45,7 +45,10 @@ def folded(line: str, width: int | None) -> str:
 
 
 class Status:
-    """Follows a stage's kernel while it runs: `with Status("fine_tune") as status: …`.
+    """Follows a stage's kernel while it runs: `with Status("fine_tune", reports) as status: …`.
+
+    reports: the file that the kernel writes its reports to and that is removed at the end. It lies in the run's folder under
+    one name: what a killed process leaves is overwritten by the next.
 
     On a terminal the status line is on standard error and is rewritten; elsewhere lines go to standard output, without
     carriage returns. `output` and `errors` are files for the notebook's output, which is printed in whole lines.
@@ -53,8 +56,11 @@ class Status:
     say_estimates: whether the kernel's announcements are shown; False if `output` shows them already.
     """
 
-    def __init__(self, stage: str, say_estimates: bool = True, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, stage: str, reports: Path, say_estimates: bool = True, clock: Callable[[], float] = time.monotonic
+    ):
         self.stage, self.say_estimates, self.clock = stage, say_estimates, clock
+        self._reports = reports.absolute()  # the kernel may stand elsewhere
         self.output, self.errors = _Lines(self, sys.stdout), _Lines(self, sys.stderr)
         self._heading = "starting"
         self._task: dict = {}
@@ -65,11 +71,9 @@ class Status:
         self._lock = threading.RLock()
 
     def __enter__(self) -> "Status":
-        self._folder = tempfile.TemporaryDirectory(prefix="fer-progress-")
-        reports = Path(self._folder.name) / "reports"
-        reports.touch()
-        os.environ[progress.REPORTS] = str(reports)
-        self._file = reports.open(encoding="utf-8")
+        self._reports.write_bytes(b"")
+        os.environ[progress.REPORTS] = str(self._reports)
+        self._file = self._reports.open(encoding="utf-8")
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
@@ -84,7 +88,7 @@ class Status:
         self.print(sys.stderr, "")
         self._file.close()
         del os.environ[progress.REPORTS]
-        self._folder.cleanup()
+        self._reports.unlink(missing_ok=True)
 
     def seconds(self) -> float:
         """Seconds since the stage's kernel was requested."""
@@ -148,7 +152,8 @@ class Status:
                 if not line.endswith("\n"):
                     self._file.seek(place)
                     return
-                self.take(json.loads(line))
+                with contextlib.suppress(json.JSONDecodeError):  # a report cut off by a full disk
+                    self.take(json.loads(line))
 
     def _draw(self) -> None:
         with self._lock:

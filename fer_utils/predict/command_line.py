@@ -37,7 +37,10 @@ def find_model(given: str, outputs_dir: str = "outputs") -> Path:
     if given != "auto" and Path(given).is_file():
         return Path(given)
     outputs = places.place(outputs_dir)
-    known = sorted(outputs.glob("*/model.keras"), key=lambda path: path.stat().st_mtime)
+    if outputs.exists() and not outputs.is_dir():
+        raise places.NotFoundHere(f"--outputs: {outputs} is no folder")
+    models = (path for path in outputs.glob("*/model.keras") if path.is_file())
+    known = sorted(models, key=lambda path: path.stat().st_mtime)
     by_name = {path.parent.name: path for path in known}
     if given in by_name:
         return model_files.fastest(by_name[given])
@@ -84,13 +87,20 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal would obey or cannot show as escapes: a file's name may hold line feeds and colours."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def shortened(path: str, width: int) -> str:
     """A path in at most `width` characters; leading folders are omitted first: `…/album/holiday.jpg`."""
+    path = printable(path)
     parts = Path(path).parts
     tails = (str(Path("…", *parts[place:])) for place in range(1, len(parts)))
     return next((text for text in (path, *tails) if len(text) <= width), "…" + path[len(path) - width + 1 :])
 
 
+LAST_CAMERA = 99  # from 100 on OpenCV takes the hundreds for the name of a driver, and negative numbers end the process
 WIDTHS = {"seconds": -8, "box": -22, "expression": 13, "next": 13, "detector": 8}  # of columns; negative: aligned right
 
 
@@ -104,7 +114,7 @@ class Table:
         for name in ("next", "detector"):  # omitted first if a file's name needs the space
             if columns - self._taken(shown) < longest_name:
                 shown.remove(name)
-        longest = max((len(source) for source in sources), default=0)
+        longest = max((len(printable(source)) for source in sources), default=0)
         self._columns = shown
         self._width = max(len("picture"), min(longest, columns - self._taken(shown)))
         self._n_faces = self._n_pictures = 0
@@ -177,7 +187,7 @@ class Json:
 
     def end(self, passed_over: Sequence[PassedOver], seconds: float) -> None:
         document = self._note | {"pictures": self._pictures, "passed_over": [asdict(failed) for failed in passed_over]}
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        print(json.dumps(document, indent=2))  # in ASCII, which every output can hold, bytes that are no text too
 
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -246,15 +256,19 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     if given.page and (given.no_detect or given.annotate or given.format):
         parser.error("--page goes with --model, --detector, --smallest, --threshold, --host and --port only")
     for path in given.paths:
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():
             parser.error(f"{path}: no such file or folder")
+    if given.webcam is not None and not 0 <= given.webcam <= LAST_CAMERA:
+        parser.error(f"--webcam {given.webcam}: cameras are numbered from 0 to {LAST_CAMERA}")
+    if not 1 <= given.port <= 65535:
+        parser.error(f"--port {given.port}: ports are numbered from 1 to 65535")
     if given.every < 1 or given.smallest < detection.SMALLEST:
         parser.error(f"--every starts at 1 and --smallest at {detection.SMALLEST}")
     if given.threshold is not None and not 0 < given.threshold < 1:
         parser.error(f"--threshold {given.threshold}: a confidence lies between 0 and 1")
     if not 0 <= given.smooth < float("inf"):
         parser.error(f"--smooth {given.smooth}: a time in seconds, 0 or more")
-    if given.annotate and given.annotate.exists() and not given.annotate.is_dir():
+    if given.annotate and (given.annotate.exists() or given.annotate.is_symlink()) and not given.annotate.is_dir():
         parser.error(f"--annotate: {given.annotate} is no folder")
     for path in given.paths if given.annotate else ():
         if path.is_dir() and given.annotate.resolve().is_relative_to(path.resolve()):
@@ -263,42 +277,33 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 
 def main(given: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
-    arguments = _arguments(given)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no messages about a missing GPU
     try:
-        model = find_model(arguments.model, arguments.outputs)
-        detector = None if arguments.no_detect else _detector(arguments)
-        if arguments.page:
-            return _serve(arguments, model, detector)
-        reader = Reader(model, detector)
-    except (places.NotFoundHere, NotOurModel, detection.DetectorMissing) as error:
-        print(f"error: {error}", file=sys.stderr)
+        return _answer(_arguments(given))
+    except (OSError, NotOurModel, detection.DetectorMissing, files.TornFile) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
-    print(f"model: {model}", file=sys.stderr)
+
+
+def _answer(arguments: argparse.Namespace) -> int:
+    model = find_model(arguments.model, arguments.outputs)
+    detector = None if arguments.no_detect else _detector(arguments)
+    if arguments.page:
+        from fer_utils.predict import page  # Gradio takes seconds to import
+
+        page.serve(model, detector, arguments.host, arguments.port)
+        return 0
+    reader = Reader(model, detector)
+    print(f"model: {printable(str(model))}", file=sys.stderr)
     if reader.note:
         print(f"note: {reader.note}", file=sys.stderr)
-    try:
-        return 1 if _run(arguments, reader) else 0
-    except files.OutputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return 1 if _run(arguments, reader) else 0
 
 
 def _detector(given: argparse.Namespace) -> detection.Detector:
     return detection.detector(
         given.detector, given.smallest, given.threshold, lambda text: print(text, file=sys.stderr)
     )
-
-
-def _serve(given: argparse.Namespace, model: Path, detector: detection.Detector) -> int:
-    from fer_utils.predict import page  # Gradio takes seconds to import
-
-    try:
-        page.serve(model, detector, given.host, given.port)
-    except page.PageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
@@ -316,7 +321,7 @@ def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     with (
         # On standard error, since standard output is for the rows. Its rate is that of pictures read.
         tqdm(desc="pictures", total=total, unit="picture", leave=False, file=sys.stderr, disable=None) as bar,
-        drawing.Copies(arguments.annotate or Path(), sources) as copies,
+        drawing.Copies(arguments.annotate or Path()) as copies,
         contextlib.closing(reader.read(pictures, is_live=is_live)) as readings,
     ):
         try:
@@ -351,4 +356,4 @@ def _copy(copies: drawing.Copies, reading: Reading, every: int) -> None:
 
 
 def _complain(failed: PassedOver) -> None:
-    tqdm.write(f"passed over: {failed.source}: {failed.reason}", file=sys.stderr)
+    tqdm.write(f"passed over: {printable(failed.source)}: {printable(failed.reason)}", file=sys.stderr)

@@ -1,7 +1,9 @@
 """Writes copies of pictures and videos with a frame and a label for every face; sources are never changed."""
 
 import contextlib
-from collections.abc import Collection, Sequence
+import itertools
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from fer_utils import files
@@ -45,12 +47,13 @@ def _write_at_foot(picture: np.ndarray, note: str) -> None:
 
 
 class Copies:
-    """Writes annotated copies to a folder: PNG files of pictures, one MP4 of each video, all atomically."""
+    """Writes annotated copies to a folder: PNG files of pictures, one MP4 of each video, all atomically.
 
-    def __init__(self, folder: Path, sources: Collection[Path]):
+    A copy takes a free name. No file gives way to it: neither a source, nor another file, nor a copy of an earlier call.
+    """
+
+    def __init__(self, folder: Path):
         self._folder = folder
-        self._sources = {source.resolve() for source in sources}
-        self._used: set[Path] = set()
         self._video: tuple[str, contextlib.ExitStack, cv2.VideoWriter] | None = None
 
     def __enter__(self) -> "Copies":
@@ -91,15 +94,7 @@ class Copies:
         self._video = None
 
     def _path(self, source: str, suffix: str) -> Path:
-        """A name not yet used in this folder by a copy or a source."""
+        """The first name that is free in this folder."""
         stem = Path(source).stem + MARK
-        names = (
-            f"{stem}{'' if n == 1 else f'_{n}'}{suffix}" for n in range(1, len(self._used) + len(self._sources) + 2)
-        )
-        path = next(
-            path
-            for path in (self._folder / name for name in names)
-            if path not in self._used and path.resolve() not in self._sources
-        )
-        self._used.add(path)
-        return path
+        names = (f"{stem}{'' if n == 1 else f'_{n}'}{suffix}" for n in itertools.count(1))
+        return next(path for path in map(self._folder.joinpath, names) if not os.path.lexists(path))

@@ -7,10 +7,12 @@ in memory for KEPT seconds at most, and answers are sent inside the page instead
 import base64
 import html
 import os
+import socket
 import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +29,8 @@ from fer_utils.training import model_files
 
 import cv2
 import numpy as np
-from PIL import Image
 
 MAX_BYTES = 20_000_000  # of an upload
-MAX_MEGAPIXELS = 50  # above it the picture is not decoded
 MAX_SIDE = 2000  # pixels; larger pictures are shrunk before faces are looked for
 SHOWN_SIDE = 900  # pixels of the picture in the answer
 KEPT = 600  # seconds
@@ -60,8 +60,8 @@ CSS = """
 """
 
 
-class PageError(RuntimeError):
-    """The page cannot be served: Gradio is not installed, or the port is taken."""
+class PageError(OSError):
+    """The page cannot be served: Gradio is not installed, or the address is taken or none of this machine."""
 
 
 class Session:
@@ -158,33 +158,13 @@ class Live:
 def decode(path: Path) -> np.ndarray:
     """An uploaded picture as RGB, at most MAX_SIDE pixels long.
 
-    Raises UnreadableImage for a file over MAX_BYTES, for a picture over MAX_MEGAPIXELS, which is told by its header, and for
-    what is no picture; the message names the file, what was found and the way out.
+    Raises UnreadableImage for a file over MAX_BYTES and for what images.decode_photograph refuses; the message names the file,
+    what was found and the way out.
     """
-    name, size = path.name, path.stat().st_size
-    if size > MAX_BYTES:
-        raise UnreadableImage(
-            f"{name} has {size / 1e6:.0f} MB; at most {MAX_BYTES / 1e6:.0f} are read. Save it smaller."
-        )
     try:
-        picture = Image.open(path)
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage(f"{name} is far over {MAX_MEGAPIXELS} megapixels ({error}). Make it smaller.") from error
-    except Exception as error:  # Pillow raises many types for bytes that are no picture
-        raise UnreadableImage(
-            f"{name} is not a picture that can be read. Give a JPEG, PNG, WebP, BMP or TIFF file."
-        ) from error
-    with picture:
-        width, height = picture.size
-    if width * height > MAX_MEGAPIXELS * 1e6:
-        raise UnreadableImage(
-            f"{name} has {width:,} × {height:,} pixels, {width * height / 1e6:.0f} megapixels; at most {MAX_MEGAPIXELS} are "
-            "read. Make it smaller."
-        )
-    try:
-        return _shrunk(images.decode_photograph(path), MAX_SIDE)
+        return _shrunk(images.decode_photograph(images.read_file(path, MAX_BYTES)), MAX_SIDE)
     except UnreadableImage as error:
-        raise UnreadableImage(f"{name}: {error}. Save it again in a program that opens it.") from error
+        raise UnreadableImage(f"{path.name}: {error}. Save it again in a program that opens it, or smaller.") from error
 
 
 def _innermost(model):
@@ -242,15 +222,15 @@ def about(model_file: Path, note: str) -> str:
     lines = [f"**Model:** {run.name}, `{model_file.name}`"]
     metrics_file = model_file.parent / "metrics.json"
     if metrics_file.is_file():
-        metrics = files.read_json(metrics_file)
-        test, against = metrics["test"], ""
-        if model_file.name == "model_votes.keras":
-            test, against = metrics["label_sets"]["test"]["votes_output"], " against FER+'s majority"
-        low, high = test["accuracy_interval"]
-        lines.append(
-            f"**Scores on {test['n']:,} TEST images{against}:** accuracy {test['accuracy']:.3f} ({low:.3f}–{high:.3f}, 95 %), macro F1 "
-            f"{test['macro_f1']:.3f}; a guess is right one time in seven. {report.honesty_line(metrics)}"
-        )
+        with files.reading_json(metrics_file) as metrics:
+            test, against = metrics["test"], ""
+            if model_file.name == "model_votes.keras":
+                test, against = metrics["label_sets"]["test"]["votes_output"], " against FER+'s majority"
+            low, high = test["accuracy_interval"]
+            lines.append(
+                f"**Scores on {test['n']:,} TEST images{against}:** accuracy {test['accuracy']:.3f} ({low:.3f}–{high:.3f}, 95 %), "
+                f"macro F1 {test['macro_f1']:.3f}; a guess is right one time in seven. {report.honesty_line(metrics)}"
+            )
     else:
         lines.append(f"**Scores:** not known, since there is no `metrics.json` beside `{model_file.name}`.")
     return "\n\n".join(([f"**{note}**"] if note else []) + lines)
@@ -259,6 +239,7 @@ def about(model_file: Path, note: str) -> str:
 def app(model_file: Path, detector: Detector):
     """The page as Gradio Blocks. Raises PageError without Gradio, NotOurModel for a file that is no model of this project."""
     gradio = _gradio()
+    _give_each_upload_a_folder()
     session = Session(model_file, detector)
     with gradio.Blocks(title="Facial expressions", analytics_enabled=False, delete_cache=(60, 60)) as blocks:
         gradio.Markdown("# Facial expressions")
@@ -305,31 +286,36 @@ def serve(model_file: Path, detector: Detector, host: str = "127.0.0.1", port: i
 
     Raises PageError without Gradio or where the port is taken, NotOurModel for a file that is no model of this project.
     """
+    try:
+        socket.create_server((host, port)).close()
+    except (OSError, UnicodeError, TypeError) as error:  # the latter two: what is no name of a machine
+        raise PageError(
+            f"the page cannot be served at {host}:{port} ({error}); give another --port or --host"
+        ) from error
     gradio = _gradio()
     with tempfile.TemporaryDirectory(prefix="fer_page_") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
+        os.environ["no_proxy"] = "*"  # Gradio asks the page itself whether it is there, and nobody else
         blocks = app(model_file, detector)
-        try:
-            blocks.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                max_file_size=5 * MAX_BYTES,  # up to there `decode` says what is wrong, beyond it Gradio
-                ssr_mode=False,
-                run_history=False,  # else the browser keeps what was asked
-                footer_links=[],
-                css=CSS,
-                # Fonts that are fetched from nowhere.
-                theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-            )
-        except OSError as error:
-            raise PageError(
-                f"the page cannot be served at {host}:{port} ({error}); give another --port or --host"
-            ) from error
+        blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=5 * MAX_BYTES,  # up to there `decode` says what is wrong, beyond it Gradio
+            ssr_mode=False,
+            run_history=False,  # else the browser keeps what was asked
+            footer_links=[],
+            css=CSS,
+            # Fonts that are fetched from nowhere.
+            theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        )
         print(f"page: http://{host}:{port}, until Ctrl-C", file=sys.stderr)
-        blocks.block_thread()
+        try:
+            blocks.block_thread()
+        finally:
+            blocks.close(verbose=False)  # else an upload under way would be written after the folder is removed
 
 
 def _gradio():
@@ -341,3 +327,15 @@ def _gradio():
             f"the page needs Gradio ({error}): `pip install 'gradio>=6.31,<7'`, or `uv sync --extra page`"
         ) from error
     return gradio
+
+
+def _give_each_upload_a_folder() -> None:
+    """Gradio names an upload's folder by its content: the first answer would delete the file of two users' equal pictures."""
+    from gradio import route_utils
+
+    class Upload(route_utils.GradioUploadFile):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            self.sha.update(uuid.uuid4().bytes)
+
+    route_utils.GradioUploadFile = Upload

@@ -36,19 +36,22 @@ class PassedOver:
 
 
 def find(places: Sequence[Path]) -> tuple[list[Path], list[PassedOver]]:
-    """The files in `places`, folders searched recursively, each file once; and the folders without pictures or videos."""
-    files, empty = [], []
+    """The files in `places`, folders searched recursively, each file once; and what is passed over: folders without pictures
+    or videos, and what is no file, such as a named pipe, which would wait for a writer, or a link that leads nowhere."""
+    found, passed_over = [], []
     for place in places:
-        if not place.is_dir():
-            files.append(place)
-            continue
-        inside = sorted(
-            path for path in place.rglob("*") if path.suffix.lower() in images.PHOTOGRAPHS | VIDEOS and path.is_file()
-        )
-        files += inside
+        inside = [place]
+        if place.is_dir():
+            named = (path for path in place.rglob("*") if path.suffix.lower() in images.PHOTOGRAPHS | VIDEOS)
+            inside = sorted(path for path in named if not path.is_dir())
         if not inside:
-            empty.append(PassedOver(str(place), "the folder holds no picture and no video"))
-    return list(dict.fromkeys(files)), empty
+            passed_over.append(PassedOver(str(place), "the folder holds no picture and no video"))
+        for path in inside:
+            if path.is_file():
+                found.append(path)
+            else:
+                passed_over.append(PassedOver(str(path), "no file: a link that leads nowhere, a pipe or a device"))
+    return list(dict.fromkeys(found)), passed_over
 
 
 def is_video(path: Path) -> bool:
@@ -81,6 +84,13 @@ def read_video(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
     try:
         if not video.isOpened():
             yield PassedOver(str(path), "not a video that can be opened: not whole, or of an unknown codec")
+            return
+        width, height = (int(video.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > images.MAX_MEGAPIXELS * 1_000_000:
+            reason = (
+                f"its pictures have {width:,} × {height:,} pixels; at most {images.MAX_MEGAPIXELS} megapixels are read"
+            )
+            yield PassedOver(str(path), reason)
             return
         yield from _frames(video, str(path), every)
     finally:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BATCH = 64  # faces per step of the model
 HELD_BYTES = 200_000_000  # limit for pictures that wait for a full batch
 DRAWN = "This model was trained on drawn faces: what it says about a photograph means nothing."
+UNKNOWN = "What this model was trained on is not known: neither its file nor a metrics.json beside it says so."
+SUM_ERROR = 0.01  # of seven probabilities in float16
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,10 @@ class Reader:
     """Predicts expressions with a model and a detector; without a detector each picture is the crop of one face."""
 
     def __init__(self, model_file: Path, detector: detection.Detector | None):
-        self._predict = model_files.load(model_file)
+        self._file, self._predict = model_file, model_files.load(model_file)
         self._detector = detector
         self.note = note(model_file)
+        self.probabilities(np.zeros((1, images.SIZE, images.SIZE), np.uint8))  # refuses a broken model at once
 
     def read(
         self, pictures: Iterable[Picture | PassedOver], batch: int = BATCH, is_live: bool = False
@@ -121,9 +124,20 @@ class Reader:
                 yield Reading(picture, faces, self.note)
 
     def probabilities(self, crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
-        """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7)."""
+        """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7).
+
+        Raises NotOurModel where the model gives something else: NaN, or scores that are no probabilities.
+        """
         starts = range(0, len(crops), batch)
-        return np.concatenate([self._predict(crops[i : i + batch, ..., None].astype(np.float32)) for i in starts])
+        found = np.concatenate([self._predict(crops[i : i + batch, ..., None].astype(np.float32)) for i in starts])
+        is_whole = (found >= 0).all(axis=1) & np.isclose(found.sum(axis=1), 1, atol=SUM_ERROR)
+        if not is_whole.all():
+            shown = ", ".join(f"{value:.3g}" for value in found[~is_whole][0])
+            raise model_files.NotOurModel(
+                f"{self._file}: gives no probabilities, for example {shown}: its weights are damaged, or its last layer is no "
+                "softmax"
+            )
+        return found
 
 
 def load_if_given(path: str) -> Picture | None:
@@ -143,8 +157,16 @@ def read_photograph(model_file: Path, photograph: Picture) -> Reading:
 
 
 def note(model_file: Path) -> str:
-    """A sentence for every answer about a photograph, by the metrics.json beside the model: DRAWN, or none."""
+    """A sentence for every answer about a photograph, by what the model was trained on: DRAWN, UNKNOWN, or none.
+
+    The model's file says what it is. For a file that does not, the metrics.json beside it does.
+    """
     from fer_utils.evaluation import report  # pandas takes a while to import
 
-    metrics = model_file.parent / "metrics.json"
-    return DRAWN if metrics.is_file() and report.drawn_line(files.read_json(metrics)) else ""
+    origin, metrics_file = model_files.read_origin(model_file), model_file.parent / "metrics.json"
+    if origin is not None:
+        return DRAWN if origin["faces"] == model_files.DRAWN else ""
+    if not metrics_file.is_file():
+        return UNKNOWN
+    with files.reading_json(metrics_file) as metrics:
+        return DRAWN if report.drawn_line(metrics) else ""

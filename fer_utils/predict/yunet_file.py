@@ -10,6 +10,8 @@ NAME = "face_detection_yunet_2023mar.onnx"
 URL = f"https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/{NAME}"  # 228 KB, MIT licence
 SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 
+MAX_BYTES = 1_000_000  # of a file that may be YuNet's
+
 
 class YuNetMissing(FileNotFoundError):
     """YuNet's file is not there, is another file, or could not be fetched."""
@@ -29,7 +31,8 @@ def locate(given: Path | None = None) -> Path:
 def _checked(path: Path) -> Path:
     if not path.is_file():
         raise YuNetMissing(f"no file at {path}: YuNet's is {URL}")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        found = hashlib.sha256(file.read(MAX_BYTES)).hexdigest()
     if found != SHA256:
         raise YuNetMissing(
             f"{path} is not {NAME} (its SHA-256 begins with {found[:8]}, expected {SHA256[:8]}): take it from {URL}"

@@ -5,10 +5,13 @@ The packages for LiteRT and ONNX are the extra `export` of this project; each is
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
+import json
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from fer_utils import files
+from fer_utils import files, images
 from fer_utils.classes import CLASSES
 
 import numpy as np
@@ -19,6 +22,10 @@ RUNTIMES = {".tflite": "ai_edge_litert", ".onnx": "onnxruntime"}  # suffix → p
 RECORD = "formats.json"  # beside exported files: what each was measured to do
 EXPORT = "export"  # the folder in a run's folder where exported files are looked for
 SAME_CLASS = 0.97  # share of images to which a file must give the same class as Keras
+ORIGIN = "trained_on.json"  # in a model's file: what the model was trained on
+MAX_ORIGIN = 10_000  # bytes
+MAX_BYTES = 500_000_000  # of a model; a ResNet50 has 95 MB
+DRAWN, PHOTOGRAPHS = "drawn", "photographs"  # the faces of an origin
 
 
 class NotOurModel(ValueError):
@@ -32,8 +39,8 @@ def load(path: Path, threads: int | None = None) -> Predict:
     """
     suffix = path.suffix.lower()
     try:
-        predict = _LOADERS[suffix](path, threads) if suffix in _LOADERS else _keras(path)
-        answer = None if suffix not in _LOADERS else predict(np.zeros((1, 48, 48, 1), np.float32))
+        predict = _LOADERS[suffix](_moderate(path), threads) if suffix in _LOADERS else _keras(path)
+        answer = predict(np.zeros((2, images.SIZE, images.SIZE, 1), np.float32))
     except ImportError as error:
         raise NotOurModel(
             f"{path}: what runs {suffix} files is not installed ({error}): install the extra `export` of this project, or take "
@@ -43,9 +50,66 @@ def load(path: Path, threads: int | None = None) -> Predict:
         raise
     except Exception as error:  # the runtimes raise many types for a file that is no model, or another model
         raise NotOurModel(f"{path}: not a whole model of this project in its format ({_reason(error)})") from error
-    if answer is not None and answer.shape != (1, len(CLASSES)):
-        raise NotOurModel(f"{path}: gives {answer.shape} for one picture, expected (1, {len(CLASSES)})")
+    if answer.shape != (2, len(CLASSES)):
+        raise NotOurModel(f"{path}: gives {answer.shape} for two pictures, expected (2, {len(CLASSES)})")
     return predict
+
+
+def save(model, path: Path, sources: Mapping[str, Any] | None) -> None:
+    """Save a Keras model with its origin: what it was trained on, by the parameters of 01; None where they are not known."""
+    model.save(path)
+    if sources is not None:
+        write_origin(path, {"faces": faces_of(sources), "labels": sources["labels"], "leakage": sources["leakage"]})
+
+
+def faces_of(sources: Mapping[str, Any]) -> str:
+    """Whether the faces that a run trained on are DRAWN or PHOTOGRAPHS, by the parameters of 01."""
+    return DRAWN if "demo" in (sources.get("fer2013"), sources.get("emotion_detection")) else PHOTOGRAPHS
+
+
+def write_origin(path: Path, origin: Mapping[str, str]) -> None:
+    """Write into a model's file what the model was trained on, so that every copy of the file says it.
+
+    Keras' and LiteRT's files hold it as an entry of a zip, which for LiteRT stands behind the model, as LiteRT's own metadata
+    do; an ONNX file as its metadata.
+    """
+    if path.suffix == ".onnx":
+        import onnx
+
+        model = onnx.load(path)
+        model.metadata_props.add(key=ORIGIN, value=json.dumps(origin))
+        onnx.save(model, path)
+        return
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(ORIGIN, json.dumps(origin))
+
+
+def read_origin(path: Path) -> dict[str, str] | None:
+    """What a model's file says that the model was trained on; None for a file that says nothing, as an older one.
+
+    Raises NotOurModel for a file whose origin is damaged.
+    """
+    try:
+        text = _origin_text(path)
+        origin = None if text is None else json.loads(text)
+        if origin is not None and origin["faces"] not in (DRAWN, PHOTOGRAPHS):
+            raise ValueError(f"faces: {str(origin['faces'])[:40]!r}")
+    except Exception as error:  # zipfile and zlib raise many types for a damaged file
+        said = f"its entry {ORIGIN} is damaged ({_reason(error)}): train or export it again"
+        raise NotOurModel(f"{path}: {said}") from error
+    return origin
+
+
+def _origin_text(path: Path) -> bytes | str | None:
+    if path.suffix.lower() == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return session.get_modelmeta().custom_metadata_map.get(ORIGIN)
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.open(ORIGIN).read(MAX_ORIGIN) if ORIGIN in archive.namelist() else None
 
 
 def fastest(model: Path) -> Path:
@@ -57,17 +121,17 @@ def fastest(model: Path) -> Path:
     for folder in (model.parent, model.parent / EXPORT):
         if not (folder / RECORD).is_file():
             continue
-        record = files.read_json(folder / RECORD)
-        rows = sorted(record["formats"], key=lambda row: row["milliseconds"])
-        known = {record["model_sha256"], *(row["sha256"] for row in rows if row["file"] == "model.keras")}
-        if sha256(model) not in known:
-            continue
-        for row in rows:
-            path = folder / row["file"]
-            runtime = RUNTIMES.get(path.suffix)
-            is_whole = row["same_class"] >= SAME_CLASS and path.is_file() and sha256(path) == row["sha256"]
-            if is_whole and (runtime is None or importlib.util.find_spec(runtime)):
-                return path if runtime else model
+        with files.reading_json(folder / RECORD) as record:
+            rows = sorted(record["formats"], key=lambda row: row["milliseconds"])
+            known = {record["model_sha256"], *(row["sha256"] for row in rows if row["file"] == "model.keras")}
+            if sha256(model) not in known:
+                continue
+            for row in rows:
+                path = folder / Path(row["file"]).name
+                runtime = RUNTIMES.get(path.suffix)
+                is_whole = row["same_class"] >= SAME_CLASS and path.is_file() and sha256(path) == row["sha256"]
+                if is_whole and (runtime is None or importlib.util.find_spec(runtime)):
+                    return path if runtime else model
     return model
 
 
@@ -85,16 +149,29 @@ def load_keras(path: Path):
     import keras  # TensorFlow takes seconds to import
 
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(_moderate(path), compile=False, safe_mode=True)
+        taken, given = model.input_shape, model.output_shape
     except Exception as error:  # Keras, zipfile and h5py raise many types for a file that is no model
         raise NotOurModel(f"{path}: not a whole Keras model ({_reason(error)})") from error
-    shapes = model.input_shape, model.output_shape
-    if shapes[0][-1:] not in ((1,), (None,)) or len(shapes[0]) != 4 or shapes[1] != (None, len(CLASSES)):
+    sides = {None, images.SIZE}
+    is_ours = isinstance(taken, tuple) and len(taken) == 4 and taken[0] is None and taken[3] in (None, 1)
+    if not is_ours or not sides.issuperset(taken[1:3]) or given != (None, len(CLASSES)):
         raise NotOurModel(
-            f"{path}: takes {shapes[0]} and gives {shapes[1]}; expected grey pictures and {len(CLASSES)} classes, "
-            "as outputs/<run>/model.keras"
+            f"{path}: takes {taken} and gives {given}; expected grey pictures of any size or of {images.SIZE} pixels a side, "
+            f"and {len(CLASSES)} classes, as outputs/<run>/model.keras"
         )
     return model
+
+
+def _moderate(path: Path) -> Path:
+    """The path, if its content is no larger than any model of this project, unpacked too; otherwise ValueError."""
+    size = path.stat().st_size
+    if size <= MAX_BYTES and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    if size > MAX_BYTES:
+        raise ValueError(f"it holds {size / 1e6:,.0f} MB, at most {MAX_BYTES / 1e6:,.0f} are read")
+    return path
 
 
 def _reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
         "tensorboard_dir needs TensorBoard, which is not installed: `pip install tensorboard`, or leave tensorboard_dir empty"
     ) from error
 
-EVENTS = "events.out.tfevents*"  # the files that TensorBoard reads
+MARK = ".fer"  # the end of the names of event files that are written here; no other is removed
 
 
 class TensorBoardLog(keras.callbacks.Callback):
@@ -41,11 +41,11 @@ class TensorBoardLog(keras.callbacks.Callback):
         self.folder, self.first_epoch, self.finished = folder, first_epoch, finished
 
     def on_train_begin(self, logs=None) -> None:
-        earlier = list(self.folder.glob(EVENTS))
+        earlier = list(self.folder.glob(f"events.out.tfevents*{MARK}"))
         if not self.finished:
             for file in earlier:
                 file.unlink()
-        self._writer = EventFileWriter(str(self.folder))
+        self._writer = EventFileWriter(str(self.folder), filename_suffix=MARK)
         if not earlier:
             for epoch, row in enumerate(self.finished, self.first_epoch + 1):
                 self._write(epoch, row.items())

@@ -17,7 +17,8 @@ OLDER_MD5 = "a268eb855778b3df3c7506639542a6af"
 
 _OLDER_LAYER = re.compile(r"(res|bn)(\d)([a-f])_branch(1|2[abc])")
 _OLDER_BRANCHES = {"1": 0, "2a": 1, "2b": 2, "2c": 3}  # branch → number in today's layer name
-# Ends of weights' names: today's → older ones. Keras 1 called the moving variance `running_std`.
+# Ends of weights' names: today's → older ones. Keras 1 called the moving variance `running_std`, and put a number after a name
+# that it had given before: `conv1_W_1:0` and `bn_conv1_running_std_1:0`.
 _ROLES = {
     "kernel": ("W",),
     "bias": ("b",),
@@ -27,7 +28,7 @@ _ROLES = {
     "moving_variance": ("running_std",),
 }
 _ROLE_OF = {word: role for role, older in _ROLES.items() for word in (role, *older)}
-_WEIGHT = re.compile(rf"(?:^|[_/])({'|'.join(sorted(_ROLE_OF, key=len, reverse=True))})(?::0)?$")
+_WEIGHT = re.compile(rf"(?:^|[_/])({'|'.join(sorted(_ROLE_OF, key=len, reverse=True))})(?:_\d+)?(?::0)?$")
 
 
 class WeightsError(ValueError):

@@ -10,6 +10,7 @@ from fer_utils.classes import CLASSES
 from fer_utils.data import addresses, ferplus
 from fer_utils.pipeline import keys, paths, records
 from fer_utils.pipeline.parameters import STAGES
+from fer_utils.training import model_files
 
 import keras
 import nbformat
@@ -58,6 +59,10 @@ def test_its_report_says_that_the_faces_are_drawn(folders):
     assert page.index("The faces are drawn") < page.index("<img")
 
 
+def test_its_model_says_that_it_was_trained_on_drawn_faces(folders):
+    assert model_files.read_origin(folders.model) == {"faces": "drawn", "labels": "fer2013", "leakage": "drop"}
+
+
 def test_every_stage_leaves_its_record_and_its_notebook(folders):
     assert list(records.read(folders)) == list(STAGES)
     for file in STAGES.values():
@@ -85,9 +90,11 @@ def test_the_manifest_accounts_for_every_file(folders):
     manifest = pd.read_csv(folders.manifest, keep_default_na=False)
     listed = set(manifest.loc[manifest["path"] != "", "path"])
     split_folders = [folders.split(split) for split in ("TRAIN", "VAL", "TEST")]
-    on_disk = {path.relative_to(folders.data).as_posix() for folder in split_folders for path in folder.rglob("*.*")}
+    on_disk = {
+        path.relative_to(folders.data).as_posix() for folder in split_folders for path in folder.rglob("[!.]*.*")
+    }
     assert listed == on_disk
-    drawn = [path for path in (folders.data / "demo_sources").rglob("*.*") if path.is_file()]
+    drawn = [path for path in (folders.data / "demo_sources").rglob("[!.]*.*") if path.is_file()]
     votes = {path.name for path in drawn if path.parent.name == "ferplus"}
     assert votes == {addresses.VOTES_FILE, ferplus.LABELS_FILE}
     assert len(manifest) == len(drawn) - len(votes)

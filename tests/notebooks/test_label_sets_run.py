@@ -82,7 +82,7 @@ def _table(path: Path) -> pd.DataFrame:
 def snapshot(folders: paths.RunFolders) -> dict:
     """What two runs with one seed must have in common."""
     metrics = json.loads(folders.metrics.read_text())
-    balanced = sorted(folders.split("TRAIN_BALANCED").rglob("*.*"))
+    balanced = sorted(folders.split("TRAIN_BALANCED").rglob("[!.]*.*"))
     return {
         "manifest": folders.manifest.read_text(),
         "balanced": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in balanced},

@@ -80,7 +80,7 @@ class FakeRun:
     def _evaluate(self, stage, content):
         rng = np.random.default_rng(len(content))
         seen = {f"{split}_images_seen_in_training": 0 for split in ("val", "test")}
-        metrics = {"leakage": {"policy": "drop", **seen}, "run": {}}
+        metrics = {"leakage": {"policy": "drop", **seen}, "run": {"params": {}}}
         for split in ("VAL", "TEST"):
             rows = [(f"{split}/{label}/a.png", label, "PublicTest", False) for label in CLASSES]
             table = pd.DataFrame(rows, columns=["path", "label", "usage", "seen_in_training"])

@@ -146,3 +146,13 @@ def test_the_line_at_the_end_of_phase_1_has_a_legend():
 def test_many_runs_have_a_colour_each():
     axes = plots.compared_curves({str(number): _history(2, 1) for number in range(9)}).axes[0]
     assert len({to_hex(line.get_color()) for line in axes.lines if line.get_marker() == "."}) == 9
+
+
+@pytest.mark.parametrize("name", ["$^$", "a_$x", "$\\frac$", "_hidden", "a$b$c"])
+def test_a_runs_name_is_no_formula(name):
+    curves, matrices = plots.compared_curves({name: _history(4, 2)}), plots.compared_confusions({name: np.eye(7)})
+    for figure in (curves, matrices):
+        figure.canvas.draw()
+    (shown, _) = curves.axes[0].get_legend().get_texts()
+    for text in (shown.get_text(), matrices.axes[0].get_title()):
+        assert text.replace("\\$", "$").strip() == name

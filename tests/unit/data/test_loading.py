@@ -1,5 +1,7 @@
+import shutil
 from pathlib import Path
 
+from fer_utils import files, images
 from fer_utils.classes import CLASSES
 from fer_utils.data import ferplus, loading
 from fer_utils.data.sources import DatasetError
@@ -63,3 +65,13 @@ def test_votes_that_01_did_not_find_are_an_error_that_names_the_parameter(writte
 def test_without_votes_the_targets_are_the_labels(written):
     train, _ = loading.load_training(*written, 0, 0)
     assert train.targets is train.labels
+
+
+def test_a_picture_replaced_by_another_of_its_size_and_time_is_noticed(written):
+    _, manifest, folder = written
+    prints = [images.fingerprint(image) for image in images.load([folder / path for path in manifest["path"]])]
+    manifest = manifest.assign(fingerprint=prints)
+    assert len(loading.load_faces(manifest, folder)) == 3
+    shutil.copy2(folder / "TRAIN/b.png", folder / "VAL/c.png")
+    with pytest.raises(files.TornFile, match=r"1 images are not those that 01 wrote, such as VAL/c\.png: run 01 again"):
+        loading.load_faces(manifest, folder)

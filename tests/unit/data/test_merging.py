@@ -32,7 +32,9 @@ def _manifest(merged: splits.Merged) -> pd.DataFrame:
 
 
 def _on_disk(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Every file but the lists by which each folder is known as the project's own."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return found - {f"{split}/{files.WRITTEN}" for split in SPLITS}
 
 
 def _any_image(folder: Path) -> Path:
@@ -148,7 +150,7 @@ def test_excluded_images_stay_in_the_manifest_and_out_of_the_folders(fer2013, tm
     assert set(excluded["split"]) == set(excluded["path"]) == {""}
     splits.write_split_folders(manifest, merged.data, tmp_path / "images")
     assert len(_on_disk(tmp_path / "images")) == 347
-    for path in (tmp_path / "images").rglob("*.*"):
+    for path in map((tmp_path / "images").joinpath, _on_disk(tmp_path / "images")):
         images.decode(path.read_bytes(), str(path))
 
 
@@ -186,13 +188,13 @@ def _some(drawn) -> tuple[pd.DataFrame, list[bytes]]:
 
 def test_writing_again_replaces_each_folder_whole(drawn, tmp_path):
     manifest, data = _some(drawn)
-    (tmp_path / "TRAIN" / "happy").mkdir(parents=True)
-    (tmp_path / "TRAIN" / "happy" / "stale.png").write_bytes(b"old")
-    splits.write_split_folders(manifest, data, tmp_path)
+    other = manifest.assign(path=manifest["path"].str.replace("Training", "stale"))
+    assert not set(manifest["path"]) >= set(other["path"])
+    splits.write_split_folders(other, data, tmp_path)
     splits.write_split_folders(manifest, data, tmp_path)
     assert _on_disk(tmp_path) == set(manifest["path"])
     assert {path.name for path in tmp_path.iterdir()} == set(SPLITS)
-    assert {path.name for path in (tmp_path / "VAL").iterdir()} == set(CLASSES)
+    assert {path.name for path in (tmp_path / "VAL").iterdir()} == {*CLASSES, files.WRITTEN}
 
 
 def test_a_full_disk_is_explained_and_leaves_what_was_there(drawn, tmp_path, monkeypatch):

@@ -105,6 +105,35 @@ def test_intervals_hold_the_score_narrow_with_more_images_and_follow_the_seed():
     assert scores.bootstrap_intervals(few) == scores.bootstrap_intervals(few)
 
 
+def test_copies_of_one_picture_are_drawn_together():
+    """Four copies of each picture, all right or all wrong, tell no more than one; copies beside singles count as they are."""
+    rng = np.random.default_rng(0)
+    true, said = np.array(CLASSES)[rng.integers(0, 7, (2, 300))]
+    said = np.where(rng.random(300) < 0.6, true, said)
+    once, four_times = _predictions(true, said), _predictions(np.tile(true, 4), np.tile(said, 4))
+    intervals = {
+        name: scores.overall(table)["accuracy_interval"]
+        for name, table in (
+            ("once", once),
+            ("strangers", four_times),
+            ("each its own", four_times.assign(group=np.arange(1200))),
+            ("copies", four_times.assign(group=np.tile(np.arange(300), 4) + 17)),
+            ("half of them", four_times.assign(group=np.r_[np.tile(np.arange(150), 4), 1000 : 1000 + 600])),
+        )
+    }
+    width = {name: high - low for name, (low, high) in intervals.items()}
+    assert intervals["strangers"] == intervals["each its own"]
+    assert width["copies"] == pytest.approx(width["once"], rel=0.1)
+    assert width["strangers"] == pytest.approx(width["once"] / 2, rel=0.1)
+    assert width["strangers"] < width["half of them"] < width["copies"]
+
+
+def test_a_group_of_copies_keeps_its_right_and_wrong_predictions_together():
+    """One copy right and one wrong in every group: no draw has another accuracy than one half."""
+    table = _predictions(["sad"] * 40, ["sad", "fear"] * 20).assign(group=np.repeat(np.arange(20), 2))
+    assert scores.overall(table)["accuracy_interval"] == [0.5, 0.5]
+
+
 def test_a_perfect_score_has_an_interval_of_no_width():
     found = scores.bootstrap_intervals(np.diag([5] * 7))
     assert found["accuracy_interval"] == [1, 1] and found["macro_f1_interval"][1] == 1

@@ -8,7 +8,7 @@ from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import scores
 from fer_utils.export import formats, model_card
-from fer_utils.pipeline import paths
+from fer_utils.pipeline import keys, paths
 from fer_utils.training import model_files
 
 import keras
@@ -36,8 +36,14 @@ def run(tmp_path_factory) -> paths.RunFolders:
     x = layers.Rescaling(1 / 127.5, offset=-1)(layers.Resizing(16, 16)(raw))
     x = layers.Conv2D(8, 3, activation="relu")(x)
     x = layers.Dense(len(CLASSES), activation="softmax")(layers.GlobalAveragePooling2D()(x))
-    keras.Model(raw, x, name="small").save(folders.model)
+    sources = {"fer2013": "demo", "labels": "fer2013", "leakage": "drop"}
+    model_files.save(keras.Model(raw, x, name="small"), folders.model, sources)
     files.write_json(folders.metrics, _metrics())
+    scored = {"model.keras": keys.file_digest(folders.model)}
+    record = {"finished": "", "seconds": 1.0, "figures": {}, "parameters": {}, "key": {"inputs": {}}, "outputs": {}}
+    written = {"model.keras": {"digest": scored["model.keras"]}}
+    files.write_json(folders.stage_record("fine_tune"), record | {"outputs": written})
+    files.write_json(folders.stage_record("evaluate"), record | {"key": {"inputs": scored}})
     return folders
 
 
@@ -74,6 +80,7 @@ def test_every_format_is_there_and_float_ones_answer_as_keras(exported):
         "model.weights.h5",
         "model_float16.tflite",
         "model_int8.tflite",
+        files.WRITTEN,
     }
     rows = {row.format: row for row in measured}
     assert all(row.largest_difference <= formats.PARITY for row in measured if row.allowed)
@@ -94,6 +101,12 @@ def test_grey_of_any_size_rgb_and_the_runs_own_model_agree(run, exported, file):
     assert predict(red) == pytest.approx(darker, abs=1e-3)
 
 
+@pytest.mark.parametrize("file", ["model.keras", "model_float16.tflite", "model_int8.tflite", "model.onnx"])
+def test_a_copy_of_each_file_says_what_the_model_was_trained_on(exported, tmp_path, file):
+    shutil.copy2(exported[0] / file, tmp_path / file)
+    assert model_files.read_origin(tmp_path / file) == {"faces": "drawn", "labels": "fer2013", "leakage": "drop"}
+
+
 def test_the_card_tells_scores_limits_and_files(exported):
     card = (exported[0] / model_card.FILE).read_text(encoding="utf-8")
     accuracy = f"{_metrics()['test']['accuracy']:.3f}"
@@ -107,6 +120,17 @@ def test_an_earlier_export_gives_way_and_another_folder_does_not(run, exported, 
     with pytest.raises(formats.ExportError, match="no earlier export: choose another folder"):
         formats.export(run, tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_second_export_keeps_what_a_person_put_beside_the_first(run, exported, tmp_path):
+    folder = shutil.copytree(exported[0], tmp_path / "small")
+    for file, says in (("notes.md", r"holds notes\.md"), (model_card.FILE, f"{model_card.FILE} was changed")):
+        (folder / file).write_text("my words")
+        with pytest.raises(formats.ExportError, match=rf"{says}.*no earlier export: choose another folder"):
+            formats.export(run, folder)
+        assert (folder / file).read_text() == "my words"
+        (folder / file).unlink()
+    assert files.foreign(folder) is None
 
 
 def test_a_float_format_that_differs_is_refused(exported, tmp_path):
@@ -182,6 +206,15 @@ def test_a_missing_runtime_is_named_with_the_way_out(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(model_files.NotOurModel, match=r"model.onnx: what runs \.onnx files is not installed.*export"):
         model_files.load(exported[0] / "model.onnx")
+
+
+def test_a_model_that_was_not_scored_gets_no_card_with_the_scores_of_another(run, tmp_path):
+    other = paths.run_folders("other", str(tmp_path), "")
+    shutil.copytree(run.run, other.run)
+    other.model.write_bytes(b"trained again")
+    with pytest.raises(places.NotFoundHere, match=r"metrics\.json does not hold the scores of .*model\.keras: finish"):
+        formats.export(other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_packages_and_an_unfinished_run_are_said_first(run, tmp_path, monkeypatch):

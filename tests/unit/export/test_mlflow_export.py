@@ -132,6 +132,23 @@ def test_an_unfinished_run_is_refused_before_anything_is_written(fake_run, tmp_p
     assert not (tmp_path / "never.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda fake: fake.do("balance", content="x"), r"done \(stopped before train_head\)"),
+        (lambda fake: fake.do("fine_tune", content="x"), r"done \(stopped before evaluate\)"),
+        (lambda fake: fake.folders.model.write_text("another"), r"metrics\.json does not hold the scores of"),
+    ],
+)
+def test_a_run_with_the_scores_of_another_model_is_refused(fake_run, tmp_path, change, said, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # it is refused before MLflow is imported
+    fake = fake_run("done").do()
+    change(fake)
+    with pytest.raises(NotFoundHere, match=said):
+        mlflow_export.export([runs.read(fake.folders.run)], f"sqlite:///{tmp_path / 'never.db'}")
+    assert not (tmp_path / "never.db").exists()
+
+
 def test_without_mlflow_the_message_names_the_extra(done, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     outputs, name = done.folders.run.parent, done.folders.run.name

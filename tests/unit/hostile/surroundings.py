@@ -7,9 +7,11 @@ from pathlib import Path
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """Every entry below `folder`: its relative path → digest of a file, target of a link, or its kind."""
+    """Every entry below `folder` but Python's caches: its relative path → digest of a file, target of a link, or its kind."""
     found = {}
     for path in sorted(folder.rglob("*")):
+        if "__pycache__" in path.parts:
+            continue
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             found[name] = f"link to {path.readlink()}"

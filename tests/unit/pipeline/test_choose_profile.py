@@ -57,6 +57,23 @@ def test_anything_else_is_an_error_that_says_what_is_there_and_what_should_be(da
         finding.find_dataset("fer2013" if "fer2013" in missing else "emotion_detection", "auto")
 
 
+@pytest.mark.parametrize(
+    ("files", "shows"),
+    [
+        ([], False),
+        (["dev/nvidiactl"], False),
+        (["dev/nvidia0"], True),
+        (["dev/dxg"], False),  # WSL2 with a GPU of another maker
+        (["dev/dxg", "usr/lib/wsl/lib/libcuda.so.1"], True),
+    ],
+)
+def test_a_gpu_is_known_by_what_its_driver_shows(tmp_path, files, shows):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert places.shows_gpu(tmp_path) == shows
+
+
 def test_a_run_and_a_notebook_stop_with_it(data, monkeypatch, capsys):
     (data / "FER2013").mkdir()
     values = {"profile": "auto"} | {name: own.default for name, own in parameters.declared()["balance"].items()}

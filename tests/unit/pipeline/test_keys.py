@@ -1,11 +1,14 @@
 """What a stage's key holds, what it leaves out, and how damage to outputs is noticed."""
 
 import ast
+import os
 import re
 import shutil
 from pathlib import Path
 
-from fer_utils.pipeline import keys, parameters, paths
+import run_all
+from fer_utils import places
+from fer_utils.pipeline import keys, parameters, paths, records, runs
 from fer_utils.pipeline.parameters import STAGES
 
 import pytest
@@ -257,6 +260,7 @@ def _flip(path: Path) -> None:
         ("images/TRAIN/angry/a.png", _cut, r"TRAIN holds 7 files of [\d,]+ bytes, not what"),
         ("images/TRAIN/angry/a.png", Path.unlink, r"TRAIN holds 6 files of [\d,]+ bytes, not what"),
         ("images/TRAIN", shutil.rmtree, r"TRAIN is gone"),
+        ("images/TEST/angry/a.png", _flip, r"TEST holds other files than those written to it"),
     ],
 )
 def test_an_output_that_is_not_whole_is_a_reason_that_names_it(fake_run, name, harm, words):
@@ -265,6 +269,88 @@ def test_an_output_that_is_not_whole_is_a_reason_that_names_it(fake_run, name, h
     harm(keys.output_path(name, run.folders))
     (reason,) = run.due()["merge_split"]
     assert re.match(words, reason)
+
+
+def test_two_pictures_that_changed_places_are_noticed(fake_run):
+    run = fake_run().do()
+    one, other = (run.folders.split("TEST") / label / "a.png" for label in ("angry", "happy"))
+    one.rename(one.with_name("b.png"))
+    other.rename(one)
+    one.with_name("b.png").rename(other)
+    assert "TEST holds other files" in run.due()["merge_split"][0]
+
+
+def test_other_times_are_no_reason_where_the_content_is_the_same(fake_run):
+    run = fake_run().do()
+    for path in run.folders.data.rglob("*.png"):
+        os.utime(path, (1, 1))
+    assert run.due() == {}
+
+
+LEFT = (".DS_Store", "Thumbs.db", "desktop.ini", "._a.png", ".ipynb_checkpoints/a.png")
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_a_file_manager_leaves_is_no_reason(fake_run, tmp_path, name):
+    pictures = tmp_path / "mine" / "happy"
+    pictures.mkdir(parents=True)
+    (pictures / "a.png").write_text("a")
+    run = fake_run(merge_split={"extra": str(tmp_path / "mine")}).do()
+    for folder in (pictures, run.folders.split("TRAIN"), run.folders.split("TEST") / "angry"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("left")
+    assert run.due() == {}
+    (pictures / "b.png").write_text("b")
+    assert run.due() == {"merge_split": ["mine changed"]}
+
+
+def test_a_folder_with_links_that_lead_nowhere_and_back_and_a_pipe_has_a_digest(tmp_path):
+    (tmp_path / "mine" / "happy").mkdir(parents=True)
+    (tmp_path / "mine" / "happy" / "a.png").write_text("a")
+    before = keys._extra_digests(str(tmp_path / "mine"))
+    (tmp_path / "mine" / "nowhere.png").symlink_to("gone.png")
+    (tmp_path / "mine" / "itself.png").symlink_to("itself.png")
+    (tmp_path / "mine" / "happy" / "back").symlink_to(tmp_path / "mine")
+    os.mkfifo(tmp_path / "mine" / "pipe.png")
+    assert keys._extra_digests(str(tmp_path / "mine")) == before
+    (tmp_path / "mine" / "linked.png").symlink_to("happy/a.png")
+    assert keys._extra_digests(str(tmp_path / "mine")) != before
+
+
+@pytest.mark.parametrize(
+    ("again", "state", "left"),
+    [
+        (["balance"], "stopped before train_head", ["merge_split", "balance"]),
+        (["train_head"], "stopped before fine_tune", ["merge_split", "balance", "train_head"]),
+        (["fine_tune"], "stopped before evaluate", list(STAGES)[:4]),
+        (["fine_tune", "evaluate"], "done", list(STAGES)),
+    ],
+)
+def test_scores_are_of_the_model_that_the_run_has_now(fake_run, again, state, left, capsys):
+    run = fake_run().do()
+    run.do(*again, content="x")
+    found = runs.read(run.folders.run)
+    assert (found.state, list(found.records), found.metrics is None) == (state, left, state != "done")
+    ((row,), _) = runs.list_rows(run.folders.run.parent)
+    assert row[1] == state and (row[5] == "") == (state != "done")
+    capsys.readouterr()
+    run_all._print_summary(run.folders, 0)
+    said = capsys.readouterr().out
+    assert ("holds the scores of an earlier model" in said) == ("TEST accuracy" not in said) == (state != "done")
+
+
+def test_a_stage_that_came_out_as_before_leaves_the_scores(fake_run):
+    run = fake_run().do()
+    run.do("balance", "fine_tune")
+    assert runs.read(run.folders.run).state == "done"
+
+
+def test_a_model_file_of_another_training_has_no_scores(fake_run):
+    run = fake_run().do()
+    records.require_scored(run.folders)
+    run.folders.model.write_text("another")
+    with pytest.raises(places.NotFoundHere, match=r"metrics\.json does not hold the scores of .*model\.keras"):
+        records.require_scored(run.folders)
 
 
 def test_where_tensorboards_files_go_does_not_count(fake_run):

@@ -126,6 +126,17 @@ def test_a_value_of_another_kind_or_out_of_range_says_what_was_expected(name, gi
         KNOWN[name].coerce(given)
 
 
+@pytest.mark.parametrize("value", ["a\0b", "a\nb", "\x1b[31m", "\udcff", "\ud800", "\x9b"])
+def test_no_text_holds_what_ends_a_path_or_a_line_or_changes_a_terminal(value):
+    with pytest.raises(ValueError, match="expected text on one line"):
+        KNOWN["run"].coerce(value)
+
+
+@pytest.mark.parametrize("value", ["", "a b", "新しい\u3000フォルダ", "a\u00a0b", "🙂", "$^$"])
+def test_text_of_any_script_is_text(value):
+    assert KNOWN["run"].coerce(value) == value
+
+
 def test_defaults_hold_where_nothing_is_said():
     assert resolve(STAGES, [])["one"] == {name: one.default for name, one in KNOWN.items()}
 

@@ -231,11 +231,12 @@ def test_the_record_is_gone_before_the_output_is(fake_run, monkeypatch):
     assert not run.folders.stage_record("fine_tune").exists()
 
 
-def test_a_checkpoint_of_a_later_training_outlives_a_look(fake_run):
+@pytest.mark.parametrize("days", [1, -1])  # the clock was set back, or the folder copied
+def test_a_checkpoint_of_a_later_training_outlives_a_look_whatever_the_clock_says(fake_run, days):
     run = fake_run().do()
     checkpoint = run.folders.checkpoint("fine_tune")
     checkpoint.write_text("some epochs with other parameters")
-    later = run.folders.stage_record("fine_tune").stat().st_mtime + 5
+    later = run.folders.stage_record("fine_tune").stat().st_mtime + days * 86_400
     os.utime(checkpoint, (later, later))
     _die(stages.begin("fine_tune", dict(run.values["fine_tune"])))
     assert checkpoint.exists()
@@ -244,12 +245,14 @@ def test_a_checkpoint_of_a_later_training_outlives_a_look(fake_run):
 def test_what_a_killed_process_left_is_cleared_before_anything_runs(fake_run, executed):
     executed.run = fake_run().do()
     folders = executed.run.folders
+    last = stages.begin("fine_tune", dict(executed.run.values["fine_tune"]))
+    folders.checkpoint("fine_tune").write_text("left between record and removal")
+    executed.run.finish(last)
     for place in (folders.run, folders.run / "figures", folders.notebooks, folders.data):
         place.mkdir(exist_ok=True)
         (place / ".partial-12345678-thing").write_text("half")
     folders.checkpoint("fine_tune").write_text("left between record and removal")
-    before = folders.stage_record("fine_tune").stat().st_mtime - 1
-    os.utime(folders.checkpoint("fine_tune"), (before, before))
+    os.utime(folders.checkpoint("fine_tune"), (2**33, 2**33))
     runner.run("demo", list(STAGES), executed.run.values)
     assert executed.names == []
     assert not list(folders.run.rglob(".partial-*")) and not folders.checkpoint("fine_tune").exists()

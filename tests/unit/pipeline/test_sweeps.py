@@ -12,6 +12,7 @@ from pathlib import Path
 from fer_utils import files
 from fer_utils.pipeline import keys, parameters, runner, study, study_report, sweeps
 from fer_utils.pipeline.parameters import STAGES, ParameterError
+from fer_utils.pipeline.paths import LONGEST_NAME
 
 import numpy as np
 import pytest
@@ -86,6 +87,16 @@ def test_a_name_is_a_plain_folder_name():
     name = sweeps.name_of("demo", {"train_head": {"weights": "../a/b.h5"}, "balance": {"seed": "1"}})
     assert name == "demo__train_head.weights=..-a-b.h5__balance.seed=1"
     assert Path(name).name == name
+
+
+def test_a_long_name_is_cut_and_stays_its_own():
+    points = [{"merge_split": {"extra": "x" * 300 + end}} for end in "ab"]
+    names = [sweeps.name_of("demo", point) for point in points]
+    assert names[0] != names[1] and all(len(name.encode()) == LONGEST_NAME for name in names)
+    assert all(name.startswith("demo__merge_split.extra=xxx") for name in names)
+    wide = sweeps.name_of("demo", {"merge_split": {"extra": "ł" * 100}})
+    assert len(wide.encode()) <= LONGEST_NAME and wide.startswith("demo__merge_split.extra=łł")
+    assert sweeps.name_of("demo", {"balance": {"seed": "1"}}) == "demo__balance.seed=1"
 
 
 @pytest.fixture
@@ -189,6 +200,101 @@ def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
     ):
         with pytest.raises(ParameterError, match=said):
             sweep(swept, **how)
+
+
+@pytest.mark.parametrize(
+    ("swept", "how", "said"),
+    [
+        (
+            "fine_tune.unfreeze_top=30,40",
+            {"seeds": range(0, 10**30)},
+            "--seeds is more than 1,000, expected 1 to 1,000",
+        ),
+        ("fine_tune.unfreeze_top=30,40", {"seeds": range(0, -5)}, "--seeds is 0 or less"),
+        ("fine_tune.unfreeze_top=30,40", {"seeds": range(2**32 - 1, 2**32 + 1)}, "seed is 4294967296, expected"),
+        ("fine_tune.unfreeze_top=30,40", {"silence": float("nan")}, "--silence is nan, expected at least 20"),
+        ("fine_tune.unfreeze_top=30,40", {"silence": 1.0}, "--silence is 1, expected at least 20"),
+        ("merge_split.extra=a/b,a b", {}, r"gives two runs the name demo__merge_split\.extra=a-b"),
+        (f"balance.seed={','.join(map(str, range(10_001)))}", {}, "more than 10,000 combinations"),
+    ],
+)
+def test_a_plan_beyond_all_bounds_is_refused_first(tmp_path, swept, how, said):
+    with pytest.raises(ParameterError, match=said):
+        plan(tmp_path / "outputs", [swept], **how).check()
+
+
+@pytest.mark.parametrize("error", [OSError(36, "File name too long"), KeyError("val"), MemoryError()])
+def test_any_failure_of_a_run_is_a_failed_trial_and_poisons_nothing(sweep, fake_run, monkeypatch, capsys, error):
+    execute = study._score
+
+    def fails(made, attempt, values):
+        if values["balance"]["seed"] == 2:
+            raise error
+        return execute(made, attempt, values)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(study, "_score", fails)
+        executed, failed, shared, made = sweep("balance.seed=1,2,3")
+        assert failed == ["demo__balance.seed=2"] and len(executed) == 2
+        assert f"demo__balance.seed=2: {error or type(error).__name__}" in capsys.readouterr().err
+        assert study.work(made, shared) == failed
+    assert study.work(made, shared) == []
+
+
+def test_damage_beside_a_sweep_fails_none_of_its_trials(sweep, fake_run):
+    torn = fake_run("demo__balance.seed=9").do("merge_split")
+    torn.folders.stage_record("merge_split").write_text("{")
+    (torn.folders.run.parent / f"demo__{'y' * 200}").mkdir()
+    executed, failed, *_ = sweep("balance.seed=1,2")
+    assert failed == [] and len(executed) == 2
+
+
+def test_a_base_that_is_a_pattern_finds_its_own_runs(fake_run, tmp_path, monkeypatch):
+    base = "a [1]"
+    fake_run(f"{base}__balance.seed=1")
+    made = study.Plan(axes=axes("balance.seed=1,2"), base=base, profile="demo", resolve=lambda point: {})
+    found = []
+    monkeypatch.setattr(runner, "run", lambda *_, donors, **__: found.extend(donors()))
+    values = fake_run(sweeps.name_of(base, {"balance": {"seed": "2"}})).do().values
+    study._score(made, study._Attempt(None), values)
+    assert [folders.run.name for folders in found] == [f"{base}__balance.seed=1"]
+
+
+def test_a_hiccup_of_the_pruner_does_not_end_the_signs_of_life(tmp_path, monkeypatch, capsys):
+    class Trial:
+        number, signs = 0, 0
+
+        def set_user_attr(self, name, value):
+            self.signs += 1
+
+    def hiccup(*_):
+        raise RuntimeError("database is locked")
+
+    monkeypatch.setattr(study, "POLL", 0.01)
+    monkeypatch.setattr(study, "BEAT", 0.01)
+    monkeypatch.setattr(study, "_report", hiccup)
+    made = plan(tmp_path / "outputs", ["balance.seed=1,2"], pruner="median", silence=30.0)
+    attempt = study._Attempt(Trial(), folders=runner.folders_of(made.resolve({})))
+    with study._watched(made, attempt):
+        until = time.monotonic() + 10
+        while attempt.trial.signs < 5 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert attempt.trial.signs >= 5
+    assert capsys.readouterr().err.count("the study cannot be reached (database is locked)") == 1
+
+
+GARBAGE = (b"garbage", b"garbage\n", b"\x00\xff\n\x00\n", b"[]\n", b"null\n", b'{"op_code": 99}\n', b"\n\n")
+
+
+@pytest.mark.parametrize("content", [*GARBAGE, None])
+def test_a_garbage_journal_is_named_with_the_way_out(tmp_path, content):
+    made, journal = plan(tmp_path / "outputs", ["balance.seed=1,2"]), tmp_path / "outputs" / "sweep_demo.journal"
+    journal.parent.mkdir()
+    journal.mkdir() if content is None else journal.write_bytes(content)
+    with pytest.raises(
+        ParameterError, match=r"sweep_demo\.journal, the sweep's study: cannot be opened .*: move it away"
+    ):
+        study.open_study(made, tmp_path / "outputs")
 
 
 def test_a_training_below_the_median_is_pruned_after_an_epoch(sweep, fake_run, monkeypatch, tmp_path):

@@ -18,6 +18,8 @@ from fer_utils.pipeline.terminal import Status
 
 import pytest
 
+REPORTS = Path("reports")  # of a status that is never begun, and writes no file
+
 
 class Clock:
     """A clock that the tests turn on."""
@@ -35,7 +37,7 @@ def report(done: int, task: str = "reading images", total: int = 100, unit: str 
 
 def test_the_line_says_stage_time_gone_how_far_it_is_and_time_left():
     clock = Clock()
-    status = Status("merge_split", clock=clock)
+    status = Status("merge_split", REPORTS, clock=clock)
     clock.now += 10  # the kernel starts
     assert status.line() == "merge_split, 10 s: starting"
     status.take(report(0))
@@ -51,7 +53,7 @@ def test_the_line_says_stage_time_gone_how_far_it_is_and_time_left():
 
 def test_epochs_keep_their_estimate_and_show_the_scores_of_the_last():
     clock = Clock()
-    status = Status("fine_tune", clock=clock)
+    status = Status("fine_tune", REPORTS, clock=clock)
     for done in (0, 1, 51):
         clock.now += 50
         status.take(report(done, "epoch 4 of 9", 201, "steps"))
@@ -65,7 +67,7 @@ def test_a_task_that_is_over_gives_way_to_the_heading_of_the_cell_that_runs():
     def cell(kind, source, status=None):
         return {"cell_type": kind, "source": source, "metadata": {"papermill": {"status": status}} if status else {}}
 
-    status = Status("balance", clock=Clock())
+    status = Status("balance", REPORTS, clock=Clock())
     cells = [
         cell("markdown", "# 02 · Balance TRAIN\n\ntext"),
         cell("code", "a = 1", "completed"),
@@ -114,13 +116,13 @@ def test_long_steps_are_announced_on_the_terminal_and_short_ones_only_printed(tm
 
 @pytest.mark.parametrize(("say_estimates", "shown"), [(True, "about 2 min\n"), (False, "")])
 def test_an_estimate_is_shown_once_whether_or_not_all_output_is(say_estimates, shown, capsys):
-    Status("fine_tune", say_estimates).take({"say": "about 2 min"})
+    Status("fine_tune", REPORTS, say_estimates).take({"say": "about 2 min"})
     assert capsys.readouterr().out == shown
 
 
 def test_a_log_gets_a_line_an_epoch_or_each_half_minute_and_no_carriage_return(capsys):
     clock = Clock()
-    status = Status("fine_tune", clock=clock)
+    status = Status("fine_tune", REPORTS, clock=clock)
     for second in range(100):
         status.take(report(second, f"epoch {1 + second // 10} of 9" if second < 40 else "predicting"))
         status._draw()
@@ -133,24 +135,43 @@ def test_a_log_gets_a_line_an_epoch_or_each_half_minute_and_no_carriage_return(c
     assert "\r" not in printed.out and "\x1b" not in printed.out and not printed.err
 
 
-def test_what_the_notebook_writes_comes_out_in_whole_lines(capsys):
-    with Status("fine_tune") as status:
+def test_what_the_notebook_writes_comes_out_in_whole_lines(capsys, tmp_path):
+    with Status("fine_tune", tmp_path / "reports") as status:
         for piece in ("a warn", "ing\nnext", " line\n", "\rbar 10%", "\rbar 90%\r", "\nlast"):
             status.errors.write(piece)
     assert capsys.readouterr().err == "a warning\nnext line\n\nlast\n"
 
 
-def test_it_follows_reports_while_they_are_written(capsys, monkeypatch):
+def test_it_follows_reports_while_they_are_written(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(terminal, "REFRESH", 0.01)
     monkeypatch.setattr(terminal, "LOG_EVERY", 0)
-    with Status("merge_split"), Path(os.environ[progress.REPORTS]).open("a") as file:
+    with Status("merge_split", tmp_path / "reports"), Path(os.environ[progress.REPORTS]).open("a") as file:
         text = json.dumps(report(7)) + "\n"
         for part in (text[:9], text[9:]):  # half a line is no report yet
             file.write(part)
             file.flush()
             time.sleep(0.1)
     assert "reading images, 7 of 100 images\n" in capsys.readouterr().out
-    assert progress.REPORTS not in os.environ
+    assert progress.REPORTS not in os.environ and not list(tmp_path.iterdir())
+
+
+def test_a_report_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):
+    monkeypatch.setenv(progress.REPORTS, str(tmp_path / "gone" / "reports"))
+    assert list(progress.bar(range(4), "rows")) == [0, 1, 2, 3]
+    progress.announce("about 2 min", 120)
+
+
+def test_a_report_cut_off_by_a_full_disk_is_passed_over(tmp_path):
+    with Status("fine_tune", tmp_path / "reports") as status:
+        (tmp_path / "reports").write_text('{"task": "epo' + json.dumps(report(7)) + "\n" + json.dumps(report(8)) + "\n")
+    assert status._task["done"] == 8
+
+
+def test_what_a_killed_process_left_is_no_report_of_the_next(tmp_path):
+    (tmp_path / "reports").write_text(json.dumps(report(7)) + "\n")
+    with Status("fine_tune", tmp_path / "reports") as status:
+        pass
+    assert status._task == {} and not list(tmp_path.iterdir())
 
 
 @contextlib.contextmanager
@@ -183,10 +204,10 @@ def shown_lines(text: str) -> list[str]:
     return [line.rpartition("\r\x1b[K")[2] for line in text.split("\n")]
 
 
-def test_on_a_terminal_one_line_is_rewritten_and_gone_in_the_end(monkeypatch):
+def test_on_a_terminal_one_line_is_rewritten_and_gone_in_the_end(monkeypatch, tmp_path):
     monkeypatch.setattr(terminal, "REFRESH", 0.01)
     with screen(80) as written:
-        with Status("fine_tune") as status:
+        with Status("fine_tune", tmp_path / "reports") as status:
             status.take(report(5, "epoch 4 of 9", 201, "steps", "epoch 3: " + "loss 0.512, " * 10))
             time.sleep(0.1)
             status.errors.write("a warning\n")

@@ -22,6 +22,7 @@ from fer_utils.predict import page, reader
 from fer_utils.training import network
 
 import cv2
+import keras
 import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
@@ -86,9 +87,18 @@ def server(model):
                 break
             time.sleep(0.1)
         yield address, uploads
+        upload(address, b"a picture that is never read")
     finally:
         process.terminate()
         process.wait(30)
+    assert not list(uploads.glob("fer_page_*")), "what was uploaded outlives the page"
+
+
+def upload(address: str, content: bytes) -> None:
+    """Upload a file, as Gradio's page does before it asks about it."""
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%b\r\n--x--\r\n' % content
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    urllib.request.urlopen(urllib.request.Request(f"{address}/gradio_api/upload", part, headers), timeout=30).close()
 
 
 @pytest.fixture(scope="module")
@@ -239,8 +249,8 @@ def test_what_is_no_picture_and_what_is_too_large_get_a_message(opened, tmp_path
     text.write_text("This is no picture.")
     Image.new("L", (10_000, 10_000), 128).save(large)
     for path, said in (
-        (text, "text.jpg is not a picture that can be read"),
-        (large, "100 megapixels; at most 50 are read"),
+        (text, "text.jpg: not a whole image file (it is no JPEG, PNG, BMP, WEBP, TIFF, GIF, AVIF)"),
+        (large, "100 megapixels; at most 51 are read"),
     ):
         give(opened, path)
         opened.wait_for_selector(f"#answer [role=alert]:has-text('{said}')")
@@ -251,7 +261,9 @@ def test_a_file_over_the_limit_gets_a_message(opened, tmp_path):
     large = tmp_path / "large.bmp"
     large.write_bytes(bytes(page.MAX_BYTES + 2_000_000))
     give(opened, large)
-    opened.wait_for_selector("#answer [role=alert]:has-text('large.bmp has 22 MB; at most 20 are read')")
+    opened.wait_for_selector(
+        "#answer [role=alert]:has-text('large.bmp: has 22,000,000 bytes; at most 20,000,000 are read')"
+    )
     screenshot(opened, "too_many_bytes")
 
 
@@ -266,13 +278,31 @@ def test_a_missing_gradio_and_a_taken_port_are_named_with_the_way_out(server, mo
         page.serve(model, detection.Mtcnn())
 
 
+def test_two_users_who_upload_the_same_picture_do_not_share_its_file(tmp_path, monkeypatch):
+    from gradio.routes import App
+    from starlette.testclient import TestClient
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    raw = keras.Input((None, None, 1))
+    answer = keras.layers.Dense(7, activation="softmax")(keras.layers.GlobalAveragePooling2D()(raw))
+    keras.Model(raw, answer).save(tmp_path / "model.keras")
+    blocks = page.app(tmp_path / "model.keras", None)
+    blocks.max_file_size = None
+    with TestClient(App.create_app(blocks)) as browser:
+        given = {"files": ("a.png", b"the same picture", "image/png")}
+        first, second = (Path(browser.post("/gradio_api/upload", files=given).json()[0]) for _ in range(2))
+        assert first != second and first.name == second.name == "a.png" and first.is_relative_to(tmp_path)
+        first.unlink()
+        assert second.read_bytes() == b"the same picture"
+
+
 def test_a_cut_picture_and_a_large_file_are_refused_by_name(tmp_path, photograph, monkeypatch):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(photograph.read_bytes()[:9000])
     with pytest.raises(UnreadableImage, match=r"cut.jpg: not a whole image file"):
         page.decode(cut)
     monkeypatch.setattr(page, "MAX_BYTES", 1000)
-    with pytest.raises(UnreadableImage, match=r"four.jpg has .* MB; at most"):
+    with pytest.raises(UnreadableImage, match=r"four.jpg: has .* bytes; at most 1,000 are read"):
         page.decode(photograph)
 
 

@@ -31,7 +31,8 @@ def outputs(tmp_path_factory):
     kernel, bias = np.zeros((1, 7)), np.full(7, -20.0)
     kernel[0, 3], bias[0], bias[3] = 0.1, 12.75, 0  # happy over 127.5
     model.layers[-1].set_weights([kernel, bias])
-    model.save(folder / "bright" / "model.keras")
+    sources = {"fer2013": "auto", "emotion_detection": "auto", "labels": "fer2013", "leakage": "keep"}
+    model_files.save(model, folder / "bright" / "model.keras", sources)
     return folder
 
 
@@ -281,12 +282,21 @@ def test_smoothing_delays_a_change_and_is_off_by_default(run, tmp_path):
 
 
 @pytest.fixture
-def drawn_run(outputs, tmp_path):
-    """An outputs folder whose run was trained on drawn faces."""
+def old_model(outputs, tmp_path):
+    """A model whose file does not say what it was trained on, alone in the folder of the run `drawn`."""
     (tmp_path / "drawn").mkdir()
-    (tmp_path / "drawn" / "model.keras").write_bytes((outputs / "bright" / "model.keras").read_bytes())
-    metrics = {"run": {"params": {"merge_split": {"fer2013": "demo"}}}}
-    (tmp_path / "drawn" / "metrics.json").write_text(json.dumps(metrics))
+    keras.saving.load_model(outputs / "bright" / "model.keras").save(tmp_path / "drawn" / "model.keras")
+    return tmp_path / "drawn" / "model.keras"
+
+
+@pytest.fixture(params=["its file", "metrics.json"])
+def drawn_run(old_model, request, tmp_path):
+    """An outputs folder whose run was trained on drawn faces, as the model's file says or the metrics beside it."""
+    sources = {"fer2013": "demo", "labels": "fer2013", "leakage": "keep"}
+    if request.param == "its file":
+        model_files.save(keras.saving.load_model(old_model), old_model, sources)
+    else:
+        old_model.with_name("metrics.json").write_text(json.dumps({"run": {"params": {"merge_split": sources}}}))
     return tmp_path
 
 
@@ -308,6 +318,21 @@ def test_a_model_trained_on_drawn_faces_says_so_in_every_output(drawn_run, tmp_p
 def test_a_model_trained_on_photographs_has_no_note(run, tmp_path):
     _, out, err = run(write(tmp_path / "a.png"), "--json")
     assert "note" not in json.loads(out) and "drawn" not in err
+
+
+def test_what_an_old_model_was_trained_on_is_said_not_to_be_known(old_model, tmp_path, capsys):
+    assert command_line.main([str(write(tmp_path / "a.png")), "--no-detect", "--model", str(old_model), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["note"] == reader.UNKNOWN and reader.UNKNOWN in err
+
+
+def test_a_copied_model_keeps_its_note_whatever_lies_beside_it(drawn_run, tmp_path):
+    model, copy = drawn_run / "drawn" / "model.keras", tmp_path / "copy.keras"
+    copy.write_bytes(model.read_bytes())
+    by_file = model_files.read_origin(model) is not None
+    assert reader.note(copy) == (reader.DRAWN if by_file else reader.UNKNOWN)
+    (tmp_path / "metrics.json").write_text(json.dumps({"run": {"params": {"merge_split": {"fer2013": "auto"}}}}))
+    assert reader.note(copy) == (reader.DRAWN if by_file else "")
 
 
 def test_a_camera_that_is_not_there_is_said(run, monkeypatch):

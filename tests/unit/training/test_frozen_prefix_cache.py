@@ -4,6 +4,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from fer_utils import files
 from fer_utils.training import frozen_prefix, network
 
 import keras
@@ -135,6 +136,25 @@ def test_a_torn_or_foreign_cache_is_computed_again(harm, prefix, images, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == [entry.name]
 
 
+def test_one_flipped_bit_is_noticed_when_its_row_is_read(prefix, images, tmp_path):
+    _kept(prefix, images, tmp_path)
+    (entry,) = tmp_path.iterdir()
+    content = bytearray((entry / "cut_1.npy").read_bytes())
+    content[-1] ^= 1  # of the last row
+    (entry / "cut_1.npy").write_bytes(content)
+    inputs = _kept(prefix, images, tmp_path)
+    assert inputs[1][np.arange(299)] == pytest.approx(np.array(prefix(images)[1])[:299], abs=1e-6)
+    with pytest.raises(OSError, match=rf"cut_1\.npy: row 299 is not what was written; delete {entry}"):
+        inputs[1][np.array([0, 299])]
+
+
+@pytest.mark.parametrize("part", ["keras", "tensorflow"])
+def test_another_version_computes_other_activations(prefix, images, monkeypatch, part):
+    before = frozen_prefix._key(prefix, images, "float32")
+    monkeypatch.setattr(f"{part}.__version__", "0.0")
+    assert frozen_prefix._key(prefix, images, "float32") != before
+
+
 def test_an_interrupted_pass_leaves_nothing(prefix, images, tmp_path, monkeypatch):
     def breaks(*_):
         yield [np.zeros((10, 3, 3, 4), np.float32), np.zeros((10, 4), np.float32)]
@@ -191,6 +211,19 @@ def test_the_oldest_caches_make_room(prefix, images, tmp_path, monkeypatch):
     )
     _kept(prefix, images[::-1], tmp_path)
     assert not old.exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_caches_make_room_only_where_they_hold_nothing_else(prefix, images, tmp_path):
+    for name in ("ours", "added", "theirs"):
+        _kept(prefix, images[: 10 + len(name)], tmp_path / name)
+    (added,), (theirs,), (ours,) = ((tmp_path / name).iterdir() for name in ("added", "theirs", "ours"))
+    (added / "notes.txt").write_text("mine")
+    (theirs / files.WRITTEN).unlink()
+    assert [frozen_prefix._entries(entry.parent) for entry in (added, theirs, ours)] == [[], [], [ours]]
+    (added / "cut_0.npy").write_text("torn")
+    with pytest.raises(files.OutputError, match=r"holds notes\.txt"):
+        _kept(prefix, images[:15], added.parent)
+    assert (added / "notes.txt").read_text() == "mine"
 
 
 def test_val_does_not_make_room_for_itself_by_deleting_train(prefix, images, tmp_path, monkeypatch):

@@ -67,14 +67,20 @@ def _features(model: keras.Model) -> np.ndarray:
     return np.array(model(pictures, training=False)).mean(axis=(1, 2))
 
 
+@pytest.mark.parametrize("number", ["", "_1"])
 def test_one_set_of_weights_in_both_layouts_computes_the_same_features(
-    backbone, inputs, capsys, write_older_weights, monkeypatch
+    backbone, inputs, capsys, write_older_weights, monkeypatch, number
 ):
     # Two kernels of one shape, which loading by position would swap without an error.
     swapped = [backbone.get_layer(f"conv2_block1_{branch}_conv").kernel.numpy() for branch in (0, 3)]
     assert swapped[0].shape == swapped[1].shape and not np.array_equal(*swapped)
     path = inputs / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    write_older_weights(backbone, path)
+    write_older_weights(backbone, path, number)
+    if number:
+        with h5py.File(path) as file:  # as public code reads ImageNet's
+            assert {"conv1/conv1_W_1:0", "bn_conv1/bn_conv1_running_std_1:0", "res2a_branch1/res2a_branch1_b_1:0"} <= {
+                f"{layer}/{weight}" for layer in file for weight in file[layer]
+            }
     loaded = network.load_backbone(SIZE, "imagenet")
     assert _features(loaded) == pytest.approx(_features(backbone), abs=1e-6)
     said = capsys.readouterr().out

@@ -131,3 +131,13 @@ def test_without_tensorboard_the_message_says_what_to_install(tmp_path, monkeypa
     monkeypatch.delitem(sys.modules, "fer_utils.training.tensorboard")
     with pytest.raises(ModuleNotFoundError, match="pip install tensorboard"):
         _fitted(tmp_path)
+
+
+def test_event_files_of_another_program_stay(tmp_path):
+    theirs, ours = (tmp_path / f"events.out.tfevents.1.host{end}" for end in ("", tensorboard.MARK))
+    for file in (theirs, ours):
+        file.write_bytes(b"")
+    log = tensorboard.TensorBoardLog(tmp_path)
+    log.on_train_begin()
+    log.on_train_end()
+    assert theirs.exists() and not ours.exists() and len(list(tmp_path.glob(f"*{tensorboard.MARK}"))) == 1

@@ -1,14 +1,22 @@
 """Training says early how long it takes, stops in time, and keeps the best weights."""
 
+import types
+from pathlib import Path
+
+from fer_utils.pipeline import cells
 from fer_utils.training import time_budget
 from fer_utils.training.checkpoint import TrainingCheckpoint
 from fer_utils.training.time_budget import TimeBudget
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 STEPS = 20
+CELLS = cells.code_cells(
+    (Path(__file__).resolve().parents[3] / "notebooks/03_train_head.py").read_text(encoding="utf-8")
+)
 
 
 class Clock:
@@ -173,3 +181,17 @@ def test_an_estimate_of_steps_under_a_millisecond_says_how_long_they_take(capsys
     assert capsys.readouterr().out.startswith(
         "phase: 0.42 ms a step; without validation under 1 s an epoch of 20 steps, at most under 1 s for 5 epochs"
     )
+
+
+@pytest.mark.parametrize(("ended_by", "reported"), [("time budget", 0.7), ("last epoch", 0.6)])
+def test_phase_1_reports_the_epoch_whose_weights_it_saves(ended_by, reported):
+    history = pd.DataFrame(
+        {"epoch": [1, 2], "val_loss": [0.5, 0.9], "val_accuracy": [0.7, 0.6], "val_macro_f1": [0.7, 0.6]}
+    )
+    history.attrs["ended_by"] = ended_by
+    finished = {}
+    stage = types.SimpleNamespace(show=print, finish=lambda outputs, figures: finished.update(figures))
+    look = [code for code in CELLS if "idxmin()" in code or "stage.finish(" in code]
+    variables = {"history": history, "stage": stage, "plots": types.SimpleNamespace(learning_curves=len)}
+    exec("\n".join(look), variables)
+    assert finished["VAL accuracy"] == finished["VAL macro F1"] == reported and finished["ended by"] == ended_by

@@ -1,0 +1,269 @@
+"""Tables from strangers: FER2013's CSV, FER+'s votes, lists of labels. Each is read, or refused by a sentence."""
+
+import gzip
+import io
+import os
+import pickle
+import re
+from collections.abc import Callable
+
+from fer_utils.classes import CSV_CODES
+from fer_utils.data import addresses, extra_sources, ferplus, label_sets, splits
+from fer_utils.data.demo import draw_face
+from fer_utils.data.sources import DatasetError
+from fer_utils.evaluation import scores
+from fer_utils.images import UnreadableImage, encode_png
+from fer_utils.pipeline import runner
+from fer_utils.pipeline.parameters import ParameterError
+
+import numpy as np
+import pandas as pd
+import pytest
+from limits import limited
+from surroundings import unchanged
+
+USAGES = ("Training", "PublicTest")
+N = len(USAGES) * len(CSV_CODES)
+PIXELS = " ".join(map(str, np.random.default_rng(0).integers(0, 256, 48 * 48)))
+
+
+def _csv(*more: str, header: str = "emotion,pixels,Usage", end: str = "\n") -> str:
+    rows = [f"{code},{PIXELS},{usage}" for usage in USAGES for code in range(len(CSV_CODES))]
+    return end.join([header, *rows, *more, ""])
+
+
+def _row(pixels: str = PIXELS, code: str = "0", usage: str = "Training") -> bytes:
+    return _csv(f"{code},{pixels},{usage}").encode()
+
+
+AGAIN = r"save it as CSV in UTF-8, or download it again"
+# What it is → (the file's bytes, what the error says, pictures that are read where unreadable ones are left out; None: none).
+CSVS = {
+    "UTF-16": (_csv().encode("utf-16"), rf"past its first 0 rows .*{AGAIN}", None),
+    "UTF-16 without a mark": (_csv().encode("utf-16-le"), r"lacks the column\(s\) emotion, pixels, usage", None),
+    "Latin-1": (_csv(f"0,{PIXELS},Training,é").encode("latin-1"), rf"past its first 14 rows .*{AGAIN}", None),
+    "UTF-8 with a mark": (_csv().encode("utf-8-sig"), None, N),
+    "lines of Windows": (_csv(end="\r\n").encode(), None, N),
+    "lines of an old Mac": (_csv(end="\r").encode(), None, N),
+    "an open quote": (_csv('0,"1 2 3,Training', *_csv().splitlines()[1:]).encode(), rf"past its first 14 rows .*{AGAIN}", None),
+    "an open quote at the end": (_csv('0,"1 2 3,Training').encode(), rf"past its first 14 rows .*{AGAIN}", None),
+    "a line of 100,000 characters": (_row("1 " * 50_000), rf"past its first 14 rows .*{AGAIN}", None),
+    "a superscript as class": (_row(code="²"), r"row 14 has Usage 'Training' and emotion '²'; expected one of", None),
+    "a class of another script": (_row(code="٣"), r"row 14 has Usage 'Training' and emotion '٣'; expected one of", None),
+    "a class of 5,000 digits": (_row(code="1" * 5000), r"row 14 has Usage 'Training' and emotion '1{20}'; expected", None),
+    "a negative class": (_row(code="-1"), r"row 14 has Usage 'Training' and emotion '-1'; expected one of", None),
+    "a long Usage": (_row(usage="x" * 90_000), r"row 14 has Usage 'x{20}' and emotion '0'; expected one of", None),
+    "no pixels": (_csv("0").encode(), r"row 14 has Usage '' and emotion '0'; expected one of", None),
+    "no pixels, in another order": (
+        "\n".join(f"{row.split(',')[0]},{row.split(',')[2]},{row.split(',')[1]}" for row in _csv().splitlines()).encode()
+        + b"\n0,Training\n", r"1 of 15 images cannot be read.*csv#14 has 0 pixels.*exclude", N),
+    "a pixel of 20 digits": (_row("9" * 20), r"1 of 15 .*csv#14 has a pixel that is no number", N),
+    "a pixel of 5,000 digits": (_row("9" * 5000), r"1 of 15 .*csv#14 has a pixel that is no number", N),
+    "a pixel that is not a number": (_row("nan"), r"1 of 15 .*csv#14 has a pixel that is no number", N),
+    "a picture of one pixel": (_row("7"), None, N + 1),
+    "more columns in a row": (_csv(f"0,{PIXELS},Training,more,and more").encode(), None, N + 1),
+    "a column twice": (_csv(header="emotion,pixels,Usage,Usage").encode(), r"row 0 has Usage '' and emotion '0'", None),
+    "zeros": (_csv("\0,\0,\0").encode(), r"(past its first 14 rows|row 14 has Usage)", None),
+    "semicolons": (_csv().replace(",", ";").encode(), r"lacks the column\(s\) emotion, pixels, usage", None),
+    "a page": (b"<html>\n<body>404</body>\n</html>\n", r"lacks the column\(s\) emotion, pixels, usage", None),
+    "packed": (gzip.compress(_csv().encode()), rf"past its first 0 rows .*{AGAIN}", None),
+    "a header alone": (b"emotion,pixels,Usage\n", r"lacks the column\(s\) emotion, pixels, usage", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CSVS)
+def test_a_csv_is_read_or_refused_by_a_sentence(name, tmp_path):
+    content, says, usable = CSVS[name]
+    path = tmp_path / "fer2013.csv"
+    path.write_bytes(content)
+    with unchanged(tmp_path):
+        if says:
+            with pytest.raises(DatasetError, match=re.compile(says, re.DOTALL)) as caught, limited(largest=60_000_000):
+                splits.read_sources({"fer2013": path}, "error")
+            assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
+        if usable:
+            with limited(largest=60_000_000):
+                table = splits.read_sources({"fer2013": path}, "exclude").table
+            assert splits.is_usable(table).sum() == usable
+
+
+@pytest.mark.parametrize("begin", [b"", b"emotion,pixels,Usage\n0,"])
+def test_a_line_of_a_gigabyte_is_refused_without_reading_it(begin, tmp_path):
+    path = tmp_path / "fer2013.csv"
+    with path.open("wb") as file:
+        file.write(begin)
+        file.truncate(1_000_000_000)  # takes no space
+    with (
+        pytest.raises(DatasetError, match=rf"more than 100,000 characters in a line.*{AGAIN}"),
+        limited(largest=5_000_000),
+    ):
+        splits.read_sources({"fer2013": path}, "error")
+
+
+def test_a_table_without_an_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("fer_utils.data.sources.MAX_TABLE", 50_000)
+    (tmp_path / "fer2013.csv").write_text(_csv())
+    with pytest.raises(DatasetError, match=rf"past its first 6 rows .*50,000 in all.*{AGAIN}"):
+        splits.read_sources({"fer2013": tmp_path / "fer2013.csv"}, "error")
+
+
+def _rows(change: Callable[[list[str]], list[str]]) -> Callable[[bytes], bytes]:
+    """The votes with their rows of Training changed."""
+
+    def make(content: bytes) -> bytes:
+        header, *rows = content.decode().splitlines()
+        n = sum(row.startswith("Training") for row in rows)
+        return "\n".join([header, *change(rows[:n]), *rows[n:], ""]).encode()
+
+    return make
+
+
+def _shuffled(share: float) -> Callable[[list[str]], list[str]]:
+    def change(rows: list[str]) -> list[str]:
+        rng = np.random.default_rng(0)
+        places = np.sort(rng.permutation(len(rows))[: int(share * len(rows))])
+        moved = dict(zip(places, rng.permutation(places), strict=True))
+        return [rows[moved.get(place, place)] for place in range(len(rows))]
+
+    return change
+
+
+def _first(votes: str) -> Callable[[bytes], bytes]:
+    return _rows(lambda rows: [",".join([*rows[0].split(",")[:2], votes]), *rows[1:]])
+
+
+MOVED = r"its rows were changed, or are not in the order of fer2013\.csv: download it again"
+# What it is → (the file's bytes from those of good votes, what the error says).
+VOTES = {
+    "half of a part shuffled": (_rows(_shuffled(0.5)), MOVED),
+    "a tenth of a part shuffled": (_rows(_shuffled(0.1)), MOVED),
+    "moved on by one row": (_rows(lambda rows: [rows[-1], *rows[:-1]]), MOVED),
+    "two rows swapped": (_rows(lambda rows: [*rows[:100], rows[101], rows[100], *rows[102:]]), MOVED),
+    "one vote more": (_first("0,0,0,0,0,0,0,0,0,9"), MOVED),
+    "a vote and a half": (_first("0,0,0,0,0,0,0,0,0,9.5"), MOVED),
+    "a vote of 20 digits": (_first("0,0,0,0,0,0,0,0,0," + "9" * 20), r"(no whole number|row 0 has the votes)"),
+    "a vote without end": (_first("0,0,0,0,0,0,0,0,0,inf"), r"a vote that is no whole number"),
+    "UTF-16": (lambda content: content.decode().encode("utf-16"), r"is not a table of votes .*: download it again"),
+    "Latin-1": (lambda content: content.replace(b"fer", b"\xe9", 1), r"is not a table of votes .*: download it again"),
+    "an open quote": (lambda content: content.replace(b"fer", b'"', 1), r"(is not a table of votes|rows, FER2013 has)"),
+    "a page": (lambda content: b"<html>", r"has the columns <html>, expected"),
+    "a pickle": (lambda content: pickle.dumps({"Usage": [1]}), r"(is not a table of votes|has the columns)"),
+    "nothing": (lambda content: b"", r"is not a table of votes"),
+    "21 MB": (lambda content: bytes(21_000_000), r"has 21,000,000 bytes, FER\+'s votes have 1\.6 million: download it again"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VOTES)
+def test_votes_that_do_not_fit_are_refused_by_a_sentence(name, drawn, tmp_path):
+    make, says = VOTES[name]
+    for file in (drawn[0].parent / "ferplus").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = tmp_path / addresses.VOTES_FILE
+    path.write_bytes(make(path.read_bytes()))
+    with unchanged(tmp_path), pytest.raises(DatasetError, match=says) as caught, limited(largest=100_000_000):
+        ferplus.read(path)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_votes_on_fer2013_itself_are_those_published_or_none(tmp_path):
+    """Ten votes for the label of every row agree with all of them, and are still not FER+'s."""
+    path = tmp_path / addresses.VOTES_FILE
+    labels = ferplus.labels_in_row_order(path)
+    counts = 10 * (labels[:, None] == np.array(ferplus.ANSWERS)).astype(int)
+    usages = np.repeat(["Training", "PublicTest", "PrivateTest"], [28_709, 3_589, 3_589])
+    table = pd.DataFrame(counts, columns=list(ferplus.VOTES))
+    table.insert(0, "Image name", "fer.png")
+    table.insert(0, "Usage", usages)
+    table.to_csv(path, index=False)
+    with pytest.raises(DatasetError, match=MOVED):
+        ferplus.read(path)
+
+
+def _npy(**header: object) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (), **header})
+    return file.getvalue()
+
+
+RAF = "EmoLabel/list_patition_label.txt"
+NOTE = "train_set/annotations/0_exp.npy"
+# What it is → (the file, its bytes or how it is made, what the error says).
+LISTS = {
+    "RAF-DB: no text": (RAF, os.urandom(2000), r"list_patition_label\.txt, line 1 is .*expected such as"),
+    "RAF-DB: UTF-16": (RAF, "train_1.jpg 5\n".encode("utf-16"), r"list_patition_label\.txt, line 1 is .*expected such as"),
+    "RAF-DB: a superscript as class": (RAF, "train_1.jpg ²\n".encode(), r"line 1 is 'train_1\.jpg ²'; expected such as"),
+    "RAF-DB: a path as name": (RAF, b"train_/../../etc/passwd 5\n", r"line 1 is .*expected such as train_00001\.jpg 5"),
+    "RAF-DB: a pipe": (RAF, os.mkfifo, r"list_patition_label\.txt cannot be read \(it is no regular file\)"),
+    "RAF-DB: too long": (RAF, lambda path: os.truncate(path.touch() or path, 101_000_000), r"has 101,000,000 bytes; at most"),
+    "AffectNet: text": (NOTE, b"8", r"0_exp\.npy is not a whole annotation"),
+    "AffectNet: a pickle": (NOTE, _npy(descr="|O") + pickle.dumps("8"), r"0_exp\.npy is not a whole annotation"),
+    "AffectNet: a terabyte": (NOTE, _npy(shape=(10**12,)), r"0_exp\.npy is not a whole annotation"),
+    "AffectNet: not a number": (NOTE, _npy() + np.float64("nan").tobytes(), r"0_exp\.npy holds 'nan'; expected 0 to 10"),
+    "AffectNet: a pipe": (NOTE, os.mkfifo, r"0_exp\.npy cannot be read|is not a whole annotation"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_of_labels_is_refused_by_a_sentence(name, tmp_path):
+    file, content, says = LISTS[name]
+    for path in (tmp_path / "Image/aligned/train_1_aligned.jpg", tmp_path / "train_set/images/0.jpg"):
+        if path.parts[-3] == {RAF: "Image", NOTE: "train_set"}[file]:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(encode_png(draw_face("sad", np.random.default_rng(1))))
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    content(path) if callable(content) else path.write_bytes(content)
+    with (
+        unchanged(tmp_path),
+        pytest.raises((DatasetError, UnreadableImage), match=says) as caught,
+        limited(largest=60_000_000),
+        extra_sources.open_extra(tmp_path, "mine", "train"),
+    ):
+        pass
+    assert str(tmp_path) in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("also", ["/nope", "/dev/null", "/nope.zip", "pipe.zip"])
+def test_another_test_set_that_is_not_there_is_said_before_anything_runs(also, fake_run, tmp_path):
+    os.mkfifo(tmp_path / "pipe.zip")
+    also = str(tmp_path / also)  # an absolute path stays
+    run = fake_run(evaluate={"also": also}).do()
+    with limited(), pytest.raises(ParameterError, match=rf"evaluate\.also: .*{re.escape(also)}"):
+        runner.run("demo", ["evaluate"], run.values, repeat=True)
+
+
+def _labelled(ferplus_label: str) -> pd.DataFrame:
+    table = pd.DataFrame(
+        {
+            "path": list("abcd"),
+            "label": "sad",
+            "fer2013_label": "sad",
+            "ferplus_label": ferplus_label,
+            "votes": "0 0 0 0 0 0 0 10 0 0",
+            "usage": "PublicTest",
+            "seen_in_training": False,
+        }
+    )
+    return scores.prediction_table(table, np.full((4, 7), 1 / 7))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_split_that_the_votes_give_no_class_is_not_scored_against_them():
+    with_class, without = _labelled("sad"), _labelled("")
+    assert scores.has_votes({"VAL": with_class, "TEST": with_class})
+    assert not scores.has_votes({"VAL": with_class, "TEST": without})
+
+
+def test_a_split_that_the_votes_leave_empty_is_said_in_01():
+    table = pd.DataFrame(
+        {
+            "split": ["TRAIN", "VAL", "TEST", ""],
+            "source": "fer2013",
+            "label": "sad",
+            "fer2013_label": "sad",
+            "ferplus_label": ["sad", "happy", "", "sad"],
+            "votes": "0 0 0 0 0 0 0 10 0 0",
+        }
+    )
+    with pytest.raises(DatasetError, match=r"no picture of TEST a class: set merge_split\.labels to fer2013"):
+        label_sets.choose(table, "ferplus")
