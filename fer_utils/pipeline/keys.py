@@ -96,6 +96,7 @@ _PACKAGES = {
     "tensorflow": "tensorflow",
 }
 
+BACKENDS = ("tensorflow", "jax")  # of Keras
 _PACKAGE = Path(__file__).resolve().parents[1]
 _HASHED_AT_ONCE = 1 << 20
 
@@ -320,12 +321,20 @@ def _tree_digest(path: Path) -> str:
 
 
 def backend() -> str:
-    """The backend that Keras will choose, by its rules, without importing Keras, which takes seconds."""
+    """The backend that Keras will choose, by its rules, without importing Keras, which takes seconds.
+
+    Raises ParameterError for one that this project does not compute with.
+    """
     home = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser())
     configured = {}
     with contextlib.suppress(OSError, ValueError):
         configured = json.loads((home / "keras.json").read_text(encoding="utf-8"))
-    return os.environ.get("KERAS_BACKEND") or configured.get("backend", "tensorflow")
+    chosen = os.environ.get("KERAS_BACKEND") or configured.get("backend", "tensorflow")
+    if chosen not in BACKENDS:
+        raise parameters.ParameterError(
+            f"KERAS_BACKEND, or {home / 'keras.json'}, says {chosen!r}: this project computes with {' or '.join(BACKENDS)}"
+        )
+    return chosen
 
 
 @lru_cache
@@ -370,7 +379,7 @@ def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
             if not {name, name.split(".")[0]} & NOT_COMPUTING and name not in code:
                 code[name], more = _read_module(path)
                 waiting += more
-    packages -= {"jax", "tensorflow"} - {backend()}  # the module of devices imports the one that computes
+    packages -= {*BACKENDS} - {backend()}  # the module of devices imports the one that computes
     versioned = {_PACKAGES[name] for name in packages & set(_PACKAGES)}
     return found, dict(sorted(code.items())), sorted(versioned)
 

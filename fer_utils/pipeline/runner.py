@@ -65,7 +65,7 @@ def run(
         records.clear_leftovers(folders)
         files.remove_partials(folders.notebooks)
         records.describe_run(folders, profile, values)
-        terminal.say(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}")
+        terminal.say(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}, with {keys.backend()}")
         for stage in chosen:
             if not goes_on(stage):
                 break

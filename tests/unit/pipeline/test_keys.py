@@ -1,6 +1,7 @@
 """What a stage's key holds, what it leaves out, and how damage to outputs is noticed."""
 
 import ast
+import importlib.metadata
 import os
 import re
 import shutil
@@ -47,6 +48,27 @@ def _keys(values=None) -> dict:
 def _changed(before: dict, after: dict) -> dict[str, list[str]]:
     found = {stage: keys.differences(before[stage], after[stage]) for stage in STAGES}
     return {stage: words for stage, words in found.items() if words}
+
+
+def test_keys_name_the_backend_that_computes_and_its_version_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    of_tensorflow = _keys()
+    (tmp_path / "keras.json").write_text('{"backend": "jax"}')
+    of_jax = _keys()
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    assert _keys() == of_tensorflow
+    assert _changed(of_tensorflow, of_jax).keys() == {"train_head", "fine_tune", "evaluate"}
+    for stage in ("train_head", "fine_tune", "evaluate"):
+        versions = {name: keys_[stage]["versions"] for name, keys_ in (("tf", of_tensorflow), ("jax", of_jax))}
+        assert "tensorflow" in versions["tf"] and "jax" not in versions["tf"]
+        assert versions["jax"]["jax"] == importlib.metadata.version("jax") and "tensorflow" not in versions["jax"]
+
+
+def test_a_backend_that_is_not_supported_is_refused_before_the_first_notebook(monkeypatch, answer, tmp_path):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    status, _, errors = answer("--params", "demo", "--outputs-dir", str(tmp_path))
+    assert status == 2 and "says 'torch': this project computes with tensorflow or jax" in errors
 
 
 @pytest.mark.parametrize(
