@@ -57,6 +57,7 @@ class Project:
             Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(self.folders.data / path)
         manifest = pd.DataFrame(rows, columns=["split", "label", "path"]).reindex(columns=splits.MANIFEST_COLUMNS)
         manifest.to_csv(self.folders.manifest, index=False)
+        (self.folders.run / "stages").mkdir()  # by it a folder is known as a run's
         self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder / "notebooks"))
         self.run(SMALL_FIGURES)
 

@@ -66,7 +66,11 @@ def write_inputs(outputs: Path) -> None:
     for label, path, *_ in balanced:
         draw(label, path)
     table = pd.DataFrame(manifest, columns=["split", "label", "path"]).reindex(columns=splits.MANIFEST_COLUMNS)
+    table["fingerprint"] = [
+        images.fingerprint(face) for face in images.load([folders.data / path for path in table["path"]])
+    ]
     table.to_csv(folders.manifest, index=False)
+    (folders.run / "stages").mkdir()  # by it a folder is known as a run's
     pd.DataFrame(balanced, columns=["label", "path", "train_path", "copy"]).to_csv(folders.balanced, index=False)
     keras.utils.set_random_seed(1)
     with pytest.warns(UserWarning, match="the backbone is random"):
