@@ -157,6 +157,13 @@ def _check(smallest: int, threshold: float) -> None:
 
 
 def _load_network():
+    import keras  # takes seconds, and YuNet does without
+
+    if (backend := keras.config.backend()) != "tensorflow":
+        raise DetectorMissing(
+            f"mtcnn computes with TensorFlow alone, and KERAS_BACKEND is {backend}: name YuNet's file with --detector, or give "
+            "crops of faces with --no-detect"
+        )
     try:
         from mtcnn import MTCNN
     except ImportError as error:

@@ -32,13 +32,16 @@ def run(tmp_path) -> Path:
     for number in range(70):
         label, split = CLASSES[number % 7], ("TRAIN", "TRAIN", "VAL", "TEST", "")[number // 14]
         path = f"{split}/{label}/{number}.png" if split else ""
+        face = rng.integers(0, 256, (48, 48), np.uint8)
         if path:
             file = tmp_path / "run/images" / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(images.encode_png(rng.integers(0, 256, (48, 48), np.uint8)))
+            file.write_bytes(images.encode_png(face))
         votes = "" if number % 3 else "1 2 3"
         rows.append(
-            dict.fromkeys(MANIFEST_COLUMNS, "") | {"path": path, "label": label, "split": split, "votes": votes}
+            dict.fromkeys(MANIFEST_COLUMNS, "")
+            | {"path": path, "label": label, "split": split, "votes": votes}
+            | {"fingerprint": images.fingerprint(face)}
         )
     files.write_csv(tmp_path / "run/manifest.csv", pd.DataFrame(rows))
     return tmp_path / "run"

@@ -188,3 +188,11 @@ def test_photographs_given_as_extra_are_cropped_to_their_one_face(tmp_path):
     row = list(flags).index("happy/one.png")
     assert (merged.pixels[row] == face).all() and face.shape == (48, 48)
     assert detection.face_finder("whole") is None
+
+
+def test_mtcnn_says_that_it_computes_with_tensorflow_alone(monkeypatch):
+    monkeypatch.setattr("keras.config.backend", lambda: "jax")
+    with pytest.raises(
+        detection.DetectorMissing, match=r"TensorFlow alone, and KERAS_BACKEND is jax: name YuNet's file"
+    ):
+        detection.Mtcnn()
