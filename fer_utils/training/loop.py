@@ -130,8 +130,9 @@ class _EpochBar(keras.callbacks.Callback):
         self._bar.set_description(f"epoch {epoch + 1} of {self.params['epochs']}")
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
-        self._bar.update(batch + 1 - self._done)
-        self._done = batch + 1
+        done = min(batch + 1, self.params["steps"])  # see TimeBudget
+        self._bar.update(done - self._done)
+        self._done = done
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         names = {"loss": "loss", "accuracy": "accuracy", "val_loss": "VAL loss", "val_accuracy": "VAL accuracy"}

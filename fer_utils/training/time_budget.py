@@ -56,7 +56,8 @@ class TimeBudget(keras.callbacks.Callback):
         self._last = 0, self._epoch_began  # steps done, and when
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
-        now, done = self.clock(), batch + 1
+        # With several steps an execution Keras counts the last one of an epoch as full.
+        now, done = self.clock(), min(batch + 1, self.params["steps"])
         if not self._announced:
             self._measure(done, now)
         if now + self._reserve() > self.deadline:

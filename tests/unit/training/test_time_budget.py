@@ -89,6 +89,18 @@ def test_the_estimate_holds_for_steps_at_once_and_for_short_epochs(capsys, at_on
     assert seconds == pytest.approx(60 * executions, rel=0.35)
 
 
+def test_a_last_execution_that_is_not_full_counts_its_own_steps(capsys):
+    clock = Clock()
+    budget = TimeBudget("phase", 0, clock.now, clock)
+    budget.set_params({"steps": 33, "epochs": 1})
+    budget.on_train_begin()
+    budget.on_epoch_begin(0)
+    for last_of_32, seconds in ((31, 32), (63, 1)):  # as Keras numbers two executions of 32 and 1 steps
+        clock.now += seconds
+        budget.on_train_batch_end(last_of_32)
+    assert "phase: 1,000 ms a step; without validation 33 s" in capsys.readouterr().out
+
+
 def test_it_stops_after_an_epoch_where_another_would_not_fit(capsys):
     # An epoch takes 20 + 2 seconds, the reserve is 3 x 2 + 60: two epochs end at 44, a third would at 66 + 66 > 120.
     work, budget, _ = train(2)
