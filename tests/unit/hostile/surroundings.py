@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,3 +30,14 @@ def unchanged(*folders: Path) -> Iterator[None]:
     before = [digest(folder) for folder in folders]
     yield
     assert [digest(folder) for folder in folders] == before
+
+
+def make_socket(path: Path) -> None:
+    """A socket at `path`: a file that is no regular one."""
+    here = Path.cwd()
+    os.chdir(path.parent)  # the name of a socket may have 100 bytes only
+    try:
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(path.name)
+    finally:
+        os.chdir(here)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import struct
 import warnings
 import zipfile
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from limits import limited
-from surroundings import unchanged
+from surroundings import make_socket, unchanged
 
 PARTS = ("train", "test")
 N = len(PARTS) * len(CLASSES)
@@ -135,16 +134,6 @@ def _one_twice_among_many(root: Path) -> Path:
     return root / "data.zip"
 
 
-def _socket(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # the name of a socket may have 100 bytes only
-    try:
-        with socket.socket(socket.AF_UNIX) as one:
-            one.bind(path.name)
-    finally:
-        os.chdir(here)
-
-
 # What it is → (how it is made, what the error says, pictures that are read where unreadable ones are left out; None: none).
 CASES = {
     "a header that declares less": (_lying(5_000, 50_000_000), r"lies\.png cannot be unpacked .*exclude", N),
@@ -175,7 +164,7 @@ CASES = {
     "a pipe for an image": (
         _with(lambda data: os.mkfifo(data / "train/happy/p.png")), r"p\.png cannot be read \(it is no regular", N),
     "a socket for an image": (
-        _with(lambda data: _socket(data / "train/happy/s.png")), r"s\.png cannot be read \(it is no regular", N),
+        _with(lambda data: make_socket(data / "train/happy/s.png")), r"s\.png cannot be read \(it is no regular", N),
     "a device for an image": (
         _with(lambda data: (data / "train/happy/z.png").symlink_to("/dev/zero")), r"z\.png cannot be read \(it is no r", N),
     "a dead link": (

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import socket
 import struct
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from fer_utils.data.demo import draw_face
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from surroundings import unchanged
+from surroundings import make_socket, unchanged
 
 FACE = Image.fromarray(draw_face("happy", np.random.default_rng(3)))
 MOST_BYTES, MOST_SECONDS = 1_000_000_000, 10
@@ -64,16 +63,6 @@ def _sparse(size: int, begin: bytes = b"") -> Callable[[Path], None]:
 def _patched(content: bytes, mark: bytes, offset: int, new: bytes) -> bytes:
     place = content.index(mark) + offset
     return content[:place] + new + content[place + len(new) :]
-
-
-def _socket(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # the name of a socket may have 100 bytes only
-    try:
-        with socket.socket(socket.AF_UNIX) as one:
-            one.bind(path.name)
-    finally:
-        os.chdir(here)
 
 
 def _exif(orientation: object) -> Image.Exif:
@@ -150,7 +139,7 @@ CASES = {
     "five_gigabytes.webp": (
         _sparse(5_000_000_000, b"RIFF"), r"has 5,000,000,000 bytes; at most 205,000,000 are read: save it sm", r"at most 10,000,000 are"),
     "pipe.jpg": (os.mkfifo, NO_FILE, NO_FILE),
-    "socket.jpg": (_socket, NO_FILE, NO_FILE),
+    "socket.jpg": (make_socket, NO_FILE, NO_FILE),
     "device.jpg": (lambda path: path.symlink_to("/dev/zero"), NO_FILE, NO_FILE),
     "folder.jpg": (Path.mkdir, NO_FILE, NO_FILE),
     "dead_link.jpg": (lambda path: path.symlink_to("nowhere"), r"cannot be read \(No such file", r"cannot be read \(No such"),
