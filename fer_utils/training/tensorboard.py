@@ -14,6 +14,7 @@ from fer_utils.training.metrics import MacroScores
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
 try:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -54,7 +55,9 @@ class TensorBoardLog(keras.callbacks.Callback):
         self._write(epoch + 1, (logs or {}).items())
         counts = _counts(self.model)
         if counts is not None:
-            picture = Summary.Image(encoded_image_string=_drawn(counts, f"VAL after epoch {epoch + 1}"))
+            drawn = _drawn(counts, f"VAL after epoch {epoch + 1}")
+            width, height = Image.open(io.BytesIO(drawn)).size
+            picture = Summary.Image(encoded_image_string=drawn, width=width, height=height)
             self._add(epoch + 1, Summary.Value(tag="VAL confusion matrix", image=picture))
         self._writer.flush()
 

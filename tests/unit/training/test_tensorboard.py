@@ -74,7 +74,7 @@ def test_the_image_is_of_vals_confusion_matrix_after_the_epoch(tmp_path, monkeyp
     assert drawn[-1][0].tolist() == expected.tolist()
     monkeypatch.undo()
     event = _events(tmp_path / "logs").Images("VAL confusion matrix")[-1]
-    assert event.step == 2
+    assert (event.step, event.width, event.height) == (2, 6, 4)
     assert Image.open(io.BytesIO(event.encoded_image_string)).size == (6, 4)
 
 
