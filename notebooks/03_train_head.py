@@ -28,6 +28,7 @@
 # What the specification names
 seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
 image_size: int = 224  # >= 32; pixels a side that ResNet50 sees; the cpu profile takes 96
+backbone: str = "resnet50"  # resnet50 | small; specification is resnet50
 weights: str = "imagenet"  # imagenet, a path to a ResNet50 notop .h5, or none
 batch_size: int = 64  # >= 1; specification
 epochs: int = 10  # >= 1; specification
@@ -79,7 +80,7 @@ train, val = loading.load_training(balanced, manifest, stage.images, limit_per_c
 # is the specification's: global average pooling, 32 units, batch normalisation, dropout, seven probabilities.
 
 # %% tags=["nbval-check-output"]
-model = network.build(image_size, weights)
+model = network.build(image_size, weights, backbone)
 prefix, head = frozen_prefix.split(model)
 pd.Series(network.parameter_counts(model), name="weights").to_frame()
 

@@ -29,6 +29,7 @@
 # What the specification names
 seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
 image_size: int = 224  # >= 32; pixels a side that ResNet50 sees; the cpu profile takes 96
+backbone: str = "resnet50"  # resnet50 | small; specification is resnet50
 weights: str = "imagenet"  # imagenet, a path to a ResNet50 notop .h5, or none
 batch_size: int = 64  # >= 1; specification
 epochs: int = 20  # >= 1; specification: further epochs, counted on from phase 1
@@ -99,7 +100,7 @@ head_history = stage.read("history_head.csv")
 # rely on.
 
 # %%
-model = network.build(image_size, weights)
+model = network.build(image_size, weights, backbone)
 _, head = frozen_prefix.split(model)
 head.load_weights(stage.path("head.weights.h5"))
 if votes_output:

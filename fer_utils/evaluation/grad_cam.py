@@ -24,7 +24,7 @@ def heat_maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np
 
 
 def _explainer(model: keras.Model):
-    backbone = model.get_layer(network.BACKBONE)
+    backbone = network.backbone_of(model)
     layer = _layer_to_explain(backbone)
     before, after = keras.Model(backbone.input, layer.output), keras.Model(layer.output, backbone.output)
     *head, last = [model.get_layer(name) for name in (network.FEATURES, *network.HEAD_LAYERS)]

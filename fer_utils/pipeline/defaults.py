@@ -12,6 +12,7 @@ _EVERY_STAGE = {"profile": "auto", "run": "auto", "outputs_dir": "outputs", "dat
 _TRAINING = {
     **_EVERY_STAGE,
     "image_size": 224,
+    "backbone": "resnet50",
     "weights": "imagenet",
     "batch_size": 64,
     "limit_per_class": 0,

@@ -172,7 +172,7 @@ def _innermost(model):
     from fer_utils.training import network
 
     names = [layer.name for layer in model.layers]
-    return model if network.BACKBONE in names else model.get_layer("fer_resnet50")
+    return model if {network.RESNET50, network.SMALL} & names else model.get_layer("fer_resnet50")
 
 
 def _shrunk(rgb: np.ndarray, side: int) -> np.ndarray:

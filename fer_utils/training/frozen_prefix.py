@@ -36,7 +36,7 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     any trainable weight to the other layers; they are the inputs of the suffix. Trainable layers must be set before the
     call. Training the suffix trains `model`.
     """
-    backbone, pooling = model.get_layer(network.BACKBONE), model.get_layer(network.FEATURES)
+    backbone, pooling = network.backbone_of(model), model.get_layer(network.FEATURES)
     preprocessed = model.get_layer(network.PREPROCESSING)(model.input)
     cut = _cut(backbone)
     if cut:

@@ -14,34 +14,35 @@ import numpy as np
 from keras import layers
 
 PREPROCESSING = "preprocessing"
-BACKBONE = "resnet50"
+RESNET50, SMALL = "resnet50", "small"  # the backbones: values of the parameter, and names of the layer in the model
 FEATURES = "pooled_features"
 HEAD_LAYERS = ("head_dense", "head_batch_norm", "head_dropout", "probabilities")
 VOTES_LAYER, BOTH_LAYER = "votes_probabilities", "both_probabilities"
 TRAINED_NORM_MOMENTUM = (
     0.9  # Keras' 0.99 needs about 500 steps to forget the initial statistics, more than a small dataset has
 )
+SMALL_STAGES = ((16, 1), (64, 1), (128, 1), (208, 2))  # width and number of blocks; each stage but the first halves the side
 MIN_IMAGE_SIZE = 32  # smaller images vanish in ResNet50's five halvings
 
 
-def build(image_size: int, weights: str) -> keras.Model:
-    """ResNet50 with the specification's head, backbone frozen.
+def build(image_size: int, weights: str, backbone: str = RESNET50) -> keras.Model:
+    """A backbone with the specification's head, backbone frozen.
 
     Input: raw grey images, float or uint8, shape (n, height, width, 1), values 0–255, of any size. Inside the model they
     become RGB, are resized bilinearly to `image_size`, and pass ResNet50's own `preprocess_input`. Output:
     probabilities, shape (n, 7), in the order of CLASSES.
 
-    weights: `imagenet`, a path to a `notop` file, or `none` (see load_backbone). The head's BatchNormalization forgets
-    at TRAINED_NORM_MOMENTUM.
+    weights: `imagenet`, a path to a `notop` file, or `none` (see load_backbone). backbone: `resnet50`, the specification's,
+    or `small`. The head's BatchNormalization forgets at TRAINED_NORM_MOMENTUM.
     """
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(f"image_size is {image_size}, ResNet50 needs at least {MIN_IMAGE_SIZE}")
-    return _assembled(load_backbone(image_size, weights))
+    return _assembled(load_backbone(image_size, weights, backbone))
 
 
 def _assembled(backbone: keras.Model) -> keras.Model:
     raw = keras.Input((None, None, 1), name="raw_grey")
-    x = backbone(_preprocessing(backbone.input_shape[1])(raw), training=False)
+    x = backbone(_preprocessing(backbone.input_shape[1], backbone.name)(raw), training=False)
     x = layers.GlobalAveragePooling2D(name=FEATURES)(x)
     return keras.Model(raw, _head(x), name="fer_resnet50")
 
@@ -87,13 +88,41 @@ def apply_head(model: keras.Model, features):
     return model.get_layer(BOTH_LAYER)([model.get_layer(name)(x) for name in (HEAD_LAYERS[-1], VOTES_LAYER)])
 
 
-def load_backbone(image_size: int, weights: str) -> keras.Model:
+def backbone_of(model: keras.Model) -> keras.Model:
+    """The backbone of a model from `build`."""
+    return next(layer for layer in model.layers if layer.name in (RESNET50, SMALL))
+
+
+def small(image_size: int) -> keras.Model:
+    """A residual network for small faces, with random weights; input: (n, image_size, image_size, 1), standardised.
+
+    He et al. 2016 (arXiv:1512.03385, section 4.2): a 3×3 convolution first and no early halving, since a face of 48 pixels
+    has no detail to lose. Every residual branch ends in a BatchNormalization whose scale starts at 0, as ResNet50's here.
+    """
+
+    def convolution(x, width: int, size: int, stride: int, name: str, gamma: str = "ones"):
+        x = layers.Conv2D(width, size, stride, "same", use_bias=False, name=f"{name}_conv")(x)
+        return layers.BatchNormalization(gamma_initializer=gamma, name=f"{name}_bn")(x)
+
+    pixels = keras.Input((image_size, image_size, 1))
+    x = layers.ReLU(name="stem_relu")(convolution(pixels, SMALL_STAGES[0][0], 3, 1, "stem"))
+    for stage, (width, n_blocks) in enumerate(SMALL_STAGES, 1):
+        for block in range(n_blocks):
+            name, stride = f"stage{stage}_block{block + 1}", 2 if stage > 1 and block == 0 else 1
+            shortcut = x if x.shape[-1] == width else convolution(x, width, 1, stride, f"{name}_0")
+            branch = layers.ReLU(name=f"{name}_1_relu")(convolution(x, width, 3, stride, f"{name}_1"))
+            branch = convolution(branch, width, 3, 1, f"{name}_2", gamma="zeros")
+            x = layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([shortcut, branch]))
+    return keras.Model(pixels, x, name=SMALL, trainable=False)
+
+
+def load_backbone(image_size: int, weights: str, backbone: str = RESNET50) -> keras.Model:
     """ResNet50 without top, frozen, its weights from `weights`.
 
     `imagenet` and paths are passed to fer_utils.training.weights.load, which describes its errors. `none` leaves random
     weights, with every residual block reduced to its shortcut, and warns.
     """
-    backbone = _random_backbone(image_size)
+    backbone = _random_backbone(image_size, backbone)
     if weights == "none":
         _silence_residual_branches(backbone)
         warnings.warn(
@@ -106,9 +135,11 @@ def load_backbone(image_size: int, weights: str) -> keras.Model:
     return backbone
 
 
-def _random_backbone(image_size: int) -> keras.Model:
+def _random_backbone(image_size: int, name: str) -> keras.Model:
+    if name == SMALL:
+        return small(image_size)
     backbone = keras.applications.ResNet50(
-        include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=BACKBONE
+        include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=RESNET50
     )
     backbone.trainable = False
     return backbone
@@ -131,10 +162,10 @@ def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
     batch_norm: `frozen` keeps every BatchNormalization of the backbone in inference mode; `trained` lets those among the
     top layers learn, which only a backbone without trained statistics needs. Raises ValueError for more layers than the backbone has.
     """
-    backbone = model.get_layer(BACKBONE)
+    backbone = backbone_of(model)
     if not 0 <= n_layers <= len(backbone.layers):
         raise ValueError(f"unfreeze_top is {n_layers}, ResNet50 without top has {len(backbone.layers)} layers")
-    if batch_norm == "frozen" and not backbone.get_layer("conv5_block3_3_bn").gamma.numpy().any():
+    if batch_norm == "frozen" and not _last_norm(backbone).gamma.numpy().any():
         warnings.warn(
             "the backbone is random and batch_norm is 'frozen': its residual branches stay at zero and learn nothing. Set "
             "batch_norm to 'trained'.",
@@ -148,6 +179,10 @@ def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
         if layer.trainable and isinstance(layer, layers.BatchNormalization):
             layer.momentum = TRAINED_NORM_MOMENTUM
     return sum(bool(layer.trainable_weights) for layer in backbone.layers)
+
+
+def _last_norm(backbone: keras.Model) -> layers.BatchNormalization:
+    return [layer for layer in backbone.layers if isinstance(layer, layers.BatchNormalization)][-1]
 
 
 def parameter_counts(model: keras.Model) -> dict[str, int]:
@@ -177,10 +212,11 @@ def for_inference(model: keras.Model, output: str = HEAD_LAYERS[-1]) -> keras.Mo
         return plain_copy(model)
     keras.mixed_precision.set_global_policy("float32")
     try:
-        copy = _assembled(_random_backbone(model.get_layer(BACKBONE).input_shape[1]))
+        copy = _assembled(_random_backbone(backbone_of(model).input_shape[1], backbone_of(model).name))
     finally:
         keras.mixed_precision.set_global_policy(policy)
-    for name, source in zip((BACKBONE, *HEAD_LAYERS), (BACKBONE, *HEAD_LAYERS[:-1], output), strict=True):
+    backbone = backbone_of(model).name
+    for name, source in zip((backbone, *HEAD_LAYERS), (backbone, *HEAD_LAYERS[:-1], output), strict=True):
         copy.get_layer(name).set_weights(model.get_layer(source).get_weights())
     return copy
 
