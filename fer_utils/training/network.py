@@ -47,8 +47,13 @@ def _assembled(backbone: keras.Model) -> keras.Model:
     return keras.Model(raw, _head(x), name="fer_resnet50")
 
 
-def _preprocessing(image_size: int) -> keras.Model:
+def _preprocessing(image_size: int, backbone: str) -> keras.Model:
     raw = keras.Input((None, None, 1), name="raw_grey")
+    if backbone == SMALL:
+        x = layers.Resizing(image_size, image_size, name="resize", dtype="float32")(raw)
+        # Each picture gets mean 0 and variance 1: light and contrast do not matter.
+        x = layers.LayerNormalization(axis=(1, 2, 3), center=False, scale=False, name="standardise", dtype="float32")(x)
+        return keras.Model(raw, x, name=PREPROCESSING)
     # In float32 whatever the policy: bfloat16's 8 bits of mantissa cannot hold grey levels less a mean.
     x = layers.Concatenate(name="grey_to_rgb", dtype="float32")([raw, raw, raw])
     x = layers.Resizing(image_size, image_size, name="resize", dtype="float32")(x)
