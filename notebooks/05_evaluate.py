@@ -265,13 +265,14 @@ print(f"report: {stage.path('report.html')}")
 
 # %% [markdown]
 # ## On a picture of your choice
-# With `picture` set: each face found in it, and what the model reads there.
+# With `picture` set: each face found in it, and what this run's model predicts for it, beside the model that comes with the
+# project.
 
 # %%
 if photograph:
-    reading = reader.read_photograph(stage.path("model.keras"), photograph)
-    stage.show(reading.figure(), "picture")
-    print(f"faces found: {len(reading.faces)}; {', '.join(face.label for face in reading.faces)}")
+    for number, (name, reading) in enumerate(reader.read_photograph(stage.path("model.keras"), photograph).items()):
+        stage.show(reading.figure(), f"picture_{number}" if number else "picture")
+        print(f"{name}: {len(reading.faces)} faces; {', '.join(face.label for face in reading.faces)}")
 
 # %% [markdown]
 # ## Summary

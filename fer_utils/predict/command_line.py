@@ -32,8 +32,10 @@ from tqdm import tqdm
 
 
 def find_model(given: str, outputs_dir: str = "outputs") -> Path:
-    """The model file for `given`: a file as it is, or the fastest file of a folder, of a run, or for `auto` of the newest run
-    with a model (see model_files.fastest)."""
+    """The model file for `given`: `shipped`, a file as it is, or the fastest file of a folder, of a run, or for `auto` of the
+    newest run with a model (see model_files.fastest)."""
+    if given == "shipped":
+        return model_files.SHIPPED
     if given != "auto" and Path(given).is_file():
         return Path(given)
     outputs = places.place(outputs_dir)
@@ -203,9 +205,10 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="of the page (7860)")
     parser.add_argument(
         "--model",
-        default="auto",
+        default="shipped",
         metavar="RUN|FILE",
-        help="a file (.keras, .tflite, .onnx), or a run: its fastest file that agrees with Keras; auto: the newest run",
+        help="a file (.keras, .tflite, .onnx), or a run: its fastest file that agrees with Keras; auto: the newest run; "
+        "shipped: the model that comes with this package (default)",
     )
     parser.add_argument("--outputs", default="outputs", metavar="DIR", help="the folder of all runs")
     parser.add_argument("--no-detect", action="store_true", help="each picture is the crop of one face")

@@ -70,7 +70,8 @@ class Session:
     def __init__(self, model_file: Path, detector: Detector):
         self._reader = Reader(model_file, detector)
         self._detector = detector
-        self._keras_file = model_file if model_file.suffix == ".keras" else model_file.parent / "model.keras"
+        is_readable = model_file.suffix == ".keras" or model_file == model_files.SHIPPED
+        self._keras_file = model_file if is_readable else model_file.parent / "model.keras"
         self._keras = None
         self._lock = threading.Lock()
         self.has_grad_cam = self._keras_file.is_file()

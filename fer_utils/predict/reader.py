@@ -150,10 +150,15 @@ def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:
     return detection.face_finder(faces)
 
 
-def read_photograph(model_file: Path, photograph: Picture) -> Reading:
-    """The faces of one photograph, found by MTCNN, which needs no file."""
-    (reading,) = Reader(model_file, detection.Mtcnn()).read([photograph])
-    return reading
+def read_photograph(model_file: Path, photograph: Picture) -> dict[str, Reading]:
+    """The faces of one photograph, found by MTCNN, which needs no file, by the model, and by the shipped one where it is there.
+
+    On Kaggle it is not: the notebooks carry the package without it.
+    """
+    detector = detection.Mtcnn()
+    files_of = {"this run's model": model_file, "the shipped model": model_files.SHIPPED}
+    readers = {name: Reader(file, detector) for name, file in files_of.items() if file.is_file()}
+    return {name: next(iter(each.read([photograph]))) for name, each in readers.items()}
 
 
 def note(model_file: Path) -> str:

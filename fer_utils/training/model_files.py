@@ -1,6 +1,7 @@
 """Runs a model's file, whatever its format: Keras, LiteRT (`.tflite`) or ONNX.
 
-The packages for LiteRT and ONNX are the extra `export` of this project; each is imported with its first file.
+The packages for LiteRT and ONNX are the extra `export` of this project; each is imported with its first file. OpenCV runs the
+shipped model.
 """
 
 import hashlib
@@ -14,10 +15,12 @@ from typing import Any
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
 
+import cv2
 import numpy as np
 
 # Raw pixels 0–255, float32 (n, height, width, 1), to probabilities, float32 (n, 7), in the order of CLASSES.
 Predict = Callable[[np.ndarray], np.ndarray]
+SHIPPED = Path(__file__).parents[1] / "shipped" / "small.onnx"  # the model that comes with this package
 RUNTIMES = {".tflite": "ai_edge_litert", ".onnx": "onnxruntime"}  # suffix → package to import
 RECORD = "formats.json"  # beside exported files: what each was measured to do
 EXPORT = "export"  # the folder in a run's folder where exported files are looked for
@@ -39,7 +42,10 @@ def load(path: Path, threads: int | None = None) -> Predict:
     """
     suffix = path.suffix.lower()
     try:
-        predict = _LOADERS[suffix](_moderate(path), threads) if suffix in _LOADERS else _keras(path)
+        if path == SHIPPED:
+            predict = _opencv(path)
+        else:
+            predict = _LOADERS[suffix](_moderate(path), threads) if suffix in _LOADERS else _keras(path)
         answer = predict(np.zeros((2, images.SIZE, images.SIZE, 1), np.float32))
     except ImportError as error:
         raise NotOurModel(
@@ -102,10 +108,9 @@ def read_origin(path: Path) -> dict[str, str] | None:
 
 def _origin_text(path: Path) -> bytes | str | None:
     if path.suffix.lower() == ".onnx":
-        import onnxruntime
+        import onnx
 
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return session.get_modelmeta().custom_metadata_map.get(ORIGIN)
+        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}.get(ORIGIN)
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
@@ -145,11 +150,19 @@ def sha256(path: Path) -> str:
 
 
 def load_keras(path: Path):
-    """A Keras model of this project, loaded safely: raw grey in, seven probabilities out. Raises NotOurModel."""
+    """A Keras model of this project, loaded safely, or that of the shipped file: raw grey in, seven probabilities out.
+
+    Raises NotOurModel.
+    """
+    from fer_utils.training import small_onnx
+
     import keras  # TensorFlow takes seconds to import
 
     try:
-        model = keras.saving.load_model(_moderate(path), compile=False, safe_mode=True)
+        if path.suffix == ".onnx":
+            model = small_onnx.read(_moderate(path))
+        else:
+            model = keras.saving.load_model(_moderate(path), compile=False, safe_mode=True)
         taken, given = model.input_shape, model.output_shape
     except Exception as error:  # Keras, zipfile and h5py raise many types for a file that is no model
         raise NotOurModel(f"{path}: not a whole Keras model ({_reason(error)})") from error
@@ -182,6 +195,16 @@ def _keras(path: Path) -> Predict:
     from fer_utils.training.network import compiled
 
     return compiled(load_keras(path))
+
+
+def _opencv(path: Path) -> Predict:
+    network = cv2.dnn.readNetFromONNX(str(path))
+
+    def answer(pixels: np.ndarray) -> np.ndarray:
+        network.setInput(pixels[None], "pixels")
+        return network.forward().copy()
+
+    return lambda pixels: np.concatenate([answer(face) for face in pixels])
 
 
 def _litert(path: Path, threads: int | None) -> Predict:

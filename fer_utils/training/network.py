@@ -21,7 +21,12 @@ VOTES_LAYER, BOTH_LAYER = "votes_probabilities", "both_probabilities"
 TRAINED_NORM_MOMENTUM = (
     0.9  # Keras' 0.99 needs about 500 steps to forget the initial statistics, more than a small dataset has
 )
-SMALL_STAGES = ((16, 1), (64, 1), (128, 1), (208, 2))  # width and number of blocks; each stage but the first halves the side
+SMALL_STAGES = (
+    (16, 1),
+    (64, 1),
+    (128, 1),
+    (208, 2),
+)  # width and number of blocks; each stage but the first halves the side
 MIN_IMAGE_SIZE = 32  # smaller images vanish in ResNet50's five halvings
 
 

@@ -56,7 +56,7 @@ def ask(outputs, album, capsys, monkeypatch):
     monkeypatch.chdir(album.parent)
 
     def ask(*arguments: str, writes: bool = False) -> tuple[int, str, str]:
-        given = [] if "--outputs" in arguments else ["--outputs", str(outputs)]
+        given = ["--model", "auto", *([] if "--outputs" in arguments else ["--outputs", str(outputs)])]
         given += [*([] if "--page" in arguments else ["--no-detect"]), *arguments]
         with unchanged(outputs, *([] if writes else [album.parent])), limited():
             sys.stdout.reconfigure(errors="backslashreplace")  # as entry.enter does

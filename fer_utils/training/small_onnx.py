@@ -1,0 +1,105 @@
+"""The network `small` as one ONNX file, from which OpenCV and ONNX Runtime predict, and which becomes a Keras model again.
+
+Weights have the names that they have in Keras, `layer/weight`, and kernels are float16. Input: `pixels`, float32 (n, 48, 48, 1),
+0–255. Its one output: probabilities, float32 (n, 7).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fer_utils import images
+from fer_utils.training import network
+
+import keras
+import numpy as np
+from keras import layers
+
+OPSET, IR_VERSION = 13, 8  # of 2020: old enough for OpenCV 4.10
+
+
+def write(model: keras.Model, path: Path, temperature: float = 1.0) -> None:
+    """Write a model from network.build(48, …, "small") with the scores before softmax divided by `temperature`.
+
+    A dense layer is a 1×1 convolution of pooled features, so that the file holds operators only that OpenCV runs.
+    """
+    import onnx  # takes a while to import
+    from onnx import helper, numpy_helper
+
+    nodes, weights = [], []
+
+    def add(operator: str, inputs: list[str], name: str, **attributes) -> str:
+        nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
+        return name
+
+    def stored(name: str, values: np.ndarray) -> str:
+        weights.append(numpy_helper.from_array(values, name))
+        return name
+
+    def applied(layer: layers.Layer, inputs: list[str]) -> str:
+        name, arrays = layer.name, layer.get_weights()
+        if isinstance(layer, layers.BatchNormalization):
+            given = [stored(key, values) for key, values in zip(_names(layer), arrays, strict=True)]
+            return add("BatchNormalization", [*inputs, *given], name, epsilon=layer.epsilon)
+        if isinstance(layer, layers.ReLU | layers.Add):
+            return add("Add" if isinstance(layer, layers.Add) else "Relu", inputs, name)
+        if name == network.HEAD_LAYERS[-1]:
+            arrays = [values / temperature for values in arrays]
+        kernel = np.reshape(arrays[0], (1,) * (4 - arrays[0].ndim) + arrays[0].shape).transpose(3, 2, 0, 1)
+        half = stored(f"{name}/kernel", kernel.astype(np.float16))
+        given = [add("Cast", [half], f"{half}/float32", to=onnx.TensorProto.FLOAT)]
+        given += [stored(f"{name}/bias", arrays[1])] if len(arrays) == 2 else []
+        size, stride = kernel.shape[2], getattr(layer, "strides", (1, 1))[0]
+        before = max(0, size - 1 - stride)  # what Keras' `same` adds before and after an even side
+        pads = [before, before, size // 2, size // 2]
+        return add("Conv", [*inputs, *given], name, kernel_shape=[size] * 2, strides=[stride] * 2, pads=pads)
+
+    backbone = network.backbone_of(model)
+    planes = add("Transpose", ["pixels"], "planes", perm=[0, 3, 1, 2])
+    centred = add("Sub", [planes, add("ReduceMean", [planes], "mean", axes=[1, 2, 3])], "centred")
+    variance = add("ReduceMean", [add("Mul", [centred, centred], "squares")], "variance", axes=[1, 2, 3])
+    epsilon = stored("epsilon", np.float32(model.get_layer(network.PREPROCESSING).get_layer("standardise").epsilon))
+    deviation = add("Sqrt", [add("Add", [variance, epsilon], "variance_and_epsilon")], "deviation")
+    made = {backbone.inputs[0].name: add("Div", [centred, deviation], "standardised")}
+    for layer in backbone.layers[1:]:
+        made[layer.output.name] = applied(layer, [made[tensor.name] for tensor in keras.tree.flatten(layer.input)])
+    dense, norm, _, last = (model.get_layer(name) for name in network.HEAD_LAYERS)
+    x = add("GlobalAveragePool", [made[backbone.output.name]], network.FEATURES)
+    x = applied(norm, [add("Relu", [applied(dense, [x])], "head_relu")])
+    output = add("Softmax", [add("Flatten", [applied(last, [x])], "scores")], "softmax", axis=1)
+
+    side, floats = images.SIZE, onnx.TensorProto.FLOAT
+    taken = helper.make_tensor_value_info("pixels", floats, ["n", side, side, 1])
+    given = helper.make_tensor_value_info(output, floats, ["n", last.units])
+    graph = helper.make_graph(nodes, network.SMALL, [taken], [given], weights)
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(file, full_check=True)
+    onnx.save(file, path)
+
+
+def read(path: Path) -> keras.Model:
+    """The Keras model of a file that `write` made, in float32. Raises ValueError for another ONNX file."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(path).graph
+    if graph.name != network.SMALL:
+        raise ValueError(
+            f"its graph is called {graph.name!r}: only the network {network.SMALL!r} becomes a Keras model"
+        )
+    found = {weight.name: numpy_helper.to_array(weight).astype(np.float32) for weight in graph.initializer}
+    model = network.build(images.SIZE, "none", network.SMALL)
+    for layer in _with_weights(model):
+        planes_first = [found[name] for name in _names(layer)]
+        arrays = [values.transpose(2, 3, 1, 0) if values.ndim == 4 else values for values in planes_first]
+        layer.set_weights([np.reshape(a, w.shape) for a, w in zip(arrays, layer.weights, strict=True)])
+    return model
+
+
+def _with_weights(model: keras.Model) -> Iterator[layers.Layer]:
+    for layer in (*network.backbone_of(model).layers, *map(model.get_layer, network.HEAD_LAYERS)):
+        if layer.weights:
+            yield layer
+
+
+def _names(layer: layers.Layer) -> list[str]:
+    return [f"{layer.name}/{weight.name}" for weight in layer.weights]

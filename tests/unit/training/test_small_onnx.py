@@ -1,0 +1,99 @@
+"""The network `small` as an ONNX file: what it predicts, what it keeps, and the file that comes with the package."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from fer_utils import images
+from fer_utils.predict import reader
+from fer_utils.training import model_files, network, small_onnx
+
+import keras
+import numpy as np
+import pytest
+
+LARGEST = 6_000_000  # bytes
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    """The network with drawn weights, its statistics and scales too."""
+    model, rng = network.build(images.SIZE, "none", network.SMALL), np.random.default_rng(0)
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.weights])
+    last = model.get_layer(network.HEAD_LAYERS[-1])
+    last.kernel.assign(30 * last.kernel)  # so that the pictures differ
+    return model
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "small.onnx"
+    small_onnx.write(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """Noise of many lights and contrasts, and a picture of one grey level."""
+    rng = np.random.default_rng(1)
+    drawn = rng.uniform(0, 255, (12, 1, 1, 1)) + rng.uniform(1, 60, (12, 1, 1, 1)) * rng.normal(size=(12, 48, 48, 1))
+    drawn[0] = 80
+    return drawn.clip(0, 255).round().astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "run", [model_files._opencv, lambda path: model_files._onnx(path, 1)], ids=["OpenCV", "ONNX Runtime"]
+)
+def test_the_file_predicts_what_the_model_predicts(model, file, pixels, run):
+    expected, found = model.predict(pixels, verbose=0), run(file)(pixels)
+    assert found.shape == (12, 7) and expected.std(axis=0).min() > 1e-3
+    np.testing.assert_allclose(found, expected, atol=5e-3)  # kernels in float16
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
+
+
+def test_the_file_becomes_the_model_again(model, file, pixels):
+    again = small_onnx.read(file)
+    assert again.input_shape == model.input_shape and again.name == model.name
+    for first, second in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_allclose(second.numpy(), first.numpy(), atol=1e-7, rtol=2**-11)
+    np.testing.assert_allclose(again.predict(pixels, verbose=0), model_files._opencv(file)(pixels), atol=1e-4)
+
+
+def test_a_temperature_divides_the_scores(model, pixels, tmp_path):
+    small_onnx.write(model, tmp_path / "small.onnx", temperature=2.0)
+    scores = np.log(model.predict(pixels, verbose=0)) / 2
+    expected = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model_files._opencv(tmp_path / "small.onnx")(pixels), expected, atol=5e-3)
+
+
+def test_another_onnx_file_is_no_keras_model(tmp_path):
+    from onnx import helper, save
+
+    save(helper.make_model(helper.make_graph([], "main_graph", [], [])), tmp_path / "model.onnx")
+    with pytest.raises(model_files.NotOurModel, match=r"model.onnx: .*\(its graph is called 'main_graph'"):
+        model_files.load_keras(tmp_path / "model.onnx")
+
+
+def test_the_shipped_file_is_small_and_says_what_it_was_trained_on():
+    assert model_files.SHIPPED.stat().st_size <= LARGEST
+    origin = model_files.read_origin(model_files.SHIPPED)
+    assert (origin["faces"], origin["leakage"]) == ("photographs", "drop") and reader.note(model_files.SHIPPED) == ""
+
+
+def test_opencv_predicts_what_keras_predicts_from_the_shipped_file(pixels):
+    expected = model_files.load_keras(model_files.SHIPPED).predict(pixels, verbose=0)
+    np.testing.assert_allclose(model_files.load(model_files.SHIPPED)(pixels), expected, atol=1e-4)
+
+
+def test_the_shipped_model_answers_without_keras():
+    code = (
+        "import sys\nimport numpy as np\nfrom fer_utils.predict.reader import Reader\n"
+        "from fer_utils.training import model_files\n"
+        "found = Reader(model_files.SHIPPED, None).probabilities(np.full((2, 48, 48), 99, np.uint8))\n"
+        "print(found.shape, sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
+    )
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "(2, 7) []\n", done.stderr
