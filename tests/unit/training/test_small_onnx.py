@@ -48,7 +48,7 @@ def pixels() -> np.ndarray:
 )
 def test_the_file_predicts_what_the_model_predicts(model, file, pixels, run):
     expected, found = model.predict(pixels, verbose=0), run(file)(pixels)
-    assert found.shape == (12, 7) and expected.std(axis=0).min() > 1e-3
+    assert found.shape == (12, 7) and np.ptp(expected, axis=0).max() > 0.05
     np.testing.assert_allclose(found, expected, atol=5e-3)  # kernels in float16
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
 
