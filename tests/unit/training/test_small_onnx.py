@@ -16,14 +16,25 @@ LARGEST = 6_000_000  # bytes
 
 
 @pytest.fixture(scope="module")
-def model() -> keras.Model:
-    """The network with drawn weights, its statistics and scales too."""
+def pixels() -> np.ndarray:
+    """Noise of many lights and contrasts, and a picture of one grey level."""
+    rng = np.random.default_rng(1)
+    drawn = rng.uniform(0, 255, (12, 1, 1, 1)) + rng.uniform(1, 60, (12, 1, 1, 1)) * rng.normal(size=(12, 48, 48, 1))
+    drawn[0] = 80
+    return drawn.clip(0, 255).round().astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model(pixels) -> keras.Model:
+    """The network with drawn weights, statistics and scales, its last layer set so that the scores of the pictures differ."""
+    keras.utils.set_random_seed(0)
     model, rng = network.build(images.SIZE, "none", network.SMALL), np.random.default_rng(0)
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.weights])
-    last = model.get_layer(network.HEAD_LAYERS[-1])
-    last.kernel.assign(30 * last.kernel)  # so that the pictures differ
+    scores, last = np.log(model.predict(pixels, verbose=0)), model.get_layer(network.HEAD_LAYERS[-1])
+    scale = 1 / scores.std(axis=0).max()
+    last.set_weights([scale * last.kernel.numpy(), -scale * scores.mean(axis=0)])
     return model
 
 
@@ -32,15 +43,6 @@ def file(model, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "small.onnx"
     small_onnx.write(model, path)
     return path
-
-
-@pytest.fixture(scope="module")
-def pixels() -> np.ndarray:
-    """Noise of many lights and contrasts, and a picture of one grey level."""
-    rng = np.random.default_rng(1)
-    drawn = rng.uniform(0, 255, (12, 1, 1, 1)) + rng.uniform(1, 60, (12, 1, 1, 1)) * rng.normal(size=(12, 48, 48, 1))
-    drawn[0] = 80
-    return drawn.clip(0, 255).round().astype(np.float32)
 
 
 @pytest.mark.parametrize(
