@@ -81,7 +81,7 @@ def export(folders: RunFolders, folder: Path) -> list[Measured]:
             for name in ("model.keras", "model_float16.tflite", "model_int8.tflite", "model.onnx"):
                 model_files.write_origin(temporary / name, origin)
         measured = _agreeing(temporary, measure(temporary, compared))
-        card = model_card.text(folders, table(measured), len(compared))
+        card = model_card.text(files.read_json(folders.metrics), folders.run.name, table(measured), len(compared))
         (temporary / model_card.FILE).write_text(card, encoding="utf-8")
         shutil.copy2(folders.metrics, temporary / folders.metrics.name)
         _write_record(folders, temporary, measured)

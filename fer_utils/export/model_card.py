@@ -1,20 +1,20 @@
 """The model card: training data, scores, limits and prohibited uses of a run's model."""
 
-from fer_utils import files
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import report
-from fer_utils.pipeline.paths import RunFolders
 
 import pandas as pd
+import yaml
 from jinja2 import Environment
 
 FILE = "MODEL_CARD.md"
 
-_CARD = """# Facial expression recognition, run “{{ run }}”
+_CARD = """---
+{{ head }}---
 
-A ResNet50 that sorts a picture of one face into {{ classes }}. Input: pixels 0–255, grey `(n, height, width, 1)` or RGB
-`(n, height, width, 3)`, a face cropped as FER2013 does, of any size (the model resizes to {{ size }} px itself). Output:
-seven probabilities, in that order.
+# Facial expression recognition, run “{{ run }}”
+
+{{ network }} that sorts a picture of one face into {{ classes }}. {{ takes }} Output: seven probabilities, in that order.
 
 ## Scores
 
@@ -27,12 +27,27 @@ seven probabilities, in that order.
 Intervals: 95 %, bootstrap over pictures, copies of one together. Of each class on TEST:
 
 {{ per_class }}
+{% if label_sets %}
+Against both label sets: FER2013's label, and the majority of the votes that ten people gave in FER+ (Barsoum et al. 2016):
+
+{{ label_sets }}
+{% endif %}{% if corruptions %}
+Accuracy on TEST under corruptions, means of five strengths; without any it is {{ "%.3f"|format(accuracy) }}:
+
+{{ corruptions }}
+{% endif %}
+The temperature that minimises the loss on VAL is {{ "%.2f"|format(temperature) }}. With it the expected calibration error on
+TEST, the mean distance of confidence and accuracy, is {{ "%.3f"|format(calibrated) }}, without it {{ "%.3f"|format(uncalibrated) }}.
+{%- if is_scaled %} This file has it in its last layer. The table above is without it; classes are the same.{% endif %}
 
 ## Data
 
-{% if drawn %}Faces drawn from parameters by `fer_utils/data/demo.py`, in the layouts of FER2013 and Emotion Detection FER.{% else %}FER2013 (Goodfellow et al. 2013) merged with Emotion Detection FER, which holds the same pictures re-encoded.{% endif %}
+{% if drawn %}Faces drawn from parameters by `fer_utils/data/demo.py`, in the layouts of FER2013 and Emotion Detection FER.
+{%- else %}FER2013 (Goodfellow et al. 2013, arXiv:1307.0414) merged with Emotion Detection FER, which holds the same pictures
+re-encoded. The pictures were collected by web searches. No licence by their authors was found, copies of the dataset name
+different ones, and none of the pictures is distributed with this model. FER+'s votes are under the MIT licence.{% endif %}
 {% if labels %}{{ labels }}{% endif %}
-Leakage policy of this run: `{{ policy }}` ({{ meaning }}). Backbone: ResNet50 with {{ weights }}.
+Leakage policy of this run: `{{ policy }}` ({{ meaning }}). Backbone: {{ weights }}.
 
 ## Meant for, and its limits
 
@@ -51,10 +66,11 @@ For teaching and research on expression recognition.
 
 {{ files }}
 
-Differences and accuracy are on {{ compared }} images of VAL, against `model.keras`, one image a call; times are medians on the
-machine that exported.
+Differences and accuracy are on {{ compared }} pictures, against Keras, one a call; times are medians on the machine that
+wrote the files.
 
-```python
+{{ use }}"""
+USE = """```python
 import keras, numpy as np                     # model.keras, needs Keras 3
 model = keras.saving.load_model("model.keras", compile=False)
 probabilities = model.predict(pixels)         # float32 (n, height, width, 1 or 3)
@@ -73,29 +89,56 @@ interpreter.invoke()
 probabilities = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 ```
 """
+TAKES = """Input: pixels 0–255, grey `(n, height, width, 1)` or RGB `(n, height, width, 3)`, a face cropped as FER2013 does, of
+any size (the model resizes to SIZE px itself)."""
+_NETWORKS = {"resnet50": "A ResNet50", "small": "A small residual network"}
 _MEANING = {
     "keep": "TRAIN as specified, with copies of VAL and TEST in it",
     "drop": "TRAIN lost every copy of a VAL or TEST picture",
 }
 
 
-def text(folders: RunFolders, formats: pd.DataFrame, n_compared: int) -> str:
-    """The card of a finished run, in Markdown. formats: one row per exported file, compared on `n_compared` images of VAL."""
-    metrics = files.read_json(folders.metrics)
-    trained = metrics["run"]["params"]["fine_tune"]
+def text(
+    metrics: dict,
+    run: str,
+    formats: pd.DataFrame,
+    n_compared: int,
+    takes: str = TAKES,
+    use: str = USE,
+    is_scaled: bool = False,
+) -> str:
+    """The card of a finished run with these metrics, in Markdown, its head as the Hugging Face Hub reads it.
+
+    formats: one row per file, compared on `n_compared` pictures. takes: what the model takes as input. use: how the files
+    are read. is_scaled: whether they hold the temperature.
+    """
+    trained, scaled = metrics["run"]["params"]["fine_tune"], metrics["temperature_scaling"]
     policy = metrics["leakage"]["policy"]
+    corruptions = metrics.get("corruptions", {}).get("by_kind")
     return (
         Environment(autoescape=False, keep_trailing_newline=True)
         .from_string(_CARD)
         .render(
-            run=folders.run.name,
+            head=yaml.safe_dump(_head(metrics, run), sort_keys=False, allow_unicode=True),
+            run=run,
+            network=_NETWORKS[trained.get("backbone", "resnet50")],
+            takes=takes.replace("SIZE", str(trained["image_size"])),
             classes=", ".join(CLASSES),
-            size=trained["image_size"],
             drawn=report.drawn_line(metrics),
             labels=report.labels_line(metrics),
             honesty=report.honesty_line(metrics),
             scores=_markdown(report.score_table(metrics).round(3).rename_axis("images")),
             per_class=_markdown(pd.DataFrame(metrics["per_class"]["test"]).round(3).set_index("class")),
+            label_sets="label_sets" in metrics and _markdown(report.label_set_table(metrics).round(3)),
+            corruptions=corruptions
+            and _markdown(
+                pd.DataFrame(corruptions).T[["accuracy", "macro_f1"]].astype(float).round(3).rename_axis("corruption")
+            ),
+            accuracy=metrics["test"]["accuracy"],
+            temperature=scaled["temperature"],
+            calibrated=scaled["test"]["calibration_error"],
+            uncalibrated=metrics["test"]["calibration_error"],
+            is_scaled=is_scaled,
             policy=policy,
             meaning=_MEANING.get(policy, "the run stops where copies are found"),
             weights={"imagenet": "weights from ImageNet", "none": "random weights"}.get(
@@ -103,8 +146,38 @@ def text(folders: RunFolders, formats: pd.DataFrame, n_compared: int) -> str:
             ),
             files=_markdown(formats),
             compared=n_compared,
+            use=use,
         )
     )
+
+
+def _head(metrics: dict, run: str) -> dict:
+    """The card's metadata: a result for each half of FER2013's test set and each set of labels.
+
+    Format: huggingface/hub-docs, modelcard.md. `license` is that of the weights; the Hub has no field for that of the data.
+    """
+    by_labels = metrics["label_sets"]["test"] if "label_sets" in metrics else {"fer2013": metrics["test"]}
+    results = [
+        {
+            "task": {"type": "image-classification", "name": "Facial expression recognition"},
+            "dataset": {"type": "fer2013", "name": f"{shown}, {part} half of TEST", "split": "test"},
+            "metrics": [
+                {"type": score, "name": name, "value": round(by_labels[labels][part][key], 4)}
+                for score, name, key in (("accuracy", "accuracy", "accuracy"), ("f1", "macro F1", "macro_f1"))
+            ],
+        }
+        for labels, shown in report.label_set_names(by_labels).items()
+        for part in ("public", "private")
+        if part in by_labels[labels]
+    ]
+    head = {
+        "license": "mit",
+        "library_name": "keras",
+        "pipeline_tag": "image-classification",
+        "tags": ["facial-expression-recognition", "fer2013"],
+        "metrics": ["accuracy", "f1"],
+    }
+    return head | ({"model-index": [{"name": run, "results": results}]} if results else {})
 
 
 def _markdown(table: pd.DataFrame) -> str:

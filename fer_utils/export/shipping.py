@@ -1,0 +1,92 @@
+"""Makes a finished run of the network `small` the model that comes with the package: its file, its scores and its card.
+
+python -m fer_utils.export.shipping outputs/small
+"""
+
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from fer_utils import entry, files
+from fer_utils.data import loading
+from fer_utils.export import model_card
+from fer_utils.pipeline import records
+from fer_utils.pipeline.paths import RunFolders
+from fer_utils.training import model_files, small_onnx
+
+import numpy as np
+import pandas as pd
+
+COMPARED = 5000  # pictures of TRAIN and VAL
+SAME_CLASS = 0.99  # share of them to which the file must give the class that Keras gives
+TAKES = "Input `pixels`: float32 `(n, 48, 48, 1)`, grey, 0–255, a face cropped as FER2013 does."
+USE = """```bash
+python -m fer_utils.predict photo.jpg         # finds the faces and crops them
+```
+
+```python
+import cv2, numpy as np                       # a crop, without this project
+network = cv2.dnn.readNetFromONNX("small.onnx")
+network.setInput(np.float32(crop).reshape(1, 48, 48, 1), "pixels")
+probabilities = network.forward()             # float32 (1, 7)
+
+from fer_utils.training import small_onnx     # the Keras model again, for training on
+model = small_onnx.read("small.onnx")
+```
+"""
+
+
+def ship(folders: RunFolders, file: Path = model_files.SHIPPED) -> pd.DataFrame:
+    """Write the run's model to `file`, with the temperature that 05 fitted on VAL; beside it metrics.json and the card, README.md.
+
+    Returns how the file agrees with Keras. Raises ValueError where it gives another class on more than 1 % of the pictures.
+    """
+    records.require_scored(folders)
+    metrics = files.read_json(folders.metrics)
+    keras_model = model_files.load_keras(folders.model)
+    small_onnx.write(keras_model, file, metrics["temperature_scaling"]["temperature"])
+    model_files.write_origin(file, model_files.read_origin(folders.model))
+    manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
+    table = manifest[manifest["split"].isin(("TRAIN", "VAL"))]
+    pictures = loading.load_faces(table.sample(min(COMPARED, len(table)), random_state=0), folders.data).images
+    found = _compared(file, keras_model, pictures.astype(np.float32), metrics["temperature_scaling"]["temperature"])
+    if found["same class"].iloc[0] < SAME_CLASS:
+        raise ValueError(
+            f"{file} gives Keras' class to {found['same class'].iloc[0]:.1%} of the pictures, expected {SAME_CLASS:.0%}"
+        )
+    shutil.copy2(folders.metrics, file.parent / folders.metrics.name)
+    card = model_card.text(metrics, folders.run.name, found, len(pictures), TAKES, USE, is_scaled=True)
+    (file.parent / "README.md").write_text(card, encoding="utf-8")
+    return found
+
+
+def _compared(file: Path, keras_model, pixels: np.ndarray, temperature: float) -> pd.DataFrame:
+    predict, seconds = model_files.load(file), []
+    expected = keras_model.predict(pixels, batch_size=256, verbose=0) ** (1 / temperature)
+    expected /= expected.sum(axis=1, keepdims=True)
+    answers = []
+    for picture in pixels:
+        began = time.perf_counter()
+        answers.append(predict(picture[None]))
+        seconds.append(time.perf_counter() - began)
+    given = np.concatenate(answers)
+    row = {
+        "MB": round(file.stat().st_size / 1e6, 1),
+        "ms a picture": round(1000 * statistics.median(seconds), 1),
+        "largest difference": f"{np.abs(given - expected).max():.1e}",
+        "same class": round(float((given.argmax(axis=1) == expected.argmax(axis=1)).mean()), 4),
+    }
+    return pd.DataFrame({file.name: row}).T.rename_axis("file")
+
+
+def main() -> int:
+    """Ship the run whose folder is the one argument."""
+    run = Path(sys.argv[1])
+    print(ship(RunFolders(run, run / "images")).to_string())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(entry.enter(main))
