@@ -29,7 +29,7 @@
 # What the specification names
 seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
 fer2013: str = "auto"  # a folder, zip or csv; auto: data/ or Kaggle's mounts; demo: draw faces
-emotion_detection: str = "auto"  # a folder or zip; auto: data/ or Kaggle's mounts; demo: draw faces
+emotion_detection: str = "auto"  # a folder or zip; auto: data/ or Kaggle's mounts; demo: draw faces; none: without it
 val_fraction: float = 0.25  # > 0, < 1; specification: share of FER2013's train images
 # Beyond it
 demo_images: int = 1500  # >= 350; faces drawn where the sources are demo

@@ -8,12 +8,13 @@ from fer_utils import files, places
 from fer_utils.data.addresses import CLASS_FOLDERS, DATASETS, VOTES_ADDRESS, VOTES_FILE
 
 DRAWN = "demo_sources"  # folder of the drawn datasets, below the image folder
+SECOND = "emotion_detection"  # the dataset without which a run can do
 
 
 def find_or_draw(given: Mapping[str, str], demo_images: int, seed: int, folder: Path) -> dict[str, Path]:
-    """The paths of the source datasets, by name; those given as `demo` are drawn below `folder` first.
+    """The paths of the source datasets, by name; those given as `demo` are drawn below `folder` first, `none` is left out.
 
-    given: name → `auto`, a path, or `demo`. Raises NotFoundHere as find_dataset does.
+    given: name → `auto`, a path, `demo`, or for the second dataset `none`. Raises NotFoundHere as find_dataset does.
     """
     drawn = folder / DRAWN
     if "demo" in given.values():
@@ -24,6 +25,7 @@ def find_or_draw(given: Mapping[str, str], demo_images: int, seed: int, folder: 
     return {
         name: drawn / DATASETS[name][1] if place == "demo" else find_dataset(name, place)
         for name, place in given.items()
+        if (name, place) != (SECOND, "none")
     }
 
 
