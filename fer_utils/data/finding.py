@@ -24,9 +24,13 @@ def find_or_draw(given: Mapping[str, str], demo_images: int, seed: int, folder: 
             demo.write_datasets(temporary, demo_images, seed)
     return {
         name: drawn / DATASETS[name][1] if place == "demo" else find_dataset(name, place)
-        for name, place in given.items()
-        if (name, place) != (SECOND, "none")
+        for name, place in taken(given).items()
     }
+
+
+def taken(given: Mapping[str, str]) -> dict[str, str]:
+    """The source datasets that a run takes, by name, from the parameters of 01: all but a second one given as `none`."""
+    return {name: given[name] for name in DATASETS if (name, given[name]) != (SECOND, "none")}
 
 
 def find_votes(given: str, found: Mapping[str, Path]) -> Path | None:

@@ -271,7 +271,7 @@ def _content_digest(folder: Path, found: list[tuple[str, os.stat_result]]) -> st
 
 def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Mapping[str, dict]) -> dict[str, str]:
     if stage == "merge_split":
-        found = {name: _source_digest(name, values[name]) for name in addresses.DATASETS}
+        found = {name: _source_digest(name, given) for name, given in finding.taken(values).items()}
         return found | {"votes": _votes_digest(values)} | _extra_digests(values["extra"])
     found = {}
     for name, writer in inputs_of(stage, records).items():

@@ -98,9 +98,9 @@ def _check_inputs(
 ) -> None:
     """Find faults before the first kernel starts that would otherwise appear hours later."""
     if "merge_split" in chosen and (repeat or reasons_to_run("merge_split", values["merge_split"], folders)):
-        for name in addresses.DATASETS:
-            if values["merge_split"][name] != "demo":
-                finding.find_dataset(name, values["merge_split"][name])
+        for name, given in finding.taken(values["merge_split"]).items():
+            if given != "demo":
+                finding.find_dataset(name, given)
         _require_votes(chosen, values)
     for stage in {"train_head", "fine_tune"} & set(chosen):
         weights = values[stage]["weights"]
