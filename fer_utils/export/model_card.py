@@ -12,7 +12,7 @@ FILE = "MODEL_CARD.md"
 
 _CARD = """# Facial expression recognition, run “{{ run }}”
 
-A ResNet50 that sorts a picture of one face into {{ classes }}. Input: pixels 0–255, grey `(n, height, width, 1)` or RGB
+{{ network }} that sorts a picture of one face into {{ classes }}. Input: pixels 0–255, grey `(n, height, width, 1)` or RGB
 `(n, height, width, 3)`, a face cropped as FER2013 does, of any size (the model resizes to {{ size }} px itself). Output:
 seven probabilities, in that order.
 
@@ -32,7 +32,7 @@ Intervals: 95 %, bootstrap over pictures, copies of one together. Of each class 
 
 {% if drawn %}Faces drawn from parameters by `fer_utils/data/demo.py`, in the layouts of FER2013 and Emotion Detection FER.{% else %}FER2013 (Goodfellow et al. 2013) merged with Emotion Detection FER, which holds the same pictures re-encoded.{% endif %}
 {% if labels %}{{ labels }}{% endif %}
-Leakage policy of this run: `{{ policy }}` ({{ meaning }}). Backbone: ResNet50 with {{ weights }}.
+Leakage policy of this run: `{{ policy }}` ({{ meaning }}). Backbone: `{{ backbone }}`, which began with {{ weights }}.
 
 ## Meant for, and its limits
 
@@ -73,6 +73,7 @@ interpreter.invoke()
 probabilities = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 ```
 """
+_NETWORKS = {"resnet50": "A ResNet50", "small": "A small residual network"}
 _MEANING = {
     "keep": "TRAIN as specified, with copies of VAL and TEST in it",
     "drop": "TRAIN lost every copy of a VAL or TEST picture",
@@ -83,6 +84,7 @@ def text(folders: RunFolders, formats: pd.DataFrame, n_compared: int) -> str:
     """The card of a finished run, in Markdown. formats: one row per exported file, compared on `n_compared` images of VAL."""
     metrics = files.read_json(folders.metrics)
     trained = metrics["run"]["params"]["fine_tune"]
+    backbone = trained.get("backbone", "resnet50")  # runs of earlier versions have no other
     policy = metrics["leakage"]["policy"]
     return (
         Environment(autoescape=False, keep_trailing_newline=True)
@@ -91,6 +93,8 @@ def text(folders: RunFolders, formats: pd.DataFrame, n_compared: int) -> str:
             run=folders.run.name,
             classes=", ".join(CLASSES),
             size=trained["image_size"],
+            network=_NETWORKS[backbone],
+            backbone=backbone,
             drawn=report.drawn_line(metrics),
             labels=report.labels_line(metrics),
             honesty=report.honesty_line(metrics),

@@ -15,6 +15,8 @@ from fer_utils.data import addresses, finding
 from fer_utils.pipeline import keys, lock, paths, records, terminal
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 
+BACKBONE_LAYERS = {"resnet50": 175, "small": 45}  # a test counts them; Keras takes seconds to import
+
 
 class StageFailed(RuntimeError):
     """A stage did not finish."""
@@ -124,7 +126,7 @@ def _check_inputs(
                     pass
             except ValueError as error:
                 raise ParameterError(f"evaluate.also: {error}") from error
-    check_phases_agree(values)
+    check_network(values["train_head"], values["fine_tune"])
 
 
 def _require_votes(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
@@ -168,11 +170,24 @@ def _check_earlier_outputs(chosen: Sequence[str], folders: paths.RunFolders) -> 
         )
 
 
-def check_phases_agree(values: Mapping[str, Mapping]) -> None:
-    """Raise ParameterError if stages 03 and 04 differ in the network or in the kind of kernels."""
-    for name in ("weights", "image_size", "deterministic"):
-        if values["train_head"][name] != values["fine_tune"][name]:
-            raise ParameterError(f"{name} differs between train_head and fine_tune: set common.{name}")
+def check_network(head: Mapping[str, Any], tune: Mapping[str, Any]) -> None:
+    """Raise ParameterError if stages 03 and 04 differ in the network or in the kind of kernels, or name no network.
+
+    head, tune: the parameters of both stages.
+    """
+    for name in ("backbone", "weights", "image_size", "deterministic"):
+        if head[name] != tune[name]:
+            raise ParameterError(
+                f"{name} differs between train_head ({head[name]!r}) and fine_tune ({tune[name]!r}): give both the same, "
+                f"as common.{name} does"
+            )
+    backbone, n_layers = tune["backbone"], BACKBONE_LAYERS[tune["backbone"]]
+    if backbone == "small" and tune["weights"] != "none":
+        raise ParameterError(f"weights is {tune['weights']!r}: the backbone small has none, set common.weights to none")
+    if tune["unfreeze_top"] > n_layers:
+        raise ParameterError(
+            f"fine_tune.unfreeze_top is {tune['unfreeze_top']}: the backbone {backbone} has {n_layers} layers"
+        )
 
 
 def start_afresh(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:

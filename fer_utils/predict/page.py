@@ -168,11 +168,11 @@ def decode(path: Path) -> np.ndarray:
 
 
 def _innermost(model):
-    """The model with the backbone as a layer: an exported one is wrapped in a layer that takes any colour."""
+    """The model with the backbone as a layer: an exported one is wrapped in a model that takes any colour."""
     from fer_utils.training import network
 
-    names = [layer.name for layer in model.layers]
-    return model if {network.RESNET50, network.SMALL} & names else model.get_layer("fer_resnet50")
+    is_wrapped = all(layer.name != network.PREPROCESSING for layer in model.layers)
+    return next(layer for layer in model.layers if hasattr(layer, "layers")) if is_wrapped else model
 
 
 def _shrunk(rgb: np.ndarray, side: int) -> np.ndarray:
