@@ -205,6 +205,7 @@ def test_a_saved_model_answers_alike_and_needs_nothing_but_keras(model, tmp_path
     assert np.array_equal(again(_faces(), training=False), model(_faces(), training=False))
 
 
+@pytest.mark.filterwarnings("ignore:the backbone is random")
 @pytest.mark.parametrize("batch_norm", ["frozen", "trained"])
 def test_the_small_network_is_cut_where_training_begins(batch_norm):
     """ResNet50's cut is tested in test_frozen_prefix.py."""
