@@ -358,7 +358,7 @@ def _chosen_stages(options: argparse.Namespace) -> list[str]:
 def _export_kaggle(options: argparse.Namespace, values: dict[str, dict]) -> int:
     from fer_utils.kaggle import export  # jupytext takes a while to import
 
-    runner.check_phases_agree(values)
+    runner.check_network(values["train_head"], values["fine_tune"])
     folder = Path(options.export_kaggle)
     weights = options.kaggle_weights or export.WEIGHTS
     for written in export.export(folder, values, options.kaggle_user, weights):

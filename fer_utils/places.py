@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+SHIPPED = Path(__file__).parent / "shipped" / "small.onnx"  # the model that comes with this package
 MAX_DEPTH = 7  # Kaggle mounts a model at models/<owner>/<model>/<framework>/<variation>/<version>
 MAX_FOLDERS = 5_000
 MAX_ENTRIES = 1_000  # read from each folder; folders of images have tens of thousands

@@ -27,9 +27,9 @@
 # %% tags=["parameters"]
 # What the specification names
 seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
-image_size: int = 224  # >= 32; pixels a side that ResNet50 sees; the cpu profile takes 96
+image_size: int = 224  # >= 32; pixels a side that the backbone sees; the cpu profile takes 96
 backbone: str = "resnet50"  # resnet50 | small; specification is resnet50
-weights: str = "imagenet"  # imagenet, a path to a ResNet50 notop .h5, or none
+weights: str = "imagenet"  # imagenet, a path to a notop .h5, or none; for small: shipped, a model's file, or none
 batch_size: int = 64  # >= 1; specification
 epochs: int = 10  # >= 1; specification
 learning_rate: float = 5e-4  # > 0; specification, Adam
@@ -76,8 +76,9 @@ train, val = loading.load_training(balanced, manifest, stage.images, limit_per_c
 
 # %% [markdown]
 # ## Model
-# Raw grey images go in. The model itself makes them RGB, resizes them and applies ResNet50's own preprocessing. The head
-# is the specification's: global average pooling, 32 units, batch normalisation, dropout, seven probabilities.
+# Raw grey images go in. The model itself resizes them and applies the preprocessing that its backbone needs, ResNet50's own
+# or each picture's mean and variance. The head is the specification's: global average pooling, 32 units, batch
+# normalisation, dropout, seven probabilities.
 
 # %% tags=["nbval-check-output"]
 model = network.build(image_size, weights, backbone)

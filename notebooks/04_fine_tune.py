@@ -28,12 +28,12 @@
 # %% tags=["parameters"]
 # What the specification names
 seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
-image_size: int = 224  # >= 32; pixels a side that ResNet50 sees; the cpu profile takes 96
+image_size: int = 224  # >= 32; pixels a side that the backbone sees; the cpu profile takes 96
 backbone: str = "resnet50"  # resnet50 | small; specification is resnet50
-weights: str = "imagenet"  # imagenet, a path to a ResNet50 notop .h5, or none
+weights: str = "imagenet"  # imagenet, a path to a notop .h5, or none; for small: shipped, a model's file, or none
 batch_size: int = 64  # >= 1; specification
 epochs: int = 20  # >= 1; specification: further epochs, counted on from phase 1
-unfreeze_top: int = 50  # >= 0; specification: layers of the backbone that train
+unfreeze_top: int = 50  # >= 0; specification: layers of the backbone that train; resnet50 has 175, small 45
 batch_norm: str = "frozen"  # frozen | trained; specification is frozen; trained suits random weights
 optimizer: str = "adamw"  # adamw | adam; specification
 learning_rate: float = 8e-5  # > 0; specification

@@ -26,8 +26,8 @@ def heat_maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np
 def _explainer(model: keras.Model):
     backbone = network.backbone_of(model)
     layer = _layer_to_explain(backbone)
-    before, after = keras.Model(backbone.input, layer.output), keras.Model(layer.output, backbone.output)
-    *head, last = [model.get_layer(name) for name in (network.FEATURES, *network.HEAD_LAYERS)]
+    pooling, *head, last = [model.get_layer(name) for name in (network.FEATURES, *network.HEAD_LAYERS)]
+    before, after = keras.Model(backbone.input, layer.output), keras.Model(layer.output, pooling(backbone.output))
 
     def explain(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
         pixels = ops.convert_to_tensor(images, "float32")

@@ -47,7 +47,7 @@ TEST, the mean distance of confidence and accuracy, is {{ "%.3f"|format(calibrat
 re-encoded. The pictures were collected by web searches. No licence by their authors was found, copies of the dataset name
 different ones, and none of the pictures is distributed with this model. FER+'s votes are under the MIT licence.{% endif %}
 {% if labels %}{{ labels }}{% endif %}
-Leakage policy of this run: `{{ policy }}` ({{ meaning }}). Backbone: {{ weights }}.
+Leakage policy of this run: `{{ policy }}` ({{ meaning }}). Backbone: `{{ backbone }}`, which began with {{ weights }}.
 
 ## Meant for, and its limits
 
@@ -113,6 +113,7 @@ def text(
     are read. is_scaled: whether they hold the temperature.
     """
     trained, scaled = metrics["run"]["params"]["fine_tune"], metrics["temperature_scaling"]
+    backbone = trained.get("backbone", "resnet50")  # runs of earlier versions have no other
     policy = metrics["leakage"]["policy"]
     corruptions = metrics.get("corruptions", {}).get("by_kind")
     return (
@@ -121,7 +122,8 @@ def text(
         .render(
             head=yaml.safe_dump(_head(metrics, run), sort_keys=False, allow_unicode=True),
             run=run,
-            network=_NETWORKS[trained.get("backbone", "resnet50")],
+            network=_NETWORKS[backbone],
+            backbone=backbone,
             takes=takes.replace("SIZE", str(trained["image_size"])),
             classes=", ".join(CLASSES),
             drawn=report.drawn_line(metrics),

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from fer_utils import entry, files
+from fer_utils import entry, files, places
 from fer_utils.data import loading
 from fer_utils.export import model_card
 from fer_utils.pipeline import records
@@ -38,7 +38,7 @@ model = small_onnx.read("small.onnx")
 """
 
 
-def ship(folders: RunFolders, file: Path = model_files.SHIPPED) -> pd.DataFrame:
+def ship(folders: RunFolders, file: Path = places.SHIPPED) -> pd.DataFrame:
     """Write the run's model to `file`, with the temperature that 05 fitted on VAL; beside it metrics.json and the card, README.md.
 
     Returns how the file agrees with Keras. Raises ValueError where it gives another class on more than 1 % of the pictures.

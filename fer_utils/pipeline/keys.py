@@ -281,7 +281,7 @@ def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Map
         else:
             found[name] = records.get(writer, {}).get("outputs", {}).get(name, {}).get("digest", "not on record")
     for name in ("weights", "issues_file"):
-        path = places.project_root() / values.get(name, "")
+        path = places.SHIPPED if values.get(name) == "shipped" else places.project_root() / values.get(name, "")
         if path.is_file():
             found[name] = file_digest(path)
     return found | _extra_digests(values.get("also", ""))

@@ -15,6 +15,8 @@ from fer_utils.data import addresses, finding
 from fer_utils.pipeline import keys, lock, paths, records, terminal
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 
+BACKBONE_LAYERS = {"resnet50": 175, "small": 45}  # a test counts them; Keras takes seconds to import
+
 
 class StageFailed(RuntimeError):
     """A stage did not finish."""
@@ -104,8 +106,11 @@ def _check_inputs(
         _require_votes(chosen, values)
     for stage in {"train_head", "fine_tune"} & set(chosen):
         weights = values[stage]["weights"]
-        if weights not in ("imagenet", "none") and not places.place(weights).is_file():
-            raise ParameterError(f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there")
+        file = places.SHIPPED if weights == "shipped" else places.place(weights)
+        if weights not in ("imagenet", "none") and not file.is_file():
+            raise ParameterError(
+                f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there ({file})"
+            )
         if values[stage]["tensorboard_dir"]:
             _require_package("tensorboard", f"{stage}.tensorboard_dir")
     for stage in {"train_head", "evaluate"} & set(chosen):
@@ -124,7 +129,7 @@ def _check_inputs(
                     pass
             except ValueError as error:
                 raise ParameterError(f"evaluate.also: {error}") from error
-    check_phases_agree(values)
+    check_network(values["train_head"], values["fine_tune"])
 
 
 def _require_votes(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
@@ -168,11 +173,26 @@ def _check_earlier_outputs(chosen: Sequence[str], folders: paths.RunFolders) -> 
         )
 
 
-def check_phases_agree(values: Mapping[str, Mapping]) -> None:
-    """Raise ParameterError if stages 03 and 04 differ in the network or in the kind of kernels."""
-    for name in ("weights", "image_size", "deterministic"):
-        if values["train_head"][name] != values["fine_tune"][name]:
-            raise ParameterError(f"{name} differs between train_head and fine_tune: set common.{name}")
+def check_network(head: Mapping[str, Any], tune: Mapping[str, Any]) -> None:
+    """Raise ParameterError if stages 03 and 04 differ in the network or in the kind of kernels, or name no network.
+
+    head, tune: the parameters of both stages.
+    """
+    for name in ("backbone", "weights", "image_size", "deterministic"):
+        if head[name] != tune[name]:
+            raise ParameterError(
+                f"{name} differs between train_head ({head[name]!r}) and fine_tune ({tune[name]!r}): give both the same, "
+                f"as common.{name} does"
+            )
+    backbone, n_layers = tune["backbone"], BACKBONE_LAYERS[tune["backbone"]]
+    if (backbone, tune["weights"]) in (("small", "imagenet"), ("resnet50", "shipped")):
+        raise ParameterError(
+            f"weights is {tune['weights']!r}, and the backbone {backbone} has none: small has shipped, resnet50 has imagenet"
+        )
+    if tune["unfreeze_top"] > n_layers:
+        raise ParameterError(
+            f"fine_tune.unfreeze_top is {tune['unfreeze_top']}: the backbone {backbone} has {n_layers} layers"
+        )
 
 
 def start_afresh(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:

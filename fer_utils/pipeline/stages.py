@@ -249,6 +249,8 @@ def _begun(
     if not folders.description.is_file():
         records.describe_run(folders, resolved.profile, resolved.values)
     found = records.read(folders)
+    if stage == "fine_tune" and "train_head" in found:
+        runner.check_network(defaults.DEFAULTS["train_head"] | found["train_head"]["parameters"], values)
     key = keys.key_of(stage, values, folders, found)
     on_record = {keys.output_path(name, folders) for name in found.get(stage, {}).get("outputs", {})}
     history, source = cells.History(namespace), _read_source(stage)

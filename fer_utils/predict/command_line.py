@@ -35,7 +35,7 @@ def find_model(given: str, outputs_dir: str = "outputs") -> Path:
     """The model file for `given`: `shipped`, a file as it is, or the fastest file of a folder, of a run, or for `auto` of the
     newest run with a model (see model_files.fastest)."""
     if given == "shipped":
-        return model_files.SHIPPED
+        return places.SHIPPED
     if given != "auto" and Path(given).is_file():
         return Path(given)
     outputs = places.place(outputs_dir)

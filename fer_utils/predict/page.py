@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
-from fer_utils import files, images
+from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import report
 from fer_utils.images import UnreadableImage
@@ -70,7 +70,7 @@ class Session:
     def __init__(self, model_file: Path, detector: Detector):
         self._reader = Reader(model_file, detector)
         self._detector = detector
-        is_readable = model_file.suffix == ".keras" or model_file == model_files.SHIPPED
+        is_readable = model_file.suffix == ".keras" or model_file == places.SHIPPED
         self._keras_file = model_file if is_readable else model_file.parent / "model.keras"
         self._keras = None
         self._lock = threading.Lock()
@@ -169,11 +169,11 @@ def decode(path: Path) -> np.ndarray:
 
 
 def _innermost(model):
-    """The model with the backbone as a layer: an exported one is wrapped in a layer that takes any colour."""
+    """The model with the backbone as a layer: an exported one is wrapped in a model that takes any colour."""
     from fer_utils.training import network
 
-    names = [layer.name for layer in model.layers]
-    return model if {network.RESNET50, network.SMALL} & names else model.get_layer("fer_resnet50")
+    is_wrapped = all(layer.name != network.PREPROCESSING for layer in model.layers)
+    return next(layer for layer in model.layers if hasattr(layer, "layers")) if is_wrapped else model
 
 
 def _shrunk(rgb: np.ndarray, side: int) -> np.ndarray:

@@ -156,7 +156,7 @@ def read_photograph(model_file: Path, photograph: Picture) -> dict[str, Reading]
     On Kaggle it is not: the notebooks carry the package without it.
     """
     detector = detection.Mtcnn()
-    files_of = {"this run's model": model_file, "the shipped model": model_files.SHIPPED}
+    files_of = {"this run's model": model_file, "the shipped model": places.SHIPPED}
     readers = {name: Reader(file, detector) for name, file in files_of.items() if file.is_file()}
     return {name: next(iter(each.read([photograph]))) for name, each in readers.items()}
 

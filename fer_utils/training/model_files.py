@@ -14,13 +14,13 @@ from typing import Any
 
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
+from fer_utils.places import SHIPPED
 
 import cv2
 import numpy as np
 
 # Raw pixels 0–255, float32 (n, height, width, 1), to probabilities, float32 (n, 7), in the order of CLASSES.
 Predict = Callable[[np.ndarray], np.ndarray]
-SHIPPED = Path(__file__).parents[1] / "shipped" / "small.onnx"  # the model that comes with this package
 RUNTIMES = {".tflite": "ai_edge_litert", ".onnx": "onnxruntime"}  # suffix → package to import
 RECORD = "formats.json"  # beside exported files: what each was measured to do
 EXPORT = "export"  # the folder in a run's folder where exported files are looked for

@@ -1,12 +1,13 @@
-"""The network: ResNet50, its head, and which of its layers train."""
+"""The network: a backbone, its head, and which of its layers train."""
 
 import re
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
 
+from fer_utils import places
 from fer_utils.classes import CLASSES
-from fer_utils.training import devices
+from fer_utils.training import devices, model_files
 from fer_utils.training import weights as weights_files
 
 import keras
@@ -21,12 +22,8 @@ VOTES_LAYER, BOTH_LAYER = "votes_probabilities", "both_probabilities"
 TRAINED_NORM_MOMENTUM = (
     0.9  # Keras' 0.99 needs about 500 steps to forget the initial statistics, more than a small dataset has
 )
-SMALL_STAGES = (
-    (16, 1),
-    (64, 1),
-    (128, 1),
-    (208, 2),
-)  # width and number of blocks; each stage but the first halves the side
+# Width and number of blocks of each stage; each but the first halves the side. At 48 px 123 million multiply-adds.
+SMALL_STAGES = ((16, 1), (64, 1), (128, 1), (208, 2))
 MIN_IMAGE_SIZE = 32  # smaller images vanish in ResNet50's five halvings
 
 
@@ -34,32 +31,38 @@ def build(image_size: int, weights: str, backbone: str = RESNET50) -> keras.Mode
     """A backbone with the specification's head, backbone frozen.
 
     Input: raw grey images, float or uint8, shape (n, height, width, 1), values 0–255, of any size. Inside the model they
-    become RGB, are resized bilinearly to `image_size`, and pass ResNet50's own `preprocess_input`. Output:
-    probabilities, shape (n, 7), in the order of CLASSES.
+    are resized bilinearly to `image_size`, and prepared as the backbone needs it: for ResNet50 as RGB, by its own
+    `preprocess_input`; for the small network each picture by its own mean and variance. Output: probabilities, shape
+    (n, 7), in the order of CLASSES.
 
     weights: `imagenet`, a path to a `notop` file, or `none` (see load_backbone). backbone: `resnet50`, the specification's,
     or `small`. The head's BatchNormalization forgets at TRAINED_NORM_MOMENTUM.
     """
     if image_size < MIN_IMAGE_SIZE:
-        raise ValueError(f"image_size is {image_size}, ResNet50 needs at least {MIN_IMAGE_SIZE}")
+        raise ValueError(f"image_size is {image_size}, expected at least {MIN_IMAGE_SIZE}")
     return _assembled(load_backbone(image_size, weights, backbone))
+
+
+def untrained(image_size: int, backbone: str) -> keras.Model:
+    """The same network with random weights, for those of a file or of another model."""
+    return _assembled(_random_backbone(image_size, backbone))
 
 
 def _assembled(backbone: keras.Model) -> keras.Model:
     raw = keras.Input((None, None, 1), name="raw_grey")
     x = backbone(_preprocessing(backbone.input_shape[1], backbone.name)(raw), training=False)
     x = layers.GlobalAveragePooling2D(name=FEATURES)(x)
-    return keras.Model(raw, _head(x), name="fer_resnet50")
+    return keras.Model(raw, _head(x), name=f"fer_{backbone.name}")
 
 
 def _preprocessing(image_size: int, backbone: str) -> keras.Model:
+    # In float32 whatever the policy: bfloat16's 8 bits of mantissa cannot hold grey levels less a mean.
     raw = keras.Input((None, None, 1), name="raw_grey")
     if backbone == SMALL:
         x = layers.Resizing(image_size, image_size, name="resize", dtype="float32")(raw)
         # Each picture gets mean 0 and variance 1: light and contrast do not matter.
         x = layers.LayerNormalization(axis=(1, 2, 3), center=False, scale=False, name="standardise", dtype="float32")(x)
         return keras.Model(raw, x, name=PREPROCESSING)
-    # In float32 whatever the policy: bfloat16's 8 bits of mantissa cannot hold grey levels less a mean.
     x = layers.Concatenate(name="grey_to_rgb", dtype="float32")([raw, raw, raw])
     x = layers.Resizing(image_size, image_size, name="resize", dtype="float32")(x)
     return keras.Model(raw, keras.applications.resnet50.preprocess_input(x), name=PREPROCESSING)
@@ -106,8 +109,9 @@ def backbone_of(model: keras.Model) -> keras.Model:
 def small(image_size: int) -> keras.Model:
     """A residual network for small faces, with random weights; input: (n, image_size, image_size, 1), standardised.
 
-    He et al. 2016 (arXiv:1512.03385, section 4.2): a 3×3 convolution first and no early halving, since a face of 48 pixels
-    has no detail to lose. Every residual branch ends in a BatchNormalization whose scale starts at 0, as ResNet50's here.
+    As the networks for 32-px pictures of He et al. 2016 (arXiv:1512.03385, section 4.2) it begins with a 3×3 convolution
+    and halves the picture late, since a face of 48 pixels has no detail to lose. Where the width changes, a 1×1 convolution
+    is the shortcut, as in ResNet50. Each block starts as its shortcut (see _silence_residual_branches).
     """
 
     def convolution(x, width: int, size: int, stride: int, name: str, gamma: str = "ones"):
@@ -123,34 +127,49 @@ def small(image_size: int) -> keras.Model:
             branch = layers.ReLU(name=f"{name}_1_relu")(convolution(x, width, 3, stride, f"{name}_1"))
             branch = convolution(branch, width, 3, 1, f"{name}_2", gamma="zeros")
             x = layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([shortcut, branch]))
-    return keras.Model(pixels, x, name=SMALL, trainable=False)
+    return keras.Model(pixels, x, name=SMALL)
 
 
-def load_backbone(image_size: int, weights: str, backbone: str = RESNET50) -> keras.Model:
-    """ResNet50 without top, frozen, its weights from `weights`.
+def load_backbone(image_size: int, weights: str, name: str = RESNET50) -> keras.Model:
+    """The backbone `name` without top, frozen, its weights from `weights`.
 
-    `imagenet` and paths are passed to fer_utils.training.weights.load, which describes its errors. `none` leaves random
-    weights, with every residual block reduced to its shortcut, and warns.
+    `none` leaves random weights, with every residual block reduced to its shortcut, and warns. For ResNet50 `imagenet` and
+    paths are passed to fer_utils.training.weights.load, which describes its errors. For the small network `shipped` takes
+    those of the model that comes with this package, and a path those of a model's file. Raises WeightsError, and NotOurModel
+    as model_files.load_keras does.
     """
-    backbone = _random_backbone(image_size, backbone)
+    backbone = _random_backbone(image_size, name)
     if weights == "none":
         _silence_residual_branches(backbone)
         warnings.warn(
             "weights is 'none': the backbone is random. Its frozen layers stay random; only what phase 2 unfreezes learns. "
-            "For trying the code, or with all 175 layers unfrozen.",
+            f"For trying the code, or with all {len(backbone.layers)} layers unfrozen.",
             stacklevel=2,
         )
+    elif name == SMALL:
+        _load_small(backbone, weights)
     else:
         weights_files.load(backbone, weights)
     return backbone
 
 
+def _load_small(backbone: keras.Model, weights: str) -> None:
+    if weights == "imagenet":
+        raise weights_files.WeightsError(
+            "weights is 'imagenet': the backbone small has none; set weights to shipped, none, or the path of a model's file"
+        )
+    source = model_files.load_keras(places.SHIPPED if weights == "shipped" else places.place(weights))
+    if not any(layer.name == SMALL for layer in source.layers):
+        raise weights_files.WeightsError(f"weights: {weights} is a model with another backbone than small")
+    backbone.set_weights(backbone_of(source).get_weights())
+
+
 def _random_backbone(image_size: int, name: str) -> keras.Model:
     if name == SMALL:
-        return small(image_size)
-    backbone = keras.applications.ResNet50(
-        include_top=False, weights=None, input_shape=(image_size, image_size, 3), name=RESNET50
-    )
+        backbone = small(image_size)
+    else:
+        shape = image_size, image_size, 3
+        backbone = keras.applications.ResNet50(include_top=False, weights=None, input_shape=shape, name=RESNET50)
     backbone.trainable = False
     return backbone
 
@@ -170,11 +189,12 @@ def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
     """Make the backbone's top `n_layers` layers trainable; return the number of layers with trainable weights.
 
     batch_norm: `frozen` keeps every BatchNormalization of the backbone in inference mode; `trained` lets those among the
-    top layers learn, which only a backbone without trained statistics needs. Raises ValueError for more layers than the backbone has.
+    top layers learn, which only a backbone without trained statistics needs. Raises ValueError for more layers than the
+    backbone has.
     """
     backbone = backbone_of(model)
     if not 0 <= n_layers <= len(backbone.layers):
-        raise ValueError(f"unfreeze_top is {n_layers}, ResNet50 without top has {len(backbone.layers)} layers")
+        raise ValueError(f"unfreeze_top is {n_layers}, the backbone {backbone.name} has {len(backbone.layers)} layers")
     if batch_norm == "frozen" and not _last_norm(backbone).gamma.numpy().any():
         warnings.warn(
             "the backbone is random and batch_norm is 'frozen': its residual branches stay at zero and learn nothing. Set "
@@ -222,7 +242,7 @@ def for_inference(model: keras.Model, output: str = HEAD_LAYERS[-1]) -> keras.Mo
         return plain_copy(model)
     keras.mixed_precision.set_global_policy("float32")
     try:
-        copy = _assembled(_random_backbone(backbone_of(model).input_shape[1], backbone_of(model).name))
+        copy = untrained(backbone_of(model).input_shape[1], backbone_of(model).name)
     finally:
         keras.mixed_precision.set_global_policy(policy)
     backbone = backbone_of(model).name

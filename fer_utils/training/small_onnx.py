@@ -20,8 +20,15 @@ OPSET, IR_VERSION = 13, 8  # of 2020: old enough for OpenCV 4.10
 def write(model: keras.Model, path: Path, temperature: float = 1.0) -> None:
     """Write a model from network.build(48, …, "small") with the scores before softmax divided by `temperature`.
 
-    A dense layer is a 1×1 convolution of pooled features, so that the file holds operators only that OpenCV runs.
+    A dense layer is a 1×1 convolution of pooled features, so that the file holds operators only that OpenCV runs. Raises
+    ValueError for another network.
     """
+    backbone = network.backbone_of(model)
+    if backbone.name != network.SMALL or backbone.input_shape[1] != images.SIZE:
+        raise ValueError(
+            f"the model is a {backbone.name} for {backbone.input_shape[1]} px, expected {network.SMALL} for {images.SIZE} px"
+        )
+
     import onnx  # takes a while to import
     from onnx import helper, numpy_helper
 
@@ -53,7 +60,6 @@ def write(model: keras.Model, path: Path, temperature: float = 1.0) -> None:
         pads = [before, before, size // 2, size // 2]
         return add("Conv", [*inputs, *given], name, kernel_shape=[size] * 2, strides=[stride] * 2, pads=pads)
 
-    backbone = network.backbone_of(model)
     planes = add("Transpose", ["pixels"], "planes", perm=[0, 3, 1, 2])
     centred = add("Sub", [planes, add("ReduceMean", [planes], "mean", axes=[1, 2, 3])], "centred")
     variance = add("ReduceMean", [add("Mul", [centred, centred], "squares")], "variance", axes=[1, 2, 3])
@@ -87,7 +93,7 @@ def read(path: Path) -> keras.Model:
             f"its graph is called {graph.name!r}: only the network {network.SMALL!r} becomes a Keras model"
         )
     found = {weight.name: numpy_helper.to_array(weight).astype(np.float32) for weight in graph.initializer}
-    model = network.build(images.SIZE, "none", network.SMALL)
+    model = network.untrained(images.SIZE, network.SMALL)
     for layer in _with_weights(model):
         planes_first = [found[name] for name in _names(layer)]
         arrays = [values.transpose(2, 3, 1, 0) if values.ndim == 4 else values for values in planes_first]

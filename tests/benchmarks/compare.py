@@ -97,7 +97,7 @@ def operations(model) -> tuple[float, float]:
     prefix, _ = frozen_prefix.split(model)
     frozen = {id(layer) for part in prefix.layers if isinstance(part, keras.Model) for layer in part.layers}
     below, above = 0.0, 0.0
-    for layer in model.get_layer(network.BACKBONE).layers:
+    for layer in network.backbone_of(model).layers:
         if isinstance(layer, keras.layers.Conv2D):
             count = 2 * float(np.prod(layer.output.shape[1:3])) * float(np.prod(layer.kernel.shape))
             below, above = below + count * (id(layer) in frozen), above + count * (id(layer) not in frozen)

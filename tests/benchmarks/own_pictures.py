@@ -11,7 +11,7 @@ class, and the private half the test pictures. The shipped model has seen neithe
 import argparse
 from pathlib import Path
 
-from fer_utils import images
+from fer_utils import images, places
 from fer_utils.data import loading, sources
 from fer_utils.evaluation import scores
 from fer_utils.training import model_files
@@ -58,7 +58,7 @@ def main() -> None:
     with sources.open_source(arguments.folder, "own") as source:
         table = source.table[source.table["part"] == "test"]
         pixels = np.array([source.decode(source.read(path), path)[0] for path in table["source_path"]])
-    probabilities = model_files.load(model_files.SHIPPED)(pixels[..., None].astype(np.float32))
+    probabilities = model_files.load(places.SHIPPED)(pixels[..., None].astype(np.float32))
     rows = {
         "shipped": scores.prediction_table(
             table.assign(path=table["source_path"], seen_in_training=False), probabilities

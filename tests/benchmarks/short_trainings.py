@@ -85,7 +85,7 @@ def train(name: str, given: dict, options: argparse.Namespace) -> None:
     model = network.build(chosen["image_size"], options.weights)
     if chosen["votes_output"]:
         model = network.with_votes_output(model)
-    network.unfreeze_top(model, len(model.get_layer(network.BACKBONE).layers), "trained")
+    network.unfreeze_top(model, len(network.backbone_of(model).layers), "trained")
     model = frozen_prefix.joined(
         *frozen_prefix.split(model)
     )  # whole, it would train with the backbone's kept statistics

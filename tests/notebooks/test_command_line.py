@@ -25,6 +25,17 @@ ROOT = Path(__file__).resolve().parents[2]
         (["-p", "merge_split.fer2013=/nowhere"], "Download https://www.kaggle.com/datasets/msambare/fer2013"),
         (["-p", "evaluate.picture=nowhere.png"], f"evaluate.picture is 'nowhere.png': no file at {ROOT}/nowhere.png"),
         (["-p", "train_head.weights=none", "-p", "fine_tune.weights=imagenet"], "weights differs"),
+        (
+            ["-p", "fine_tune.backbone=small"],
+            "backbone differs between train_head ('resnet50') and fine_tune ('small')",
+        ),
+        (["-p", "common.backbone=vgg"], "common.backbone is 'vgg', expected text on one line (resnet50 | small)"),
+        (
+            ["-p", "common.backbone=small", "-p", "common.weights=imagenet"],
+            "weights is 'imagenet', and the backbone small has none: small has shipped, resnet50 has imagenet",
+        ),
+        (["-p", "common.backbone=small"], "fine_tune.unfreeze_top is 136: the backbone small has 45 layers"),
+        (["-p", "fine_tune.unfreeze_top=176"], "fine_tune.unfreeze_top is 176: the backbone resnet50 has 175 layers"),
     ],
 )
 def test_a_fault_stops_it_before_anything_runs(arguments, expected, answer, tmp_path):

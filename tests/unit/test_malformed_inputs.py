@@ -222,7 +222,7 @@ def test_relative_weights_start_at_the_project_in_a_notebook_too(notebook, monke
         code for code in cells.code_cells((ROOT / "notebooks" / notebook).read_text()) if "network.build(" in code
     ]
     variables = {"devices": devices, "network": network}
-    variables |= {"image_size": 32, "weights": "data/some.h5", "cache": "none", "batch_size": 8}
+    variables |= {"image_size": 32, "backbone": "resnet50", "weights": "data/some.h5", "cache": "none", "batch_size": 8}
     with pytest.raises(Built) as caught:
         exec(cell, variables)
     assert str(caught.value) == str(ROOT / "data/some.h5")

@@ -2,6 +2,8 @@
 
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import grad_cam
+from fer_utils.export import formats
+from fer_utils.predict import page
 from fer_utils.training import network
 
 import keras
@@ -23,7 +25,7 @@ def _bright_is_happy() -> keras.Model:
     preprocessing = keras.Model(raw, layers.Rescaling(1 / 255)(raw), name=network.PREPROCESSING)
     pixels = keras.Input((6, 6, 1))
     brightness = layers.Conv2D(1, 1, kernel_initializer="ones", name="brightness_out")(pixels)
-    backbone = keras.Model(pixels, layers.Activation("linear")(brightness), name=network.BACKBONE)
+    backbone = keras.Model(pixels, brightness, name=network.RESNET50)
     x = layers.GlobalAveragePooling2D(name=network.FEATURES)(backbone(preprocessing(raw)))
     x = layers.Dense(1, kernel_initializer="ones", name=network.HEAD_LAYERS[0])(x)
     x = layers.BatchNormalization(name=network.HEAD_LAYERS[1])(x)
@@ -52,7 +54,10 @@ def test_what_speaks_against_a_class_is_cold(bright_is_happy):
 
 
 @pytest.mark.filterwarnings("ignore:weights is 'none'")
-def test_the_maps_of_resnet50_have_squares_enough():
+@pytest.mark.parametrize("backbone", [network.RESNET50, network.SMALL])
+def test_the_maps_of_a_model_have_squares_enough_and_those_of_an_exported_one_are_the_same(backbone):
     faces = np.random.default_rng(0).integers(0, 255, (1, 48, 48, 1), np.uint8)
-    heat = grad_cam.heat_maps(network.build(48, "none"), faces, np.array([3]))
+    model = network.build(48, "none", backbone)
+    heat = grad_cam.heat_maps(model, faces, np.array([3]))
     assert heat.shape == (1, 6, 6) and heat.max() in (0, 1) and heat.min() >= 0
+    assert page._innermost(model) is model and page._innermost(formats.for_any_colour(model)) is model

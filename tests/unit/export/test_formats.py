@@ -3,7 +3,6 @@
 import dataclasses
 import shutil
 import sys
-from pathlib import Path
 
 from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
@@ -17,23 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from keras import layers
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> paths.RunFolders:
-    """A finished run of a tiny network."""
-    keras.utils.set_random_seed(0)
-    raw = keras.Input((None, None, 1))
-    x = layers.Rescaling(1 / 127.5, offset=-1)(layers.Resizing(16, 16)(raw))
-    x = layers.Conv2D(8, 3, activation="relu")(x)
-    x = layers.Dense(len(CLASSES), activation="softmax")(layers.GlobalAveragePooling2D()(x))
-    return _finished(tmp_path_factory.mktemp("outputs"), keras.Model(raw, x, name="small"), "demo")
-
-
-def _finished(outputs: Path, model: keras.Model, fer2013: str) -> paths.RunFolders:
-    """A finished run on 28 images of VAL and as many of TRAIN_BALANCED."""
-    folders = paths.run_folders("small", str(outputs), "")
+    """A finished run of the small network on 28 images of VAL and as many of TRAIN_BALANCED."""
+    folders = paths.run_folders("small", str(tmp_path_factory.mktemp("outputs")), "")
     rng, rows = np.random.default_rng(0), {}
     for split in ("VAL", "TRAIN_BALANCED"):
         rows[split] = [(split, label, f"{split}/{label}/{i}.png") for label in CLASSES for i in range(4)]
@@ -43,7 +31,14 @@ def _finished(outputs: Path, model: keras.Model, fer2013: str) -> paths.RunFolde
             (folders.data / path).write_bytes(images.encode_png(face))
     files.write_csv(folders.manifest, pd.DataFrame(rows["VAL"], columns=["split", "label", "path"]))
     files.write_csv(folders.balanced, pd.DataFrame(rows["TRAIN_BALANCED"], columns=["split", "label", "path"]))
-    model_files.save(model, folders.model, {"fer2013": fer2013, "labels": "fer2013", "leakage": "drop"})
+    keras.utils.set_random_seed(0)
+    with pytest.warns(UserWarning, match="the backbone is random"):
+        model = network.build(images.SIZE, "none", network.SMALL)
+    for layer in network.backbone_of(model).layers:
+        if hasattr(layer, "gamma"):
+            layer.gamma.assign(np.ones(layer.gamma.shape))  # else residual branches would add nothing
+    sources = {"fer2013": "demo", "labels": "fer2013", "leakage": "drop"}
+    model_files.save(model, folders.model, sources)
     files.write_json(folders.metrics, _metrics())
     scored = {"model.keras": keys.file_digest(folders.model)}
     record = {"finished": "", "seconds": 1.0, "figures": {}, "parameters": {}, "key": {"inputs": {}}, "outputs": {}}
@@ -55,8 +50,14 @@ def _finished(outputs: Path, model: keras.Model, fer2013: str) -> paths.RunFolde
 
 def _metrics() -> dict:
     labels = list(CLASSES) * 4
-    table = pd.DataFrame({"path": [f"{i}.png" for i in range(28)], "label": labels, "seen_in_training": False})
-    table["usage"] = ["PublicTest", "PrivateTest"] * 14
+    table = pd.DataFrame(
+        {
+            "path": [f"{i}.png" for i in range(28)],
+            "label": labels,
+            "usage": ["PublicTest", "PrivateTest"] * 14,
+            "seen_in_training": False,
+        }
+    )
     predictions = scores.prediction_table(table, np.random.default_rng(1).dirichlet(np.ones(7), 28))
     overall = scores.scores_with_parts(predictions)
     return {
@@ -65,7 +66,7 @@ def _metrics() -> dict:
         "leakage": {"policy": "drop", "val_images_seen_in_training": 0, "test_images_seen_in_training": 0},
         "per_class": {"test": scores.class_report(predictions).to_dict("records")},
         "temperature_scaling": {"temperature": 1.5, "test": scores.scores_at(predictions, 1.5)},
-        "run": {"params": {"fine_tune": {"image_size": 16, "weights": "none"}}},
+        "run": {"params": {"fine_tune": {"image_size": 48, "weights": "none", "backbone": "small"}}},
     }
 
 
@@ -116,6 +117,7 @@ def test_a_copy_of_each_file_says_what_the_model_was_trained_on(exported, tmp_pa
 def test_the_card_tells_scores_limits_and_files(exported):
     card = (exported[0] / model_card.FILE).read_text(encoding="utf-8")
     accuracy = f"{_metrics()['test']['accuracy']:.3f}"
+    assert "A small residual network that sorts" in card and "`small`, which began with random weights" in card
     assert "never saw" in card and "`drop`" in card and "must not decide" in card
     assert "| TEST | 28 | " in card and f"| {accuracy} |" in card and "| surprise |" in card
     assert all(f"| {row.file} |" in card for row in exported[1])
@@ -129,20 +131,18 @@ def test_the_cards_head_holds_the_scores_of_both_halves(exported):
     assert found == {f"FER2013's label, {half} half of TEST": value for half, value in halves.items()}
 
 
-def test_a_run_of_the_small_network_is_shipped_with_its_temperature_scores_and_card(tmp_path):
-    keras.utils.set_random_seed(0)
-    folders = _finished(tmp_path / "outputs", network.build(images.SIZE, "none", network.SMALL), "auto")
+def test_the_run_is_shipped_with_its_temperature_scores_and_card(run, tmp_path):
     file = tmp_path / "small.onnx"
-    found = shipping.ship(folders, file)
+    found = shipping.ship(run, file)
     assert found["same class"].iloc[0] == 1 and float(found["largest difference"].iloc[0]) < 1e-3
     pixels = np.random.default_rng(3).integers(0, 255, (4, 48, 48, 1)).astype(np.float32)
-    expected = keras.saving.load_model(folders.model, compile=False).predict(pixels, verbose=0) ** (1 / 1.5)
+    expected = keras.saving.load_model(run.model, compile=False).predict(pixels, verbose=0) ** (1 / 1.5)
     expected /= expected.sum(axis=1, keepdims=True)
     assert model_files.load(file)(pixels) == pytest.approx(expected, abs=1e-3)
-    assert model_files.read_origin(file) == {"faces": "photographs", "labels": "fer2013", "leakage": "drop"}
+    assert model_files.read_origin(file) == model_files.read_origin(run.model)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| small.onnx |" in card and "1.50" in card and "cv2.dnn.readNetFromONNX" in card
-    assert files.read_json(tmp_path / "metrics.json") == files.read_json(folders.metrics)
+    assert files.read_json(tmp_path / "metrics.json") == files.read_json(run.metrics)
 
 
 def test_an_earlier_export_gives_way_and_another_folder_does_not(run, exported, tmp_path, monkeypatch):

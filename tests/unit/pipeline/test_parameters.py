@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from fer_utils.pipeline import defaults, parameters
+from fer_utils.pipeline import defaults, parameters, runner
 from fer_utils.pipeline.parameters import ParameterError, load_profile, parse_override, read_cell, resolve
 
 import jupytext
@@ -271,9 +271,10 @@ def test_the_defaults_are_the_specification():
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.name)
-def test_every_key_of_every_profile_exists(path):
+def test_every_key_of_every_profile_exists_and_it_names_one_network(path):
     profile = load_profile(path)
     values = resolve(DECLARED, [(path.name, profile)])
+    runner.check_network(values["train_head"], values["fine_tune"])
     for section, own in profile.items():
         for name in own:
             stages = [stage for stage in DECLARED if name in DECLARED[stage]] if section == "common" else [section]

@@ -120,6 +120,16 @@ def test_a_stage_whose_input_is_damaged_is_refused_unless_its_writer_runs_too(fa
     assert executed.names == ["fine_tune", "evaluate"]
 
 
+def test_04_begun_by_hand_takes_the_network_of_03(fake_run):
+    run = fake_run().do("merge_split", "balance", "train_head")
+    with pytest.raises(
+        ParameterError, match=r"backbone differs between train_head \('resnet50'\) and fine_tune \('small'\)"
+    ):
+        stages.begin("fine_tune", run.values["fine_tune"] | {"backbone": "small"})
+    run.do("fine_tune")
+    stages.begin("train_head", run.values["train_head"] | {"backbone": "small"})  # 03 may begin anew
+
+
 def test_a_truncated_output_reruns_the_stage_that_wrote_it(fake_run, executed, capsys):
     executed.run = fake_run().do()
     executed.run.folders.model.write_text("[")

@@ -1,11 +1,11 @@
 """Trainings with JAX on two logical CPU devices: `jax_training.py FOLDER` prints what they gave as JSON.
 
 KERAS_BACKEND is `jax`, XLA_FLAGS names two devices. test_devices.py runs it, and has put into FOLDER what TensorFlow wrote:
-`model.keras`, `faces.npz`, `checkpoint.npz`.
+a model of each backbone such as `small.keras`, `faces.npz`, `checkpoint.npz`.
 
 `histories`, by number of devices and precision: BatchNormalization, soft labels, clipped gradients, a cosine, averaged weights,
-so that what those need is shared too. `stopped`: one of them in two goes. `read`: what TensorFlow's network gives here.
-`first_epoch`: the losses of one epoch of its top layers. `refused`: what is said of its checkpoint.
+so that what those need is shared too. `stopped`: one of them in two goes. `resnet50`, `small`: what TensorFlow's networks give here.
+`first_epoch`: the losses of one epoch of the small one's top layers. `refused`: what is said of its checkpoint.
 """
 
 import json
@@ -20,7 +20,7 @@ import keras
 import numpy as np
 
 SAMPLES, BATCH, EPOCHS = 70, 16, 3  # 70 rows fill four batches
-TOP_LAYERS = 12  # the last block: one that JAX compiles in seconds
+TOP_LAYERS = 12
 
 
 def small_model() -> keras.Model:
@@ -93,10 +93,12 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with np.load(folder / "faces.npz") as file:
         faces, labels = file["faces"], file["labels"]
-    model = keras.saving.load_model(folder / "model.keras", compile=False, safe_mode=True)
-    found = {
+    found = {}
+    for backbone in (network.RESNET50, network.SMALL):
+        model = keras.saving.load_model(folder / f"{backbone}.keras", compile=False, safe_mode=True)
+        found |= {backbone: loop.predict(model, faces).tolist()}
+    found |= {
         "refused": refused(folder),
-        "read": loop.predict(model, faces).tolist(),
         "first_epoch": first_epoch(model, faces, labels),
         "histories": {"1 float32": train("float32")[1]},
     }

@@ -1,10 +1,13 @@
-"""The network preprocesses once, loads ResNet50's weights and no others, and moves only what should move."""
+"""Either network preprocesses once, loads its own weights and no others, and moves only what should move."""
 
 import shutil
 import zipfile
 from pathlib import Path
 
-from fer_utils.training import frozen_prefix, loop, network, optimizers
+from fer_utils import places
+from fer_utils.pipeline import runner
+from fer_utils.training import frozen_prefix, loop, model_files, network, optimizers
+from fer_utils.training.network import RESNET50, SMALL
 from fer_utils.training.weights import WeightsError
 
 import h5py
@@ -17,8 +20,12 @@ from precision import precision
 
 SIZE = 32
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # what ResNet50's weights were trained with: He et al. 2016
-RESNET50_WEIGHTS = 23_587_712  # without top, as keras.io's table of applications and its summary give it
-HEAD_WEIGHTS = (2048 * 32 + 32) + 4 * 32 + (32 * 7 + 7)
+# Without top; ResNet50's as keras.io's table of applications and its summary give it.
+WEIGHTS = {RESNET50: 23_587_712, SMALL: 1_722_256}
+FEATURES = {RESNET50: 2048, SMALL: 208}
+LAYERS = runner.BACKBONE_LAYERS
+SOME = {RESNET50: 50, SMALL: 12}  # layers that train
+LAST_NORM = {RESNET50: "_3_bn", SMALL: "_2_bn"}  # of each residual block
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:weights is 'none'"),
@@ -26,18 +33,36 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model() -> keras.Model:
+def _built(backbone: str) -> keras.Model:
     keras.utils.set_random_seed(0)
-    model = network.build(SIZE, "none")
+    model = network.build(SIZE, "none", backbone)
     for layer in _last_norms(model):  # else residual branches would add nothing
         layer.gamma.assign(np.ones(layer.gamma.shape))
     return model
 
 
+@pytest.fixture(scope="module")
+def resnet50() -> keras.Model:
+    return _built(RESNET50)
+
+
+@pytest.fixture(scope="module")
+def small() -> keras.Model:
+    return _built(SMALL)
+
+
+@pytest.fixture(params=[RESNET50, SMALL])
+def model(request) -> keras.Model:
+    """Each of the networks."""
+    return request.getfixturevalue(request.param)
+
+
 def _last_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     """The last BatchNormalization of each residual block."""
-    return [layer for layer in model.get_layer(network.BACKBONE).layers if layer.name.endswith("_3_bn")]
+    backbone = network.backbone_of(model)
+    return [
+        layer for layer in backbone.layers if "block" in layer.name and layer.name.endswith(LAST_NORM[backbone.name])
+    ]
 
 
 @pytest.fixture
@@ -46,14 +71,14 @@ def training_model(model):
     before = model.get_weights()
     yield model
     network.unfreeze_top(model, 0, "frozen")
-    model.get_layer(network.BACKBONE).trainable = False
+    network.backbone_of(model).trainable = False
     model.set_weights(before)
 
 
 @pytest.fixture(scope="module")
-def files(model, tmp_path_factory) -> dict[str, Path]:
-    """The backbone's own weights in both of Keras' formats."""
-    folder, backbone = tmp_path_factory.mktemp("weights"), model.get_layer(network.BACKBONE)
+def files(resnet50, tmp_path_factory) -> dict[str, Path]:
+    """ResNet50's own weights in both of Keras' formats."""
+    folder, backbone = tmp_path_factory.mktemp("weights"), network.backbone_of(resnet50)
     yield {"older": _save_older(backbone, folder / "own_notop.h5"), "newer": _save_newer(backbone, folder / "own")}
     shutil.rmtree(folder)  # 200 MB
 
@@ -82,23 +107,32 @@ def _moved(before: dict, after: dict) -> set[str]:
     return {name for name in before if not np.array_equal(before[name], after[name])}
 
 
+def _standardised(pictures: np.ndarray) -> np.ndarray:
+    return (pictures - pictures.mean(axis=(1, 2, 3), keepdims=True)) / pictures.std(axis=(1, 2, 3), keepdims=True)
+
+
 def test_raw_faces_are_preprocessed_exactly_once(model):
-    faces = _faces().astype("float32")
-    resized = tf.image.resize(np.repeat(faces, 3, axis=3), (SIZE, SIZE), method="bilinear").numpy()
-    once = resized[..., ::-1] - np.array(CAFFE_MEAN_BGR, "float32")
-    theirs = keras.applications.resnet50.preprocess_input(resized.copy())
-    assert once == pytest.approx(theirs, abs=1e-3)
+    faces, backbone = _faces().astype("float32"), network.backbone_of(model)
+    coloured = np.repeat(faces, backbone.input_shape[3], axis=3)
+    resized = tf.image.resize(coloured, (SIZE, SIZE), method="bilinear").numpy()
+    if backbone.name == RESNET50:
+        once = resized[..., ::-1] - np.array(CAFFE_MEAN_BGR, "float32")
+        theirs = keras.applications.resnet50.preprocess_input(resized.copy())
+        assert once == pytest.approx(theirs, abs=1e-3)
+        wrongs = [resized, theirs / 255, keras.applications.resnet50.preprocess_input(theirs.copy())]
+    else:
+        theirs = _standardised(resized)
+        wrongs = [resized, theirs / 255]  # a second time would change nothing
 
     def features_from(prepared: np.ndarray) -> np.ndarray:
-        return np.array(model.get_layer(network.BACKBONE)(prepared, training=False)).mean(axis=(1, 2))
+        return np.array(backbone(prepared, training=False)).mean(axis=(1, 2))
 
     prefix, head = frozen_prefix.split(model)
     features = np.array(prefix(faces, training=False))
     scale = np.abs(features).max()
     assert scale > 0
     assert np.abs(features - features_from(theirs)).max() < 1e-4 * scale
-    twice = keras.applications.resnet50.preprocess_input(theirs.copy())
-    for wrong in (resized, twice, theirs / 255):
+    for wrong in wrongs:
         assert np.abs(features - features_from(wrong)).max() > 1e-2 * scale
     whole = np.array(model(faces, training=False))
     assert whole == pytest.approx(np.array(head(features_from(theirs), training=False)), abs=1e-4)
@@ -126,8 +160,36 @@ def test_as_one_function_a_model_takes_batches_of_any_length_and_several_inputs(
 
 
 def test_an_image_size_below_resnets_is_refused():
-    with pytest.raises(ValueError, match="image_size is 31, ResNet50 needs at least 32"):
+    with pytest.raises(ValueError, match="image_size is 31, expected at least 32"):
         network.build(31, "none")
+
+
+def test_the_small_network_is_small():
+    layers = network.small(48).layers
+    kernels = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
+    multiply_adds = sum(np.prod(one.kernel.shape) * np.prod(one.output.shape[1:3]) for one in kernels)
+    assert multiply_adds == 122_747_904 < 130e6
+    assert sum(layer.count_params() for layer in layers) == WEIGHTS[SMALL] < 3e6
+
+
+def test_the_small_network_takes_the_weights_of_a_small_model_alone(model, tmp_path):
+    with pytest.raises(WeightsError, match="weights is 'imagenet': the backbone small has none"):
+        network.build(SIZE, "imagenet", SMALL)
+    other = tmp_path / "model.keras"
+    model.save(other)
+    if network.backbone_of(model).name == SMALL:
+        expected = network.backbone_of(model).get_weights()
+        found = network.backbone_of(network.build(SIZE, str(other), SMALL)).get_weights()
+        assert all(map(np.array_equal, found, expected))
+    else:
+        with pytest.raises(WeightsError, match=r"model\.keras is a model with another backbone than small"):
+            network.build(SIZE, str(other), SMALL)
+
+
+def test_the_shipped_weights_are_those_of_the_shipped_model():
+    shipped = network.backbone_of(model_files.load_keras(places.SHIPPED)).get_weights()
+    found = network.backbone_of(network.build(SIZE, "shipped", SMALL))
+    assert all(map(np.array_equal, found.get_weights(), shipped)) and not found.trainable
 
 
 def test_the_head_is_the_specified_one(model):
@@ -139,9 +201,10 @@ def test_the_head_is_the_specified_one(model):
 
 
 def test_at_first_the_head_alone_trains(model):
-    counts = network.parameter_counts(model)
-    assert counts["total"] == RESNET50_WEIGHTS + HEAD_WEIGHTS
-    assert counts["trainable"] == HEAD_WEIGHTS - 2 * 32  # the moving averages are not trained
+    counts, name = network.parameter_counts(model), network.backbone_of(model).name
+    head = (FEATURES[name] * 32 + 32) + 4 * 32 + (32 * 7 + 7)
+    assert model.name == f"fer_{name}" and counts["total"] == WEIGHTS[name] + head
+    assert counts["trainable"] == head - 2 * 32  # the moving averages are not trained
     assert counts["frozen"] == counts["total"] - counts["trainable"]
 
 
@@ -157,28 +220,44 @@ def test_a_saved_model_answers_alike_and_needs_nothing_but_keras(model, tmp_path
     assert np.array_equal(again(_faces(), training=False), model(_faces(), training=False))
 
 
+@pytest.mark.filterwarnings("ignore:the backbone is random")
+@pytest.mark.parametrize("batch_norm", ["frozen", "trained"])
+def test_the_small_network_is_cut_where_training_begins(batch_norm):
+    """ResNet50's cut is tested in test_frozen_prefix.py."""
+    model, faces = network.build(SIZE, "none", SMALL), _faces()
+    for top, cut in ((1, [(208,)]), (12, [(4, 4, 208)] * 2), (LAYERS[SMALL], [(SIZE, SIZE, 1)])):
+        network.unfreeze_top(model, top, batch_norm)
+        prefix, suffix = frozen_prefix.split(model)
+        assert [tensor.shape[1:] for tensor in prefix.outputs] == cut
+        assert np.array(suffix(prefix(faces))) == pytest.approx(np.array(model(faces)), abs=1e-6)
+        assert {*map(id, suffix.trainable_weights)} == {*map(id, model.trainable_weights)}
+        assert not prefix.trainable_weights
+
+
 def test_unfreezing_counts_layers_from_the_top(training_model):
-    layers = training_model.get_layer(network.BACKBONE).layers
-    assert len(layers) == 175
+    backbone = network.backbone_of(training_model)
+    layers, every, some = backbone.layers, LAYERS[backbone.name], SOME[backbone.name]
+    assert len(layers) == every
 
     def having(kind: type, top: int) -> int:
         return sum(isinstance(layer, kind) for layer in layers[len(layers) - top :])
 
     conv, norm = keras.layers.Conv2D, keras.layers.BatchNormalization
-    assert (having(conv, 175), having(norm, 175)) == (53, 53)
-    for top in (0, 50, 175):
+    assert having(conv, every) == having(norm, every) == {RESNET50: 53, SMALL: 14}[backbone.name]
+    for top in (0, some, every):
         assert network.unfreeze_top(training_model, top, "frozen") == having(conv, top)
         assert not any(layer.trainable for layer in layers if isinstance(layer, norm))
         assert network.unfreeze_top(training_model, top, "trained") == having(conv, top) + having(norm, top)
         assert not any(layer.trainable for layer in layers[: len(layers) - top])
-    assert having(conv, 50) > 0
+    assert having(conv, some) > 0
     assert network.unfreeze_top(training_model, 0, "trained") == 0
 
 
-@pytest.mark.parametrize("n_layers", [-1, 176])
-def test_more_layers_than_there_are_is_refused(model, n_layers):
-    with pytest.raises(ValueError, match="has 175 layers"):
-        network.unfreeze_top(model, n_layers, "frozen")
+def test_more_layers_than_there_are_is_refused(model):
+    name = network.backbone_of(model).name
+    for n_layers in (-1, LAYERS[name] + 1):
+        with pytest.raises(ValueError, match=f"is {n_layers}, the backbone {name} has {LAYERS[name]} layers"):
+            network.unfreeze_top(model, n_layers, "frozen")
 
 
 def _train_a_step(model: keras.Model) -> set[str]:
@@ -200,37 +279,41 @@ def test_phase_1_moves_the_head_alone(training_model):
 
 
 def test_phase_2_moves_the_top_convolutions_and_no_batch_normalization_of_the_backbone(training_model):
-    network.unfreeze_top(training_model, 50, "frozen")
-    backbone = training_model.get_layer(network.BACKBONE)
-    top = {weight.path for layer in backbone.layers[-50:] for weight in layer.trainable_weights}
+    backbone = network.backbone_of(training_model)
+    network.unfreeze_top(training_model, SOME[backbone.name], "frozen")
+    top = {weight.path for layer in backbone.layers[-SOME[backbone.name] :] for weight in layer.trainable_weights}
     moved = {name for name in _train_a_step(training_model) if _in_backbone(name)}
     assert moved and moved <= top
     assert not [name for name in moved if "_bn" in name]
     frozen_before = [np.array(layer.moving_mean) for layer in backbone.layers if hasattr(layer, "moving_mean")]
-    assert len(frozen_before) == 53 and not any(mean.any() for mean in frozen_before)  # as initialised
+    assert frozen_before and not any(mean.any() for mean in frozen_before)  # as initialised
 
 
 def test_trained_batch_normalization_learns_its_statistics_in_the_top_layers_alone(training_model):
-    network.unfreeze_top(training_model, 50, "trained")
-    backbone = training_model.get_layer(network.BACKBONE)
-    top = {weight.path for layer in backbone.layers[-50:] for weight in layer.weights}
+    backbone = network.backbone_of(training_model)
+    network.unfreeze_top(training_model, SOME[backbone.name], "trained")
+    top = {weight.path for layer in backbone.layers[-SOME[backbone.name] :] for weight in layer.weights}
     moved = {name for name in _train_a_step(training_model) if _in_backbone(name)}
     assert moved <= top
     assert any("moving_mean" in name for name in moved)
 
 
-def test_none_leaves_random_weights_and_warns_what_that_means():
-    with pytest.warns(UserWarning, match="backbone is random. Its frozen layers stay random"):
-        network.load_backbone(SIZE, "none")
-
-
-def test_a_random_backbone_starts_with_every_residual_block_as_its_shortcut():
-    model = network.build(SIZE, "none")
-    backbone = model.get_layer(network.BACKBONE)
-    assert len(_last_norms(model)) == 3 + 4 + 6 + 3  # He et al. 2016, table 1
-    ends = [f"conv3_block{block}_out" for block in (1, 2, 3, 4)]
+@pytest.mark.parametrize(
+    ("name", "n_blocks", "ends"),
+    [
+        (RESNET50, 3 + 4 + 6 + 3, [f"conv3_block{block}_out" for block in (1, 2, 3, 4)]),  # He et al. 2016, table 1
+        (SMALL, 1 + 1 + 1 + 2, ["stage4_block1_out", "stage4_block2_out"]),
+    ],
+)
+def test_a_random_backbone_starts_with_every_residual_block_as_its_shortcut(name, n_blocks, ends):
+    with pytest.warns(
+        UserWarning, match=f"backbone is random. Its frozen layers stay random.* all {LAYERS[name]} layers"
+    ):
+        model = network.build(SIZE, "none", name)
+    backbone = network.backbone_of(model)
+    assert len(_last_norms(model)) == n_blocks
     outputs = keras.Model(backbone.input, [backbone.get_layer(name).output for name in ends])(
-        _faces(side=SIZE)[..., [0, 0, 0]]
+        np.repeat(_faces(side=SIZE), backbone.input_shape[3], axis=3)
     )
     assert all(np.array_equal(outputs[0], later) for later in outputs[1:]) and np.ptp(outputs[0]) > 0
     silent = {layer.name for layer in backbone.layers if hasattr(layer, "gamma") and not layer.gamma.numpy().all()}
@@ -238,19 +321,19 @@ def test_a_random_backbone_starts_with_every_residual_block_as_its_shortcut():
     with pytest.warns(
         UserWarning, match=r"residual branches stay at zero and learn nothing\. Set batch_norm to 'trained'"
     ):
-        network.unfreeze_top(model, 50, "frozen")
+        network.unfreeze_top(model, SOME[name], "frozen")
 
 
 def test_no_such_warning_of_weights_that_are_not_random(training_model, recwarn):
-    network.unfreeze_top(training_model, 50, "frozen")
+    network.unfreeze_top(training_model, SOME[network.backbone_of(training_model).name], "frozen")
     assert not [warning for warning in recwarn if "residual" in str(warning.message)]
 
 
 @pytest.mark.usefixtures("into_spare")
 @pytest.mark.parametrize("layout", ["older", "newer"])
-def test_resnet50s_own_weights_load_from_both_formats(model, files, layout):
+def test_resnet50s_own_weights_load_from_both_formats(resnet50, files, layout):
     loaded = network.load_backbone(SIZE, str(files[layout]))
-    own = model.get_layer(network.BACKBONE).get_weights()
+    own = network.backbone_of(resnet50).get_weights()
     assert len(own) == len(loaded.get_weights())
     assert all(np.array_equal(one, other) for one, other in zip(own, loaded.get_weights(), strict=True))
     assert not loaded.trainable_weights
@@ -350,13 +433,17 @@ def test_a_download_that_fails_says_the_ways_out(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:weights is 'none'")
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_what_is_saved_of_a_model_in_mixed_precision_computes_in_float32_with_the_same_weights(policy):
+@pytest.mark.parametrize(
+    ("name", "policy"), [(RESNET50, "mixed_float16"), (SMALL, "mixed_float16"), (SMALL, "mixed_bfloat16")]
+)
+def test_what_is_saved_of_a_model_in_mixed_precision_computes_in_float32_with_the_same_weights(name, policy):
     with precision(policy):
-        mixed = network.build(SIZE, "none")
-        network.unfreeze_top(mixed, 50, "trained")
+        mixed = network.build(SIZE, "none", name)
+        network.unfreeze_top(mixed, SOME[name], "trained")
         saved = network.for_inference(mixed)
         assert keras.mixed_precision.dtype_policy().name == policy
+    assert mixed.get_layer(network.PREPROCESSING).output.dtype == "float32"
+    assert saved.name == mixed.name and network.backbone_of(saved).name == name
     assert {layer.compute_dtype for layer in saved._flatten_layers()} == {"float32"}
     assert all(np.array_equal(one, two) for one, two in zip(mixed.get_weights(), saved.get_weights(), strict=True))
     faces = _faces(8)
@@ -364,12 +451,15 @@ def test_what_is_saved_of_a_model_in_mixed_precision_computes_in_float32_with_th
 
 
 @pytest.mark.filterwarnings("ignore:weights is 'none'")
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_two_outputs_train_as_one_model_and_are_saved_as_two_plain_ones(policy):
+@pytest.mark.parametrize(
+    ("name", "policy"), [(RESNET50, "mixed_bfloat16"), (SMALL, "float32"), (SMALL, "mixed_bfloat16")]
+)
+def test_two_outputs_train_as_one_model_and_are_saved_as_two_plain_ones(name, policy):
     with precision(policy):
-        plain = network.build(SIZE, "none")
+        plain = network.build(SIZE, "none", name)
         both = network.with_votes_output(plain)
-        network.unfreeze_top(both, 50, "trained")
+        both.get_layer(network.VOTES_LAYER).bias.assign(np.linspace(0, 1, 7))
+        network.unfreeze_top(both, SOME[name], "trained")
         label, votes = network.for_inference(both), network.for_inference(both, network.VOTES_LAYER)
     faces, tolerance = _faces(8), 1e-5 if policy == "float32" else 0.02
     rows = np.array(both(faces, training=False))

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fer_utils import images
+from fer_utils import images, places
 from fer_utils.predict import reader
 from fer_utils.training import model_files, network, small_onnx
 
@@ -77,21 +77,21 @@ def test_another_onnx_file_is_no_keras_model(tmp_path):
 
 
 def test_the_shipped_file_is_small_and_says_what_it_was_trained_on():
-    assert model_files.SHIPPED.stat().st_size <= LARGEST
-    origin = model_files.read_origin(model_files.SHIPPED)
-    assert (origin["faces"], origin["leakage"]) == ("photographs", "drop") and reader.note(model_files.SHIPPED) == ""
+    assert places.SHIPPED.stat().st_size <= LARGEST
+    origin = model_files.read_origin(places.SHIPPED)
+    assert (origin["faces"], origin["leakage"]) == ("photographs", "drop") and reader.note(places.SHIPPED) == ""
 
 
 def test_opencv_predicts_what_keras_predicts_from_the_shipped_file(pixels):
-    expected = model_files.load_keras(model_files.SHIPPED).predict(pixels, verbose=0)
-    np.testing.assert_allclose(model_files.load(model_files.SHIPPED)(pixels), expected, atol=1e-4)
+    expected = model_files.load_keras(places.SHIPPED).predict(pixels, verbose=0)
+    np.testing.assert_allclose(model_files.load(places.SHIPPED)(pixels), expected, atol=1e-4)
 
 
 def test_the_shipped_model_answers_without_keras():
     code = (
         "import sys\nimport numpy as np\nfrom fer_utils.predict.reader import Reader\n"
-        "from fer_utils.training import model_files\n"
-        "found = Reader(model_files.SHIPPED, None).probabilities(np.full((2, 48, 48), 99, np.uint8))\n"
+        "from fer_utils import places\n"
+        "found = Reader(places.SHIPPED, None).probabilities(np.full((2, 48, 48), 99, np.uint8))\n"
         "print(found.shape, sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
     )
     root = Path(__file__).resolve().parents[3]
