@@ -30,14 +30,8 @@ FACES = 640  # of each dataset: with both the copy search has more than one bloc
 SMALL = (
     *(f"merge_split.demo_images={FACES}", "merge_split.labels=ferplus", "evaluate.leave_out=not_a_face"),
     *("train_head.votes_share=1", "fine_tune.votes_share=0.5", "fine_tune.votes_output=1"),
-    "common.find_label_issues=true",
-    *(
-        "common.backbone=small",
-        "common.image_size=32",
-        "train_head.epochs=2",
-        "fine_tune.epochs=2",
-        "fine_tune.unfreeze_top=30",
-    ),
+    *("common.backbone=small", "fine_tune.weight_averaging=0.9", "common.find_label_issues=true"),
+    *("common.image_size=32", "train_head.epochs=2", "fine_tune.epochs=2", "fine_tune.unfreeze_top=30"),
     *("fine_tune.warmup_epochs=0.5", "fine_tune.augmentation=light", "fine_tune.mixup=0.2"),
     *("balance.target=64", "balance.target_disgust=24"),  # four classes have augmented copies
     "train_head.batch_size=16",  # more steps an epoch than loop.HEAD_STEPS, though there are fewer pictures
