@@ -212,7 +212,7 @@ def fit(
             verbose=0,
         )
     except KeyboardInterrupt:
-        kept = saved.after_interrupt() if saved else "nothing of it is kept"
+        kept = saved.kept() if saved else "nothing of it is kept"
         raise Interrupted(f"{phase} stopped in epoch {bar.epoch + 1}; {kept}") from None
     finally:
         bar.on_train_end()  # Keras does not call it after an error

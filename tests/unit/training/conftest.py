@@ -40,7 +40,7 @@ def _no_garbage_for_later(_imports_are_kept) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def spare() -> keras.Model:
     """A ResNet50 for 32 px that any test may load into."""
-    return network._random_backbone(32)
+    return network._random_backbone(32, network.RESNET50)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def into_spare(spare, monkeypatch) -> None:
     Whatever was in it is gone before a file is read: `weights.load_file` first fills the network with NaN.
     """
 
-    def same(image_size: int) -> keras.Model:
+    def same(image_size: int, name: str) -> keras.Model:
         assert spare.input_shape == (None, image_size, image_size, 3)
         return spare
 

@@ -30,7 +30,7 @@ def of_tensorflow(tmp_path_factory) -> tuple[Path, dict]:
     keras.utils.set_random_seed(4)
     with pytest.warns(UserWarning, match="the backbone is random"):
         model = network.build(32, "none")
-    for layer in model.get_layer(network.BACKBONE).layers:
+    for layer in network.backbone_of(model).layers:
         if layer.name.endswith("_3_bn"):  # without residual branches the backbone would be but its shortcuts
             layer.gamma.assign(np.full(layer.gamma.shape, 0.3))
     network.plain_copy(model).save(folder / "model.keras")

@@ -31,7 +31,7 @@ def unfrozen() -> Callable[[int], keras.Model]:
     keras.utils.set_random_seed(3)
     model = network.build(SIZE, "none")
     network.unfreeze_top(model, 175, "trained")
-    norms = [layer for layer in model.get_layer(network.BACKBONE).layers if "_bn" in layer.name]
+    norms = [layer for layer in network.backbone_of(model).layers if "_bn" in layer.name]
     for norm in norms:
         norm.momentum = 0.0
         norm.gamma.assign(np.ones(norm.gamma.shape))  # else residual branches would add nothing

@@ -126,4 +126,5 @@ def test_files_that_do_not_fit_are_named_when_nothing_else_is_left(backbone, inp
     said = str(caught.value)
     assert f"{inputs}/flat_notop.h5: ResNet50 with these weights computes no features" in said
     assert f"{inputs}/other.h5: not the weights of ResNet50" in said
-    assert "no route to host" in said and "attach a dataset with that file" in said
+    assert "no route to host" in said and "notop.h5 and set weights to its path" in said
+    assert "attach a dataset with that file" in said
