@@ -173,7 +173,7 @@ def largest_difference(model: keras.Model, trained: keras.Model, images: np.ndar
     inputs: the result of `prepare` for these images. More than `tolerance` means an error.
     """
     first = np.arange(min(n, len(images)))
-    chosen = tuple(array[first] for array in inputs) if isinstance(inputs, tuple) else inputs[first]
+    chosen = keras.tree.map_structure(lambda array: array[first], inputs)
     return float(abs(loop.predict(model, images[first]) - loop.predict(trained, chosen)).max())
 
 

@@ -1,11 +1,11 @@
 """Trainings with JAX on two logical CPU devices: `jax_training.py FOLDER` prints what they gave as JSON.
 
 KERAS_BACKEND is `jax`, XLA_FLAGS names two devices. test_devices.py runs it, and has put into FOLDER what TensorFlow wrote:
-`model.keras`, `faces.npz`, `checkpoint.npz`.
+`model.keras`, `faces.npz`.
 
 `histories`, by number of devices and precision: BatchNormalization, soft labels, clipped gradients, a cosine, averaged weights,
 so that what those need is shared too. `stopped`: one of them in two goes. `read`: what TensorFlow's network gives here.
-`first_epoch`: the losses of one epoch of its top layers. `refused`: what is said of its checkpoint.
+`first_epoch`: the losses of one epoch of its top layers.
 """
 
 import json
@@ -78,24 +78,12 @@ def first_epoch(model: keras.Model, faces: np.ndarray, labels: np.ndarray) -> di
     return loop.fit(trained, *batches, "test", 0, 1)[["loss", "val_loss"]].to_dict("list")
 
 
-def refused(folder: Path) -> str:
-    model, (features, labels) = small_model(), rows()
-    loop.compile_for_training(model, optimizers.make_optimizer("adamw", 0.01, 0.1))
-    batches = loop.Batches(features, labels, BATCH, 3), loop.Batches(features, labels, BATCH)
-    try:
-        loop.fit(model, *batches, "test", 0, 1, checkpoint=(folder / "checkpoint.npz", "key"))
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with np.load(folder / "faces.npz") as file:
         faces, labels = file["faces"], file["labels"]
     model = keras.saving.load_model(folder / "model.keras", compile=False, safe_mode=True)
     found = {
-        "refused": refused(folder),
         "read": loop.predict(model, faces).tolist(),
         "first_epoch": first_epoch(model, faces, labels),
         "histories": {"1 float32": train("float32")[1]},

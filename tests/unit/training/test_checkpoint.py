@@ -1,11 +1,12 @@
 """Training that was killed goes on as if it had not been."""
 
 import contextlib
+import re
 import signal
 import sys
 
 from fer_utils import files
-from fer_utils.training import loop, optimizers
+from fer_utils.training import devices, loop, optimizers
 from fer_utils.training.checkpoint import TrainingCheckpoint
 from fer_utils.training.loop import Batches
 
@@ -67,14 +68,19 @@ def uninterrupted():
 
 def test_the_example_uses_every_callback(uninterrupted):
     table, _ = uninterrupted
-    assert table["learning_rate"].nunique() > 1 and table["weight_decay"].nunique() > 1
+    assert table["learning_rate"].nunique() > 1
+    drops = np.log2(0.03 / table["learning_rate"])  # each doubles the decay, up to its cap
+    assert table["weight_decay"].to_numpy() == pytest.approx(np.minimum(0.01 * 2**drops, 0.1), rel=1e-5)
     assert 5 < len(table) < EPOCHS  # early stopping ends it, and takes the best weights back
 
 
-def test_a_checkpoint_changes_nothing_of_an_uninterrupted_training(uninterrupted, tmp_path):
-    table, weights = _train(tmp_path / "c.npz")
-    assert table.equals(uninterrupted[0])
-    assert all(np.array_equal(one, two) for one, two in zip(weights, uninterrupted[1], strict=True))
+def test_a_checkpoint_changes_nothing_of_a_training_and_one_that_had_ended_is_not_taken_further(
+    uninterrupted, tmp_path
+):
+    for _ in range(2):
+        table, weights = _train(tmp_path / "c.npz")
+        assert table.equals(uninterrupted[0])
+        assert all(np.array_equal(one, two) for one, two in zip(weights, uninterrupted[1], strict=True))
 
 
 @pytest.mark.parametrize("kills", [[3], [4], [6], [5, 7, 8]])
@@ -136,14 +142,6 @@ def test_an_interrupted_prediction_says_so_and_leaves_no_bar(monkeypatch):
     with pytest.raises(loop.Interrupted, match=r"stopped; nothing of this pass is kept\. Run this cell again"):
         loop.predict(_model(), np.zeros((4, 5), "float32"))
     assert not tqdm._instances
-
-
-def test_a_training_that_had_stopped_by_itself_is_not_taken_further(uninterrupted, tmp_path):
-    path = tmp_path / "c.npz"
-    _train(path)
-    table, weights = _train(path)
-    pd.testing.assert_frame_equal(table, uninterrupted[0])
-    assert all(np.array_equal(one, two) for one, two in zip(weights, uninterrupted[1], strict=True))
 
 
 def test_a_checkpoint_with_another_key_is_left_alone_and_then_replaced(uninterrupted, tmp_path, capsys):
@@ -243,6 +241,15 @@ def test_a_checkpoint_of_another_network_or_optimiser_is_refused_and_changes_no_
     with pytest.raises(files.TornFile, match=rf"c\.npz holds \d+ {found}"):
         loop.fit(model, *_data(), "fine_tune", 3, EPOCHS, (), (left, "k"))
     assert all(np.array_equal(one, two) for one, two in zip(before, model.get_weights(), strict=True))
+
+
+def test_a_checkpoint_of_another_backend_is_refused_and_kept(left, monkeypatch):
+    before = left.read_bytes()
+    monkeypatch.setattr(devices, "BACKEND", "jax")
+    expected = f"{left} holds a training on tensorflow, this is jax: set KERAS_BACKEND=tensorflow"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        TrainingCheckpoint(left, "k").resume([])
+    assert left.read_bytes() == before
 
 
 def test_a_callback_that_does_not_say_what_it_remembers_is_refused(tmp_path):
