@@ -51,11 +51,12 @@ def write_inputs(outputs: Path) -> None:
     ]
     table = pd.DataFrame(rows, columns=["split", "label", "path"]).reindex(columns=splits.MANIFEST_COLUMNS)
     faces = [demo.draw_face(label, rng) for label in table["label"]]
-    for path, face in zip(table["path"], faces, strict=True):
+    read_from = table["path"].str.replace("TRAIN/", "TRAIN_BALANCED/")
+    for path, face in zip(read_from, faces, strict=True):
         (folders.data / path).parent.mkdir(parents=True, exist_ok=True)
         (folders.data / path).write_bytes(images.encode_png(face))
     table["fingerprint"] = [images.fingerprint(face) for face in faces]
-    train = table[table["split"] == "TRAIN"].assign(train_path=table["path"], copy=0)
+    train = table[table["split"] == "TRAIN"].assign(train_path=table["path"], path=read_from, copy=0)
     files.write_csv(folders.manifest, table)
     files.write_csv(folders.balanced, train[["label", "path", "train_path", "copy"]])
     files.write_csv(folders.run / "trained_head.csv", train[["train_path"]])
