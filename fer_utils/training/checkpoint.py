@@ -31,9 +31,10 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     so that the rest of the history is the same as without an interruption. The order of the batches is not saved: it
     depends on the number of the epoch.
 
-    path: the file, an .npz without pickles. key: identifies the training; a file with another key is ignored, and replaced
-    after the first epoch. A file that another backend wrote is refused: seeds and optimiser state mean something else there. A file of that name with the suffix `.stop` ends training after the epoch. This callback must
-    come after those whose state it saves.
+    path: the file, an .npz without pickles. It is first written before the first epoch, so that a training that is
+    interrupted there starts again from the same state. key: identifies the training; a file with another key is replaced.
+    A file that another backend wrote is refused: seeds and optimiser state mean something else there. A file of that name
+    with the suffix `.stop` ends training after the epoch. This callback must come after those whose state it saves.
     """
 
     def __init__(self, path: Path, key: str):
@@ -43,14 +44,13 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.is_stopped = False  # training had ended before its last epoch
         self._callbacks: Sequence[keras.callbacks.Callback] = ()
         self._found: dict[str, np.ndarray] = {}
-        self._before: list[np.ndarray] = []  # the initial values of all variables, until the first epoch is saved
 
     def resume(self, callbacks: Sequence[keras.callbacks.Callback]) -> int:
         """Read the file, if it exists and has this key; return the number of finished epochs.
 
         The state is assigned to model, optimiser and `callbacks` when training begins; the optimiser must be built then,
-        as it is after compile_for_training. Raises TornFile for a damaged file, ValueError for one of another backend, TypeError for a
-        callback without STATE.
+        as it is after compile_for_training. Raises TornFile for a damaged file, ValueError for one of another backend,
+        TypeError for a callback without STATE.
         """
         self._callbacks = callbacks
         for callback in callbacks:
@@ -74,40 +74,23 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None) -> None:
         if not self._found:
+            self._save()
             return
-        parts = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
-        for name, variables in parts.items():
-            _require_fit(variables, self._found, name, self.path)
-        for name, variables in parts.items():  # only now, so that a file that does not fit changes nothing
-            for variable, value in zip(variables, _listed(self._found, name), strict=True):
+        values = {name: self._saved(name) for name in self._variables()}
+        for name, variables in self._variables().items():
+            if [tuple(variable.shape) for variable in variables] != [value.shape for value in values[name]]:
+                raise files.TornFile(
+                    f"{self.path} holds {len(values[name])} {name} arrays that do not fit the {len(variables)} here: remove "
+                    "it, and training starts from its first epoch"
+                )
+        for name, variables in self._variables().items():  # only now, so that a file that does not fit changes nothing
+            for variable, value in zip(variables, values[name], strict=True):
                 variable.assign(value)
         remembered = json.loads(str(self._found["state"]))["callbacks"]
         for place, callback in enumerate(self._callbacks):
             for name in _state_of(callback):
-                arrays = _listed(self._found, f"callback{place}.{name}")
-                setattr(callback, name, arrays or remembered[place].get(name))
+                setattr(callback, name, self._saved(f"callback{place}.{name}") or remembered[place].get(name))
         self._found = {}
-
-    def on_epoch_begin(self, epoch: int, logs=None) -> None:
-        if not self.rows:
-            self._before = [variable.numpy() for variable in self._variables()]
-
-    def _variables(self) -> list[keras.Variable]:
-        return [*self.model.variables, *self.model.optimizer.variables]
-
-    def after_interrupt(self) -> str:
-        """Prepare resuming after an interruption; return a description of what is kept.
-
-        If no epoch is saved yet, the variables get their initial values again.
-        """
-        if self._before:
-            for variable, value in zip(self._variables(), self._before, strict=True):
-                variable.assign(value)
-            return "no epoch of it is finished.\nRun this cell again to train from the start"
-        return (
-            f"finished epochs kept in {self.path.name}: {len(self.rows)}.\nRun this cell again to go on after them; after a "
-            "restart of the kernel, run the notebook from its top"
-        )
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         logs = {name: float(value) for name, value in (logs or {}).items()}
@@ -116,17 +99,24 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.rows.append(logs)
         if self.path.with_suffix(".stop").exists():  # a sweep found that other trials are ahead
             self.model.stop_training = True
-        arrays = {
-            **_named("model", [variable.numpy() for variable in self.model.variables]),
-            **_named("optimizer", [variable.numpy() for variable in self.model.optimizer.variables]),
-        }
+        self._save()
+
+    def kept(self) -> str:
+        """A description of what is kept of a training that a user interrupted, and how it goes on."""
+        return (
+            f"finished epochs kept in {self.path.name}: {len(self.rows)}.\nRun this cell again to go on after them; after a "
+            "restart of the kernel, run the notebook from its top"
+        )
+
+    def _save(self) -> None:
+        lists = {name: [variable.numpy() for variable in variables] for name, variables in self._variables().items()}
         remembered: list[dict[str, Any]] = []
         for place, callback in enumerate(self._callbacks):
             remembered.append({})
             for name in _state_of(callback):
                 value = getattr(callback, name)
                 if isinstance(value, list):
-                    arrays |= _named(f"callback{place}.{name}", value)
+                    lists[f"callback{place}.{name}"] = value
                 else:
                     remembered[-1][name] = value.item() if isinstance(value, np.generic) else value
         state = {
@@ -136,9 +126,17 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             "is_stopped": bool(self.model.stop_training),
             "callbacks": remembered,
         }
+        arrays = {f"{name}.{place}": value for name, values in lists.items() for place, value in enumerate(values)}
         with files.replacing(self.path) as temporary:
             np.savez(temporary, state=np.array(json.dumps(state)), **arrays)
-        self._before = []
+
+    def _variables(self) -> dict[str, list[keras.Variable]]:
+        return {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
+
+    def _saved(self, name: str) -> list[np.ndarray]:
+        """The arrays of a list in the file that was found."""
+        n = sum(key.startswith(f"{name}.") for key in self._found)
+        return [self._found[f"{name}.{place}"] for place in range(n)]
 
 
 def _state_of(callback: keras.callbacks.Callback) -> tuple[str, ...]:
@@ -146,15 +144,6 @@ def _state_of(callback: keras.callbacks.Callback) -> tuple[str, ...]:
     if names is None:
         raise TypeError(f"{type(callback).__name__} does not say what it remembers: give it STATE, names of attributes")
     return names
-
-
-def _named(prefix: str, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{prefix}.{place}": array for place, array in enumerate(arrays)}
-
-
-def _listed(found: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:
-    n = sum(name.startswith(f"{prefix}.") for name in found)
-    return [found[f"{prefix}.{place}"] for place in range(n)]
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -167,13 +156,3 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             f"{path} is not a whole checkpoint ({error}): remove it, and training starts from its first epoch"
         ) from error
     return found
-
-
-def _require_fit(variables: Sequence[keras.Variable], found: dict[str, np.ndarray], prefix: str, path: Path) -> None:
-    values = _listed(found, prefix)
-    shapes = [tuple(variable.shape) for variable in variables]
-    if shapes != [value.shape for value in values]:
-        raise files.TornFile(
-            f"{path} holds {len(values)} {prefix} arrays that do not fit the {len(shapes)} here: remove it, and training "
-            "starts from its first epoch"
-        )

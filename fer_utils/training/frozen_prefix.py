@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import keras
 import numpy as np
 import psutil
 
-DESCRIPTION, CHECKSUMS = "activations.json", "checksums.npy"
+CHECKSUMS = "checksums.npy"  # beside the activations: one row for each of their files
 SHARE = 0.5  # largest share of the free disk or memory; the rest is for training and other programs
 # Largest difference of a probability from the whole network's. bfloat16 rounds 8 times as coarsely as float16 (8 and 11 bits).
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
@@ -72,37 +71,21 @@ def _cut(backbone: keras.Model) -> list:
 class Rows:
     """The rows of a `.npy` file, read on demand; indexed with an array of row numbers.
 
-    The file is not memory-mapped: pages of a mapped file count as memory of the process, and a batch is copied anyway.
     Each row that is read is compared with its checksum, a CRC-32: 0.3 s for a gigabyte.
     """
 
     def __init__(self, path: Path, checksums: np.ndarray):
         self.path, self._checksums = path, checksums
-        self._file = path.open("rb", buffering=0)
-        version = np.lib.format.read_magic(self._file)
-        if version != (1, 0):
-            raise ValueError(f"{path}: .npy version {version}, expected (1, 0)")
-        self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self._file)
-        self._start = self._file.tell()
-        self._row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
-        expected = self._start + self._row_bytes * self.shape[0]
-        if path.stat().st_size != expected:
-            raise ValueError(f"{path}: {path.stat().st_size:,} bytes, expected {expected:,}")
-        self._lock = threading.Lock()
+        self._rows = np.asarray(np.load(path, mmap_mode="r"))
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return len(self._rows)
 
     def __getitem__(self, chosen: np.ndarray) -> np.ndarray:
-        rows = np.empty((len(chosen), *self.shape[1:]), self.dtype)
-        flat = rows.reshape(len(chosen), -1).view(np.uint8)
-        with self._lock:
-            for place, row in enumerate(chosen):
-                self._file.seek(self._start + int(row) * self._row_bytes)
-                if self._file.readinto(flat[place]) != self._row_bytes:
-                    raise OSError(f"{self.path}: row {row} could not be read whole; delete {self.path.parent}")
-                if zlib.crc32(flat[place]) != self._checksums[row]:
-                    raise OSError(f"{self.path}: row {row} is not what was written; delete {self.path.parent}")
+        rows = self._rows[chosen]
+        for row, values in zip(chosen, rows, strict=True):
+            if zlib.crc32(values) != self._checksums[row]:
+                raise OSError(f"{self.path}: row {row} is not what was written; delete {self.path.parent}")
         return rows
 
 
@@ -190,7 +173,7 @@ def largest_difference(model: keras.Model, trained: keras.Model, images: np.ndar
     inputs: the result of `prepare` for these images. More than `tolerance` means an error.
     """
     first = np.arange(min(n, len(images)))
-    chosen = tuple(array[first] for array in inputs) if isinstance(inputs, tuple) else inputs[first]
+    chosen = keras.tree.map_structure(lambda array: array[first], inputs)
     return float(abs(loop.predict(model, images[first]) - loop.predict(trained, chosen)).max())
 
 
@@ -220,7 +203,7 @@ def _free_disk(folder: Path) -> int:
 
 def _entries(folder: Path) -> list[Path]:
     """The caches in a folder that hold nothing else, least recently used first."""
-    found = [file.parent for file in folder.glob(f"*/{DESCRIPTION}") if files.foreign(file.parent) is None]
+    found = [file.parent for file in folder.glob(f"*/{CHECKSUMS}") if files.foreign(file.parent) is None]
     return sorted(found, key=lambda entry: entry.stat().st_mtime)
 
 
@@ -242,64 +225,50 @@ def _on_disk(
     prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, entry: Path, needed: Collection[Path]
 ) -> tuple[Rows, ...]:
     """Activations at `entry`, computed unless they are there; `needed`: entries that must not make room for them."""
-    folder, key = entry.parent, entry.name
+    folder = entry.parent
     with files.one_at_a_time(
-        folder.with_name(f"{folder.name}.locks") / key,
+        folder.with_name(f"{folder.name}.locks") / entry.name,
         lambda: print("another process computes these activations; waiting"),
     ):
-        for partial in folder.glob(f"{files.PARTIAL}*{key}"):  # of a process that was killed
+        for partial in folder.glob(f"{files.PARTIAL}*{entry.name}"):  # of a process that was killed
             files.remove(partial)
-        return _kept(prefix, step, images, dtype, entry, needed)
+        try:
+            rows = _open(entry)
+            os.utime(entry)
+            print(f"activations of {len(images):,} images are there already: {entry}")
+            return rows
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, EOFError) as error:
+            print(f"{entry} is not whole ({error}): computed again")
+            files.require_own(entry, names_only=True)
+            files.remove(entry)
+        _make_room(folder, needed, _bytes(prefix, len(images), dtype))
+        with files.replacing(entry) as temporary:
+            _write(temporary, prefix, step, images, dtype)
+        return _open(entry)
 
 
-def _kept(
-    prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, entry: Path, needed: Collection[Path]
-) -> tuple[Rows, ...]:
-    folder, key = entry.parent, entry.name
-    try:
-        rows = _open(entry, key)
-        os.utime(entry)
-        print(f"activations of {len(images):,} images are there already: {entry}")
-        return rows
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError) as error:
-        print(f"{entry} is not whole ({error}): computed again")
-        files.require_own(entry, names_only=True)
-        files.remove(entry)
-    _make_room(folder, needed, _bytes(prefix, len(images), dtype))
-    shapes = [(len(images), *tensor.shape[1:]) for tensor in prefix.outputs]
-    names = [f"cut_{place}.npy" for place in range(len(shapes))]
-    checksums: list[list[int]] = [[] for _ in names]
-    with files.replacing(entry) as temporary:
-        temporary.mkdir()
-        with contextlib.ExitStack() as stack:
-            outputs = [stack.enter_context((temporary / name).open("wb")) for name in names]
-            for output, shape in zip(outputs, shapes, strict=True):
-                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(output, header)
-            for batch in _computed(step, images, dtype):
-                for output, values, of_rows in zip(outputs, batch, checksums, strict=True):
-                    output.write(np.ascontiguousarray(values).data)
-                    of_rows += [zlib.crc32(np.ascontiguousarray(row)) for row in values]
-            for output in outputs:
-                output.flush()
-                os.fsync(output.fileno())
-        np.save(temporary / CHECKSUMS, np.array(checksums, np.uint32))
-        description = {"key": key, "files": {name: (temporary / name).stat().st_size for name in names}}
-        files.write_json(temporary / DESCRIPTION, description)
-    return _open(entry, key)
+def _write(entry: Path, prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str) -> None:
+    """Write a file of activations for each output of the prefix, batch by batch, and the checksums of their rows."""
+    entry.mkdir()
+    checksums: list[list[int]] = [[] for _ in prefix.outputs]
+    with contextlib.ExitStack() as stack:
+        outputs = []
+        for place, tensor in enumerate(prefix.outputs):
+            outputs.append(stack.enter_context((entry / f"cut_{place}.npy").open("wb")))
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(images), *tensor.shape[1:])}
+            np.lib.format.write_array_header_1_0(outputs[-1], header)
+        for batch in _computed(step, images, dtype):
+            for output, values, of_rows in zip(outputs, batch, checksums, strict=True):
+                output.write(values)
+                of_rows += [zlib.crc32(row) for row in values]
+    np.save(entry / CHECKSUMS, np.array(checksums, np.uint32))
 
 
-def _open(entry: Path, key: str) -> tuple[Rows, ...]:
-    description = files.read_json(entry / DESCRIPTION)
-    if description["key"] != key:
-        raise ValueError(f"{entry / DESCRIPTION} belongs to other activations")
-    for name, size in description["files"].items():
-        if (entry / name).stat().st_size != size:
-            raise ValueError(f"{name} has {(entry / name).stat().st_size:,} bytes, {size:,} were written")
-    checksums = np.load(entry / CHECKSUMS, allow_pickle=False)
-    return tuple(Rows(entry / name, of_rows) for name, of_rows in zip(description["files"], checksums, strict=True))
+def _open(entry: Path) -> tuple[Rows, ...]:
+    checksums = np.load(entry / CHECKSUMS)
+    return tuple(Rows(entry / f"cut_{place}.npy", of_rows) for place, of_rows in enumerate(checksums))
 
 
 def _bytes(prefix: keras.Model, n_images: int, dtype: str) -> int:
@@ -337,4 +306,4 @@ def _computed(step: Callable, images: np.ndarray, dtype: str) -> Iterator[list[n
             highest = max(float(np.abs(value).max()) for value in values)
             if not highest <= FLOAT16_LIMIT:
                 raise FloatingPointError(f"an activation of {highest:.3g} does not fit into float16: set float32")
-        yield [value.astype(dtype, copy=False) for value in values]
+        yield [np.ascontiguousarray(value, dtype) for value in values]

@@ -15,6 +15,7 @@ from fer_utils.training.time_budget import TimeBudget
 import keras
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 PREDICT_BATCH = 256  # larger than in training, since there are no gradients to store, and faster
 HEAD_STEPS = 32  # a step of the head takes 1 ms; 32 steps per call make Keras' overhead small
@@ -62,10 +63,9 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple:
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        several = isinstance(self.inputs, tuple)
         filling = self.batch_size - len(chosen)
         rows = np.append(chosen, np.repeat(chosen[-1:], filling))
-        inputs = tuple(array[rows] for array in self.inputs) if several else self.inputs[rows]
+        inputs = keras.tree.map_structure(lambda array: array[rows], self.inputs)
         if self.changes is not None:
             return self.changes(inputs, self.labels[rows], np.random.default_rng([self.seed, self.epoch, index]))
         if self.seed is not None:
@@ -87,46 +87,28 @@ class Interrupted(KeyboardInterrupt):
         return [f"Interrupted: {self}"]  # IPython shows it instead of the traceback
 
 
-class _TakeOrder(keras.callbacks.Callback):
-    """Sets the order of the batches at the start of each epoch."""
-
-    def __init__(self, batches: Batches):
-        super().__init__()
-        self.batches = batches
-
-    def on_epoch_begin(self, epoch: int, logs=None) -> None:
-        self.batches.begin_epoch(epoch)
-
-
 class _RecordRates(keras.callbacks.Callback):
     """Adds learning rate, weight decay and seconds of each epoch to the history."""
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         self._began = time.monotonic()
         optimizer = innermost(self.model.optimizer)
-        decay = optimizer.weight_decay
-        self._rates = {
-            "learning_rate": float(optimizer.learning_rate),
-            "weight_decay": float(decay) if isinstance(decay, keras.Variable) else float(decay or 0),
-        }
+        decay = 0.0 if optimizer.weight_decay is None else float(optimizer.weight_decay)
+        self._rates = {"learning_rate": float(optimizer.learning_rate), "weight_decay": decay}
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         logs.update(self._rates, seconds=round(time.monotonic() - self._began, 2))
 
 
-class _EpochBar(keras.callbacks.Callback):
-    """A progress bar over the steps of all epochs that shows the scores of the last epoch."""
+class _ShowProgress(keras.callbacks.Callback):
+    """Shows the steps of all epochs on a progress bar, and the scores of the last epoch."""
 
-    def __init__(self, initial_epoch: int):
+    def __init__(self, bar: tqdm):
         super().__init__()
-        self.initial_epoch, self.epoch, self._bar = initial_epoch, initial_epoch, None
-
-    def on_train_begin(self, logs=None) -> None:
-        steps = (self.params["epochs"] - self.initial_epoch) * self.params["steps"]
-        self._bar = progress.bar(description="epochs", total=steps, unit="steps")
+        self._bar = bar
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
-        self._done, self.epoch = 0, epoch
+        self._done = 0
         self._bar.set_description(f"epoch {epoch + 1} of {self.params['epochs']}")
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
@@ -138,10 +120,6 @@ class _EpochBar(keras.callbacks.Callback):
         names = {"loss": "loss", "accuracy": "accuracy", "val_loss": "VAL loss", "val_accuracy": "VAL accuracy"}
         scores = ", ".join(f"{name} {logs[key]:.3f}" for key, name in names.items() if key in logs)
         self._bar.set_postfix_str(f"epoch {epoch + 1}: {scores}")
-
-    def on_train_end(self, logs=None) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def compile_for_training(
@@ -191,31 +169,34 @@ def fit(
     saved = TrainingCheckpoint(checkpoint[0], f"{checkpoint[1]} {model.dtype_policy.name}") if checkpoint else None
     done = first_epoch + (saved.resume(callbacks) if saved else 0)
     rows = list(saved.rows) if saved else []
-    watched = [_tensorboard_log(tensorboard, first_epoch, rows)] if tensorboard else []
-    bar = _EpochBar(done)
+    if tensorboard:
+        from fer_utils.training.tensorboard import TensorBoardLog  # it draws, and predict needs no plots
+
+        callbacks = [*callbacks, TensorBoardLog(tensorboard, first_epoch, rows)]
+    end = done if saved and saved.is_stopped else first_epoch + epochs
+    bar = progress.bar(description="epochs", total=(end - done) * len(train), unit="steps")
     try:
         history = model.fit(
             train,
             validation_data=val,
             initial_epoch=done,
-            epochs=done if saved and saved.is_stopped else first_epoch + epochs,
+            epochs=end,
             shuffle=False,  # `train` is already shuffled
             callbacks=[
-                _TakeOrder(train),
+                keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: train.begin_epoch(epoch)),
                 _RecordRates(),
                 *callbacks,
-                *watched,
                 keras.callbacks.TerminateOnNaN(),
                 *([saved] if saved else []),
-                bar,
+                _ShowProgress(bar),
             ],
             verbose=0,
         )
     except KeyboardInterrupt:
-        kept = saved.after_interrupt() if saved else "nothing of it is kept"
-        raise Interrupted(f"{phase} stopped in epoch {bar.epoch + 1}; {kept}") from None
+        kept = saved.kept() if saved else "nothing of it is kept"
+        raise Interrupted(f"{phase} stopped in epoch {train.epoch + 1}; {kept}") from None
     finally:
-        bar.on_train_end()  # Keras does not call it after an error
+        bar.close()
     table = pd.concat([pd.DataFrame(rows), pd.DataFrame(history.history)], ignore_index=True)
     table.insert(0, "epoch", first_epoch + 1 + np.arange(len(table)))
     table.insert(1, "phase", phase)
@@ -226,12 +207,6 @@ def fit(
     table = table[[*HISTORY_FIRST, *(name for name in table if name not in HISTORY_FIRST)]]
     table.attrs["ended_by"] = budget.ended_by(len(table), epochs)
     return table
-
-
-def _tensorboard_log(*arguments) -> keras.callbacks.Callback:
-    from fer_utils.training.tensorboard import TensorBoardLog  # it draws, and predict needs no plots
-
-    return TensorBoardLog(*arguments)
 
 
 def shown(history: pd.DataFrame) -> pd.DataFrame:
@@ -260,8 +235,7 @@ def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDI
     step: a function such as from fer_utils.training.network.compiled. inputs: as for Batches. description: the progress
     bar's text.
     """
-    several = isinstance(inputs, tuple)
-    n = len(inputs[0] if several else inputs)
+    n = len(keras.tree.flatten(inputs)[0])
     starts = range(0, n, batch_size)
     # JAX compiles for each length: the last of several batches then begins with rows of the one before, left out again below.
     last = max(0, n - batch_size) if devices.BACKEND == "jax" else n
@@ -270,7 +244,7 @@ def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDI
             for start in time_budget.announced(starts, description):
                 again = start - min(start, last)
                 rows = np.arange(start - again, min(start + batch_size, n))
-                outputs = step(tuple(array[rows] for array in inputs) if several else inputs[rows])
+                outputs = step(keras.tree.map_structure(lambda array, rows=rows: array[rows], inputs))
                 bar.update(len(rows) - again)
                 yield keras.tree.map_structure(lambda array, again=again: array[again:], outputs)
     except KeyboardInterrupt:

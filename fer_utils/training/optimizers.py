@@ -13,8 +13,6 @@ class AdamW(keras.optimizers.AdamW):
     changes nothing.
     """
 
-    _rate_of_step = None
-
     def __init__(self, learning_rate: float = 0.001, weight_decay: float = 0.004, **kwargs):
         super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
         self.weight_decay = keras.Variable(weight_decay, trainable=False, dtype="float32", name="weight_decay")
@@ -24,14 +22,9 @@ class AdamW(keras.optimizers.AdamW):
 
     def _apply_weight_decay(self, variables):
         # Keras (3.13, 3.15) asks for the rate once for every weight, and puts a schedule into the graph each time.
-        self._rate_of_step = super()._get_current_learning_rate()
-        try:
-            super()._apply_weight_decay(variables)
-        finally:
-            self._rate_of_step = None
-
-    def _get_current_learning_rate(self):
-        return super()._get_current_learning_rate() if self._rate_of_step is None else self._rate_of_step
+        rate = self.learning_rate
+        for variable in filter(self._use_weight_decay, variables):
+            variable.assign(variable - variable * self.weight_decay * rate)
 
 
 class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):

@@ -53,12 +53,10 @@ class TensorBoardLog(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         self._write(epoch + 1, (logs or {}).items())
-        counts = _counts(self.model)
-        if counts is not None:
-            drawn = _drawn(counts, f"VAL after epoch {epoch + 1}")
-            width, height = Image.open(io.BytesIO(drawn)).size
-            picture = Summary.Image(encoded_image_string=drawn, width=width, height=height)
-            self._add(epoch + 1, Summary.Value(tag="VAL confusion matrix", image=picture))
+        drawn = _drawn(_counts(self.model), f"VAL after epoch {epoch + 1}")
+        width, height = Image.open(io.BytesIO(drawn)).size
+        picture = Summary.Image(encoded_image_string=drawn, width=width, height=height)
+        self._add(epoch + 1, Summary.Value(tag="VAL confusion matrix", image=picture))
         self._writer.flush()
 
     def on_train_end(self, logs=None) -> None:
@@ -71,13 +69,11 @@ class TensorBoardLog(keras.callbacks.Callback):
         self._writer.add_event(Event(wall_time=time.time(), step=epoch, summary=Summary(value=values)))
 
 
-def _counts(model: keras.Model) -> np.ndarray | None:
-    """The confusion counts of the pass that was scored last, at an epoch's end VAL's: int (7, 7); None without MacroScores."""
-    for metric in model.metrics:
-        for inner in getattr(metric, "metrics", [metric]):  # Keras wraps the compiled ones
-            if isinstance(inner, MacroScores):
-                return keras.ops.convert_to_numpy(inner.counts).astype(np.int64)
-    return None
+def _counts(model: keras.Model) -> np.ndarray:
+    """The confusion counts of the pass that was scored last, at an epoch's end VAL's: int (7, 7)."""
+    metrics = [inner for metric in model.metrics for inner in getattr(metric, "metrics", [metric])]  # Keras wraps them
+    (macro,) = (metric for metric in metrics if isinstance(metric, MacroScores))
+    return keras.ops.convert_to_numpy(macro.counts).astype(np.int64)
 
 
 def _drawn(counts: np.ndarray, title: str) -> bytes:

@@ -20,13 +20,13 @@ class TimeBudget(keras.callbacks.Callback):
 
     minutes: the session's time limit, from the kernel's start; 0 only prints. Training stops after an epoch if another
     one would not fit, and within an epoch if the time runs out there. Both leave time to validate, evaluate and save
-    (PASSES_LEFT validation passes, and the larger of SAVING and SHARE_LEFT). If the budget stopped training, the model
-    returns to the weights with the lowest `val_loss` so far; `fit` needs validation data.
+    (PASSES_LEFT validation passes, and the larger of SAVING and SHARE_LEFT). Which weights the model then has is what
+    other callbacks decide, such as EarlyStopping.
 
     began: the session's start on `clock`, in seconds; None: when this process, the kernel, was started.
     """
 
-    STATE = ("_best_loss", "_best_weights", "stopped")  # restored from a checkpoint
+    STATE = ("stopped",)  # restored from a checkpoint
 
     def __init__(
         self, phase: str, minutes: float, began: float | None = None, clock: Callable[[], float] = time.monotonic
@@ -46,14 +46,12 @@ class TimeBudget(keras.callbacks.Callback):
         return "early stopping" if epochs_trained < epochs else "last epoch"
 
     def on_train_begin(self, logs=None) -> None:
-        self._best_loss, self._best_weights = float("inf"), None
         self._validation = 0.0  # seconds of the last validation pass
         self._is_warm = self._announced = False
-        self._measured, self._seconds = 0, 0.0  # steps after WARM_UP, and their seconds
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         self._epoch, self._epoch_began = epoch, self.clock()
-        self._last = 0, self._epoch_began  # steps done, and when
+        self._since = 0, self._epoch_began  # the estimate counts from here: steps done, and when
 
     def on_train_batch_end(self, batch: int, logs=None) -> None:
         # With several steps an execution Keras counts the last one of an epoch as full.
@@ -70,31 +68,19 @@ class TimeBudget(keras.callbacks.Callback):
         self._validation = self.clock() - self._test_began
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
-        if self.deadline == float("inf"):
-            return
-        if logs["val_loss"] < self._best_loss:
-            self._best_loss, self._best_weights = logs["val_loss"], self.model.get_weights()
         now = self.clock()
         another = now + (now - self._epoch_began) + self._reserve() > self.deadline
         if another and not self.stopped and epoch + 1 < self.params["epochs"]:
             self._stop(f"after epoch {epoch + 1}: another would not fit")
 
-    def on_train_end(self, logs=None) -> None:
-        if self.stopped and self._best_weights is not None:
-            self.model.set_weights(self._best_weights)
-
     def _measure(self, done: int, now: float) -> None:
-        """Count the steps since the last call (Keras may run several at once); announce the time when there are enough."""
-        before, since = self._last
-        self._last = done, now
+        """Announce the time when there are enough steps after WARM_UP; Keras may run several at once."""
+        before, since = self._since
         if not self._is_warm:
-            self._is_warm = done >= min(WARM_UP, self.params["steps"])
-            return
-        self._measured += done - before
-        self._seconds += now - since
-        if self._measured >= MEASURED or done == self.params["steps"]:
+            self._is_warm, self._since = done >= min(WARM_UP, self.params["steps"]), (done, now)
+        elif done - before >= MEASURED or done == self.params["steps"]:
             self._announced = True
-            self._announce(self._seconds / self._measured, now)
+            self._announce((now - since) / (done - before), now)
 
     def _announce(self, step: float, now: float) -> None:
         steps, epochs = self.params["steps"], self.params["epochs"] - self._epoch

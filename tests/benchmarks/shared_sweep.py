@@ -18,6 +18,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from fer_utils.pipeline import study
+
 ROOT = Path(__file__).resolve().parents[2]
 SWEPT = ("train_head.learning_rate=0.002,0.0005", "fine_tune.unfreeze_top=10,22,32,42")
 SMALL = (
@@ -103,9 +105,9 @@ def main() -> None:
 
     outputs, began = results / "killed", time.monotonic()
     first, second = (start(outputs, results / f"killed_{name}.log") for name in "ab")
-    while not any(outputs.glob("*/checkpoint_fine_tune.npz")):  # a training of phase 2 has finished an epoch
+    while not (begun := [file for file in outputs.glob("*/checkpoint_fine_tune.npz") if study._finished_epochs(file)]):
         time.sleep(0.05)
-    busy = next(outputs.glob("*/checkpoint_fine_tune.npz")).parent.name
+    busy = begun[0].parent.name
     victim, other = (first, second) if busy in (results / "killed_a.log").read_text() else (second, first)
     os.kill(victim.pid, signal.SIGKILL)
     third = start(outputs, results / "killed_c.log")

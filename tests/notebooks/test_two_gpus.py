@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fer_utils import images
+from fer_utils import files, images
 from fer_utils.classes import CLASSES
 from fer_utils.data import demo, splits
 from fer_utils.pipeline import paths
@@ -25,8 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGE_SIZE = 32
 SMALL = (
     f"common.image_size={IMAGE_SIZE}",
-    "common.batch_size=6",
-    "common.limit_per_class=2",  # two steps an epoch, two pictures left out
+    "common.batch_size=6",  # two steps an epoch, two pictures left out
     "fine_tune.epochs=2",
     "common.precision=mixed_float16",
     "common.deterministic=yes",
@@ -45,41 +44,29 @@ STRONG = (
 
 
 def write_inputs(outputs: Path) -> None:
-    """What 04 reads: three drawn faces of each class in VAL, in TRAIN two and a copy of one of them; a head not trained."""
+    """What 04 reads: two drawn faces of each class in TRAIN and in VAL, and a head that is not trained."""
     folders, rng = paths.run_folders("demo", str(outputs), ""), np.random.default_rng(1)
-
-    def draw(label: str, path: str) -> None:
-        file = folders.data / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(images.encode_png(demo.draw_face(label, rng)))
-
-    manifest = [("VAL", label, f"VAL/{label}/{i}.png") for label in CLASSES for i in range(3)]
-    manifest += [("TRAIN", label, f"TRAIN/{label}/{i}.png") for label in CLASSES for i in range(2)]
-    named = (("0.png", "0.png", 0), ("0_aug1.png", "0.png", 1), ("1.png", "1.png", 0))
-    balanced = [
-        (label, f"TRAIN_BALANCED/{label}/{name}", f"TRAIN/{label}/{original}", copy)
-        for label in CLASSES
-        for name, original, copy in named
+    rows = [
+        (split, label, f"{split}/{label}/{i}.png") for split in ("TRAIN", "VAL") for label in CLASSES for i in (0, 1)
     ]
-    for _, label, path in manifest:
-        draw(label, path)
-    for label, path, *_ in balanced:
-        draw(label, path)
-    table = pd.DataFrame(manifest, columns=["split", "label", "path"]).reindex(columns=splits.MANIFEST_COLUMNS)
-    table["fingerprint"] = [
-        images.fingerprint(face) for face in images.load([folders.data / path for path in table["path"]])
-    ]
-    table.to_csv(folders.manifest, index=False)
+    table = pd.DataFrame(rows, columns=["split", "label", "path"]).reindex(columns=splits.MANIFEST_COLUMNS)
+    faces = [demo.draw_face(label, rng) for label in table["label"]]
+    read_from = table["path"].str.replace("TRAIN/", "TRAIN_BALANCED/")
+    for path, face in zip(read_from, faces, strict=True):
+        (folders.data / path).parent.mkdir(parents=True, exist_ok=True)
+        (folders.data / path).write_bytes(images.encode_png(face))
+    table["fingerprint"] = [images.fingerprint(face) for face in faces]
+    train = table[table["split"] == "TRAIN"].assign(train_path=table["path"], path=read_from, copy=0)
+    files.write_csv(folders.manifest, table)
+    files.write_csv(folders.balanced, train[["label", "path", "train_path", "copy"]])
+    files.write_csv(folders.run / "trained_head.csv", train[["train_path"]])
     (folders.run / "stages").mkdir()  # by it a folder is known as a run's
-    pd.DataFrame(balanced, columns=["label", "path", "train_path", "copy"]).to_csv(folders.balanced, index=False)
     keras.utils.set_random_seed(1)
     with pytest.warns(UserWarning, match="the backbone is random"):
         head = frozen_prefix.split(network.build(IMAGE_SIZE, "none"))[1]
     head.save_weights(folders.run / "head.weights.h5")
     epoch = {"epoch": 1, "phase": "head", **dict.fromkeys((*loop.HISTORY_FIRST[2:], *loop.SCORES), 0.0)}
-    pd.DataFrame([epoch]).to_csv(folders.history_head, index=False)
-    seen = pd.DataFrame({"train_path": [original for _, _, original, _ in balanced]})
-    seen.drop_duplicates().to_csv(folders.run / "trained_head.csv", index=False)
+    files.write_csv(folders.history_head, pd.DataFrame([epoch]))
 
 
 def run(outputs: Path, environment: dict[str, str]) -> None:

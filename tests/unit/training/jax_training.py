@@ -1,11 +1,11 @@
 """Trainings with JAX on two logical CPU devices: `jax_training.py FOLDER` prints what they gave as JSON.
 
 KERAS_BACKEND is `jax`, XLA_FLAGS names two devices. test_devices.py runs it, and has put into FOLDER what TensorFlow wrote:
-a model of each backbone such as `small.keras`, `faces.npz`, `checkpoint.npz`.
+a model of each backbone such as `small.keras`, and `faces.npz`.
 
 `histories`, by number of devices and precision: BatchNormalization, soft labels, clipped gradients, a cosine, averaged weights,
 so that what those need is shared too. `stopped`: one of them in two goes. `resnet50`, `small`: what TensorFlow's networks give here.
-`first_epoch`: the losses of one epoch of the small one's top layers. `refused`: what is said of its checkpoint.
+`first_epoch`: the losses of one epoch of the small one's top layers.
 """
 
 import json
@@ -78,17 +78,6 @@ def first_epoch(model: keras.Model, faces: np.ndarray, labels: np.ndarray) -> di
     return loop.fit(trained, *batches, "test", 0, 1)[["loss", "val_loss"]].to_dict("list")
 
 
-def refused(folder: Path) -> str:
-    model, (features, labels) = small_model(), rows()
-    loop.compile_for_training(model, optimizers.make_optimizer("adamw", 0.01, 0.1))
-    batches = loop.Batches(features, labels, BATCH, 3), loop.Batches(features, labels, BATCH)
-    try:
-        loop.fit(model, *batches, "test", 0, 1, checkpoint=(folder / "checkpoint.npz", "key"))
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with np.load(folder / "faces.npz") as file:
@@ -98,7 +87,6 @@ if __name__ == "__main__":
         model = keras.saving.load_model(folder / f"{backbone}.keras", compile=False, safe_mode=True)
         found |= {backbone: loop.predict(model, faces).tolist()}
     found |= {
-        "refused": refused(folder),
         "first_epoch": first_epoch(model, faces, labels),
         "histories": {"1 float32": train("float32")[1]},
     }

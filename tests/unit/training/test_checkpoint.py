@@ -1,11 +1,12 @@
 """Training that was killed goes on as if it had not been."""
 
 import contextlib
+import re
 import signal
 import sys
 
 from fer_utils import files
-from fer_utils.training import loop, optimizers
+from fer_utils.training import devices, loop, optimizers
 from fer_utils.training.checkpoint import TrainingCheckpoint
 from fer_utils.training.loop import Batches
 
@@ -67,14 +68,19 @@ def uninterrupted():
 
 def test_the_example_uses_every_callback(uninterrupted):
     table, _ = uninterrupted
-    assert table["learning_rate"].nunique() > 1 and table["weight_decay"].nunique() > 1
+    assert table["learning_rate"].nunique() > 1
+    drops = np.log2(0.03 / table["learning_rate"])  # each doubles the decay, up to its cap
+    assert table["weight_decay"].to_numpy() == pytest.approx(np.minimum(0.01 * 2**drops, 0.1), rel=1e-5)
     assert 5 < len(table) < EPOCHS  # early stopping ends it, and takes the best weights back
 
 
-def test_a_checkpoint_changes_nothing_of_an_uninterrupted_training(uninterrupted, tmp_path):
-    table, weights = _train(tmp_path / "c.npz")
-    assert table.equals(uninterrupted[0])
-    assert all(np.array_equal(one, two) for one, two in zip(weights, uninterrupted[1], strict=True))
+def test_a_checkpoint_changes_nothing_of_a_training_and_one_that_had_ended_is_not_taken_further(
+    uninterrupted, tmp_path
+):
+    for _ in range(2):
+        table, weights = _train(tmp_path / "c.npz")
+        assert table.equals(uninterrupted[0])
+        assert all(np.array_equal(one, two) for one, two in zip(weights, uninterrupted[1], strict=True))
 
 
 @pytest.mark.parametrize("kills", [[3], [4], [6], [5, 7, 8]])
@@ -83,6 +89,7 @@ def test_after_kills_history_and_weights_are_those_of_an_uninterrupted_training(
     for epoch in kills:
         with killed():
             _train(path, kill_in=epoch)
+        assert [file.name for file in tmp_path.iterdir()] == ["c.npz"]
     table, weights = _train(path)
     pd.testing.assert_frame_equal(table, uninterrupted[0], rtol=1e-5)
     assert all(one == pytest.approx(two, abs=1e-5) for one, two in zip(weights, uninterrupted[1], strict=True))
@@ -96,26 +103,18 @@ def interrupts():
     signal.signal(signal.SIGINT, before)
 
 
-class _InterruptIn(KillIn):
-    """Interrupts as JupyterLab's button does, in each of these epochs once."""
-
-    def __init__(self, epochs: list[int]):
-        super().__init__(-1)
-        self.epochs = list(epochs)
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self._here in self.epochs and batch == 2:
-            self.epochs.remove(self._here)
-            signal.raise_signal(signal.SIGINT)
+def _interrupt(*_) -> None:
+    """What JupyterLab's button does."""
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("stops", [[3], [3, 4], [4], [6], [5, 7, 8]])
 def test_interrupted_training_goes_on_with_the_same_objects_to_the_same_end(uninterrupted, tmp_path, stops):
     model, (train, val), path = _model(), _data(), tmp_path / "c.npz"
-    callbacks = [*_callbacks(4), _InterruptIn(stops)]
+    callbacks = [*_callbacks(4), *(KillIn(epoch, _interrupt) for epoch in stops)]
     for epoch in stops:
-        kept = f"finished epochs kept in c.npz: {epoch - 3}" if epoch > 3 else "no epoch of it is finished"
-        with pytest.raises(loop.Interrupted, match=f"fine_tune stopped in epoch {epoch + 1}; {kept}"):
+        kept = f"stopped in epoch {epoch + 1}; finished epochs kept in c.npz: {epoch - 3}"
+        with pytest.raises(loop.Interrupted, match=f"fine_tune {kept}"):
             loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, (path, "k"))
         assert not tqdm._instances  # else the next bar would be drawn a line below
     table = loop.fit(model, train, val, "fine_tune", 3, EPOCHS, callbacks, (path, "k"))
@@ -127,7 +126,7 @@ def test_interrupted_training_goes_on_with_the_same_objects_to_the_same_end(unin
 
 def test_a_notebook_shows_one_line_of_an_interrupt(tmp_path, capsys):
     shell = InteractiveShell(user_ns={"training": loop, "model": _model(), "data": _data()})
-    shell.user_ns |= {"checkpoint": (tmp_path / "c.npz", "k"), "stop": _InterruptIn([4])}
+    shell.user_ns |= {"checkpoint": (tmp_path / "c.npz", "k"), "stop": KillIn(4, _interrupt)}
     shell.run_cell("training.fit(model, *data, 'fine_tune', 3, 6, [stop], checkpoint)")
     said = capsys.readouterr().out.split("\r")[-1].strip()
     shell.reset()  # else the shell and Python's last error hold the training, and its iterators, to the end of all tests
@@ -139,21 +138,10 @@ def test_a_notebook_shows_one_line_of_an_interrupt(tmp_path, capsys):
 
 
 def test_an_interrupted_prediction_says_so_and_leaves_no_bar(monkeypatch):
-    def stopped(*_):
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(loop, "compiled", lambda model: stopped)
+    monkeypatch.setattr(loop, "compiled", lambda model: _interrupt)
     with pytest.raises(loop.Interrupted, match=r"stopped; nothing of this pass is kept\. Run this cell again"):
         loop.predict(_model(), np.zeros((4, 5), "float32"))
     assert not tqdm._instances
-
-
-def test_a_training_that_had_stopped_by_itself_is_not_taken_further(uninterrupted, tmp_path):
-    path = tmp_path / "c.npz"
-    _train(path)
-    table, weights = _train(path)
-    pd.testing.assert_frame_equal(table, uninterrupted[0])
-    assert all(np.array_equal(one, two) for one, two in zip(weights, uninterrupted[1], strict=True))
 
 
 def test_a_checkpoint_with_another_key_is_left_alone_and_then_replaced(uninterrupted, tmp_path, capsys):
@@ -176,90 +164,92 @@ def test_a_training_in_another_precision_starts_from_its_first_epoch(tmp_path, c
     assert len(table) == 1 and "starts from its first epoch" in capsys.readouterr().out
 
 
-def test_only_the_last_finished_epoch_is_kept_whole(tmp_path):
-    with killed():
-        _train(tmp_path / "c.npz", kill_in=6)
-    assert [path.name for path in tmp_path.iterdir()] == ["c.npz"]
-    with np.load(tmp_path / "c.npz", allow_pickle=False) as file:
-        assert all(file[name].dtype != object for name in file.files)
-
-
-class _FillDiskIn(KillIn):
-    """Takes all the room that is left on the disk during an epoch."""
-
-    def __init__(self, epoch: int, ballast):
-        super().__init__(epoch)
-        self.ballast = ballast
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self._here == self.epoch and batch == 2:
-            with contextlib.suppress(OSError), self.ballast.open("wb", buffering=0) as file:
-                while True:
-                    file.write(b"0" * 4096)
-
-
 def test_a_disk_that_fills_in_training_is_explained_and_training_goes_on_once_there_is_room(uninterrupted, tiny_disk):
     path, ballast = tiny_disk / "c.npz", tiny_disk / "ballast"
+
+    def fill_disk(_) -> None:
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"0" * 4096)
+
     with pytest.raises(files.OutputError, match=r"no space left on the disk while writing .*c\.npz: free some"):
-        _train(path, extra=[_FillDiskIn(6, ballast)])
+        _train(path, extra=[KillIn(6, fill_disk)])
     assert sorted(file.name for file in tiny_disk.iterdir()) == ["ballast", "c.npz"]
     ballast.unlink()
     table, _ = _train(path)
     pd.testing.assert_frame_equal(table, uninterrupted[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("share", [0, 0.3, 0.98])
-def test_a_checkpoint_that_ends_early_is_an_error_that_names_it(tmp_path, share):
-    path = tmp_path / "c.npz"
+@pytest.fixture
+def left(tmp_path):
+    """The checkpoint of a training that was killed in its second epoch."""
     with killed():
-        _train(path, kill_in=4)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(files.TornFile, match=r"c\.npz is not a whole checkpoint .*: remove it, and training starts"):
-        _train(path)
+        _train(tmp_path / "c.npz", kill_in=4)
+    return tmp_path / "c.npz"
 
 
-def test_a_damaged_byte_in_a_checkpoint_is_noticed(tmp_path):
-    path = tmp_path / "c.npz"
-    with killed():
-        _train(path, kill_in=4)
+def _end_early(share: float):
+    return lambda path: path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+def _damage_a_byte(path):
     with np.load(path) as file:
         weights = file["model.0"].tobytes()
     content = bytearray(path.read_bytes())
     content[content.index(weights) + len(weights) // 2] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(files.TornFile, match=r"c\.npz is not a whole checkpoint"):
-        _train(path)
 
 
-def test_a_checkpoint_that_holds_pickles_is_refused_unread(tmp_path):
-    path = tmp_path / "c.npz"
+def _write_pickles(path):
     np.savez(path, state=np.array([{"an": "object"}], dtype=object))
-    with pytest.raises(files.TornFile, match=r"c\.npz is not a whole checkpoint .*allow_pickle"):
-        _train(path)
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    path = tmp_path / "c.npz"
-    with killed():
-        _train(path, kill_in=4)
-    checkpoint = (path, "k")
-    other = keras.Sequential([keras.Input((5,)), keras.layers.Dense(7, activation="softmax")])
-    loop.compile_for_training(other, optimizers.AdamW(0.03, 0.01))
-    x, y = np.zeros((8, 5), "float32"), np.zeros(8, "int32")
-    with pytest.raises(files.TornFile, match=r"c\.npz holds \d+ model arrays that do not fit the 2 here"):
-        loop.fit(other, Batches(x, y, 8), Batches(x, y, 8), "head", 0, 9, _callbacks(4), checkpoint)
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [*((_end_early(share), "") for share in (0, 0.3, 0.98)), (_damage_a_byte, ""), (_write_pickles, "allow_pickle")],
+)
+def test_a_checkpoint_that_is_not_whole_is_an_error_that_names_it(left, harm, why):
+    harm(left)
+    with pytest.raises(
+        files.TornFile, match=rf"c\.npz is not a whole checkpoint .*{why}.*: remove it, and training starts"
+    ):
+        _train(left)
 
 
-def test_a_checkpoint_of_another_optimiser_changes_no_weight(tmp_path):
-    path = tmp_path / "c.npz"
-    with killed():
-        _train(path, kill_in=5)
+def _another_network() -> keras.Model:
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(7, activation="softmax")])
+    loop.compile_for_training(model, optimizers.AdamW(0.03, 0.01))
+    return model
+
+
+def _another_optimiser() -> keras.Model:
     model = _model()
     loop.compile_for_training(model, keras.optimizers.SGD(0.03))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (_another_network, "model arrays that do not fit the 2 here"),
+        (_another_optimiser, "optimizer arrays that do not"),
+    ],
+)
+def test_a_checkpoint_of_another_network_or_optimiser_is_refused_and_changes_no_weight(left, make, found):
+    model = make()
     before = model.get_weights()
-    with pytest.raises(files.TornFile, match=r"c\.npz holds \d+ optimizer arrays that do not fit"):
-        loop.fit(model, *_data(), "fine_tune", 3, EPOCHS, (), (path, "k"))
+    with pytest.raises(files.TornFile, match=rf"c\.npz holds \d+ {found}"):
+        loop.fit(model, *_data(), "fine_tune", 3, EPOCHS, (), (left, "k"))
     assert all(np.array_equal(one, two) for one, two in zip(before, model.get_weights(), strict=True))
+
+
+def test_a_checkpoint_of_another_backend_is_refused_and_kept(left, monkeypatch):
+    before = left.read_bytes()
+    monkeypatch.setattr(devices, "BACKEND", "jax")
+    expected = f"{left} holds a training on tensorflow, this is jax: set KERAS_BACKEND=tensorflow"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        TrainingCheckpoint(left, "k").resume([])
+    assert left.read_bytes() == before
 
 
 def test_a_callback_that_does_not_say_what_it_remembers_is_refused(tmp_path):

@@ -43,18 +43,14 @@ def save(backbone: keras.Model, path) -> None:
         legacy_h5_format.save_weights_to_hdf5_group(file, backbone)
 
 
-def test_a_mounted_file_is_loaded_and_named(backbone, inputs, capsys):
-    save(backbone, inputs / "resnet50_notop.h5")
+def test_a_mounted_file_is_loaded_and_named_and_keras_own_known_by_its_checksum(backbone, inputs, capsys, monkeypatch):
+    path = inputs / "any_name.h5"
+    save(backbone, path)
     (inputs / "a_notop.h5").write_text("<html>")
     loaded = network.load_backbone(SIZE, "imagenet")
     pairs = zip(backbone.get_weights(), loaded.get_weights(), strict=True)
     assert all(np.array_equal(one, other) for one, other in pairs)
-    assert f"weights from {inputs}/resnet50_notop.h5 (NOT Keras' ImageNet file" in capsys.readouterr().out
-
-
-def test_keras_own_file_is_known_by_its_checksum(backbone, inputs, capsys, monkeypatch):
-    path = inputs / "any_name.h5"
-    save(backbone, path)
+    assert f"weights from {path} (NOT Keras' ImageNet file" in capsys.readouterr().out
     checksum = hashlib.md5(path.read_bytes()).hexdigest()
     monkeypatch.setattr(weights_files, "_published", lambda: ("https://host/x_notop.h5", checksum))
     network.load_backbone(SIZE, "imagenet")
@@ -126,4 +122,5 @@ def test_files_that_do_not_fit_are_named_when_nothing_else_is_left(backbone, inp
     said = str(caught.value)
     assert f"{inputs}/flat_notop.h5: ResNet50 with these weights computes no features" in said
     assert f"{inputs}/other.h5: not the weights of ResNet50" in said
-    assert "no route to host" in said and "attach a dataset with that file" in said
+    assert "no route to host" in said and "notop.h5 and set weights to its path" in said
+    assert "attach a dataset with that file" in said

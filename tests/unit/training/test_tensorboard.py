@@ -11,6 +11,7 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from killing import KillIn, killed
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
@@ -92,37 +93,26 @@ def test_history_and_weights_are_the_same_with_it(tmp_path):
     assert all(np.array_equal(*pair) for pair in zip(model.get_weights(), watched.get_weights(), strict=True))
 
 
-class _StopIn(keras.callbacks.Callback):
-    STATE = ()
-
-    def __init__(self, epoch):
-        super().__init__()
-        self.stop_in = epoch
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.stop_in:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("logged_before", [True, False])
 def test_a_resumed_training_has_one_curve(tmp_path, logged_before):
     folder, checkpoint = tmp_path / "logs", (tmp_path / "checkpoint.npz", "key")
-    with pytest.raises(loop.Interrupted):
-        _fitted(folder if logged_before else None, 0, 4, checkpoint, [_StopIn(2)])
-    table, _, _ = _fitted(folder, 0, 4, checkpoint, [_StopIn(None)])
+    with killed():
+        _fitted(folder if logged_before else None, 0, 4, checkpoint, [KillIn(2)])
+    table, _, _ = _fitted(folder, 0, 4, checkpoint, [KillIn(-1)])
     for name, steps in _scalars(folder).items():
         assert list(steps) == [1, 2, 3, 4]
         assert list(steps.values()) == pytest.approx(table[name].tolist(), rel=1e-6), name
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_training_from_its_first_epoch_replaces_the_curves_of_an_earlier_one(tmp_path):
-    _fitted(tmp_path, epochs=4)
-    (tmp_path / "notes.txt").write_text("mine")
-    _fitted(tmp_path, epochs=2)
+def test_a_training_from_its_first_epoch_replaces_the_curves_of_an_earlier_one_and_nothing_else(tmp_path):
+    theirs = tmp_path / "events.out.tfevents.1.host"
+    theirs.write_bytes(b"")
+    for epochs in (4, 2):
+        _fitted(tmp_path, epochs=epochs)
+        assert theirs.exists() and len(list(tmp_path.glob(f"*{tensorboard.MARK}"))) == 1
     assert list(_scalars(tmp_path)["loss"]) == [1, 2]
-    assert (tmp_path / "notes.txt").is_file()
 
 
 def test_without_tensorboard_the_message_says_what_to_install(tmp_path, monkeypatch):
@@ -131,13 +121,3 @@ def test_without_tensorboard_the_message_says_what_to_install(tmp_path, monkeypa
     monkeypatch.delitem(sys.modules, "fer_utils.training.tensorboard")
     with pytest.raises(ModuleNotFoundError, match="pip install tensorboard"):
         _fitted(tmp_path)
-
-
-def test_event_files_of_another_program_stay(tmp_path):
-    theirs, ours = (tmp_path / f"events.out.tfevents.1.host{end}" for end in ("", tensorboard.MARK))
-    for file in (theirs, ours):
-        file.write_bytes(b"")
-    log = tensorboard.TensorBoardLog(tmp_path)
-    log.on_train_begin()
-    log.on_train_end()
-    assert theirs.exists() and not ours.exists() and len(list(tmp_path.glob(f"*{tensorboard.MARK}"))) == 1

@@ -1,4 +1,4 @@
-"""Training says early how long it takes, stops in time, and keeps the best weights."""
+"""Training says early how long it takes, and stops in time."""
 
 import types
 from pathlib import Path
@@ -49,17 +49,25 @@ class Work(keras.callbacks.Callback):
         self.weights.append(self.model.get_weights()[0].copy())
 
 
-def train(minutes: float, step: float = 1.0, validation: float = 2.0, epochs: int = 5, losses=None, at_once=1, n=STEPS):
-    """Train a small model; return (work, budget, model)."""
+def train(
+    minutes=0.0, step=1.0, validation=2.0, epochs=5, losses=None, at_once=1, n=STEPS, spent=0.0, extra=(), path=None
+):
+    """Train a small model, `spent` seconds after the session began; return (work, budget, model)."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.01), "mse", steps_per_execution=at_once)
     x = np.random.default_rng(0).normal(size=(n, 3)).astype("float32")
     clock = Clock()
     work = Work(clock, step, validation, losses or [1.0 / (1 + epoch) for epoch in range(epochs)])
-    budget = TimeBudget("phase", minutes, clock.now, clock)
+    budget = TimeBudget("phase", minutes, clock.now - spent, clock)
+    callbacks, done = [work, *extra, budget], 0
+    if path:
+        checkpoint = TrainingCheckpoint(path, "key")
+        done = checkpoint.resume([*extra, budget])
+        callbacks.append(checkpoint)
+        epochs = done if checkpoint.is_stopped else epochs
     data = {"x": x, "y": x.sum(axis=1), "validation_data": (x[:1], x[:1, :1]), "batch_size": 1}
-    model.fit(**data, epochs=epochs, callbacks=[work, budget], verbose=0)
+    model.fit(**data, initial_epoch=done, epochs=epochs, callbacks=callbacks, verbose=0)
     return work, budget, model
 
 
@@ -70,11 +78,16 @@ def test_without_a_budget_everything_is_trained_and_the_last_weights_stay(capsys
     assert "budget" not in capsys.readouterr().out
 
 
-def test_the_estimate_comes_after_the_first_steps_and_is_right(capsys):
-    train(0, step=3.0, epochs=5)
+@pytest.mark.parametrize(
+    ("step", "of_steps", "of_epochs"),
+    [(3.0, ("3,000 ms", "60 s"), "5 min"), (0.00042, ("0.42 ms", "under 1 s"), "under 1 s")],
+)
+def test_the_estimate_comes_after_the_first_steps_and_is_right(capsys, step, of_steps, of_epochs):
+    train(0, step=step, epochs=5)
     said = capsys.readouterr().out
-    assert "phase: 3,000 ms a step" in said and f"{STEPS} steps" in said
-    assert "without validation 60 s an epoch" in said and "at most 5 min for 5 epochs" in said
+    assert said.startswith(
+        f"phase: {of_steps[0]} a step; without validation {of_steps[1]} an epoch of {STEPS} steps, at most {of_epochs} for 5 epochs"
+    )
     assert said.count("ms a step") == 1
 
 
@@ -101,79 +114,45 @@ def test_a_last_execution_that_is_not_full_counts_its_own_steps(capsys):
     assert "phase: 1,000 ms a step; without validation 33 s" in capsys.readouterr().out
 
 
-def test_it_stops_after_an_epoch_where_another_would_not_fit(capsys):
-    # An epoch takes 20 + 2 seconds, the reserve is 3 x 2 + 60: two epochs end at 44, a third would at 66 + 66 > 120.
-    work, budget, _ = train(2)
-    assert budget.stopped and work.steps_done == 2 * STEPS
-    assert "stops training after epoch 2: another would not fit" in capsys.readouterr().out
-
-
-def test_it_stops_within_an_epoch_where_the_time_runs_out_there(capsys):
-    # No epoch is measured yet when step 7 ends at 70 seconds: 70 + 60 > 120.
-    work, _, _ = train(2, step=10.0)
-    assert work.steps_done == 7
-    assert f"in epoch 1, after 7 of {STEPS} steps" in capsys.readouterr().out
-    assert len(work.weights) == 1  # validated all the same
-
-
-def test_the_best_weights_so_far_come_back():
-    work, budget, model = train(3, epochs=8, losses=[1.0, 0.1, *([0.5] * 6)])
-    assert budget.stopped and len(work.weights) > 2
-    assert np.array_equal(model.get_weights()[0], work.weights[1])
-    assert not np.array_equal(work.weights[1], work.weights[-1])
-
-
-def test_a_kill_after_the_stop_keeps_the_best_weights_and_what_ended_training(tmp_path):
-    ends = []
-    for _ in range(2):
-        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="zeros")])
-        model.compile(keras.optimizers.SGD(3.0), "mse")  # overshoots: the first epoch is the best
-        x, clock = np.ones((4, 1)), Clock()
-        budget = TimeBudget("phase", 10, clock.now, clock)
-        turn = keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs, clock=clock: setattr(clock, "now", clock.now + 250)
-        )
-        checkpoint = TrainingCheckpoint(tmp_path / "checkpoint.npz", "key")
-        done = checkpoint.resume([budget])
-        model.fit(
-            x,
-            2 * x,
-            validation_data=(x, 2 * x),
-            initial_epoch=done,
-            epochs=done if checkpoint.is_stopped else 9,
-            callbacks=[turn, budget, checkpoint],
-            verbose=0,
-        )
-        ends.append((model.get_weights()[0].item(), budget.ended_by(len(checkpoint.rows), 9), len(checkpoint.rows)))
-    losses = [row["val_loss"] for row in checkpoint.rows]
-    assert ends[0] == ends[1] and ends[0][1] == "time budget" and ends[0][2] < 9
-    assert min(losses) < losses[-1]
-
-
-def test_what_ended_training_is_named():
-    _, budget, _ = train(0)
-    assert [budget.ended_by(n, 5) for n in (3, 5)] == ["early stopping", "last epoch"]
+@pytest.mark.parametrize(
+    ("how", "steps_done", "said"),
+    [
+        # An epoch takes 20 + 2 seconds, the reserve is 3 x 2 + 60: two epochs end at 44, a third would at 66 + 66 > 120.
+        ({"minutes": 2}, 2 * STEPS, "stops training after epoch 2: another would not fit"),
+        # No epoch is measured yet when step 7 ends at 70 seconds: 70 + 60 > 120.
+        ({"minutes": 2, "step": 10.0}, 7, f"in epoch 1, after 7 of {STEPS} steps"),
+        # Epochs end at 1002, 2004, … seconds. The sixth would end at 6012: with 6 for validation and SAVING it would fit
+        # into 6120, with 5 % of them it does not.
+        ({"minutes": 102, "step": 50.0, "epochs": 9}, 5 * STEPS, "after epoch 5"),
+        ({"minutes": 10, "spent": 9.5 * 60}, 1, "in epoch 1, after 1 of"),
+    ],
+)
+def test_it_stops_after_an_epoch_where_another_would_not_fit_or_within_one(capsys, how, steps_done, said):
+    work, budget, model = train(**how)
+    assert budget.stopped and work.steps_done == steps_done
+    assert said in capsys.readouterr().out
+    assert len(work.weights) == -(-steps_done // STEPS)  # an epoch that is cut short is validated all the same
+    assert np.array_equal(model.get_weights()[0], work.weights[-1])  # phase 1 saves the last weights
 
 
 def test_the_last_epoch_is_not_called_a_stop():
     work, budget, _ = train(2, epochs=2)
     assert work.steps_done == 2 * STEPS and not budget.stopped
+    assert [budget.ended_by(n, 5) for n in (3, 5)] == ["early stopping", "last epoch"]
 
 
-def test_a_large_budget_leaves_a_share_of_itself():
-    # Epochs end at 1002, 2004, … seconds. The sixth would end at 6012: with 6 for validation and SAVING it would fit into
-    # 6120, with 5 % of them it does not.
-    work, budget, _ = train(102, step=50.0, epochs=9)
-    assert budget.stopped and work.steps_done == 5 * STEPS
-
-
-def test_time_before_training_counts():
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    x, clock = np.ones((8, 1)), Clock()
-    budget = TimeBudget("phase", 10, clock.now - 9.5 * 60, clock)
-    history = model.fit(x, x, validation_data=(x, x), batch_size=1, epochs=3, callbacks=[budget], verbose=0)
-    assert budget.stopped and len(history.epoch) == 1
+def test_the_best_weights_so_far_come_back_after_a_stop_and_after_a_kill_that_follows_it(tmp_path):
+    ends = []
+    for _ in range(2):
+        best = keras.callbacks.EarlyStopping(monitor="val_loss", patience=8, restore_best_weights=True)
+        losses = [1.0, 0.1, *([0.5] * 6)]
+        work, budget, model = train(3, epochs=8, losses=losses, extra=[best], path=tmp_path / "checkpoint.npz")
+        ends.append((work, model.get_weights()[0], budget.ended_by(3, 8)))
+    (first, weights, ended_by), (again, same, ended_as_well_by) = ends
+    assert len(first.weights) > 2 and np.array_equal(weights, first.weights[1])
+    assert not np.array_equal(weights, first.weights[-1])
+    assert not again.weights and np.array_equal(same, weights)
+    assert ended_by == ended_as_well_by == "time budget"
 
 
 @pytest.mark.parametrize(("pace", "said"), [(1.0, "pass: about 2 min for 100 batches"), (0.1, "")])
@@ -188,22 +167,14 @@ def test_a_long_pass_is_announced_early_and_yields_every_batch(capsys, pace, sai
     assert early.strip() == said and not capsys.readouterr().out
 
 
-def test_an_estimate_of_steps_under_a_millisecond_says_how_long_they_take(capsys):
-    train(0, step=0.00042, epochs=5)
-    assert capsys.readouterr().out.startswith(
-        "phase: 0.42 ms a step; without validation under 1 s an epoch of 20 steps, at most under 1 s for 5 epochs"
-    )
-
-
-@pytest.mark.parametrize(("ended_by", "reported"), [("time budget", 0.7), ("last epoch", 0.6)])
-def test_phase_1_reports_the_epoch_whose_weights_it_saves(ended_by, reported):
+def test_phase_1_reports_its_last_epoch_whose_weights_it_saves():
     history = pd.DataFrame(
         {"epoch": [1, 2], "val_loss": [0.5, 0.9], "val_accuracy": [0.7, 0.6], "val_macro_f1": [0.7, 0.6]}
     )
-    history.attrs["ended_by"] = ended_by
+    history.attrs["ended_by"] = "time budget"
     finished = {}
     stage = types.SimpleNamespace(show=print, finish=lambda outputs, figures: finished.update(figures))
     look = [code for code in CELLS if "idxmin()" in code or "stage.finish(" in code]
     variables = {"history": history, "stage": stage, "plots": types.SimpleNamespace(learning_curves=len)}
     exec("\n".join(look), variables)
-    assert finished["VAL accuracy"] == finished["VAL macro F1"] == reported and finished["ended by"] == ended_by
+    assert finished["VAL accuracy"] == finished["VAL macro F1"] == 0.6 and finished["ended by"] == "time budget"
