@@ -1,6 +1,7 @@
 """The model card: training data, scores, limits and prohibited uses of a run's model."""
 
 from fer_utils.classes import CLASSES
+from fer_utils.data import ferplus
 from fer_utils.evaluation import report
 
 import pandas as pd
@@ -31,6 +32,8 @@ Intervals: 95 %, bootstrap over pictures, copies of one together. Of each class 
 Against both label sets: FER2013's label, and the majority of the votes that ten people gave in FER+ (Barsoum et al. 2016):
 
 {{ label_sets }}
+
+A second output, where there is one, learned the votes; it is not in these files.
 {% endif %}{% if corruptions %}
 Accuracy on TEST under corruptions, means of five strengths; without any it is {{ "%.3f"|format(accuracy) }}:
 
@@ -162,15 +165,15 @@ def _head(metrics: dict, run: str) -> dict:
     results = [
         {
             "task": {"type": "image-classification", "name": "Facial expression recognition"},
-            "dataset": {"type": "fer2013", "name": f"{shown}, {part} half of TEST", "split": "test"},
+            "dataset": {"type": "fer2013", "name": f"{report.LABEL_SET_NAMES[labels]}, {part} half of TEST", "split": "test"},
             "metrics": [
                 {"type": score, "name": name, "value": round(by_labels[labels][part][key], 4)}
                 for score, name, key in (("accuracy", "accuracy", "accuracy"), ("f1", "macro F1", "macro_f1"))
             ],
         }
-        for labels, shown in report.label_set_names(by_labels).items()
+        for labels in ferplus.LABEL_SETS
         for part in ("public", "private")
-        if part in by_labels[labels]
+        if part in by_labels.get(labels, {})
     ]
     head = {
         "license": "mit",

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 PER_CLASS = 300
-SIDE, LIGHT, NOISE = 16, (0.5, 0.05), 6  # pixels; factors at the left and right border; grey levels
+SIDE, LIGHT, NOISE = 24, (0.8, 0.3), 4  # pixels; factors at the left and right border; grey levels
 
 
 def changed(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
