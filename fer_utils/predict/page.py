@@ -70,7 +70,7 @@ class Session:
     def __init__(self, model_file: Path, detector: Detector):
         self._reader = Reader(model_file, detector)
         self._detector = detector
-        is_readable = model_file.suffix == ".keras" or model_file == places.SHIPPED
+        is_readable = model_file.suffix == ".keras" or model_file.resolve() == places.SHIPPED.resolve()
         self._keras_file = model_file if is_readable else model_file.parent / "model.keras"
         self._keras = None
         self._lock = threading.Lock()

@@ -42,7 +42,7 @@ def load(path: Path, threads: int | None = None) -> Predict:
     """
     suffix = path.suffix.lower()
     try:
-        if path == SHIPPED:
+        if path.resolve() == SHIPPED.resolve():
             predict = _opencv(path)
         else:
             predict = _LOADERS[suffix](_moderate(path), threads) if suffix in _LOADERS else _keras(path)
