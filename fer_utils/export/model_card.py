@@ -165,7 +165,11 @@ def _head(metrics: dict, run: str) -> dict:
     results = [
         {
             "task": {"type": "image-classification", "name": "Facial expression recognition"},
-            "dataset": {"type": "fer2013", "name": f"{report.LABEL_SET_NAMES[labels]}, {part} half of TEST", "split": "test"},
+            "dataset": {
+                "type": "fer2013",
+                "name": f"{report.LABEL_SET_NAMES[labels]}, {part} half of TEST",
+                "split": "test",
+            },
             "metrics": [
                 {"type": score, "name": name, "value": round(by_labels[labels][part][key], 4)}
                 for score, name, key in (("accuracy", "accuracy", "accuracy"), ("f1", "macro F1", "macro_f1"))

@@ -23,16 +23,17 @@ COMPARED = 5000  # pictures of TRAIN and VAL
 SAME_CLASS = 0.99  # share of them to which the file must give the class that Keras gives
 TAKES = "Input `pixels`: float32 `(n, 48, 48, 1)`, grey, 0–255, a face cropped as FER2013 does."
 USE = """```bash
-python -m fer_utils.predict photo.jpg         # finds the faces and crops them
+python -m fer_utils.predict photo.jpg  # finds the faces and crops them
 ```
 
 ```python
-import cv2, numpy as np                       # a crop, without this project
+import cv2, numpy as np  # a crop, without this project
+
 network = cv2.dnn.readNetFromONNX("small.onnx")
 network.setInput(np.float32(crop).reshape(1, 48, 48, 1), "pixels")
-probabilities = network.forward()             # float32 (1, 7)
+probabilities = network.forward()  # float32 (1, 7)
 
-from fer_utils.training import small_onnx     # the Keras model again, for training on
+from fer_utils.training import small_onnx  # the Keras model again, for training on
 model = small_onnx.read("small.onnx")
 ```
 """
