@@ -3,7 +3,6 @@
 python -m fer_utils.export.shipping outputs/small
 """
 
-import shutil
 import statistics
 import sys
 import time
@@ -57,10 +56,19 @@ def ship(folders: RunFolders, file: Path = places.SHIPPED) -> pd.DataFrame:
         raise ValueError(
             f"{file} gives Keras' class to {found['same class'].iloc[0]:.1%} of the pictures, expected {SAME_CLASS:.0%}"
         )
-    shutil.copy2(folders.metrics, file.parent / folders.metrics.name)
+    files.write_json(file.parent / folders.metrics.name, _without_paths(metrics))
     card = model_card.text(metrics, folders.run.name, found, len(pictures), TAKES, USE, is_scaled=True)
     (file.parent / "README.md").write_text(card, encoding="utf-8")
     return found
+
+
+def _without_paths(metrics: dict) -> dict:
+    """The metrics without the parameters that are paths of the machine on which the run was made."""
+    params = {
+        stage: {name: value for name, value in values.items() if not Path(str(value)).is_absolute()}
+        for stage, values in metrics["run"]["params"].items()
+    }
+    return metrics | {"run": metrics["run"] | {"params": params}}
 
 
 def _compared(file: Path, keras_model, pixels: np.ndarray, temperature: float) -> pd.DataFrame:
