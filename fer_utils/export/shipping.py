@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 from fer_utils import entry, files, places
+from fer_utils.classes import PROBABILITIES
 from fer_utils.data import loading
+from fer_utils.evaluation import scores
 from fer_utils.export import model_card
 from fer_utils.pipeline import records
 from fer_utils.pipeline.paths import RunFolders
-from fer_utils.training import model_files, small_onnx
+from fer_utils.training import loop, model_files, small_onnx
 
 import numpy as np
 import pandas as pd
@@ -45,17 +47,20 @@ def ship(folders: RunFolders, file: Path = places.SHIPPED) -> pd.DataFrame:
     """
     records.require_scored(folders)
     metrics = files.read_json(folders.metrics)
-    keras_model = model_files.load_keras(folders.model)
-    small_onnx.write(keras_model, file, metrics["temperature_scaling"]["temperature"])
-    model_files.write_origin(file, model_files.read_origin(folders.model))
+    temperature, model = metrics["temperature_scaling"]["temperature"], model_files.load_keras(folders.model)
     manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
     table = manifest[manifest["split"].isin(("TRAIN", "VAL"))]
     pictures = loading.load_faces(table.sample(min(COMPARED, len(table)), random_state=0), folders.data).images
-    found = _compared(file, keras_model, pictures.astype(np.float32), metrics["temperature_scaling"]["temperature"])
-    if found["same class"].iloc[0] < SAME_CLASS:
-        raise ValueError(
-            f"{file} gives Keras' class to {found['same class'].iloc[0]:.1%} of the pictures, expected {SAME_CLASS:.0%}"
+    with files.replacing(file) as temporary:
+        small_onnx.write(model, temporary, temperature)
+        model_files.write_origin(temporary, model_files.read_origin(folders.model))
+        found = _compared(temporary, model, pictures.astype(np.float32), temperature).rename(
+            {temporary.name: file.name}
         )
+        if (same := found["same class"].iloc[0]) < SAME_CLASS:
+            raise ValueError(
+                f"{file}: Keras' class for {same:.1%} of the pictures, expected {SAME_CLASS:.0%}; not replaced"
+            )
     files.write_json(file.parent / folders.metrics.name, _without_paths(metrics))
     card = model_card.text(metrics, folders.run.name, found, len(pictures), TAKES, USE, is_scaled=True)
     (file.parent / "README.md").write_text(card, encoding="utf-8")
@@ -71,11 +76,10 @@ def _without_paths(metrics: dict) -> dict:
     return metrics | {"run": metrics["run"] | {"params": params}}
 
 
-def _compared(file: Path, keras_model, pixels: np.ndarray, temperature: float) -> pd.DataFrame:
-    predict, seconds = model_files.load(file), []
-    expected = keras_model.predict(pixels, batch_size=256, verbose=0) ** (1 / temperature)
-    expected /= expected.sum(axis=1, keepdims=True)
-    answers = []
+def _compared(file: Path, model, pixels: np.ndarray, temperature: float) -> pd.DataFrame:
+    predict, answers, seconds = model_files.opencv(file), [], []
+    unscaled = pd.DataFrame(loop.predict(model, pixels), columns=list(PROBABILITIES))
+    expected = scores.at_temperature(unscaled, temperature)[list(PROBABILITIES)].to_numpy()
     for picture in pixels:
         began = time.perf_counter()
         answers.append(predict(picture[None]))

@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
-from fer_utils import files, images, places
+from fer_utils import files, images
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import report
 from fer_utils.images import UnreadableImage
@@ -70,7 +70,7 @@ class Session:
     def __init__(self, model_file: Path, detector: Detector):
         self._reader = Reader(model_file, detector)
         self._detector = detector
-        is_readable = model_file.suffix == ".keras" or model_file.resolve() == places.SHIPPED.resolve()
+        is_readable = model_file.suffix == ".keras" or model_files.is_shipped(model_file)
         self._keras_file = model_file if is_readable else model_file.parent / "model.keras"
         self._keras = None
         self._lock = threading.Lock()

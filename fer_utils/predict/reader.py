@@ -157,8 +157,11 @@ def read_photograph(model_file: Path, photograph: Picture) -> dict[str, Reading]
     """
     detector = detection.Mtcnn()
     files_of = {"this run's model": model_file, "the shipped model": places.SHIPPED}
-    readers = {name: Reader(file, detector) for name, file in files_of.items() if file.is_file()}
-    return {name: next(iter(each.read([photograph]))) for name, each in readers.items()}
+    readings = {}
+    for name, file in files_of.items():
+        if file.is_file():
+            (readings[name],) = Reader(file, detector).read([photograph])
+    return readings
 
 
 def note(model_file: Path) -> str:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fer_utils import files, images
+from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
-from fer_utils.places import SHIPPED
 
 import cv2
 import numpy as np
@@ -42,8 +41,8 @@ def load(path: Path, threads: int | None = None) -> Predict:
     """
     suffix = path.suffix.lower()
     try:
-        if path.resolve() == SHIPPED.resolve():
-            predict = _opencv(path)
+        if is_shipped(path):
+            predict = opencv(path)
         else:
             predict = _LOADERS[suffix](_moderate(path), threads) if suffix in _LOADERS else _keras(path)
         answer = predict(np.zeros((2, images.SIZE, images.SIZE, 1), np.float32))
@@ -59,6 +58,11 @@ def load(path: Path, threads: int | None = None) -> Predict:
     if answer.shape != (2, len(CLASSES)):
         raise NotOurModel(f"{path}: gives {answer.shape} for two pictures, expected (2, {len(CLASSES)})")
     return predict
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a file is the model that comes with this package: OpenCV runs it, and `load_keras` reads it."""
+    return path.resolve() == places.SHIPPED.resolve()
 
 
 def save(model, path: Path, sources: Mapping[str, Any] | None) -> None:
@@ -150,16 +154,16 @@ def sha256(path: Path) -> str:
 
 
 def load_keras(path: Path):
-    """A Keras model of this project, loaded safely, or that of the shipped file: raw grey in, seven probabilities out.
+    """A Keras model of this project, loaded safely, or that of a file of small_onnx: raw grey in, seven probabilities out.
 
     Raises NotOurModel.
     """
-    from fer_utils.training import small_onnx
-
     import keras  # TensorFlow takes seconds to import
 
     try:
         if path.suffix == ".onnx":
+            from fer_utils.training import small_onnx
+
             model = small_onnx.read(_moderate(path))
         else:
             model = keras.saving.load_model(_moderate(path), compile=False, safe_mode=True)
@@ -197,7 +201,8 @@ def _keras(path: Path) -> Predict:
     return compiled(load_keras(path))
 
 
-def _opencv(path: Path) -> Predict:
+def opencv(path: Path) -> Predict:
+    """A file of small_onnx as a function, run by OpenCV."""
     network = cv2.dnn.readNetFromONNX(str(path))
 
     def answer(pixels: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from fer_utils import images
+from fer_utils import images, places
 from fer_utils.classes import CLASSES, CSV_CODES
-from fer_utils.data import sources
+from fer_utils.data import finding, sources
 from fer_utils.data.sources import DatasetError, open_source
 
 import cv2
@@ -299,3 +299,12 @@ def test_a_csv_row_that_is_no_picture_is_unreadable(tmp_path, pixels):
     path = _fer2013_csv(tmp_path / "fer2013.csv", [*_csv_rows(), (0, "Training", pixels)])
     with open_source(path, "fer2013") as source, pytest.raises(images.UnreadableImage, match=r"fer2013\.csv#21"):
         source.read("fer2013.csv#21")
+
+
+def test_a_run_can_do_without_the_second_dataset_alone(tmp_path):
+    given = {"fer2013": str(tmp_path), "emotion_detection": "none"}
+    assert finding.find_or_draw(given, 350, 1, tmp_path) == {"fer2013": tmp_path}
+    with pytest.raises(places.NotFoundHere, match=r"emotion_detection: nothing at .*/nowhere"):
+        finding.find_or_draw(given | {"emotion_detection": "nowhere"}, 350, 1, tmp_path)
+    with pytest.raises(places.NotFoundHere, match=r"fer2013: nothing at .*/none"):
+        finding.find_or_draw(given | {"fer2013": "none"}, 350, 1, tmp_path)

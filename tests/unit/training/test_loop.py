@@ -181,6 +181,17 @@ def test_a_factor_below_one_and_a_cap_of_nothing_are_refused(factor, cap):
         IncreaseWeightDecayOnLRDrop(factor, cap)
 
 
+def test_with_gradients_our_adamw_steps_as_keras_does():
+    x, y = np.random.default_rng(0).normal(size=(16, 3)), np.random.default_rng(1).normal(size=(16, 4))
+    weights = []
+    for kind in (AdamW, keras.optimizers.AdamW):
+        model = _still_model(kind(0.01, 0.1))
+        model.compile(kind(0.01, 0.1), loss="mse", jit_compile=False)
+        model.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+        weights.append(model.get_weights()[0])
+    assert weights[0] == pytest.approx(weights[1], abs=1e-6)
+
+
 def test_the_optimizers_config_holds_its_present_decay():
     optimizer = AdamW(RATE, DECAY)
     optimizer.weight_decay.assign(0.5)

@@ -53,7 +53,7 @@ def test_the_file_becomes_the_model_again(model, file):
 
 
 @pytest.mark.parametrize(
-    "run", [model_files._opencv, lambda path: model_files._onnx(path, 1)], ids=["cv2", "onnxruntime"]
+    "run", [model_files.opencv, lambda path: model_files._onnx(path, 1)], ids=["cv2", "onnxruntime"]
 )
 def test_the_file_predicts_what_the_model_predicts_that_it_becomes(file, pixels, run):
     expected = small_onnx.read(file).predict(pixels, verbose=0)
@@ -65,7 +65,7 @@ def test_a_temperature_divides_the_scores(model, file, pixels, tmp_path):
     small_onnx.write(model, tmp_path / "small.onnx", temperature=2.0)
     roots = np.sqrt(small_onnx.read(file).predict(pixels, verbose=0))
     expected = roots / roots.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(model_files._opencv(tmp_path / "small.onnx")(pixels), expected, atol=1e-4)
+    np.testing.assert_allclose(model_files.opencv(tmp_path / "small.onnx")(pixels), expected, atol=1e-4)
 
 
 def test_another_onnx_file_is_no_keras_model(tmp_path):

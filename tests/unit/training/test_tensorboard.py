@@ -107,11 +107,12 @@ def test_a_resumed_training_has_one_curve(tmp_path, logged_before):
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_training_from_its_first_epoch_replaces_the_curves_of_an_earlier_one_and_nothing_else(tmp_path):
-    theirs = tmp_path / "events.out.tfevents.1.host"
-    theirs.write_bytes(b"")
+    theirs = [tmp_path / "events.out.tfevents.1.host", tmp_path / "notes.txt"]
+    for file in theirs:
+        file.write_bytes(b"")
     for epochs in (4, 2):
         _fitted(tmp_path, epochs=epochs)
-        assert theirs.exists() and len(list(tmp_path.glob(f"*{tensorboard.MARK}"))) == 1
+        assert all(file.is_file() for file in theirs) and len(list(tmp_path.glob(f"*{tensorboard.MARK}"))) == 1
     assert list(_scalars(tmp_path)["loss"]) == [1, 2]
 
 
