@@ -272,7 +272,7 @@ print(f"report: {stage.path('report.html')}")
 if photograph:
     for number, (name, reading) in enumerate(reader.read_photograph(stage.path("model.keras"), photograph).items()):
         stage.show(reading.figure(), f"picture_{number}" if number else "picture")
-        print(f"{name}: {len(reading.faces)} faces; {', '.join(face.label for face in reading.faces)}")
+        print(f"{name}, faces found: {len(reading.faces)}; {', '.join(face.label for face in reading.faces)}")
 
 # %% [markdown]
 # ## Summary

@@ -35,6 +35,7 @@ network.setInput(np.float32(crop).reshape(1, 48, 48, 1), "pixels")
 probabilities = network.forward()  # float32 (1, 7)
 
 from fer_utils.training import small_onnx  # the Keras model again, for training on
+
 model = small_onnx.read("small.onnx")
 ```
 """
