@@ -54,6 +54,7 @@ mixup: float = 0.0  # >= 0; alpha of the Beta distribution that pictures are mix
 label_smoothing: float = 0.0  # >= 0, < 1; share of each TRAIN label spread over all classes
 weight_averaging: float = 0.0  # >= 0, < 1; decay of the weights' average that VAL scores and that is saved, 0: off
 votes_output: float = 0.0  # >= 0; weight of the loss of a second output that learns FER+'s votes, 0: no such output
+logit_adjustment: bool = False  # raises the scores of classes with few pictures, as far as VAL's macro F1 gains
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
 run: str = "auto"  # name of the run's folder; auto takes the profile's name
@@ -77,6 +78,7 @@ from fer_utils.data.augmentation import Changes
 from fer_utils.pipeline import stages
 from fer_utils.training import devices, frozen_prefix, loop, model_files, network, optimizers
 from fer_utils.training.averaging import WeightAveraging
+from fer_utils.training.logit_adjustment import with_adjusted_logits
 
 import keras
 import pandas as pd
@@ -196,6 +198,17 @@ ends = history[["learning_rate", "weight_decay"]].iloc[[0, -1]].to_numpy().T
 print(f"rate {ends[0, 0]:.2g} → {ends[0, 1]:.2g}, decay {ends[1, 0]:.2g} → {ends[1, 1]:.2g}")
 
 # %% [markdown]
+# A model prefers the classes that it saw often. With `logit_adjustment` the scores before softmax are lowered by a strength
+# times the logarithm of the class's share in TRAIN_BALANCED (Menon et al. 2021, arXiv:2007.07314). VAL chooses the strength.
+
+# %%
+plain, val_scores = network.for_inference(model), best[["val_accuracy", "val_macro_f1"]]
+if logit_adjustment:
+    plain, strengths = with_adjusted_logits(plain, val.images, val.labels, train.labels)
+    val_scores = strengths.loc[strengths["macro_f1"].idxmax()]
+    print(strengths.round(4).to_string())
+
+# %% [markdown]
 # ## Save and check
 # The best weights are back in place, and the layers that trained are the whole network's own. The saved file holds layers
 # of Keras alone, so it loads without this project, and computes in float32 whatever it was trained in. It also says what it
@@ -204,7 +217,6 @@ print(f"rate {ends[0, 0]:.2g} → {ends[0, 1]:.2g}, decay {ends[1, 0]:.2g} → {
 # `votes_output` there is a second file, `model_votes.keras`: the same network, but with the answers of the second output.
 
 # %%
-plain = network.for_inference(model)
 sources = stage.about_run()["params"].get("merge_split")
 stage.discard("model_votes.keras")  # an earlier training may have left one
 stage.save(lambda path: model_files.save(plain, path, sources), "model.keras")
@@ -229,7 +241,7 @@ stage.finish(
     figures={
         "epochs": len(history),
         "ended by": history.attrs["ended_by"],
-        "VAL accuracy": round(best["val_accuracy"], 4),
-        "VAL macro F1": round(best["val_macro_f1"], 4),
+        "VAL accuracy": round(val_scores.iloc[0], 4),
+        "VAL macro F1": round(val_scores.iloc[1], 4),
     },
 )

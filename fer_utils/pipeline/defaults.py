@@ -73,6 +73,7 @@ DEFAULTS = {
         "label_smoothing": 0.0,
         "weight_averaging": 0.0,
         "votes_output": 0.0,
+        "logit_adjustment": False,
     },
     "evaluate": {
         **_EVERY_STAGE,

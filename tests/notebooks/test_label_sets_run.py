@@ -31,6 +31,7 @@ SMALL = (
     *(f"merge_split.demo_images={FACES}", "merge_split.labels=ferplus", "evaluate.leave_out=not_a_face"),
     *("train_head.votes_share=1", "fine_tune.votes_share=0.5", "fine_tune.votes_output=1"),
     *("common.backbone=small", "fine_tune.weight_averaging=0.9", "common.find_label_issues=true"),
+    "fine_tune.logit_adjustment=true",
     *("common.image_size=32", "train_head.epochs=2", "fine_tune.epochs=2", "fine_tune.unfreeze_top=30"),
     *("fine_tune.warmup_epochs=0.5", "fine_tune.augmentation=light", "fine_tune.mixup=0.2"),
     *("balance.target=64", "balance.target_disgust=24"),  # four classes have augmented copies

@@ -1,0 +1,52 @@
+from fer_utils.training import logit_adjustment, loop, network
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+TRAIN_COUNTS = np.array([500, 20, 500, 900, 600, 600, 400])
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The small network for 32 px, whose last layer prefers the classes with many pictures."""
+    model = network.build(32, "none", network.SMALL)
+    last = model.get_layer(network.HEAD_LAYERS[-1])
+    last.set_weights([last.kernel.numpy(), np.log(TRAIN_COUNTS / TRAIN_COUNTS.sum()).astype(np.float32)])
+    return model
+
+
+@pytest.fixture(scope="module")
+def faces():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 255, (140, 32, 32, 1)).astype(np.uint8)
+
+
+def test_the_strength_with_the_highest_macro_f1_lowers_the_scores_of_frequent_classes(model, faces):
+    shares = TRAIN_COUNTS / TRAIN_COUNTS.sum()
+    before = loop.predict(model, faces)
+    labels = (before / shares).argmax(axis=1)  # what the model means without its preference
+    new, table = logit_adjustment.with_adjusted_logits(model, faces, labels, np.repeat(np.arange(7), TRAIN_COUNTS))
+    assert list(table.index) == pytest.approx(np.arange(11) / 10)
+    assert (table["accuracy"].iloc[-1], table["macro_f1"].iloc[-1]) == (1, 1) and table["macro_f1"].idxmax() == 1
+    assert table["macro_f1"].iloc[0] == f1_score(labels, before.argmax(axis=1), average="macro") < 1
+    after = loop.predict(new, faces)
+    expected = before / shares
+    np.testing.assert_allclose(after, expected / expected.sum(axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_array_equal(loop.predict(model, faces), before)  # the given model is as it was
+
+
+def test_of_equal_strengths_the_lowest_is_taken(model, faces):
+    before = loop.predict(model, faces)
+    labels = np.full(len(faces), before.argmax(axis=1)[0])
+    new, table = logit_adjustment.with_adjusted_logits(
+        model, faces, labels, np.repeat(np.arange(7), 9)
+    )  # equal shares move nothing
+    assert table["macro_f1"].nunique() == 1 and table["macro_f1"].idxmax() == 0
+    np.testing.assert_allclose(loop.predict(new, faces), before, atol=1e-6)
+
+
+def test_a_class_without_pictures_counts_as_one(model, faces):
+    labels = loop.predict(model, faces).argmax(axis=1)
+    _, table = logit_adjustment.with_adjusted_logits(model, faces, labels, np.array([0, 0, 3]))
+    assert np.isfinite(table.to_numpy()).all()
