@@ -78,7 +78,6 @@ from fer_utils.data.augmentation import Changes
 from fer_utils.pipeline import stages
 from fer_utils.training import devices, frozen_prefix, loop, model_files, network, optimizers
 from fer_utils.training.averaging import WeightAveraging
-from fer_utils.training.logit_adjustment import with_adjusted_logits
 
 import keras
 import pandas as pd
@@ -204,7 +203,7 @@ print(f"rate {ends[0, 0]:.2g} → {ends[0, 1]:.2g}, decay {ends[1, 0]:.2g} → {
 # %%
 plain, val_scores = network.for_inference(model), best[["val_accuracy", "val_macro_f1"]]
 if logit_adjustment:
-    plain, strengths = with_adjusted_logits(plain, val.images, val.labels, train.labels)
+    plain, strengths = network.with_adjusted_logits(plain, loop.predict(plain, val.images), val.labels, train.labels)
     val_scores = strengths.loc[strengths["macro_f1"].idxmax()]
     print(strengths.round(4).to_string())
 

@@ -139,6 +139,16 @@ def test_a_second_output_learns_the_votes_and_is_scored_on_them(folders):
     assert "FER+ majority, second output" in folders.report.read_text()
 
 
+def test_the_score_that_04_reports_is_of_the_model_with_adjusted_logits_that_it_saves(folders):
+    manifest, record = _table(folders.manifest), json.loads(folders.stage_record("fine_tune").read_text())
+    assert record["parameters"]["logit_adjustment"] is True
+    val = manifest[manifest["split"] == "VAL"]
+    faces = images.load([folders.data / path for path in val["path"]])
+    probabilities = loop.predict(keras.saving.load_model(folders.run / "model.keras"), faces[..., None])
+    right = np.array(CLASSES)[probabilities.argmax(axis=1)] == val["label"]
+    assert record["figures"]["VAL accuracy"] == round(right.mean(), 4)
+
+
 def test_extra_pictures_train_unless_they_are_copies_of_test(folders):
     manifest = _table(folders.manifest)
     mine = manifest[manifest["source"] == "mine"]

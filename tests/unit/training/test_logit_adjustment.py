@@ -1,4 +1,4 @@
-from fer_utils.training import logit_adjustment, loop, network
+from fer_utils.training import loop, network
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_the_strength_with_the_highest_macro_f1_lowers_the_scores_of_frequent_cl
     shares = TRAIN_COUNTS / TRAIN_COUNTS.sum()
     before = loop.predict(model, faces)
     labels = (before / shares).argmax(axis=1)  # what the model means without its preference
-    new, table = logit_adjustment.with_adjusted_logits(model, faces, labels, np.repeat(np.arange(7), TRAIN_COUNTS))
+    new, table = network.with_adjusted_logits(model, before, labels, np.repeat(np.arange(7), TRAIN_COUNTS))
     assert list(table.index) == pytest.approx(np.arange(11) / 10)
     assert (table["accuracy"].iloc[-1], table["macro_f1"].iloc[-1]) == (1, 1) and table["macro_f1"].idxmax() == 1
     assert table["macro_f1"].iloc[0] == f1_score(labels, before.argmax(axis=1), average="macro") < 1
@@ -39,14 +39,13 @@ def test_the_strength_with_the_highest_macro_f1_lowers_the_scores_of_frequent_cl
 def test_of_equal_strengths_the_lowest_is_taken(model, faces):
     before = loop.predict(model, faces)
     labels = np.full(len(faces), before.argmax(axis=1)[0])
-    new, table = logit_adjustment.with_adjusted_logits(
-        model, faces, labels, np.repeat(np.arange(7), 9)
-    )  # equal shares move nothing
+    equal_shares = np.repeat(np.arange(7), 9)
+    new, table = network.with_adjusted_logits(model, before, labels, equal_shares)
     assert table["macro_f1"].nunique() == 1 and table["macro_f1"].idxmax() == 0
     np.testing.assert_allclose(loop.predict(new, faces), before, atol=1e-6)
 
 
 def test_a_class_without_pictures_counts_as_one(model, faces):
-    labels = loop.predict(model, faces).argmax(axis=1)
-    _, table = logit_adjustment.with_adjusted_logits(model, faces, labels, np.array([0, 0, 3]))
+    probabilities = loop.predict(model, faces)
+    _, table = network.with_adjusted_logits(model, probabilities, probabilities.argmax(axis=1), np.array([0, 0, 3]))
     assert np.isfinite(table.to_numpy()).all()
