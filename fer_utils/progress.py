@@ -24,11 +24,22 @@ def bar(rows: Iterable | None = None, description: str = "", total: int | None =
     return tqdm(rows, description, total, leave=False, file=sys.stdout, unit=f" {unit}")
 
 
-def announce(text: str, seconds: float) -> None:
-    """Print how long a step will take; run_all.py also shows it if that is more than SHORT seconds."""
+def say(text: str, seconds: float = 0) -> None:
+    """Print a line; run_all.py shows it too, once a run. seconds: what is left of the run at least, if that is known."""
     print(text)
-    if REPORTS in os.environ and seconds > SHORT:
-        _report({"say": text})
+    if REPORTS in os.environ:
+        _report({"say": text, "seconds": seconds})
+
+
+def announce(text: str, seconds: float, is_longest: bool = False) -> None:
+    """Print how long a step will take; run_all.py also shows it if that is more than SHORT seconds.
+
+    is_longest: most of the run's time is in this step: run_all.py then says how long the run will take.
+    """
+    if seconds > SHORT:
+        say(text, seconds if is_longest else 0)
+    else:
+        print(text)
 
 
 def in_words(seconds: float) -> str:

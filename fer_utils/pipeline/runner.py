@@ -62,7 +62,7 @@ def run(
     for stage in (stage for stage in chosen if stage in ("merge_split", "balance")):
         if repeat or reasons_to_run(stage, values[stage], folders):
             lock.require_own_images(folders, stage)
-    ran = 0
+    ran, shown = 0, terminal.Shown(verbose)
     with lock.held_by_runner(folders):
         records.clear_leftovers(folders)
         files.remove_partials(folders.notebooks)
@@ -77,7 +77,7 @@ def run(
                     continue
                 _say(stage, reasons)
                 if reasons:
-                    execute(stage, values[stage], folders, verbose)
+                    execute(stage, values[stage], folders, shown)
                     ran += 1
     return ran
 
@@ -272,7 +272,7 @@ def _say(stage: str, reasons: Sequence[str]) -> None:
     terminal.say(f"{stage} ({STAGES[stage]}): {what}")
 
 
-def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, verbose: bool = False) -> None:
+def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, shown: terminal.Shown) -> None:
     """Execute a stage's notebook; the executed copy in the run's folder is written atomically after each cell.
 
     Raises StageFailed, naming the cell, the error and the executed notebook.
@@ -301,7 +301,7 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
     earlier = record.stat().st_mtime_ns if record.is_file() else None
     papermill_io.register(str(folders.notebooks), WholeFiles())
     try:
-        with terminal.Status(stage, folders.run / ".progress", say_estimates=not verbose) as status:
+        with terminal.Status(stage, folders.run / ".progress", shown) as status:
             papermill.execute_notebook(
                 jupytext.read(root / "notebooks" / STAGES[stage]),
                 str(executed),
@@ -310,7 +310,7 @@ def execute(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, ve
                 start_timeout=300,  # seconds; a busy machine needs more than the default of 60
                 cwd=str(root),
                 progress_bar=False,
-                stdout_file=status.output if verbose else None,
+                stdout_file=status.output if shown.all_output else None,
                 stderr_file=status.errors,
                 # The kernel's own log, not the notebook's: it warns of kernels on TCP without encryption, which never leave
                 # this machine, and calls the interrupt that jupyter_client sends at each shutdown an error. A cell that

@@ -9,6 +9,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -44,6 +45,15 @@ def folded(line: str, width: int | None) -> str:
     return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
+@dataclass
+class Shown:
+    """What the stages of one run share on the terminal."""
+
+    all_output: bool = False  # the notebooks' whole output is shown
+    began: float = field(default_factory=time.monotonic)
+    said: set[str] = field(default_factory=set)  # lines that kernels had shown
+
+
 class Status:
     """Follows a stage's kernel while it runs: `with Status("fine_tune", reports) as status: …`.
 
@@ -53,13 +63,13 @@ class Status:
     On a terminal the status line is on standard error and is rewritten; elsewhere lines go to standard output, without
     carriage returns. `output` and `errors` are files for the notebook's output, which is printed in whole lines.
 
-    say_estimates: whether the kernel's announcements are shown; False if `output` shows them already.
+    shown: what the stages of one run share. What a kernel says is shown once a run.
     """
 
     def __init__(
-        self, stage: str, reports: Path, say_estimates: bool = True, clock: Callable[[], float] = time.monotonic
+        self, stage: str, reports: Path, shown: Shown | None = None, clock: Callable[[], float] = time.monotonic
     ):
-        self.stage, self.say_estimates, self.clock = stage, say_estimates, clock
+        self.stage, self.shown, self.clock = stage, shown or Shown(began=clock()), clock
         self._reports = reports.absolute()  # the kernel may stand elsewhere
         self.output, self.errors = _Lines(self, sys.stdout), _Lines(self, sys.stderr)
         self._heading = "starting"
@@ -106,8 +116,12 @@ class Status:
     def take(self, report: dict) -> None:
         """Process one report of the kernel."""
         if "say" in report:
-            if self.say_estimates:
+            if report["say"] not in self.shown.said and not self.shown.all_output:
                 self.print(sys.stdout, report["say"] + "\n")
+            if report["seconds"]:
+                whole = progress.in_words(self.clock() - self.shown.began + report["seconds"])
+                self.print(sys.stdout, f"the run takes at most about {whole} to the end of {self.stage}\n")
+            self.shown.said.add(report["say"])
             return
         if not self._task:
             self._since = None

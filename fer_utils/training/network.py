@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from functools import lru_cache
 
-from fer_utils import places
+from fer_utils import places, progress
 from fer_utils.classes import CLASSES
 from fer_utils.training import devices, model_files
 from fer_utils.training import weights as weights_files
@@ -135,7 +135,7 @@ def small(image_size: int) -> keras.Model:
 def load_backbone(image_size: int, weights: str, name: str = RESNET50) -> keras.Model:
     """The backbone `name` without top, frozen, its weights from `weights`.
 
-    `none` leaves random weights, with every residual block reduced to its shortcut, and warns. For ResNet50 `imagenet` and
+    `none` leaves random weights, with every residual block reduced to its shortcut, and says so. For ResNet50 `imagenet` and
     paths are passed to fer_utils.training.weights.load, which describes its errors. For the small network `shipped` takes
     those of the model that comes with this package, and a path those of a model's file. Raises WeightsError, and NotOurModel
     as model_files.load_keras does.
@@ -143,11 +143,7 @@ def load_backbone(image_size: int, weights: str, name: str = RESNET50) -> keras.
     backbone = _random_backbone(image_size, name)
     if weights == "none":
         _silence_residual_branches(backbone)
-        warnings.warn(
-            "weights is 'none': the backbone is random. Its frozen layers stay random; only what phase 2 unfreezes learns. "
-            f"For trying the code, or with all {len(backbone.layers)} layers unfrozen.",
-            stacklevel=2,
-        )
+        progress.say("weights is none: the backbone is random, and of it learns only what 04 unfreezes")
     elif name == SMALL:
         _load_small(backbone, weights)
     else:

@@ -90,6 +90,7 @@ class TimeBudget(keras.callbacks.Callback):
             f"{self.phase}: {shown} ms a step; without validation {in_words(steps * step)} an epoch of {steps:,} "
             f"steps, at most {in_words(epochs * steps * step)} for {epochs} epochs{left}",
             epochs * steps * step,
+            is_longest=self.phase == "fine_tune",
         )
 
     def _reserve(self) -> float:

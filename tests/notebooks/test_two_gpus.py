@@ -62,8 +62,7 @@ def write_inputs(outputs: Path) -> None:
     files.write_csv(folders.run / "trained_head.csv", train[["train_path"]])
     (folders.run / "stages").mkdir()  # by it a folder is known as a run's
     keras.utils.set_random_seed(1)
-    with pytest.warns(UserWarning, match="the backbone is random"):
-        head = frozen_prefix.split(network.build(IMAGE_SIZE, "none"))[1]
+    head = frozen_prefix.split(network.build(IMAGE_SIZE, "none"))[1]
     head.save_weights(folders.run / "head.weights.h5")
     epoch = {"epoch": 1, "phase": "head", **dict.fromkeys((*loop.HISTORY_FIRST[2:], *loop.SCORES), 0.0)}
     files.write_csv(folders.history_head, pd.DataFrame([epoch]))

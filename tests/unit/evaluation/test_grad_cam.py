@@ -53,7 +53,6 @@ def test_what_speaks_against_a_class_is_cold(bright_is_happy):
     assert (grad_cam.heat_maps(bright_is_happy, images, np.array([CLASSES.index("sad")])) == 0).all()
 
 
-@pytest.mark.filterwarnings("ignore:weights is 'none'")
 @pytest.mark.parametrize("backbone", [network.RESNET50, network.SMALL])
 def test_the_maps_of_a_model_have_squares_enough_and_those_of_an_exported_one_are_the_same(backbone):
     faces = np.random.default_rng(0).integers(0, 255, (1, 48, 48, 1), np.uint8)

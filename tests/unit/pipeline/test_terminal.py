@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fer_utils import progress
 from fer_utils.pipeline import terminal
-from fer_utils.pipeline.terminal import Status
+from fer_utils.pipeline.terminal import Shown, Status
 
 import pytest
 
@@ -111,13 +111,25 @@ def test_long_steps_are_announced_on_the_terminal_and_short_ones_only_printed(tm
     progress.announce("about 2 min", 120)
     progress.announce("about 5 s", 5)
     assert capsys.readouterr().out == "about 2 min\nabout 5 s\n"
-    assert json.loads((tmp_path / "reports").read_text()) == {"say": "about 2 min"}
+    assert json.loads((tmp_path / "reports").read_text()) == {"say": "about 2 min", "seconds": 0}
 
 
-@pytest.mark.parametrize(("say_estimates", "shown"), [(True, "about 2 min\n"), (False, "")])
-def test_an_estimate_is_shown_once_whether_or_not_all_output_is(say_estimates, shown, capsys):
-    Status("fine_tune", REPORTS, say_estimates).take({"say": "about 2 min"})
+@pytest.mark.parametrize(("all_output", "shown"), [(False, "about 2 min\n"), (True, "")])
+def test_what_a_kernel_says_is_shown_once_a_run_whether_or_not_all_output_is(all_output, shown, capsys):
+    of_run = Shown(all_output)
+    for stage in ("train_head", "fine_tune"):
+        Status(stage, REPORTS, of_run).take({"say": "about 2 min", "seconds": 0})
     assert capsys.readouterr().out == shown
+
+
+def test_the_longest_step_tells_how_long_the_run_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(progress.REPORTS, str(tmp_path / "reports"))
+    progress.announce("about 20 min", 1200, is_longest=True)
+    clock = Clock()
+    status = Status("fine_tune", REPORTS, Shown(began=clock()), clock)
+    clock.now += 300
+    status.take(json.loads((tmp_path / "reports").read_text()))
+    assert capsys.readouterr().out.splitlines()[-1] == "the run takes at most about 25 min to the end of fine_tune"
 
 
 def test_a_log_gets_a_line_an_epoch_or_each_half_minute_and_no_carriage_return(capsys):

@@ -47,7 +47,6 @@ def unfrozen() -> Callable[[int], keras.Model]:
 
 
 @pytest.mark.parametrize("n_layers", [0, 3, 50, 175])
-@pytest.mark.filterwarnings("ignore:weights is 'none'")
 def test_prefix_and_suffix_are_the_network_and_all_that_trains_is_in_the_suffix(n_layers, unfrozen):
     model = unfrozen(n_layers)
     prefix, suffix = frozen_prefix.split(model)
@@ -57,7 +56,6 @@ def test_prefix_and_suffix_are_the_network_and_all_that_trains_is_in_the_suffix(
     assert not prefix.trainable_weights
 
 
-@pytest.mark.filterwarnings("ignore:weights is 'none'")
 def test_the_top_50_are_cut_inside_block_5_of_stage_4(unfrozen):
     prefix, _ = frozen_prefix.split(unfrozen(50))
     assert sorted(tensor.shape[-1] for tensor in prefix.outputs) == [256, 1024]
@@ -103,7 +101,6 @@ def trained(unfrozen) -> Callable:
     ("n_layers", "dtype", "of_losses", "of_updates"),
     [(0, "float32", 1e-3, 1e-2), (50, "float32", 1e-3, 1e-2), (50, "float16", 0.05, 0.3)],
 )
-@pytest.mark.filterwarnings("ignore:weights is 'none'")
 def test_losses_and_weights_are_those_of_training_through_the_whole_network(
     n_layers, dtype, of_losses, of_updates, trained, tmp_path
 ):

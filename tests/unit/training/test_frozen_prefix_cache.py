@@ -229,7 +229,6 @@ def test_what_a_killed_process_left_of_the_same_activations_is_removed(prefix, i
     assert [folder.exists() for folder in left] == [False, True]  # another process may be writing the second
 
 
-@pytest.mark.filterwarnings("ignore:weights is 'none'")
 def test_where_everything_trains_there_is_nothing_to_keep(tmp_path):
     model = network.build(32, "none")
     network.unfreeze_top(model, 175, "trained")
