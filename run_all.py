@@ -11,7 +11,7 @@ python run_all.py --compare demo clean               one page and a table of wha
 python run_all.py --sweep train_head.learning_rate=0.001,0.0005 --sweep fine_tune.unfreeze_top=30,50
 python run_all.py --sweep fine_tune.learning_rate=1e-5..1e-3:log --trials 20 --seeds 3
 python run_all.py --download                         fetch both datasets with kagglehub, and FER+'s votes, then run
-python run_all.py --export-kaggle                    write folders for `kaggle kernels push`, run nothing
+python run_all.py --export-kaggle                    write a folder for `kaggle kernels push`, run nothing
 python run_all.py --export-model clean DIR           the run's model as Keras, TFLite and ONNX, with a model card
 python run_all.py --to-mlflow demo clean             finished runs, copied to an MLflow store
 
@@ -361,10 +361,9 @@ def _export_kaggle(options: argparse.Namespace, values: dict[str, dict]) -> int:
     runner.check_network(values["train_head"], values["fine_tune"])
     folder = Path(options.export_kaggle)
     weights = options.kaggle_weights or export.WEIGHTS
-    for written in export.export(folder, values, options.kaggle_user, weights):
-        size = sum(path.stat().st_size for path in written.iterdir())
-        print(f"{written}  {size / 1000:,.0f} kB")
-    print(f"\nto run it all on Kaggle: kaggle kernels push -p {folder / export.slug(export.TITLE)}")
+    written = export.export(folder, values, options.kaggle_user, weights)
+    size = sum(path.stat().st_size for path in written.iterdir())
+    print(f"{written}  {size / 1000:,.0f} kB\n\nto run it on Kaggle: kaggle kernels push -p {written}")
     if options.kaggle_user == "your-user-name":
         print("first put your user name in for `your-user-name`: export again with --kaggle-user NAME")
     return 0

@@ -1,6 +1,6 @@
-"""Writes folders for `kaggle kernels push`: a notebook that contains this package, and its metadata.
+"""Writes a folder for `kaggle kernels push`: a notebook that contains all stages and this package, and its metadata.
 
-Kaggle has no checkout of this project and often no internet, so a notebook contains everything that it needs.
+Kaggle has no checkout of this project and often no internet, so the notebook contains everything that it needs.
 """
 
 import base64
@@ -17,7 +17,6 @@ from typing import Any
 
 from fer_utils import files, places
 from fer_utils.data import addresses
-from fer_utils.kaggle import handover
 from fer_utils.pipeline import parameters
 
 import jupytext
@@ -25,11 +24,10 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-TITLE = "FER ResNet50"
+TITLE, SLUG = "FER ResNet50", "fer-resnet50"  # Kaggle makes the slug of the title
 MAX_BYTES = 900_000  # Kaggle's limit for a notebook's source is 1,000,000
 MACHINE = "NvidiaTeslaT4"  # the machine with T4 GPUs, as spelled by Kaggle's client
 WEIGHTS = "keras/resnet50"  # Keras' dataset on Kaggle with ResNet50's ImageNet weights
-NEEDS_WEIGHTS = ("train_head", "fine_tune")
 # Deletes the variables of the previous stage. `%reset` would also delete `__main__.__spec__`, which pools of spawned
 # processes need.
 _FORGET = "%reset_selective -f ."
@@ -61,8 +59,8 @@ class ExportError(parameters.ParameterError):
     """The arguments do not give notebooks that Kaggle accepts."""
 
 
-def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, weights: str) -> list[Path]:
-    """Write a folder for one notebook with all five stages, and a folder for each single stage; return them.
+def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, weights: str) -> Path:
+    """Write a folder for one notebook with all five stages into `folder`; return it.
 
     values: stage → parameter → value, written into the parameters cells. owner: the user name on Kaggle. weights: the
     dataset (`owner/slug`) or model version (`owner/model/framework/variation/version`) with a ResNet50 notop file, or
@@ -75,16 +73,24 @@ def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, we
     _check_weights_source(weights)
     if not all(stage_values["data_dir"] for stage_values in values.values()):
         raise ExportError("data_dir is empty: on Kaggle the image folders need a place outside the results")
-    package = _package()
-    written = [_write(folder, TITLE, _all_stages(values, package), _metadata(owner, TITLE, weights, kernels=[]))]
-    previous = []
-    for stage, file in parameters.STAGES.items():
-        title = f"{TITLE} {Path(file).stem.replace('_', ' ')}"
-        source = weights if stage in NEEDS_WEIGHTS else ""
-        metadata = _metadata(owner, title, source, previous, datasets=stage == "merge_split")
-        written.append(_write(folder, title, _one_stage(stage, values, package), metadata))
-        previous = [metadata["id"]]
-    return written
+    notebook = new_notebook(
+        cells=[NotebookNode(cell, id=f"cell-{place:03}") for place, cell in enumerate(_all_stages(values))],
+        metadata={
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+    )
+    nbformat.validate(notebook)
+    text = nbformat.writes(notebook)
+    if len(text.encode()) > MAX_BYTES:
+        raise ExportError(f"the notebook has {len(text.encode()):,} bytes, Kaggle takes less than {MAX_BYTES:,}")
+    target = folder / SLUG
+    with files.replacing(target) as temporary:
+        temporary.mkdir()
+        (temporary / f"{SLUG}.ipynb").write_text(text, encoding="utf-8")
+        metadata = json.dumps(_metadata(owner, weights), indent=2)
+        (temporary / "kernel-metadata.json").write_text(metadata + "\n", encoding="utf-8")
+    return target
 
 
 def _check_weights_source(weights: str) -> None:
@@ -95,18 +101,13 @@ def _check_weights_source(weights: str) -> None:
         )
 
 
-def slug(title: str) -> str:
-    """Kaggle's slug for a title: lower case, dashes for spaces."""
-    return title.lower().replace(" ", "-")
-
-
-def _metadata(owner: str, title: str, weights: str, kernels: list[str], datasets: bool = True) -> dict[str, Any]:
+def _metadata(owner: str, weights: str) -> dict[str, Any]:
     is_model = weights.count("/") > 1
-    sources = [owner_slug for owner_slug, _ in addresses.DATASETS.values()] if datasets else []
+    datasets = [owner_slug for owner_slug, _ in addresses.DATASETS.values()]
     return {
-        "id": f"{owner}/{slug(title)}",
-        "title": title,
-        "code_file": f"{slug(title)}.ipynb",
+        "id": f"{owner}/{SLUG}",
+        "title": TITLE,
+        "code_file": f"{SLUG}.ipynb",
         "language": "python",
         "kernel_type": "notebook",
         "is_private": True,
@@ -114,9 +115,9 @@ def _metadata(owner: str, title: str, weights: str, kernels: list[str], datasets
         "enable_tpu": False,
         "enable_internet": False,
         "machine_shape": MACHINE,
-        "dataset_sources": sources + ([weights] if weights and not is_model else []),
+        "dataset_sources": datasets + ([weights] if weights and not is_model else []),
         "competition_sources": [],
-        "kernel_sources": kernels,
+        "kernel_sources": [],
         "model_sources": [weights] if is_model else [],
     }
 
@@ -139,13 +140,15 @@ def _package() -> NotebookNode:
     return new_code_cell(source, metadata={"_kg_hide-input": True, "jupyter": {"source_hidden": True}})
 
 
-def _all_stages(values: Mapping[str, Mapping[str, Any]], package: NotebookNode) -> list[NotebookNode]:
+def _all_stages(values: Mapping[str, Mapping[str, Any]]) -> list[NotebookNode]:
+    package = _package()
     cells_of = {stage: _stage_cells(stage, stage_values) for stage, stage_values in values.items()}
     contents = "\n".join(f"- [{_headline(cells[0].source)}](#{stage})" for stage, cells in cells_of.items())
     top = (
         f"# Facial expression recognition with ResNet50\n\nFive stages in one notebook, first to last cell.\n\n{contents}\n"
         "- [Results](#results)\n\nEach stage has its own parameters cell; stages pass state through files alone. "
-        f"{_how_to_read()}"
+        "The cell below holds the helper package `fer_utils` and lists its modules; to read one, put "
+        "`from fer_utils.training import network` in a new cell below it, and `network??` in the next."
     )
     joined = [new_markdown_cell(top), package]
     for stage, cells in cells_of.items():
@@ -155,41 +158,11 @@ def _all_stages(values: Mapping[str, Mapping[str, Any]], package: NotebookNode) 
             joined.append(new_code_cell(_FORGET))
         joined += cells
     end = '<a id="results"></a>\n\n# Results\n\nThe output: confusion matrices, scores, report and model, and one zip of the rest.'
-    return [*joined, new_markdown_cell(end), new_code_cell(_code("handover.deliver(stage.folders)", "kaggle.handover"))]
-
-
-def _one_stage(stage: str, values: Mapping[str, Mapping[str, Any]], package: NotebookNode) -> list[NotebookNode]:
-    cells = _stage_cells(stage, values[stage])
-    if stage != next(iter(parameters.STAGES)):
-        restore = f'handover.restore("{stage}", paths.run_folders(run, outputs_dir, data_dir))'
-        text = new_markdown_cell("## Input\nThe output of the previous notebook, attached to this one.")
-        place = cells.index(_parameters_cell(cells)) + 1
-        cells[place:place] = [text, new_code_cell(_code(restore, "kaggle.handover", "pipeline.paths"))]
-    images = handover.images_left(stage, values["evaluate"]["also"])
-    end = f"handover.pack(stage.folders, {images!r})" if images else "handover.deliver(stage.folders)"
-    text = new_markdown_cell(
-        "## Output\nFew files, for the next notebook to attach." if images else "## Output\nFew files."
-    )
     return [
-        cells[0],
-        new_markdown_cell(_how_to_read()),
-        package,
-        *cells[1:],
-        text,
-        new_code_cell(_code(end, "kaggle.handover")),
+        *joined,
+        new_markdown_cell(end),
+        new_code_cell("from fer_utils.kaggle import results\n\nresults.deliver(stage.folders);"),
     ]
-
-
-def _code(line: str, *modules: str) -> str:
-    rooms = [module.rpartition(".") for module in modules]
-    return "\n".join([*(f"from fer_utils.{room} import {name}" for room, _, name in rooms), "", f"{line};"])
-
-
-def _how_to_read() -> str:
-    return (
-        "The cell below holds the helper package `fer_utils` and lists its modules; to read one, put "
-        "`from fer_utils.training import network` in a new cell below it, and `network??` in the next."
-    )
 
 
 def _headline(markdown: str) -> str:
@@ -206,25 +179,3 @@ def _stage_cells(stage: str, values: Mapping[str, Any]) -> list[NotebookNode]:
 def _parameters_cell(cells: list[NotebookNode]) -> NotebookNode:
     (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     return cell
-
-
-def _write(folder: Path, title: str, cells: list[NotebookNode], metadata: dict[str, Any]) -> Path:
-    notebook = new_notebook(
-        cells=[NotebookNode(cell, id=f"cell-{place:03}") for place, cell in enumerate(cells)],
-        metadata={
-            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        },
-    )
-    nbformat.validate(notebook)
-    text = nbformat.writes(notebook)
-    if len(text.encode()) > MAX_BYTES:
-        raise ExportError(
-            f"{title}: the notebook has {len(text.encode()):,} bytes, Kaggle takes less than {MAX_BYTES:,}"
-        )
-    target = folder / slug(title)
-    with files.replacing(target) as temporary:
-        temporary.mkdir()
-        (temporary / metadata["code_file"]).write_text(text, encoding="utf-8")
-        (temporary / "kernel-metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-    return target

@@ -4,8 +4,8 @@ two logical CPU devices, or none, and TensorFlow computes.
 
 Drawn datasets go through the all-in-one notebook: on JAX in this environment, and on both with the versions of Kaggle's image
 where FER_KAGGLE_PYTHON names a Python that has them without this project (`uv venv --python 3.12 ENV`,
-`uv pip install --no-config -p ENV -r tests/notebooks/kaggle_versions.txt`). The real ones go through it, and through the five
-notebooks in a chain, where FER_KAGGLE_REAL is set: a quarter of an hour for each environment, as measured on TensorFlow.
+`uv pip install --no-config -p ENV -r tests/notebooks/kaggle_versions.txt`). The real ones go through it
+where FER_KAGGLE_REAL is set.
 """
 
 import json
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA, WEIGHTS = ROOT.parent / "shared/data", ROOT.parent / "shared/weights/resnet50_fer2013_notop.h5"
 KAGGLE_PYTHON = os.environ.get("FER_KAGGLE_PYTHON", "")
 NEEDS_PYTHON = "needs FER_KAGGLE_PYTHON"
-USER, SLUG = "jane", "fer-resnet50"
+SLUG = "fer-resnet50"
 FACES = 620  # of each dataset: with both the copy search has more than one block of rows
 LIMIT = 8  # images of each class that train and are scored: four steps an epoch, the last not full
 TRAINING = (
@@ -87,14 +87,6 @@ class Machine:
         assert done.returncode == 0, done.stderr[-4000:]
         return nbformat.read(executed, as_version=4)
 
-    def attach(self, slug: str, layout: str) -> None:
-        """Mount what the last notebook left as the output of `slug`, in the place of an earlier one."""
-        for earlier in list((self.root / "input").rglob("kaggle.zip")):
-            shutil.rmtree(earlier.parent)
-        mount = self.root / "input" / (f"notebooks/{USER}/{slug}" if layout == "new" else slug)
-        mount.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(self.root / "working", mount)
-
 
 def _without_network() -> list[str]:
     """A prefix that gives a command a network of its own with nothing in it, where the system allows that."""
@@ -110,7 +102,7 @@ def export(folder: Path, *overrides: str) -> Path:
     """Write the exported folders to `folder`; return it."""
     arguments = [part for text in overrides for part in ("-p", text)]
     done = subprocess.run(
-        [sys.executable, "run_all.py", "--export-kaggle", str(folder), "--kaggle-user", USER, *arguments],
+        [sys.executable, "run_all.py", "--export-kaggle", str(folder), "--kaggle-user", "jane", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -355,10 +347,10 @@ def real_export(tmp_path_factory) -> Path:
     return export(tmp_path_factory.mktemp("export"), *TRAINING)
 
 
-def mount(machine: Machine, data: Path, layout: str) -> None:
-    """Mount the real data in one of Kaggle's two layouts."""
+def mount(machine: Machine, data: Path) -> None:
+    """Mount the real data in Kaggle's newer layout; tests/unit/kaggle/test_kaggle_paths.py knows the older one."""
     for owner, slug in (("msambare", "fer2013"), ("ananthu017", "emotion-detection-fer"), ("keras", "resnet50")):
-        place = machine.root / "input" / (f"datasets/{owner}/{slug}" if layout == "new" else slug)
+        place = machine.root / "input/datasets" / owner / slug
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(data / slug)
 
@@ -367,7 +359,7 @@ def mount(machine: Machine, data: Path, layout: str) -> None:
 @environments
 def test_all_stages_run_in_one_notebook_on_the_whole_real_data(machine_in, real_data, real_export, tmp_path):
     machine = machine_in(tmp_path)
-    mount(machine, real_data, "new")
+    mount(machine, real_data)
     executed = machine.run(real_export / SLUG / f"{SLUG}.ipynb")
     check_results(machine, executed)
     check_leak_counts(machine)
@@ -376,20 +368,4 @@ def test_all_stages_run_in_one_notebook_on_the_whole_real_data(machine_in, real_
         assert len(pd.read_csv(packed.open("run/manifest.csv"))) == 71_774
         assert len(pd.read_csv(packed.open("run/balanced.csv"))) == 51_343
     print(metrics["run"]["seconds_per_stage"])
-    shutil.rmtree(tmp_path)
-
-
-@real
-@environments
-def test_the_five_notebooks_run_in_a_chain_on_the_whole_real_data(machine_in, real_data, real_export, tmp_path):
-    machine = machine_in(tmp_path)
-    mount(machine, real_data, "old")
-    for stage, file in STAGES.items():
-        slug = f"{SLUG}-{Path(file).stem.replace('_', '-')}"
-        executed = machine.run(real_export / slug / f"{slug}.ipynb")
-        if stage != "evaluate":
-            assert [path.name for path in (machine.root / "working").iterdir()] == ["kaggle.zip"]
-            machine.attach(slug, "old")
-    check_results(machine, executed)
-    print(json.loads((machine.root / "working/metrics.json").read_text())["run"]["seconds_per_stage"])
     shutil.rmtree(tmp_path)

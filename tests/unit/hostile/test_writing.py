@@ -12,7 +12,7 @@ from pathlib import Path
 import run_all
 from fer_utils import files, places
 from fer_utils.data import addresses, finding, splits
-from fer_utils.kaggle import export, handover
+from fer_utils.kaggle import export
 from fer_utils.pipeline import comparison, lock, parameters, paths, runner, runs, stages
 from fer_utils.pipeline.parameters import STAGES
 from fer_utils.predict import drawing
@@ -274,21 +274,6 @@ def test_pictures_that_a_person_added_to_a_run_stop_it_before_it_runs(fake_run, 
     _write(run.folders.split("TRAIN") / "angry" / "me.png")
     with pytest.raises(files.OutputError, match=r"TRAIN holds angry/me\.png"):
         runner.run("demo", list(STAGES), run.values)
-
-
-def test_what_a_notebook_left_for_the_next_replaces_no_persons_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("FER_KAGGLE_ROOT", str(tmp_path))
-    for name in ("VAL/a.png", "run/stages/merge_split.json"):
-        _write(tmp_path / "input" / "left" / name, "{}")
-    mine = _write(tmp_path / "content" / "images" / "VAL" / "me.png")
-    folders = paths.run_folders("r", "/kaggle/working", "/kaggle/content/images")
-    with unchanged(tmp_path), pytest.raises(files.OutputError, match=r"VAL holds me\.png"):
-        handover.restore("balance", folders)
-    mine.unlink()
-    handover.restore("balance", folders)
-    assert (
-        sorted(path.name for path in folders.data.iterdir()) == ["VAL"] and folders.stage_record("merge_split").exists()
-    )
 
 
 # --- annotated copies --------------------------------------------------------------------------------------------------
