@@ -73,7 +73,7 @@ NOT_COMPUTING = {
     *("pipeline", "kaggle", "predict", "export"),
     *("files", "places", "plots", "progress"),
     *("data.addresses", "data.finding", "evaluation.report"),
-    *("training.checkpoint", "training.tensorboard", "training.time_budget"),
+    *("training.checkpoint", "training.time_budget"),
 }
 
 # Functions, and modules whose functions, only show something.

@@ -158,7 +158,7 @@ def fit(
     Epochs are counted from `first_epoch` (0 for phase 1); the history's `epoch` starts at 1; its `attrs["ended_by"]` says
     what ended training. checkpoint: a file and a key (see TrainingCheckpoint); training resumes after the last epoch that
     an earlier process finished, with the same history as without an interruption. time_budget_minutes: see TimeBudget.
-    tensorboard: a folder for TensorBoard's event files, see TensorBoardLog. Raises FloatingPointError if the loss is not
+    tensorboard: a folder for TensorBoard's event files, see keras.callbacks.TensorBoard. Raises FloatingPointError if the loss is not
     finite, ValueError for a batch that devices cannot share evenly, and Interrupted if a user stops it: called again with
     the same model, callbacks and checkpoint, it resumes after the last finished epoch.
     """
@@ -170,9 +170,7 @@ def fit(
     done = first_epoch + (saved.resume(callbacks) if saved else 0)
     rows = list(saved.rows) if saved else []
     if tensorboard:
-        from fer_utils.training.tensorboard import TensorBoardLog  # it draws, and predict needs no plots
-
-        callbacks = [*callbacks, TensorBoardLog(tensorboard, first_epoch, rows)]
+        callbacks = [*callbacks, keras.callbacks.TensorBoard(tensorboard, write_graph=False)]
     end = done if saved and saved.is_stopped else first_epoch + epochs
     bar = progress.bar(description="epochs", total=(end - done) * len(train), unit="steps")
     try:
