@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Plain words, and quoted ones. Elsewhere # begins no comment, \ continues no line, a comma in PowerShell and brackets in zsh
 # are syntax, and cmd knows no single quotes. `>` sends output to a file everywhere.
 WORD = r'[\w./:=+@>-]+|"[\w./:=+@<>,;\[\] -]+"'
