@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 import uuid
@@ -170,7 +171,9 @@ def explained(error: OSError, path: Path) -> OSError:
     if error.errno == errno.ENOSPC:
         return OutputError(f"no space left on the disk while writing {path}: free some and run again")
     if error.errno in _NO_PLACE:
-        return OutputError(f"{path} cannot be written ({error.strerror}): choose another output folder")
+        # On Windows a file that a program has open, such as a table in Excel, cannot be replaced.
+        close = "close the program that has it open, or " if sys.platform == "win32" else ""
+        return OutputError(f"{path} cannot be written ({error.strerror}): {close}choose another output folder")
     return error
 
 
