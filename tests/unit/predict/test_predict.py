@@ -133,7 +133,7 @@ def test_the_table_fits_the_terminal_and_keeps_the_names_of_files(monkeypatch, c
     table = command_line.Table(names, is_timed=True)
     table.add(reader.Reading(Picture(names[0], np.empty(0)), (face,)))
     table.add(reader.Reading(Picture(names[1], np.empty(0), 10, 1.0, 10.0), ()))
-    table.end([], 1.0)
+    table.end([], {}, 1.0)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
     assert "/IMG_20240101_120000.png  " in lines[1] and "/party.avi  " in lines[2] and "1.00  " in lines[2]
