@@ -89,7 +89,7 @@ def _opened(data: bytes, formats: Sequence[str]) -> Iterator[Image.Image]:
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        if data[4:12] in _HEIC and "HEIF" not in formats:
+        if data[4:12] in _HEIC and formats == PHOTOGRAPH_FORMATS and "HEIF" not in formats:
             raise UnreadableImage(
                 "is HEIC, which needs pillow-heif: `pip install 'pillow-heif>=1,<2'`, or `uv sync --extra heic`; or save it as JPEG"
             ) from error
