@@ -17,26 +17,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 SIZE = 48
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp"})
-PHOTOGRAPHS = SUFFIXES | {
-    ".mpo",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".avif",
-    ".heic",
-    ".heif",
-    ".hif",
-}  # what people bring
+_OTHERS = {".mpo", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif"}
+PHOTOGRAPHS = SUFFIXES | _OTHERS  # what people bring
 FORMATS = ("JPEG", "PNG", "BMP")  # of the files with SUFFIXES; what a file is, its first bytes tell
-_MODULES = {"AVIF": "PIL.AvifImagePlugin", "HEIF": "pillow_heif"}  # of formats that not every Pillow opens
-PHOTOGRAPH_FORMATS = (
-    *FORMATS,
-    "WEBP",
-    "TIFF",
-    "GIF",
-    *(name for name, module in _MODULES.items() if find_spec(module)),
-)
+_SOMETIMES = {"AVIF": "PIL.AvifImagePlugin", "HEIF": "pillow_heif"}  # format → what opens it, where it is installed
+PHOTOGRAPH_FORMATS = (*FORMATS, "WEBP", "TIFF", "GIF", *(name for name in _SOMETIMES if find_spec(_SOMETIMES[name])))
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")  # how these files begin, from the fifth byte on
 MAX_MEGAPIXELS = 51  # phones take 8192 × 6144 in full resolution; decoding needs up to 17 bytes a pixel
 MAX_SIDE = 65_535  # JPEG's own limit; Pillow keeps a pointer a row
@@ -166,9 +151,8 @@ def _range(picture: Image.Image) -> tuple[float, float]:
     Files do not tell how many of their 16 bits a camera used. A picture with negative values, or larger ones, is spread from
     its smallest to its largest.
     """
-    ends = np.array(
-        [(values.min(), values.max()) for values in (np.asarray(rows) for _, rows in _strips(picture))], float
-    )
+    strips = (np.asarray(rows) for _, rows in _strips(picture))
+    ends = np.array([(values.min(), values.max()) for values in strips], float)
     if not np.isfinite(ends).all():
         raise ValueError("it holds values that are no numbers")
     low, high = ends[:, 0].min(), ends[:, 1].max()

@@ -99,7 +99,8 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 {{ figure(*opening) }}
 <h2>Scores</h2>{{ scores }}
 {% if label_sets %}<h2>Against both label sets</h2><p>{{ disagreement }}</p>{{ label_sets }}<p>{{ rule }}.</p>{{ label_set_classes }}
-{% endif %}{% if others %}<h2>Other test sets</h2>{{ others }}{% if groups %}<h3>By group</h3>{{ groups }}{% endif %}{% for shown in other_figures %}{{ figure(*shown) }}{% endfor %}
+{% endif %}{% if others %}<h2>Other test sets</h2>{{ others }}
+{% if groups %}<h3>By group</h3>{{ groups }}{% endif %}{% for shown in other_figures %}{{ figure(*shown) }}{% endfor %}
 {% endif %}<h2>TEST, class by class</h2>{{ per_class }}
 {% for title, figures in sections if figures %}<h2>{{ title }}</h2>
 {% if title == "Confidence" %}{{ calibration }}{% endif %}
@@ -154,8 +155,7 @@ def other_sets_table(metrics: dict) -> pd.DataFrame:
 
 def groups_table(metrics: dict) -> pd.DataFrame:
     """The scores of other test sets by group: a row for each, without scores where it has too few pictures; may be empty."""
-    nothing = {score: float("nan") for score in ("accuracy", "macro_f1")}
-    nothing |= {f"{score}_interval": None for score in nothing}
+    nothing = {"accuracy": float("nan"), "macro_f1": float("nan"), "accuracy_interval": None, "macro_f1_interval": None}
     rows = {
         f"{name}, {attribute}: {group}": nothing | found
         for name, whole in metrics["also"].items()
@@ -334,16 +334,14 @@ def _other_sets(metrics: dict, figure: Callable[[str], Path]) -> dict:
     """The template's values for the section on other test sets; empty for a run without them."""
     if "also" not in metrics:
         return {}
-    shown = {"others": other_sets_table(metrics), "groups": groups_table(metrics)}
-    tables = {
-        name: html_table(table.rename(columns=lambda column: column.replace("_", " ")), index=True)
-        for name, table in shown.items()
-        if len(table)
-    }
+    others, groups = (
+        html_table(table.rename(columns=lambda name: name.replace("_", " ")), index=True) if len(table) else ""
+        for table in (other_sets_table(metrics), groups_table(metrics))
+    )
     figures = [
         _embedded(f"Confusion matrix of {name}", figure(f"confusion_matrix_also_{name}")) for name in metrics["also"]
     ]
-    return tables | {"other_figures": figures}
+    return {"others": others, "groups": groups, "other_figures": figures}
 
 
 def _embedded(caption: str, path: Path) -> tuple[str, str]:

@@ -39,8 +39,7 @@ def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataF
     sum to 1.
     """
     predicted = [CLASSES[place] for place in probabilities.argmax(axis=1)]
-    kept = [*filter(table.__contains__, KEPT_COLUMNS), *_attributes(table)]
-    rows = table[kept].assign(predicted=predicted)
+    rows = table[[*filter(table.__contains__, KEPT_COLUMNS), *_attributes(table)]].assign(predicted=predicted)
     return pd.concat([rows, pd.DataFrame(probabilities.round(7), table.index, PROBABILITIES)], axis=1)
 
 
@@ -194,14 +193,11 @@ def scores_of_set(predictions: pd.DataFrame) -> dict:
     """The scores of another test set, as in metrics.json: `overall`, `classes` (of CLASSES that have pictures; macro scores
     count the others as 0), seen_in_training and, if there are some, `unseen` and `groups` (see scores_by_group)."""
     groups = scores_by_group(predictions)
-    return (
-        scores_with_parts(predictions)
-        | {
-            "classes": int(predictions["label"].nunique()),
-            "seen_in_training": int(predictions["seen_in_training"].sum()),
-        }
-        | ({"groups": groups} if groups else {})
-    )
+    return scores_with_parts(predictions) | {
+        "classes": int(predictions["label"].nunique()),
+        "seen_in_training": int(predictions["seen_in_training"].sum()),
+        **({"groups": groups} if groups else {}),
+    }
 
 
 def _attributes(table: pd.DataFrame) -> list[str]:

@@ -177,9 +177,8 @@ class Csv:
     def __init__(self, sources: Sequence[str], is_timed: bool):
         place = ["source", "frame", "seconds"] if is_timed else ["source"]
         empty = _columns(Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)), 0)
-        self._writer = csv.DictWriter(
-            sys.stdout, [*place, *empty, "reason"], extrasaction="ignore", lineterminator="\n"
-        )
+        columns = [*place, *empty, "reason"]
+        self._writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
         self._writer.writeheader()
 
     def add(self, reading: Reading) -> None:
