@@ -1,6 +1,7 @@
 """Decodes, converts, encodes and fingerprints the project's face pictures: 48×48 pixels, 8-bit grey."""
 
 import hashlib
+import importlib
 import io
 import stat
 from collections.abc import Iterator, Sequence
@@ -8,21 +9,27 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SIZE = 48
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
-PHOTOGRAPHS = SUFFIXES | {".webp", ".tif", ".tiff", ".gif"}  # what people bring
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp"})
+_OTHERS = {".mpo", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif"}
+PHOTOGRAPHS = SUFFIXES | _OTHERS  # what people bring
 FORMATS = ("JPEG", "PNG", "BMP")  # of the files with SUFFIXES; what a file is, its first bytes tell
-PHOTOGRAPH_FORMATS = (*FORMATS, "WEBP", "TIFF", "GIF", *(["AVIF"] if find_spec("PIL.AvifImagePlugin") else []))
+_SOMETIMES = {"AVIF": "PIL.AvifImagePlugin", "HEIF": "pillow_heif"}  # format → what opens it, where it is installed
+PHOTOGRAPH_FORMATS = (*FORMATS, "WEBP", "TIFF", "GIF", *(name for name in _SOMETIMES if find_spec(_SOMETIMES[name])))
+_HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")  # how these files begin, from the fifth byte on
 MAX_MEGAPIXELS = 51  # phones take 8192 × 6144 in full resolution; decoding needs up to 17 bytes a pixel
 MAX_SIDE = 65_535  # JPEG's own limit; Pillow keeps a pointer a row
 MAX_FILE_BYTES = 205_000_000  # 51 megapixels of 32 bits without any compression
 BLANK_STD = 2.0  # grey levels; a picture with a lower standard deviation is one grey area without a face
+_FULL_SCALES = (1, 255, 1023, 4095, 16383, 65535)  # white in pictures of fractions and of 8, 10, 12, 14 and 16 bits
 _ROWS = 256  # that are converted at once, so that no second copy of a large picture is made
+_WAY_OUT = ": save it again in a program that opens it"
 _TILE = (322, 323)  # TIFF's tags TileWidth and TileLength: one tile may be larger than its picture
 
 
@@ -67,26 +74,31 @@ def _opened(data: bytes, formats: Sequence[str]) -> Iterator[Image.Image]:
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"not a whole image file (it is no {', '.join(formats)})") from error
+        if data[4:12] in _HEIC and formats == PHOTOGRAPH_FORMATS and "HEIF" not in formats:
+            raise UnreadableImage(
+                "is HEIC, which needs pillow-heif: `pip install 'pillow-heif>=1,<2'`, or `uv sync --extra heic`; or save it as JPEG"
+            ) from error
+        raise UnreadableImage(f"not a whole image file (it is no {', '.join(formats)}){_WAY_OUT}") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"is far over {MAX_MEGAPIXELS} megapixels ({error}): make it smaller") from error
     except Exception as error:  # Pillow's decoders raise about ten types for damaged bytes, among them TypeError
-        raise UnreadableImage(f"not a whole image file ({str(error) or type(error).__name__})") from error
+        raise UnreadableImage(f"not a whole image file ({str(error) or type(error).__name__}){_WAY_OUT}") from error
 
 
 def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode an image file's bytes to uint8 grey of shape (48, 48), and list the conversions made.
 
     The second value holds any of `colour` (was not 8-bit grey, is now by ITU-R 601 luma), `resized` (was not 48×48) and
-    `blank` (a picture of one grey, standard deviation under BLANK_STD). Raises UnreadableImage, naming `name`, for an
-    empty, truncated, foreign or far too large file: Pillow, unlike OpenCV, refuses a JPEG that ends early.
+    `blank` (a picture of one grey, standard deviation under BLANK_STD). What else is done to the pixels, _pixels says.
+    Raises UnreadableImage, naming `name`, for an empty, truncated, foreign or far too large file: Pillow, unlike OpenCV,
+    refuses a JPEG that ends early.
     """
     if not data:
         raise UnreadableImage(f"{name}: the file is empty (zero bytes)")
     try:
         with _opened(data, FORMATS) as picture:
             flags = [] if picture.mode == "L" else ["colour"]
-            grey = np.asarray(picture.convert("L"))
+            grey = _pixels(picture, "L")
     except UnreadableImage as error:
         raise UnreadableImage(f"{name}: {error}") from error
     if grey.shape != (SIZE, SIZE):
@@ -98,41 +110,55 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def decode_photograph(file: bytes | Path) -> np.ndarray:
-    """An image file, or its bytes, as RGB uint8 (height, width, 3), turned upright by its EXIF orientation.
+    """An image file, or its bytes, as RGB uint8 (height, width, 3); of several pictures or frames the first.
 
-    Transparent parts become white; 16-bit and float pictures are scaled to 8 bits; of several frames the first is used.
-    Raises UnreadableImage, without the path, if the file is missing, empty, truncated, over MAX_MEGAPIXELS, no regular
-    file, or of none of PHOTOGRAPH_FORMATS.
+    What is done to the pixels, _pixels says. Raises UnreadableImage, without the path, if the file is missing, empty,
+    truncated, over MAX_MEGAPIXELS, no regular file, or of none of PHOTOGRAPH_FORMATS.
     """
+    if "HEIF" in PHOTOGRAPH_FORMATS:
+        importlib.import_module("pillow_heif.HeifImagePlugin")  # once imported, Pillow opens such files
     with _opened(file if isinstance(file, bytes) else read_file(file), PHOTOGRAPH_FORMATS) as picture:
-        ImageOps.exif_transpose(picture, in_place=True)
-        return _as_rgb(picture)
+        return _pixels(picture, "RGB")
 
 
-def _as_rgb(picture: Image.Image) -> np.ndarray:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return np.repeat(_to_8_bits(np.asarray(picture))[..., None], 3, axis=2)
-    rgb = np.empty((picture.height, picture.width, 3), np.uint8)
-    for top in range(0, picture.height, _ROWS):
-        rows = picture.crop((0, top, picture.width, min(top + _ROWS, picture.height)))
-        if rows.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in rows.info:
+def _pixels(picture: Image.Image, mode: Literal["L", "RGB"]) -> np.ndarray:
+    """The pixels of an opened picture: uint8, (height, width) or (height, width, 3).
+
+    The picture is turned upright by its EXIF orientation. Transparent parts become white. Grey of more than 8 bits, and
+    fractions, are scaled: see _range.
+    """
+    ImageOps.exif_transpose(picture, in_place=True)
+    is_deep = picture.mode[0] in "IF"
+    low, high = _range(picture) if is_deep else (0, 255)
+    pixels = np.empty((picture.height, picture.width, 3)[: 2 if mode == "L" else 3], np.uint8)
+    for top, rows in _strips(picture):
+        if is_deep:
+            rows = Image.fromarray(np.rint((np.asarray(rows, float) - low) * (255 / (high - low))).astype(np.uint8))
+        elif rows.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in rows.info:
             rows = Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows.convert("RGBA"))
-        rgb[top : top + _ROWS] = rows.convert("RGB")
-    return rgb
+        pixels[top : top + _ROWS] = rows.convert(mode)
+    return pixels
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale grey values to 8 bits: from the range 0–1, 0–255 or 0–65535, or else from their minimum and maximum."""
-    if not np.isfinite(values).all():
+def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    for top in range(0, picture.height, _ROWS):
+        yield top, picture.crop((0, top, picture.width, min(top + _ROWS, picture.height)))
+
+
+def _range(picture: Image.Image) -> tuple[float, float]:
+    """The values of black and white in a picture of one deep channel: 0, and the smallest of _FULL_SCALES that holds them all.
+
+    Files do not tell how many of their 16 bits a camera used. A picture with negative values, or larger ones, is spread from
+    its smallest to its largest.
+    """
+    strips = (np.asarray(rows) for _, rows in _strips(picture))
+    ends = np.array([(values.min(), values.max()) for values in strips], float)
+    if not np.isfinite(ends).all():
         raise ValueError("it holds values that are no numbers")
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 65535:
-        low, high = 0, next(full for full in (1, 255, 65535) if high <= full)
-    grey = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), _ROWS):
-        rows = values[top : top + _ROWS].astype(np.float64)
-        grey[top : top + _ROWS] = np.rint((rows - low) * (255 / max(high - low, 1)))
-    return grey
+    low, high = ends[:, 0].min(), ends[:, 1].max()
+    if low < 0 or high > _FULL_SCALES[-1]:
+        return low, max(high, low + 1)
+    return 0, next(full for full in _FULL_SCALES if high <= full)
 
 
 def as_face(rgb: np.ndarray) -> np.ndarray:

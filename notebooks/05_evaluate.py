@@ -38,6 +38,7 @@ test_time_augmentation: str = "none"  # none | flip | ten_crop; views of an imag
 also: str = ""  # folders or zips of class folders to score the model on too, separated by ;
 also_classes: str = ""  # class of each folder, as joy=happy,unsure=; affectnet or raf-db for their numbers
 also_faces: str = "whole"  # whole | detect; pictures of also as they are, or the one face found in each
+also_groups: str = ""  # CSV with file names and attributes of pictures of also, to score by group
 corruptions: bool = False  # scores TEST under eight corruptions in five strengths: 40 passes more
 picture: str = ""  # a photograph to try the model on, from the project's root; empty: none
 # The machine
@@ -119,11 +120,12 @@ if scores.has_votes(predictions):
 # %% [markdown]
 # ## Other test sets
 # With `also`: your own pictures, RAF-DB, AffectNet. They are not part of TEST. How many of them the model has seen in
-# training is counted as for TEST: by copies.
+# training is counted as for TEST: by copies. Where attributes are known, from RAF-DB's own annotation or with `also_groups`,
+# a second table has the scores of each group of people.
 
 # %%
 others = loading.load_other_sets(
-    also, also_classes, reader.face_finder(also_faces), stage.read("trained.csv"), stage.images
+    also, also_classes, reader.face_finder(also_faces), stage.read("trained.csv"), stage.images, also_groups
 )
 for name, shown in others.items():
     table = scores.prediction_table(shown.table, predict_with_views(model, shown.images, "none"))
@@ -133,6 +135,9 @@ for name, shown in others.items():
     stage.save(table, f"predictions_also_{name}.csv")
 if others:
     display(report.other_sets_table(metrics).round(4))
+    groups = report.groups_table(metrics)
+    if len(groups):
+        display(groups.round(4))
 
 # %% [markdown]
 # ## Class by class

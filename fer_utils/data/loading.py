@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fer_utils import files, images
+from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
-from fer_utils.data import addresses, extra_sources, ferplus, finding, near_duplicates, splits
+from fer_utils.data import addresses, attributes, extra_sources, ferplus, finding, near_duplicates, splits
 from fer_utils.data.sources import DatasetError
 from fer_utils.data.splits import MANIFEST_COLUMNS
 
@@ -85,23 +85,31 @@ def load_scored(manifest: pd.DataFrame, folder: Path, limit_per_class: int, seed
 
 
 def load_other_sets(
-    also: str, classes: str, find_faces: extra_sources.FindFaces | None, trained: pd.DataFrame, folder: Path
+    also: str,
+    classes: str,
+    find_faces: extra_sources.FindFaces | None,
+    trained: pd.DataFrame,
+    folder: Path,
+    attributes_file: str = "",
 ) -> dict[str, Faces]:
     """The pictures of other test sets, by short names: see fer_utils.data.extra_sources.
 
-    Their tables have path, label, usage, fingerprint, flags, group and seen_in_training: whether a near-duplicate of the
-    picture is among those at `trained["train_path"]`, below `folder`, found as 01 finds copies across splits. Unreadable
-    pictures and those without exactly one face (if find_faces is given) are left out; what is left out is printed. Raises
-    DatasetError for an unknown layout.
+    Their tables have path, label, usage, fingerprint, flags, group, attributes (see fer_utils.data.attributes) and
+    seen_in_training: whether a near-duplicate of the picture is among those at `trained["train_path"]`, below `folder`, found
+    as 01 finds copies across splits. Unreadable pictures and those without exactly one face (if find_faces is given) are left
+    out; what is left out is printed. attributes_file: a CSV, from the project's root. Raises DatasetError for an unknown
+    layout, and for a file that names none of the pictures.
     """
     sets = {}
     seen = images.load([folder / path for path in trained["train_path"]]) if also else None
     for name, path in finding.extra_places(also).items():
         with extra_sources.open_extra(path, name, "test", classes, find_faces) as source:
             merged = splits.read_all([source], "exclude")
+            pictures = merged.table["source_path"].tolist()
+            known = attributes.read(source, pictures, places.place(attributes_file) if attributes_file else None)
         about = splits.describe_extra(source, merged.table)
         used = np.flatnonzero(splits.is_usable(merged.table))
-        table = merged.table.iloc[used].reset_index(drop=True)
+        table = merged.table.join(known).iloc[used].reset_index(drop=True)
         pixels = merged.pixels[used]
         pairs = near_duplicates.find_pairs(np.concatenate([seen, pixels]))
         groups = near_duplicates.group(len(seen) + len(pixels), pairs)
@@ -111,6 +119,11 @@ def load_other_sets(
         labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
         sets[name] = Faces(pixels[..., None], labels, table, labels)
         print(f"{about}; the model was trained on copies of {is_seen.sum():,}")
+    if attributes_file and not any(shown.table.filter(like=attributes.COLUMN).size for shown in sets.values()):
+        raise DatasetError(
+            f"also_groups: {attributes_file} names no picture of {also or 'also, which is empty'}: its first column should hold "
+            "file names, or paths inside the set"
+        )
     return sets
 
 

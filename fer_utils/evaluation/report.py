@@ -99,7 +99,8 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 {{ figure(*opening) }}
 <h2>Scores</h2>{{ scores }}
 {% if label_sets %}<h2>Against both label sets</h2><p>{{ disagreement }}</p>{{ label_sets }}<p>{{ rule }}.</p>{{ label_set_classes }}
-{% endif %}{% if others %}<h2>Other test sets</h2>{{ others }}{% for shown in other_figures %}{{ figure(*shown) }}{% endfor %}
+{% endif %}{% if others %}<h2>Other test sets</h2>{{ others }}
+{% if groups %}<h3>By group</h3>{{ groups }}{% endif %}{% for shown in other_figures %}{{ figure(*shown) }}{% endfor %}
 {% endif %}<h2>TEST, class by class</h2>{{ per_class }}
 {% for title, figures in sections if figures %}<h2>{{ title }}</h2>
 {% if title == "Confidence" %}{{ calibration }}{% endif %}
@@ -137,7 +138,7 @@ def _with_intervals(rows: dict[str, dict], columns: Sequence[str]) -> pd.DataFra
     for score in ("accuracy", "macro_f1"):
         ends = [row[f"{score}_interval"] for row in rows.values()]
         place = table.columns.get_loc(score) + 1
-        table.insert(place, f"{score} 95 %", [f"{low:.3f}–{high:.3f}" for low, high in ends])
+        table.insert(place, f"{score} 95 %", ["{:.3f}–{:.3f}".format(*end) if end else "too few" for end in ends])
     return table
 
 
@@ -150,6 +151,19 @@ def other_sets_table(metrics: dict) -> pd.DataFrame:
             rows[f"{name}, unseen"] = whole["unseen"] | {"classes": whole["classes"], "seen_in_training": 0}
     columns = ["n", "classes", "seen_in_training", "accuracy", "macro_f1"]
     return _with_intervals(rows, columns).astype(dict.fromkeys(columns[:3], int))
+
+
+def groups_table(metrics: dict) -> pd.DataFrame:
+    """The scores of other test sets by group: a row for each, without scores where it has too few pictures; may be empty."""
+    nothing = {"accuracy": float("nan"), "macro_f1": float("nan"), "accuracy_interval": None, "macro_f1_interval": None}
+    rows = {
+        f"{name}, {attribute}: {group}": nothing | found
+        for name, whole in metrics["also"].items()
+        for attribute, groups in whole.get("groups", {}).items()
+        for group, found in groups.items()
+    }
+    columns = ["n", "classes", "accuracy", "macro_f1"]
+    return _with_intervals(rows, columns).astype({"n": int, "classes": int}) if rows else pd.DataFrame()
 
 
 def other_title(metrics: dict, name: str) -> str:
@@ -320,11 +334,14 @@ def _other_sets(metrics: dict, figure: Callable[[str], Path]) -> dict:
     """The template's values for the section on other test sets; empty for a run without them."""
     if "also" not in metrics:
         return {}
-    table = other_sets_table(metrics).rename(columns=lambda name: name.replace("_", " "))
+    others, groups = (
+        html_table(table.rename(columns=lambda name: name.replace("_", " ")), index=True) if len(table) else ""
+        for table in (other_sets_table(metrics), groups_table(metrics))
+    )
     figures = [
         _embedded(f"Confusion matrix of {name}", figure(f"confusion_matrix_also_{name}")) for name in metrics["also"]
     ]
-    return {"others": html_table(table, index=True), "other_figures": figures}
+    return {"others": others, "groups": groups, "other_figures": figures}
 
 
 def _embedded(caption: str, path: Path) -> tuple[str, str]:

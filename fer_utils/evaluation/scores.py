@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from fer_utils.classes import CLASSES, PROBABILITIES
-from fer_utils.data import audit, ferplus
+from fer_utils.data import attributes, audit, ferplus
+from fer_utils.data.sources import natural_key
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ KEPT_COLUMNS = (
     "path", "label", "usage", "seen_in_training", "group", "label_conflict", "flags", "fingerprint", "fer2013_label",
     "votes", "ferplus_label",
 )  # fmt: skip
+SMALLEST_GROUP = 30  # pictures; scores of fewer say little, and their bootstrap intervals are too narrow
+NOT_KNOWN = "not known"  # the group of pictures without the attribute
 RESAMPLES = 2000  # of the bootstrap; with so many, an interval's ends vary in the third digit only
 CALIBRATION_BINS = 15  # as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 TEMPERATURES = (0.05, 20.0)  # range of the search
@@ -32,10 +35,11 @@ def mark_seen(manifest: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
 def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """One row per image: its columns, the predicted class, and all seven probabilities.
 
-    table: those of KEPT_COLUMNS that it has are kept, other columns are left out. probabilities: (n, 7), rows sum to 1.
+    table: those of KEPT_COLUMNS that it has are kept, and attributes; other columns are left out. probabilities: (n, 7), rows
+    sum to 1.
     """
     predicted = [CLASSES[place] for place in probabilities.argmax(axis=1)]
-    rows = table[[column for column in KEPT_COLUMNS if column in table]].assign(predicted=predicted)
+    rows = table[[*filter(table.__contains__, KEPT_COLUMNS), *_attributes(table)]].assign(predicted=predicted)
     return pd.concat([rows, pd.DataFrame(probabilities.round(7), table.index, PROBABILITIES)], axis=1)
 
 
@@ -187,11 +191,28 @@ def scores_with_parts(predictions: pd.DataFrame) -> dict:
 
 def scores_of_set(predictions: pd.DataFrame) -> dict:
     """The scores of another test set, as in metrics.json: `overall`, `classes` (of CLASSES that have pictures; macro scores
-    count the others as 0), seen_in_training and, if there are some, `unseen`."""
+    count the others as 0), seen_in_training and, if there are some, `unseen` and `groups` (see scores_by_group)."""
+    groups = scores_by_group(predictions)
     return scores_with_parts(predictions) | {
         "classes": int(predictions["label"].nunique()),
         "seen_in_training": int(predictions["seen_in_training"].sum()),
+        **({"groups": groups} if groups else {}),
     }
+
+
+def _attributes(table: pd.DataFrame) -> list[str]:
+    return [column for column in table if column.startswith(attributes.COLUMN)]
+
+
+def scores_by_group(predictions: pd.DataFrame) -> dict[str, dict[str, dict]]:
+    """Attribute → group → `overall` and `classes` of its pictures; of a group under SMALLEST_GROUP only n and `classes`."""
+    found: dict[str, dict[str, dict]] = {}
+    for column in _attributes(predictions):
+        groups = found[column.removeprefix(attributes.COLUMN)] = {}
+        for value, rows in sorted(predictions.groupby(column), key=lambda group: natural_key(group[0])):
+            whole = overall(rows) if len(rows) >= SMALLEST_GROUP else {"n": len(rows)}
+            groups[value or NOT_KNOWN] = whole | {"classes": int(rows["label"].nunique())}
+    return found
 
 
 def seen_counts(predictions: Mapping[str, pd.DataFrame]) -> dict[str, int]:

@@ -82,6 +82,7 @@ DEFAULTS = {
         "also": "",
         "also_classes": "",
         "also_faces": "whole",
+        "also_groups": "",
         "corruptions": False,
         "find_label_issues": False,
         "n_mistakes": 24,

@@ -280,7 +280,7 @@ def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Map
             found[name] = file_digest(path)
         else:
             found[name] = records.get(writer, {}).get("outputs", {}).get(name, {}).get("digest", "not on record")
-    for name in ("weights", "issues_file"):
+    for name in ("weights", "issues_file", "also_groups"):
         path = places.SHIPPED if values.get(name) == "shipped" else places.project_root() / values.get(name, "")
         if path.is_file():
             found[name] = file_digest(path)

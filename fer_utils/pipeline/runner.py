@@ -116,9 +116,10 @@ def _check_inputs(
     for stage in {"train_head", "evaluate"} & set(chosen):
         if values[stage]["find_label_issues"]:
             _require_package("cleanlab", f"{stage}.find_label_issues")
-    picture = values["evaluate"]["picture"]
-    if "evaluate" in chosen and picture and not places.place(picture).is_file():
-        raise ParameterError(f"evaluate.picture is {picture!r}: no file at {places.place(picture)}")
+    for name in ("picture", "also_groups"):
+        given = values["evaluate"][name]
+        if "evaluate" in chosen and given and not places.place(given).is_file():
+            raise ParameterError(f"evaluate.{name} is {given!r}: no file at {places.place(given)}")
     also = values["evaluate"]["also"]
     if "evaluate" in chosen and also and (repeat or reasons_to_run("evaluate", values["evaluate"], folders)):
         from fer_utils.data import extra_sources  # pandas and OpenCV take a while to import

@@ -12,7 +12,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from fer_utils.training.model_files import NotOurModel
 
 import numpy as np
 from tqdm import tqdm
+
+LeftAlone = Mapping[str, Counter[str]]  # folder → kind of file → number: see photographs.find
 
 
 def find_model(given: str, outputs_dir: str = "outputs") -> Path:
@@ -87,6 +90,12 @@ def as_json(reading: Reading) -> dict[str, Any]:
 def counted(n: int, noun: str) -> str:
     """A number and its noun: `1 face`, `2 faces`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def kinds(files: Mapping[str, int]) -> str:
+    """Numbers of files by kind, most first: `12 .pdf, 3 .txt and 1 hidden`."""
+    *most, last = (f"{n:,} {kind}" for kind, n in Counter(files).most_common())
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def printable(text: str) -> str:
@@ -152,28 +161,34 @@ class Table:
             }
             self._say(picture.source, place | cells)
 
-    def end(self, passed_over: Sequence[PassedOver], seconds: float) -> None:
+    def end(self, passed_over: Sequence[PassedOver], left_alone: LeftAlone, seconds: float) -> None:
         faces, pictures = counted(self._n_faces, "face"), counted(self._n_pictures, "picture")
+        others = f"; left alone: {kinds(sum(left_alone.values(), Counter()))}" if left_alone else ""
         rate = f"; {self._n_pictures / seconds:.1f} pictures a second" if self._is_timed else ""
-        tqdm.write(f"{faces} in {pictures}; passed over: {len(passed_over)}{rate}", file=sys.stdout)
+        tqdm.write(printable(f"{faces} in {pictures}; passed over: {len(passed_over)}{others}{rate}"), file=sys.stdout)
         if self._note:
             tqdm.write(self._note, file=sys.stdout)
 
 
 class Csv:
-    """Comma-separated lines, one per face; frame and seconds only with a video or a webcam."""
+    """Comma-separated lines, one per face; frame and seconds only with a video or a webcam. At the end a line for each
+    file that could not be read, and for each folder with files that were left alone, with the `reason`."""
 
     def __init__(self, sources: Sequence[str], is_timed: bool):
         place = ["source", "frame", "seconds"] if is_timed else ["source"]
         empty = _columns(Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)), 0)
-        self._writer = csv.DictWriter(sys.stdout, place + list(empty), extrasaction="ignore", lineterminator="\n")
+        columns = [*place, *empty, "reason"]
+        self._writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
         self._writer.writeheader()
 
     def add(self, reading: Reading) -> None:
         self._writer.writerows(rows(reading))
 
-    def end(self, passed_over: Sequence[PassedOver], seconds: float) -> None:
-        """Nothing to write: pictures that could not be read are reported on standard error, and so is a note."""
+    def end(self, passed_over: Sequence[PassedOver], left_alone: LeftAlone, seconds: float) -> None:
+        """A note is reported on standard error alone."""
+        self._writer.writerows(asdict(failed) for failed in passed_over)
+        for folder, files_of in left_alone.items():
+            self._writer.writerow({"source": folder, "reason": f"left alone: {kinds(files_of)}"})
 
 
 class Json:
@@ -187,8 +202,9 @@ class Json:
         self._note = {"note": reading.note} if reading.note else {}
         self._pictures.append(as_json(reading))
 
-    def end(self, passed_over: Sequence[PassedOver], seconds: float) -> None:
-        document = self._note | {"pictures": self._pictures, "passed_over": [asdict(failed) for failed in passed_over]}
+    def end(self, passed_over: Sequence[PassedOver], left_alone: LeftAlone, seconds: float) -> None:
+        failed = [asdict(one) for one in passed_over]
+        document = self._note | {"pictures": self._pictures, "passed_over": failed, "left_alone": left_alone}
         print(json.dumps(document, indent=2))  # in ASCII, which every output can hold, bytes that are no text too
 
 
@@ -311,9 +327,11 @@ def _detector(given: argparse.Namespace) -> detection.Detector:
 
 def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     """Read all pictures and write rows and copies one by one; return what could not be read."""
-    sources, passed_over = photographs.find(arguments.paths)
+    sources, passed_over, left_alone = photographs.find(arguments.paths)
     for failed in passed_over:
         _complain(failed)
+    for folder, files_of in left_alone.items():
+        print(printable(f"left alone: {folder}: {kinds(files_of)}"), file=sys.stderr)
     is_live = arguments.webcam is not None
     names = [f"webcam {arguments.webcam}"] if is_live else [str(path) for path in sources]
     output = (arguments.format or Table)(names, is_live or any(map(photographs.is_video, sources)))
@@ -341,7 +359,7 @@ def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
         except KeyboardInterrupt:
             if not is_live:
                 raise
-    output.end(passed_over, time.perf_counter() - began)
+    output.end(passed_over, left_alone, time.perf_counter() - began)
     return passed_over
 
 

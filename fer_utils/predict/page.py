@@ -30,7 +30,6 @@ from fer_utils.training import model_files
 import cv2
 import numpy as np
 
-MAX_BYTES = 20_000_000  # of an upload
 MAX_SIDE = 2000  # pixels; larger pictures are shrunk before faces are looked for
 SHOWN_SIDE = 900  # pixels of the picture in the answer
 KEPT = 600  # seconds
@@ -159,13 +158,12 @@ class Live:
 def decode(path: Path) -> np.ndarray:
     """An uploaded picture as RGB, at most MAX_SIDE pixels long.
 
-    Raises UnreadableImage for a file over MAX_BYTES and for what images.decode_photograph refuses; the message names the file,
-    what was found and the way out.
+    Raises UnreadableImage, naming the file, for what images.decode_photograph refuses, as the command line does.
     """
     try:
-        return _shrunk(images.decode_photograph(images.read_file(path, MAX_BYTES)), MAX_SIDE)
+        return _shrunk(images.decode_photograph(path), MAX_SIDE)
     except UnreadableImage as error:
-        raise UnreadableImage(f"{path.name}: {error}. Save it again in a program that opens it, or smaller.") from error
+        raise UnreadableImage(f"{path.name}: {error}") from error
 
 
 def _innermost(model):
@@ -247,7 +245,9 @@ def app(model_file: Path, detector: Detector):
         gradio.Markdown(about(model_file, session.note), elem_classes="about")
         with gradio.Tab("Picture"), gradio.Row():
             with gradio.Column(scale=1, min_width=280):
-                upload = gradio.File(label=f"A picture, at most {MAX_BYTES // 10**6} MB", height=140, elem_id="upload")
+                upload = gradio.File(
+                    label=f"A picture, at most {images.MAX_MEGAPIXELS} megapixels", height=140, elem_id="upload"
+                )
                 with_grad_cam = gradio.Checkbox(
                     label="Show where the model looks (Grad-CAM)",
                     info="" if session.has_grad_cam else "needs model.keras beside the model",
@@ -304,7 +304,7 @@ def serve(model_file: Path, detector: Detector, host: str = "127.0.0.1", port: i
             share=False,
             quiet=True,
             prevent_thread_lock=True,
-            max_file_size=5 * MAX_BYTES,  # up to there `decode` says what is wrong, beyond it Gradio
+            max_file_size=5 * images.MAX_FILE_BYTES,  # up to there `decode` says what is wrong, beyond it Gradio
             ssr_mode=False,
             run_history=False,  # else the browser keeps what was asked
             footer_links=[],

@@ -1,6 +1,7 @@
 """Reads pictures as RGB from image files, folders, videos and webcams."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +36,21 @@ class PassedOver:
     frame: int | None = None
 
 
-def find(places: Sequence[Path]) -> tuple[list[Path], list[PassedOver]]:
-    """The files in `places`, folders searched recursively, each file once; and what is passed over: folders without pictures
-    or videos, and what is no file, such as a named pipe, which would wait for a writer, or a link that leads nowhere."""
-    found, passed_over = [], []
+def find(places: Sequence[Path]) -> tuple[list[Path], list[PassedOver], dict[str, Counter[str]]]:
+    """The files in `places`, folders searched recursively, each file once; what is passed over; and for each folder how many
+    files of which kind are left alone, since they are hidden or by their suffix neither picture nor video.
+
+    Passed over are folders without pictures or videos, and what is no file, such as a named pipe, which would wait for a
+    writer, or a link that leads nowhere.
+    """
+    found, passed_over, left_alone = [], [], {}
     for place in places:
         inside = [place]
         if place.is_dir():
-            named = (path for path in place.rglob("*") if path.suffix.lower() in images.PHOTOGRAPHS | VIDEOS)
-            inside = sorted(path for path in named if not path.is_dir())
+            by_kind = {path: _left_alone_as(path) for path in sorted(place.rglob("*")) if not path.is_dir()}
+            inside = [path for path, kind in by_kind.items() if not kind]
+            if len(inside) < len(by_kind):
+                left_alone[str(place)] = Counter(filter(None, by_kind.values()))
         if not inside:
             passed_over.append(PassedOver(str(place), "the folder holds no picture and no video"))
         for path in inside:
@@ -51,7 +58,15 @@ def find(places: Sequence[Path]) -> tuple[list[Path], list[PassedOver]]:
                 found.append(path)
             else:
                 passed_over.append(PassedOver(str(path), "no file: a link that leads nowhere, a pipe or a device"))
-    return list(dict.fromkeys(found)), passed_over
+    return list(dict.fromkeys(found)), passed_over, left_alone
+
+
+def _left_alone_as(path: Path) -> str:
+    """The kind of a file that is not read, empty for a picture or a video."""
+    if path.name.startswith("."):  # such as .DS_Store, or the ._IMG_1.jpg that a Mac writes beside IMG_1.jpg
+        return "hidden"
+    suffix = path.suffix.lower()
+    return "" if suffix in images.PHOTOGRAPHS | VIDEOS else suffix or "without a suffix"
 
 
 def is_video(path: Path) -> bool:

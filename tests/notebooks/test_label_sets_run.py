@@ -53,12 +53,22 @@ def _write_extra(folder: Path) -> None:
         place = folder / "mine" / label / f"{'copy' if number < N_COPIES else 'new'}_{number}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.dstack([cv2.resize(grey, (96, 96), interpolation=cv2.INTER_CUBIC)] * 3)).save(place)
+    names = sorted(path.relative_to(folder / "mine").as_posix() for path in (folder / "mine").rglob("*.jpg"))
+    rows = [f"{name},{'copy' if 'copy_' in name else 'new'}" for name in names]
+    (folder / "mine.csv").write_text("\n".join(["file,kind", *rows]))
 
 
 def _run(outputs: Path, *arguments: str) -> None:
     mine = outputs / "mine"
     settings = [part for setting in SMALL for part in ("-p", setting)]
-    settings += ["-p", f"merge_split.extra={mine}", "-p", f"evaluate.also={mine}"]
+    settings += [
+        "-p",
+        f"merge_split.extra={mine}",
+        "-p",
+        f"evaluate.also={mine}",
+        "-p",
+        f"evaluate.also_groups={mine}.csv",
+    ]
     command = [sys.executable, "run_all.py", "--params", "demo", "--outputs-dir", str(outputs), *settings, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -169,6 +179,8 @@ def test_another_test_set_is_scored_beside_test(folders):
     assert found["seen_in_training"] == N_NEW and found["unseen"]["n"] == N_COPIES
     assert found["accuracy"] == pytest.approx((predictions["label"] == predictions["predicted"]).mean())
     page = folders.report.read_text()
+    assert {name: group["n"] for name, group in found["groups"]["kind"].items()} == {"copy": N_COPIES, "new": N_NEW}
+    assert "By group" in page and "mine, kind: new" in page
     assert "Other test sets" in page and "Confusion matrix of mine" in page and "missing: confusion" not in page
     rows = comparison.results([runs.read(folders.run)])
     assert {"mine accuracy", "mine macro_f1", "mine images seen in training"} <= set(rows.index)

@@ -143,6 +143,17 @@ def test_a_figure_that_is_not_there_is_named_and_leaves_no_broken_image(page):
     )
 
 
+def test_other_sets_have_their_groups_where_there_are_some(page, metrics):
+    whole = metrics["test"] | {"classes": 7, "seen_in_training": 0}
+    metrics["also"] = {"mine": whole}
+    assert "Other test sets" in page() and "By group" not in page()
+    metrics["also"]["mine"] = whole | {"groups": {"age": {"70+": {"n": 3, "classes": 2}, "20–39": whole}}}
+    html = page()
+    assert (
+        "<th>mine, age: 70+</th>" in html and "too few" in html and html.count("<table") == html.count('class="wide"')
+    )
+
+
 def test_only_a_leak_is_shown_as_a_warning(page, metrics):
     assert '<p class="warning">WARNING' in page()
     metrics["leakage"]["test_images_seen_in_training"] = 0

@@ -52,6 +52,12 @@ def _tiff(entries: dict[int, tuple[int, int, int]], data: bytes = b"", following
     return head.ljust(512, b"\0") + (data or FACE.tobytes())
 
 
+def _webp(side: int) -> bytes:
+    """A picture of one colour, whose pixels take no bytes, with this side in its header (14 bits each, less one)."""
+    data = _coded("WEBP", Image.new("RGB", (48, 48)), lossless=True, method=0, quality=0)
+    return _patched(data, b"VP8L", 9, struct.pack("<L", (side - 1) * (1 + (1 << 14)) | data[24] >> 4 << 28))
+
+
 def _sparse(size: int, begin: bytes = b"") -> Callable[[Path], None]:
     def make(path: Path) -> None:
         path.write_bytes(begin)
@@ -80,7 +86,7 @@ def _text_of_100_mb() -> bytes:
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 48\n%%EndComments\nshowpage\n%%EOF\n"
 WHOLE, NO_DATASET = [48, 48, 3], r"not a whole image file \(it is no JPEG, PNG, BMP\)"
 NONE, CUT = (
-    r"not a whole image file \(it is no JPEG, PNG, BMP, WEBP, TIFF, GIF(, AVIF)?\)",
+    r"not a whole image file \(it is no JPEG, PNG, BMP, WEBP, TIFF, GIF(, AVIF)?(, HEIF)?\): save it again in a program that",
     r"not a whole image file \(",
 )
 LARGE = r"megapixels; at most 51 are read, 65,535 pixels a side: make it smaller"
@@ -100,12 +106,16 @@ CASES = {
     "gif.jpg": (_coded("GIF"), WHOLE, NO_DATASET),
     "png.jpg": (_coded("PNG"), WHOLE, []),
     "empty.jpg": (b"", NONE, r"the file is empty \(zero bytes\)"),
+    "deep.png": (_coded("PNG", Image.fromarray(np.array(FACE, np.uint16) * 16)), WHOLE, ["colour"]),
+    "heic.png": (b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf", f"({NONE[:-2]})|(is HEIC, which needs pillow-heif)", NO_DATASET),
     "bomb.png": (_png(13_200, 13_200, depth=1), rf"13,200 × 13,200 pixels, 174 {LARGE}", rf"13,200 × 13,200 pixels, 174 {LARGE}"),
     "bomb_of_colours.png": (_png(13_200, 13_200, 16, 6, rows=99), rf"174 {LARGE}", rf"174 {LARGE}"),
     "far_bomb.png": (_png(65_000, 65_000, rows=9), FAR, FAR),
     "long.png": (_png(1, 51_000_000, rows=9), rf"1 × 51,000,000 pixels, 51 {LARGE}", rf"51 {LARGE}"),
     "largest.png": (_png(LARGEST, LARGEST, 8, 6), [LARGEST, LARGEST, 3], ["colour", "resized", "blank"]),
     "largest_of_16_bits.png": (_png(LARGEST, LARGEST, 16, 0), [LARGEST, LARGEST, 3], ["colour", "resized", "blank"]),
+    "largest.webp": (_webp(LARGEST), [LARGEST, LARGEST, 3], NO_DATASET),
+    "bomb.webp": (_webp(13_200), rf"13,200 × 13,200 pixels, 174 {LARGE}", NO_DATASET),
     "thin.png": (_png(3, 65_000), [65_000, 3, 3], ["resized", "blank"]),
     "no_width.png": (_png(0, 48), CUT, CUT),
     "fewer_rows.png": (_png(48, 48, rows=20), WHOLE, ["blank"]),

@@ -16,9 +16,9 @@ import time
 import urllib.request
 from pathlib import Path
 
-from fer_utils import files
+from fer_utils import files, images
 from fer_utils.images import UnreadableImage
-from fer_utils.predict import page, reader
+from fer_utils.predict import page, photographs, reader
 from fer_utils.training import network
 
 import cv2
@@ -157,16 +157,16 @@ def photograph(tmp_path_factory) -> Path:
     return path
 
 
-def give(tab, path: Path) -> None:
-    """Drop a file on the page, as a hand would."""
+def give(tab, path: Path, size: int = 0) -> None:
+    """Drop a file on the page, as a hand would; with a size, so many bytes of nothing under its name."""
     data = tab.evaluate_handle(
-        """async ([name, bytes]) => {
+        """async ([name, bytes, size]) => {
             const data = new DataTransfer();
-            const raw = Uint8Array.from(atob(bytes), c => c.charCodeAt(0));
+            const raw = size ? new Uint8Array(size) : Uint8Array.from(atob(bytes), c => c.charCodeAt(0));
             data.items.add(new File([raw], name, {type: "image/jpeg"}));
             return data;
         }""",
-        [path.name, base64.b64encode(path.read_bytes()).decode()],
+        [path.name, base64.b64encode(path.read_bytes()).decode(), size],
     )
     tab.dispatch_event("#upload button", "drop", {"dataTransfer": data})
 
@@ -248,7 +248,10 @@ def test_what_is_no_picture_and_what_is_too_large_get_a_message(opened, tmp_path
     text.write_text("This is no picture.")
     Image.new("L", (10_000, 10_000), 128).save(large)
     for path, said in (
-        (text, "text.jpg: not a whole image file (it is no JPEG, PNG, BMP, WEBP, TIFF, GIF, AVIF)"),
+        (
+            text,
+            "text.jpg: not a whole image file (it is no JPEG, PNG, BMP, WEBP, TIFF, GIF, AVIF, HEIF): save it again in a program that opens it",
+        ),
         (large, "100 megapixels; at most 51 are read"),
     ):
         give(opened, path)
@@ -258,10 +261,10 @@ def test_what_is_no_picture_and_what_is_too_large_get_a_message(opened, tmp_path
 
 def test_a_file_over_the_limit_gets_a_message(opened, tmp_path):
     large = tmp_path / "large.bmp"
-    large.write_bytes(bytes(page.MAX_BYTES + 2_000_000))
-    give(opened, large)
+    large.touch()
+    give(opened, large, images.MAX_FILE_BYTES + 1)
     opened.wait_for_selector(
-        "#answer [role=alert]:has-text('large.bmp: has 22,000,000 bytes; at most 20,000,000 are read')"
+        "#answer [role=alert]:has-text('large.bmp: has 205,000,001 bytes; at most 205,000,000 are read: save it smaller')"
     )
     screenshot(opened, "too_many_bytes")
 
@@ -295,14 +298,33 @@ def test_two_users_who_upload_the_same_picture_do_not_share_its_file(tmp_path, m
         assert second.read_bytes() == b"the same picture"
 
 
-def test_a_cut_picture_and_a_large_file_are_refused_by_name(tmp_path, photograph, monkeypatch):
+def test_a_cut_picture_and_a_large_file_are_refused_by_name(tmp_path, photograph):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(photograph.read_bytes()[:9000])
     with pytest.raises(UnreadableImage, match=r"cut.jpg: not a whole image file"):
         page.decode(cut)
-    monkeypatch.setattr(page, "MAX_BYTES", 1000)
-    with pytest.raises(UnreadableImage, match=r"four.jpg: has .* bytes; at most 1,000 are read"):
-        page.decode(photograph)
+    large = tmp_path / "large.jpg"
+    large.write_bytes(b"")
+    os.truncate(large, images.MAX_FILE_BYTES + 1)
+    with pytest.raises(
+        UnreadableImage, match=r"large.jpg: has 205,000,001 bytes; at most 205,000,000 are read: save it"
+    ):
+        page.decode(large)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [((10_000, 10_000), "100 megapixels"), ((1, 70_000), "65,535 pixels a side"), ((9, 9), None)]
+)
+def test_the_page_and_the_command_line_have_one_limit_and_one_sentence(tmp_path, size, said):
+    path = tmp_path / "large.png"
+    Image.new("1", size).save(path)
+    (read,) = photographs.read(path)
+    if said is None:
+        assert page.decode(path).shape == read.rgb.shape
+        return
+    with pytest.raises(UnreadableImage, match=said) as caught:
+        page.decode(path)
+    assert str(caught.value) == f"{path.name}: {read.reason}"
 
 
 def test_of_a_second_output_the_page_says_its_own_score(tmp_path):

@@ -133,7 +133,7 @@ def test_the_table_fits_the_terminal_and_keeps_the_names_of_files(monkeypatch, c
     table = command_line.Table(names, is_timed=True)
     table.add(reader.Reading(Picture(names[0], np.empty(0)), (face,)))
     table.add(reader.Reading(Picture(names[1], np.empty(0), 10, 1.0, 10.0), ()))
-    table.end([], 1.0)
+    table.end([], {}, 1.0)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
     assert "/IMG_20240101_120000.png  " in lines[1] and "/party.avi  " in lines[2] and "1.00  " in lines[2]
@@ -172,6 +172,46 @@ def test_a_broken_file_is_reported_passed_over_and_told_by_the_status(run, tmp_p
 def test_an_empty_folder_is_said(run, tmp_path):
     status, _, err = run(tmp_path)
     assert status == 1 and "the folder holds no picture and no video" in err
+
+
+PICTURES = ("jpg", "JFIF", "png", "bmp", "webp", "tif", "gif", "mpo", "avif", "heic")
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Ten bright pictures of ten kinds, one that is cut, and what else lies in a folder: text, papers, hidden files."""
+    pytest.importorskip("pillow_heif.HeifImagePlugin")
+    for suffix in PICTURES:
+        kind = {"jpg": "JPEG", "JFIF": "JPEG", "tif": "TIFF", "heic": "HEIF"}.get(suffix, suffix.upper())
+        Image.new("RGB", (60, 50), (230,) * 3).save(tmp_path / f"a.{suffix}", kind)
+    (tmp_path / "papers").mkdir()
+    for name in ("a.txt", "b.TXT", "c.pdf", "README", ".DS_Store", "._a.jpg", "papers/d.txt"):
+        (tmp_path / name).write_text("no picture")
+    (tmp_path / "cut.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:300])
+    return tmp_path
+
+
+LEFT_ALONE = "3 .txt, 2 hidden, 1 without a suffix and 1 .pdf"
+
+
+def test_an_album_of_ten_kinds_is_read_and_what_is_left_alone_is_counted_by_kind(run, album):
+    status, out, err = run(album)
+    assert status == 1  # the cut one
+    assert out.splitlines()[-1] == f"10 faces in 10 pictures; passed over: 1; left alone: {LEFT_ALONE}"
+    assert f"left alone: {album}: {LEFT_ALONE}" in err.splitlines()
+    (album / "cut.heic").unlink()
+    assert run(album)[0] == 0
+    assert "left alone" not in "".join(map(str, run(album / "a.heic")[1:]))
+
+
+def test_csv_and_json_name_what_was_not_read(run, album):
+    document = json.loads(run(album, "--json")[1])
+    assert {one["source"] for one in document["pictures"]} == {str(album / f"a.{suffix}") for suffix in PICTURES}
+    assert document["left_alone"] == {str(album): {".txt": 3, "hidden": 2, "without a suffix": 1, ".pdf": 1}}
+    *faces, cut, others = csv.DictReader(io.StringIO(run(album, "--csv")[1]))
+    assert {(row["expression"], row["reason"]) for row in faces} == {("happy", "")} and len(faces) == 10
+    assert cut["source"] == str(album / "cut.heic") and cut["reason"] == document["passed_over"][0]["reason"]
+    assert (others["source"], others["reason"]) == (str(album), f"left alone: {LEFT_ALONE}") and not others["face"]
 
 
 def test_a_video_is_read_every_nth_frame_with_its_time(run, tmp_path):
