@@ -111,7 +111,14 @@ def shortened(path: str, width: int) -> str:
 
 
 LAST_CAMERA = 99  # from 100 on OpenCV takes the hundreds for the name of a driver, and negative numbers end the process
-WIDTHS = {"seconds": -8, "track": -5, "box": -22, "expression": 13, "next": 13, "detector": 8}  # of columns; negative: aligned right
+WIDTHS = {
+    "seconds": -8,
+    "track": -5,
+    "box": -22,
+    "expression": 13,
+    "next": 13,
+    "detector": 8,
+}  # of columns; negative: aligned right
 
 
 class Table:

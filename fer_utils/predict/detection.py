@@ -240,7 +240,9 @@ def crop(picture: np.ndarray, box: Box, framing: float) -> np.ndarray:
     square = picture[np.ix_(rows, columns)]
     if turn:
         middle = (reach - 1) / 2, (reach - 1) / 2
-        square = cv2.warpAffine(square, cv2.getRotationMatrix2D(middle, turn, 1), (reach, reach), borderMode=cv2.BORDER_REPLICATE)
+        square = cv2.warpAffine(
+            square, cv2.getRotationMatrix2D(middle, turn, 1), (reach, reach), borderMode=cv2.BORDER_REPLICATE
+        )
     return images.as_face(square[margin : margin + side, margin : margin + side])
 
 

@@ -115,7 +115,9 @@ def _frames(video: cv2.VideoCapture, source: str, every: int) -> Iterator[Pictur
     if number == 0:
         yield PassedOver(source, "the video holds no frame")
         return
-    reached = max(number, seconds * rate + 1)  # in the frames that the header promises, which may be duration times rate
+    reached = max(
+        number, seconds * rate + 1
+    )  # in the frames that the header promises, which may be duration times rate
     if promised - reached > max(1, MISCOUNT * promised):
         yield PassedOver(source, f"the video ends early: {number} of {promised} frames could be read", number)
 

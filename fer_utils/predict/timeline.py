@@ -1,7 +1,8 @@
 """Sums up each face of a video or webcam over time, and draws it."""
 
+import csv
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,9 @@ def _of_classes(values: np.ndarray) -> dict[str, float]:
 def _means(rows: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """The means of the seven probabilities in each step between the edges, 0 where the face was not seen: (7, n)."""
     begin, lasts = rows[:, 0], rows[:, 1]
-    amounts = np.column_stack([lasts, rows[:, 2:] * lasts[:, None]])  # seconds seen, and how much of them each class has
+    amounts = np.column_stack(
+        [lasts, rows[:, 2:] * lasts[:, None]]
+    )  # seconds seen, and how much of them each class has
     after = np.cumsum(amounts, axis=0)
     times = np.column_stack([begin, begin + lasts]).ravel()
     reached = np.stack([after - amounts, after], axis=1).reshape(len(times), -1)
@@ -119,3 +122,22 @@ def described(track: Mapping[str, Any], source: str) -> str:
     expressions = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
     span = f"{track['seconds']:.1f} s from {track['first']:.1f} to {track['last']:.1f}"
     return f"track {track['track']} of {source}: seen {span}, {expressions}"
+
+
+def write(tracks: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the tracks as CSV, a row each."""
+    flat = [
+        {name: value for name, value in track.items() if not isinstance(value, dict)}
+        | {f"probability_{name}": value for name, value in track["probabilities"].items()}
+        | {f"share_{name}": value for name, value in track["shares"].items()}
+        for track in tracks
+    ]
+    names = ["source", "track", "first", "last", "seconds"]
+    names += [f"{kind}_{name}" for kind in ("probability", "share") for name in CLASSES]
+    with (
+        files.replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)

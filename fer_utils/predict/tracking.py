@@ -11,7 +11,7 @@ import numpy as np
 
 SAME_FACE = 0.3  # smallest overlap (intersection over union) with the box where a face is expected
 MISSED = 1.0  # seconds for which a face that is not found keeps its number
-SETTLING = 0.2  # seconds over which a face's speed is averaged: detectors' boxes tremble
+SETTLING = 0.15  # seconds over which a face's speed is averaged: detectors' boxes tremble
 
 
 @dataclass(eq=False)
@@ -23,7 +23,9 @@ class _Track:
 
     def at(self, seconds: float) -> Box:
         """The box where it is expected at that time, if it moves on as before."""
-        return self.box.moved(*(self.speed * (seconds - self.seconds)))
+        right, down = self.speed * (seconds - self.seconds)
+        points = tuple((x + right, y + down) for x, y in self.box.landmarks)
+        return replace(self.box, x=round(self.box.x + right), y=round(self.box.y + down), landmarks=points)
 
     def found(self, box: Box, seconds: float) -> "_Track":
         """The track with the face's new box."""
@@ -44,6 +46,7 @@ class Tracker:
     def __init__(self) -> None:
         self._source = ""
         self._tracks: list[_Track] = []
+        self._before = 0.0  # seconds of the picture before
         self._n = 0
 
     def followed(self, reading: Reading) -> Reading:
@@ -53,8 +56,8 @@ class Tracker:
             return reading
         if reading.picture.source != self._source:
             self._source, self._tracks, self._n = reading.picture.source, [], 0
-        last = max((track.seconds for track in self._tracks), default=0)  # with few pictures a second it is long ago
-        known = [track for track in self._tracks if 0 <= now - track.seconds <= MISSED or track.seconds == last]
+        since = min(now - MISSED, self._before)  # of a video of which few pictures are read, one is long after another
+        known, self._before = [track for track in self._tracks if since <= track.seconds <= now], now
         of_face: dict[int, _Track] = {}
         for face, track in _likeliest(reading.faces, known, now):
             if face not in of_face and track in known:

@@ -6,7 +6,8 @@ from fer_utils.classes import CLASSES
 from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import Picture
 from fer_utils.predict.reader import Face, Reading
-from fer_utils.predict.smoothing import Smoother, overlap
+from fer_utils.predict.smoothing import Smoother
+from fer_utils.predict.tracking import overlap
 
 import numpy as np
 import pytest
