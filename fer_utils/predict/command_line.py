@@ -390,8 +390,10 @@ def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     output.end(passed_over, took)
     if arguments.tracks:
         timeline.write(tracks, arguments.tracks)
-    if arguments.timeline:
-        times.draw(arguments.timeline)
+    if arguments.timeline and tracks:
+        times.draw(arguments.timeline, lambda source: shortened(source, 40))
+    elif arguments.timeline:
+        print(f"no face in a video: {arguments.timeline} was not written", file=sys.stderr)
     return passed_over
 
 

@@ -23,6 +23,11 @@ LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")  # MT
 SMALLEST = (
     20  # pixels; size of a face for MTCNN's first network; mtcnn 1.0.0 fails with a larger value (see Mtcnn.find)
 )
+UPRIGHT = ((-1, -1), (1, -1), (0, 0), (-0.8, 1), (0.8, 1))  # the landmarks of an upright face, in some unit
+PROPORTION = (
+    0.8  # width over height of both detectors' boxes; of a face that the picture's border cuts they see the rest only
+)
+NEAR = 0.05  # of a box's side: so near to the border a face is taken for cut
 MIN_SIDE = 48  # pixels; smaller pictures are padded, since MTCNN's pyramid would be empty
 OVERLAP = 0.3  # of two YuNet boxes that share more than this of their union, the less confident one is dropped
 # Pixels. YuNet was trained on faces up to about 300 px and misses much larger ones; in the astronaut's picture it is sure
@@ -56,9 +61,14 @@ class Box:
         return replace(self, x=left, y=top, width=right - left, height=bottom - top)
 
     def turn(self) -> float:
-        """The angle in degrees by which the line between the eyes falls to the right; 0 without landmarks."""
-        (left, right) = self.landmarks[:2] or ((0, 0), (1, 0))
-        return math.degrees(math.atan2(right[1] - left[1], right[0] - left[0]))
+        """The angle in degrees by which the face is turned clockwise in the picture; 0 without landmarks.
+
+        All landmarks tell it: in a profile the eyes alone lie too near each other.
+        """
+        if not self.landmarks:
+            return 0.0
+        seen, upright = (np.array(points) @ (1, 1j) for points in (self.landmarks, UPRIGHT))
+        return math.degrees(np.angle(np.vdot(upright - upright.mean(), seen - seen.mean())))
 
 
 class Detector(Protocol):
@@ -217,14 +227,29 @@ def _box(place, landmarks, confidence: float, scale: float) -> Box:
 
 
 def _in_order(boxes: Iterable[Box], picture: np.ndarray) -> list[Box]:
-    """The boxes of which a part lies in the picture, from left to right."""
-    shown = ((box, box.within(picture)) for box in boxes)
-    return sorted((box for box, part in shown if part.width and part.height), key=lambda box: (box.x, box.y))
+    """The boxes of which a part lies in the picture, from left to right, those of cut faces completed."""
+    height, width = picture.shape[:2]
+    found = []
+    for box in boxes:
+        part = box.within(picture)
+        if part.width and part.height:
+            x, wide = _completed(box.x, box.width, round(PROPORTION * box.height), width)
+            y, high = _completed(box.y, box.height, round(box.width / PROPORTION), height)
+            found.append(replace(box, x=x, y=y, width=wide, height=high))
+    return sorted(found, key=lambda box: (box.x, box.y))
+
+
+def _completed(begin: int, length: int, whole: int, end: int) -> tuple[int, int]:
+    """Begin and length of a box's side, which is made `whole` over the picture's border, 0 or `end`, where it lies at one."""
+    missing, near = max(0, whole - length), NEAR * length
+    if begin <= near:
+        return begin - missing, length + missing
+    return begin, length + (missing if begin + length >= end - near else 0)
 
 
 def crop(picture: np.ndarray, box: Box, framing: float) -> np.ndarray:
     """The face cropped as in FER2013: uint8 grey (48, 48), a square of `framing` times the box's mean side, turned about the
-    box's centre so that the eyes are level.
+    box's centre so that the face is upright, if its landmarks are known.
 
     Outside the picture the edge pixels are repeated.
     """

@@ -2,7 +2,7 @@
 
 import csv
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,11 @@ class Timeline:
             )
         return found
 
-    def draw(self, path: Path) -> None:
-        """Write the figure: for each track, those seen longest, the probabilities over time, stacked."""
+    def draw(self, path: Path, name_of: Callable[[str], str]) -> None:
+        """Write the figure: for each track, those seen longest, the probabilities over time, stacked.
+
+        name_of: a source's name in it.
+        """
         from matplotlib.figure import Figure  # takes a while to import
 
         rows = self._rows()
@@ -88,10 +91,12 @@ class Timeline:
         for axes, track in zip(grid, shown, strict=True):
             means = _means(rows[track["source"], track["track"]], edges)
             axes.stackplot(edges, *np.hstack([means, means[:, -1:]]), step="post", colors=COLOURS.values(), lw=0)
-            axes.set_title(described(track, Path(track["source"]).name), loc="left", fontsize=9)
+            title = described(track, name_of(track["source"]))
+            axes.set_title(title, loc="left", fontsize=9, parse_math=False)
             axes.set(xlim=(0, end), ylim=(0, 1), yticks=(0, 1))
             axes.spines[["top", "right"]].set_visible(False)
         grid[-1].set_xlabel("seconds")
+        figure.supylabel("probability", fontsize="medium")
         figure.legend(grid[0].collections, CLASSES, loc="outside upper center", ncols=len(CLASSES), frameon=False)
         if len(rows) > len(shown):
             figure.supxlabel(f"the {len(shown)} of {len(rows)} tracks that were seen longest", fontsize=8)
