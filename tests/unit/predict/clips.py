@@ -56,3 +56,18 @@ def turned(path: Path) -> Path:
     quarter = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
     path.write_bytes(_changed(path.read_bytes(), {b"tkhd": lambda old: old[:40] + quarter + old[76:]}))
     return path
+
+
+def crossing(path: Path, n: int = 20) -> Path:
+    """A video of two seconds: a face goes from left to right, and before another one that goes from right to left."""
+    import photograph_sets as sets
+
+    left, top, right, bottom = sets.HEAD
+    head = sets.rgb("astronaut.png")[top:bottom, left:right]
+    pictures = []
+    for way in np.linspace(0, 1, n):
+        picture = np.full((240, 400, 3), 128, np.uint8)
+        sets.paste(picture, 0.7 * head, (330 - 260 * way, 130), 0.8, 0, True)
+        sets.paste(picture, head, (70 + 260 * way, 110), 0.8, 0, False)
+        pictures.append(picture)
+    return write(path, pictures, rate=n / 2)

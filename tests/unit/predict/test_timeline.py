@@ -1,0 +1,88 @@
+"""Seconds, means and shares of a track by hand, and its figure."""
+
+import csv
+
+from fer_utils.classes import CLASSES
+from fer_utils.predict import timeline
+from fer_utils.predict.detection import Box
+from fer_utils.predict.photographs import Picture
+from fer_utils.predict.reader import Face, Reading
+from fer_utils.predict.timeline import Timeline
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def reading(seconds: float | None, source: str = "v", rate: float | None = 10.0, **faces: str) -> Reading:
+    """A frame with a face for each `t1="happy"`: the number of its track, and the class that it surely is."""
+    shown = tuple(
+        Face(Box(0, 0, 9, 9, 1.0), tuple(float(name == other) for other in CLASSES), track=int(track[1:]))
+        for track, name in faces.items()
+    )
+    return Reading(Picture(source, np.zeros((1, 1, 3), np.uint8), 0, seconds, rate), shown)
+
+
+def times(*readings: Reading) -> Timeline:
+    found = Timeline()
+    for one in readings:
+        found.add(one)
+    return found
+
+
+def test_a_picture_counts_for_the_time_until_the_next_one():
+    first, second = times(
+        reading(0.0, t1="happy"), reading(1.0, t1="sad", t2="fear"), reading(1.1, t2="fear"), reading(1.5, t1="sad")
+    ).tracks()
+    assert (first["source"], first["track"], first["first"], first["last"]) == ("v", 1, 0.0, 1.5)
+    assert first["seconds"] == pytest.approx(1.0 + 0.1 + 0.4)  # the last one as long as the one before it
+    assert first["shares"]["happy"] == pytest.approx(1 / 1.5, abs=1e-6) == first["probabilities"]["happy"]
+    assert second["seconds"] == pytest.approx(0.5) and second["shares"]["fear"] == 1
+    assert sum(first["shares"].values()) == pytest.approx(1, abs=1e-5) and tuple(first["shares"]) == CLASSES
+
+
+def test_sources_are_kept_apart_and_photographs_are_no_tracks():
+    found = times(
+        reading(0.0, t1="happy"),
+        reading(0.2, t1="happy"),
+        reading(None, "photo.jpg", t1="sad"),
+        reading(0.0, "w", t1="sad"),  # its only picture, which lasts as its rate says
+        reading(3.0, "webcam 0", None, t1="sad"),
+    ).tracks()
+    assert [(track["source"], track["seconds"]) for track in found] == [("v", 0.4), ("w", 0.1), ("webcam 0", 0.1)]
+
+
+def test_probabilities_are_averaged_in_steps_and_are_0_where_the_face_is_not_seen():
+    rows = np.zeros((3, 9))
+    rows[:, 0], rows[:, 1] = (0, 1, 3), (1, 1, 1)
+    rows[[0, 1, 2], [2, 3, 2]] = 1  # angry, disgust, nobody, angry
+    angry, disgust, *others = timeline._means(rows, np.array([0, 0.5, 2, 2.5, 4]))
+    assert angry == pytest.approx([1, 1 / 3, 0, 1]) and disgust == pytest.approx([0, 2 / 3, 0, 0])
+    assert not np.any(others)
+
+
+@pytest.mark.parametrize("n", [1, 6, 9])
+def test_the_figure_grows_with_its_tracks_and_shows_six_at_most(n, tmp_path):
+    faces = {f"t{number + 1}": CLASSES[number % 7] for number in range(n)}
+    found = times(reading(0.0, **faces), reading(0.5, **faces), reading(1.0, t1="happy"))
+    found.draw(tmp_path / "line.png", lambda source: "a $b$ \\frac $ v")
+    with Image.open(tmp_path / "line.png") as picture:
+        assert picture.width == 1500 and picture.height == pytest.approx(150 * (1 + 1.15 * min(n, 6)), abs=2)
+        colours = {tuple(pixel) for pixel in np.array(picture.convert("RGB")).reshape(-1, 3)}
+    assert all(tuple(bytes.fromhex(timeline.COLOURS[name][1:])) in colours for name in {*list(faces.values())[:6]})
+
+
+def test_the_file_of_tracks_has_a_row_each(tmp_path):
+    found = times(reading(0.0, t1="happy", t2="sad"), reading(1.0, t1="sad")).tracks()
+    timeline.write(found, tmp_path / "tracks.csv")
+    with (tmp_path / "tracks.csv").open(encoding="utf-8", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["track"], first["seconds"], first["share_happy"], first["probability_sad"]) == (
+        "1",
+        "2.0",
+        "0.5",
+        "0.5",
+    )
+    assert second["share_sad"] == "1.0" and len(second) == 5 + 2 * 7
+    timeline.write([], tmp_path / "none.csv")
+    assert len((tmp_path / "none.csv").read_text().splitlines()) == 1
