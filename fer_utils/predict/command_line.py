@@ -61,13 +61,12 @@ def rows(reading: Reading) -> list[dict[str, Any]]:
     """A picture's faces as rows of the CSV; for a picture without faces one row with only the picture's columns."""
     picture = reading.picture
     place = {"source": picture.source, "frame": picture.frame, "seconds": picture.seconds}
-    faces = enumerate(reading.faces)
-    return [place | {"track": face.track} | _columns(face, number) for number, face in faces] or [place]
+    return [place | _columns(face, number) for number, face in enumerate(reading.faces)] or [place]
 
 
 def _columns(face: Face, number: int) -> dict[str, Any]:
     of_classes = {f"probability_{name}": round(p, 6) for name, p in zip(CLASSES, face.probabilities, strict=True)}
-    return {"face": number} | _place(face.box) | {"expression": face.expression} | of_classes
+    return {"track": face.track, "face": number} | _place(face.box) | {"expression": face.expression} | of_classes
 
 
 def _place(box: Box) -> dict[str, Any]:
@@ -111,14 +110,8 @@ def shortened(path: str, width: int) -> str:
 
 
 LAST_CAMERA = 99  # from 100 on OpenCV takes the hundreds for the name of a driver, and negative numbers end the process
-WIDTHS = {
-    "seconds": -8,
-    "track": -5,
-    "box": -22,
-    "expression": 13,
-    "next": 13,
-    "detector": 8,
-}  # of columns; negative: aligned right
+# Of columns; negative: aligned right.
+WIDTHS = {"seconds": -8, "track": -5, "box": -22, "expression": 13, "next": 13, "detector": 8}
 
 
 class Table:
@@ -185,8 +178,8 @@ class Csv:
 
     def __init__(self, sources: Sequence[str], is_timed: bool):
         place = ["source", "frame", "seconds", "track"] if is_timed else ["source"]
-        empty = _columns(Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)), 0)
-        self._writer = csv.DictWriter(sys.stdout, place + list(empty), extrasaction="ignore", lineterminator="\n")
+        _, *empty = _columns(Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)), 0)
+        self._writer = csv.DictWriter(sys.stdout, place + empty, extrasaction="ignore", lineterminator="\n")
         self._writer.writeheader()
 
     def add(self, reading: Reading) -> None:
@@ -204,19 +197,17 @@ class Json:
 
     def __init__(self, sources: Sequence[str], is_timed: bool):
         self._pictures: list[dict] = []
-        self._tracks: dict[str, Sequence[dict]] = {}
-        self._note: dict[str, str] = {}
+        self._note: dict[str, Any] = {}
 
     def add(self, reading: Reading) -> None:
         self._note = {"note": reading.note} if reading.note else {}
         self._pictures.append(as_json(reading))
 
     def sum_up(self, tracks: Sequence[dict[str, Any]]) -> None:
-        self._tracks = {"tracks": tracks} if tracks else {}
+        self._note |= {"tracks": tracks} if tracks else {}
 
     def end(self, passed_over: Sequence[PassedOver], seconds: float) -> None:
-        document = self._note | {"pictures": self._pictures} | self._tracks
-        document |= {"passed_over": [asdict(failed) for failed in passed_over]}
+        document = self._note | {"pictures": self._pictures, "passed_over": [asdict(failed) for failed in passed_over]}
         print(json.dumps(document, indent=2))  # in ASCII, which every output can hold, bytes that are no text too
 
 
@@ -388,12 +379,15 @@ def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     tracks = times.tracks()
     output.sum_up(tracks)
     output.end(passed_over, took)
-    if arguments.tracks:
-        timeline.write(tracks, arguments.tracks)
-    if arguments.timeline and tracks:
+    if not tracks and (arguments.tracks or arguments.timeline):
+        print("no face in a video: neither tracks nor a timeline are written", file=sys.stderr)
+    elif arguments.tracks:
+        import pandas as pd  # takes a while to import
+
+        known = [track | {"source": os.fsencode(track["source"]).decode(errors="backslashreplace")} for track in tracks]
+        files.write_csv(arguments.tracks, pd.json_normalize(known, sep="_"))
+    if tracks and arguments.timeline:
         times.draw(arguments.timeline, lambda source: shortened(source, 40))
-    elif arguments.timeline:
-        print(f"no face in a video: {arguments.timeline} was not written", file=sys.stderr)
     return passed_over
 
 

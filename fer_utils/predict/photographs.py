@@ -100,24 +100,20 @@ def read_video(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
 
 def _frames(video: cv2.VideoCapture, source: str, every: int) -> Iterator[Picture | PassedOver]:
     promised, rate = _promised_frames(video), video.get(cv2.CAP_PROP_FPS)
-    number, begin, seconds = 0, 0.0, 0.0
+    number, begin, step, seconds = 0, 0.0, 0.0, 0.0
     while video.grab():
         stamp = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        if number == 0:
-            begin = stamp
-        elif stamp - begin > seconds:
-            seconds = stamp - begin
-        elif rate > 0:  # the file or this build of OpenCV has no time stamps
-            seconds += 1 / rate
+        begin = stamp if number == 0 else begin
+        if number and (step := stamp - begin - seconds) <= 0:  # no time stamps in the file or from this OpenCV
+            step = 1 / rate if rate > 0 else 0.0
+        seconds += step
         if number % every == 0:
             yield _frame(video, source, number, seconds, rate)
         number += 1
     if number == 0:
         yield PassedOver(source, "the video holds no frame")
         return
-    reached = max(
-        number, seconds * rate + 1
-    )  # in the frames that the header promises, which may be duration times rate
+    reached = max(number, (seconds + step) * rate)  # a header may promise the duration times the rate
     if promised - reached > max(1, MISCOUNT * promised):
         yield PassedOver(source, f"the video ends early: {number} of {promised} frames could be read", number)
 

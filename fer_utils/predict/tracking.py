@@ -1,11 +1,10 @@
 """Follows faces through a video or webcam: each face has a number, which it keeps from picture to picture."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fer_utils.predict.detection import Box
-from fer_utils.predict.reader import Face, Reading
+from fer_utils.predict.reader import Reading
 
 import numpy as np
 
@@ -58,11 +57,18 @@ class Tracker:
             self._source, self._tracks, self._n = reading.picture.source, [], 0
         since = min(now - MISSED, self._before)  # of a video of which few pictures are read, one is long after another
         known, self._before = [track for track in self._tracks if since <= track.seconds <= now], now
+        pairs = []  # of a track and a face that may be its own; tracks that go on as before come before those that stop
+        for track in known:
+            for stops, expected in enumerate((track.at(now), track.box)):
+                for place, face in enumerate(reading.faces):
+                    if overlap(expected, face.box) >= SAME_FACE:
+                        apart = np.linalg.norm(_points(expected) - _points(face.box), axis=1).mean()
+                        pairs.append((stops, apart, place, track.number, track))
         of_face: dict[int, _Track] = {}
-        for face, track in _likeliest(reading.faces, known, now):
-            if face not in of_face and track in known:
+        for _, _, place, _, track in sorted(pairs):
+            if place not in of_face and track in known:
                 known.remove(track)
-                of_face[face] = track.found(reading.faces[face].box, now)
+                of_face[place] = track.found(reading.faces[place].box, now)
         for place, face in enumerate(reading.faces):
             if place not in of_face:
                 self._n += 1
@@ -70,19 +76,6 @@ class Tracker:
         self._tracks = known + list(of_face.values())
         faces = (replace(face, track=of_face[place].number) for place, face in enumerate(reading.faces))
         return replace(reading, faces=tuple(faces))
-
-
-def _likeliest(faces: tuple[Face, ...], tracks: list[_Track], now: float) -> Iterator[tuple[int, _Track]]:
-    """Faces, by their places, and tracks that may be theirs, the likeliest first: those that move on before those that stop."""
-    for moves in (True, False):
-        pairs = []
-        for track in tracks:
-            expected = track.at(now) if moves else track.box
-            for place, face in enumerate(faces):
-                if overlap(expected, face.box) >= SAME_FACE:
-                    apart = np.linalg.norm(_points(expected) - _points(face.box), axis=1).mean()
-                    pairs.append((apart, place, track))
-        yield from ((place, track) for _, place, track in sorted(pairs, key=lambda pair: pair[0]))
 
 
 def _points(box: Box) -> np.ndarray:

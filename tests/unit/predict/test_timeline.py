@@ -1,7 +1,5 @@
 """Seconds, means and shares of a track by hand, and its figure."""
 
-import csv
-
 from fer_utils.classes import CLASSES
 from fer_utils.predict import timeline
 from fer_utils.predict.detection import Box
@@ -36,9 +34,9 @@ def test_a_picture_counts_for_the_time_until_the_next_one():
     ).tracks()
     assert (first["source"], first["track"], first["first"], first["last"]) == ("v", 1, 0.0, 1.5)
     assert first["seconds"] == pytest.approx(1.0 + 0.1 + 0.4)  # the last one as long as the one before it
-    assert first["shares"]["happy"] == pytest.approx(1 / 1.5, abs=1e-6) == first["probabilities"]["happy"]
-    assert second["seconds"] == pytest.approx(0.5) and second["shares"]["fear"] == 1
-    assert sum(first["shares"].values()) == pytest.approx(1, abs=1e-5) and tuple(first["shares"]) == CLASSES
+    assert first["share"]["happy"] == pytest.approx(1 / 1.5, abs=1e-6) == first["probability"]["happy"]
+    assert second["seconds"] == pytest.approx(0.5) and second["share"]["fear"] == 1
+    assert sum(first["share"].values()) == pytest.approx(1, abs=1e-5) and tuple(first["share"]) == CLASSES
 
 
 def test_sources_are_kept_apart_and_photographs_are_no_tracks():
@@ -46,19 +44,10 @@ def test_sources_are_kept_apart_and_photographs_are_no_tracks():
         reading(0.0, t1="happy"),
         reading(0.2, t1="happy"),
         reading(None, "photo.jpg", t1="sad"),
-        reading(0.0, "w", t1="sad"),  # its only picture, which lasts as its rate says
+        reading(0.0, "w", t1="sad"),  # its only picture, of which nothing says how long it lasts
         reading(3.0, "webcam 0", None, t1="sad"),
     ).tracks()
     assert [(track["source"], track["seconds"]) for track in found] == [("v", 0.4), ("w", 0.1), ("webcam 0", 0.1)]
-
-
-def test_probabilities_are_averaged_in_steps_and_are_0_where_the_face_is_not_seen():
-    rows = np.zeros((3, 9))
-    rows[:, 0], rows[:, 1] = (0, 1, 3), (1, 1, 1)
-    rows[[0, 1, 2], [2, 3, 2]] = 1  # angry, disgust, nobody, angry
-    angry, disgust, *others = timeline._means(rows, np.array([0, 0.5, 2, 2.5, 4]))
-    assert angry == pytest.approx([1, 1 / 3, 0, 1]) and disgust == pytest.approx([0, 2 / 3, 0, 0])
-    assert not np.any(others)
 
 
 @pytest.mark.parametrize("n", [1, 6, 9])
@@ -69,20 +58,21 @@ def test_the_figure_grows_with_its_tracks_and_shows_six_at_most(n, tmp_path):
     with Image.open(tmp_path / "line.png") as picture:
         assert picture.width == 1500 and picture.height == pytest.approx(150 * (1 + 1.15 * min(n, 6)), abs=2)
         colours = {tuple(pixel) for pixel in np.array(picture.convert("RGB")).reshape(-1, 3)}
-    assert all(tuple(bytes.fromhex(timeline.COLOURS[name][1:])) in colours for name in {*list(faces.values())[:6]})
-
-
-def test_the_file_of_tracks_has_a_row_each(tmp_path):
-    found = times(reading(0.0, t1="happy", t2="sad"), reading(1.0, t1="sad")).tracks()
-    timeline.write(found, tmp_path / "tracks.csv")
-    with (tmp_path / "tracks.csv").open(encoding="utf-8", newline="") as file:
-        first, second = csv.DictReader(file)
-    assert (first["track"], first["seconds"], first["share_happy"], first["probability_sad"]) == (
-        "1",
-        "2.0",
-        "0.5",
-        "0.5",
+    assert all(
+        tuple(bytes.fromhex(timeline.COLOURS[CLASSES.index(name)][1:])) in colours
+        for name in {*list(faces.values())[:6]}
     )
-    assert second["share_sad"] == "1.0" and len(second) == 5 + 2 * 7
-    timeline.write([], tmp_path / "none.csv")
-    assert len((tmp_path / "none.csv").read_text().splitlines()) == 1
+
+
+def test_a_long_video_is_averaged_in_steps_and_white_where_the_face_is_not_seen(tmp_path):
+    """In 1,000 pictures of 0.1 s: happy and sad in turn, then nobody, then fear."""
+    names = [*(["happy", "sad"] * 250), *([None] * 250), *(["fear"] * 250)]
+    found = times(*(reading(n / 10, **({"t1": name} if name else {})) for n, name in enumerate(names)))
+    (track,) = found.tracks()
+    assert track["seconds"] == pytest.approx(75) and track["share"]["fear"] == pytest.approx(1 / 3, abs=1e-6)
+    found.draw(tmp_path / "line.png", str)
+    with Image.open(tmp_path / "line.png") as picture:
+        row = np.array(picture.convert("RGB"))[180]  # at about half the height of the areas
+    columns = np.flatnonzero((row == tuple(bytes.fromhex(timeline.COLOURS[2][1:]))).all(axis=1))
+    left, right = columns[0] - 3 * (columns[-1] - columns[0] + 1), columns[-1]  # fear takes the last quarter
+    assert (row[left + (right - left) * 6 // 10] == 255).all() and (row[left + (right - left) // 4] != 255).any()
