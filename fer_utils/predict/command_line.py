@@ -61,12 +61,13 @@ def rows(reading: Reading) -> list[dict[str, Any]]:
     """A picture's faces as rows of the CSV; for a picture without faces one row with only the picture's columns."""
     picture = reading.picture
     place = {"source": picture.source, "frame": picture.frame, "seconds": picture.seconds}
-    return [place | _columns(face, number) for number, face in enumerate(reading.faces)] or [place]
+    faces = enumerate(reading.faces)
+    return [place | {"track": face.track} | _columns(face, number) for number, face in faces] or [place]
 
 
 def _columns(face: Face, number: int) -> dict[str, Any]:
     of_classes = {f"probability_{name}": round(p, 6) for name, p in zip(CLASSES, face.probabilities, strict=True)}
-    return {"track": face.track, "face": number} | _place(face.box) | {"expression": face.expression} | of_classes
+    return {"face": number} | _place(face.box) | {"expression": face.expression} | of_classes
 
 
 def _place(box: Box) -> dict[str, Any]:
@@ -178,8 +179,8 @@ class Csv:
 
     def __init__(self, sources: Sequence[str], is_timed: bool):
         place = ["source", "frame", "seconds", "track"] if is_timed else ["source"]
-        _, *empty = _columns(Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)), 0)
-        self._writer = csv.DictWriter(sys.stdout, place + empty, extrasaction="ignore", lineterminator="\n")
+        empty = _columns(Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)), 0)
+        self._writer = csv.DictWriter(sys.stdout, place + list(empty), extrasaction="ignore", lineterminator="\n")
         self._writer.writeheader()
 
     def add(self, reading: Reading) -> None:

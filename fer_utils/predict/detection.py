@@ -25,7 +25,7 @@ SMALLEST = (
 )
 UPRIGHT = ((-1, -1), (1, -1), (0, 0), (-0.8, 1), (0.8, 1))  # the landmarks of an upright face, in some unit
 PROPORTION = (
-    0.8  # width over height of both detectors' boxes; of a face that the picture's border cuts they see the rest only
+    0.8  # width over height of both detectors' boxes; where the picture's border cuts a face they frame its rest
 )
 NEAR = 0.05  # of a box's side: so near to the border a face is taken for cut
 MIN_SIDE = 48  # pixels; smaller pictures are padded, since MTCNN's pyramid would be empty
@@ -264,10 +264,8 @@ def crop(picture: np.ndarray, box: Box, framing: float) -> np.ndarray:
     columns = np.clip(np.arange(left, left + reach), 0, width - 1)
     square = picture[np.ix_(rows, columns)]
     if turn:
-        middle = (reach - 1) / 2, (reach - 1) / 2
-        square = cv2.warpAffine(
-            square, cv2.getRotationMatrix2D(middle, turn, 1), (reach, reach), borderMode=cv2.BORDER_REPLICATE
-        )
+        way = cv2.getRotationMatrix2D(((reach - 1) / 2, (reach - 1) / 2), turn, 1)
+        square = cv2.warpAffine(square, way, (reach, reach), borderMode=cv2.BORDER_REPLICATE)
     return images.as_face(square[margin : margin + side, margin : margin + side])
 
 
