@@ -27,6 +27,7 @@ UPRIGHT = ((-1, -1), (1, -1), (0, 0), (-0.8, 1), (0.8, 1))  # the landmarks of a
 PROPORTION = (
     0.8  # width over height of both detectors' boxes; where the picture's border cuts a face they frame its rest
 )
+TREMBLE = 5.0  # degrees; about the error of both detectors' landmarks: a smaller turn is none
 NEAR = 0.05  # of a box's side: so near to the border a face is taken for cut
 MIN_SIDE = 48  # pixels; smaller pictures are padded, since MTCNN's pyramid would be empty
 OVERLAP = 0.3  # of two YuNet boxes that share more than this of their union, the less confident one is dropped
@@ -61,14 +62,15 @@ class Box:
         return replace(self, x=left, y=top, width=right - left, height=bottom - top)
 
     def turn(self) -> float:
-        """The angle in degrees by which the face is turned clockwise in the picture; 0 without landmarks.
+        """The angle in degrees by which the face is turned clockwise in the picture; 0 below TREMBLE and without landmarks.
 
         All landmarks tell it: in a profile the eyes alone lie too near each other.
         """
         if not self.landmarks:
             return 0.0
         seen, upright = (np.array(points) @ (1, 1j) for points in (self.landmarks, UPRIGHT))
-        return math.degrees(np.angle(np.vdot(upright - upright.mean(), seen - seen.mean())))
+        turn = math.degrees(np.angle(np.vdot(upright - upright.mean(), seen - seen.mean())))
+        return turn if abs(turn) >= TREMBLE else 0.0
 
 
 class Detector(Protocol):

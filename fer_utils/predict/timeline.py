@@ -47,7 +47,7 @@ class Timeline:
         the track is seen in it, and its probabilities. A picture lasts until the next one, the last one like that before."""
         for (source, number), seen in sorted(self._tracks.items()):
             begins, table = np.array(self._times[source]), np.array(seen).reshape(-1, 1 + len(CLASSES))
-            steps = np.diff(begins)
+            steps = np.maximum(np.diff(begins), 1e-3)
             lasts, probabilities = np.zeros(len(begins)), np.zeros((len(begins), len(CLASSES)))
             places = table[:, 0].astype(int)
             lasts[places] = np.append(steps, steps[-1:] if steps.size else 1 / drawing.RATE)[places]

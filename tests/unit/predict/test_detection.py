@@ -222,6 +222,8 @@ def test_a_turned_face_is_cropped_upright(angle):
     turned = cv2.warpAffine(picture, way, (300, 300))
     box = Box(110, 110, 80, 80, 1.0, tuple(map(tuple, np.hstack([points, np.ones((5, 1))]) @ way.T)))
     assert box.turn() == pytest.approx(angle)
+    nearly = np.hstack([points, np.ones((5, 1))]) @ cv2.getRotationMatrix2D((150, 150), detection.TREMBLE - 1, 1).T
+    assert Box(110, 110, 80, 80, 1.0, tuple(map(tuple, nearly))).turn() == 0
     upright = detection.crop(picture, Box(110, 110, 80, 80, 1.0), 1.1).astype(int)
     assert np.abs(detection.crop(turned, box, 1.1) - upright).max() <= 6
 

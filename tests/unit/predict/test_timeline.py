@@ -46,8 +46,11 @@ def test_sources_are_kept_apart_and_photographs_are_no_tracks():
         reading(None, "photo.jpg", t1="sad"),
         reading(0.0, "w", t1="sad"),  # its only picture, of which nothing says how long it lasts
         reading(3.0, "webcam 0", None, t1="sad"),
-    ).tracks()
-    assert [(track["source"], track["seconds"]) for track in found] == [("v", 0.4), ("w", 0.1), ("webcam 0", 0.1)]
+    )
+    found.add(reading(3.0, "webcam 0", None, t2="sad"))  # within a millisecond
+    *found, last = found.tracks()
+    assert (last["track"], last["seconds"]) == (2, 0.001)
+    assert [(track["source"], track["seconds"]) for track in found] == [("v", 0.4), ("w", 0.1), ("webcam 0", 0.001)]
 
 
 @pytest.mark.parametrize("n", [1, 6, 9])
