@@ -20,11 +20,12 @@ from typing import Any
 
 from fer_utils import files, places
 from fer_utils.classes import CLASSES
-from fer_utils.predict import detection, drawing, photographs
+from fer_utils.predict import detection, drawing, photographs, timeline
 from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import PassedOver, Picture
 from fer_utils.predict.reader import Face, Reader, Reading
 from fer_utils.predict.smoothing import Smoother
+from fer_utils.predict.tracking import Tracker
 from fer_utils.training import model_files
 from fer_utils.training.model_files import NotOurModel
 
@@ -63,12 +64,17 @@ def rows(reading: Reading) -> list[dict[str, Any]]:
     """A picture's faces as rows of the CSV; for a picture without faces one row with only the picture's columns."""
     picture = reading.picture
     place = {"source": picture.source, "frame": picture.frame, "seconds": picture.seconds}
-    return [place | _columns(face, number) for number, face in enumerate(reading.faces)] or [place]
+    faces = enumerate(reading.faces)
+    return [place | {"track": face.track} | _columns(face, number) for number, face in faces] or [place]
 
 
 def _columns(face: Face, number: int) -> dict[str, Any]:
     of_classes = {f"probability_{name}": round(p, 6) for name, p in zip(CLASSES, face.probabilities, strict=True)}
-    return {"face": number} | asdict(face.box) | {"expression": face.expression} | of_classes
+    return {"face": number} | _place(face.box) | {"expression": face.expression} | of_classes
+
+
+def _place(box: Box) -> dict[str, Any]:
+    return {name: value for name, value in asdict(box).items() if name != "landmarks"}
 
 
 def as_json(reading: Reading) -> dict[str, Any]:
@@ -77,10 +83,12 @@ def as_json(reading: Reading) -> dict[str, Any]:
     height, width = picture.rgb.shape[:2]
     faces = [
         {
-            "box": asdict(face.box),
+            "box": _place(face.box),
+            "landmarks": [[round(x, 1), round(y, 1)] for x, y in face.box.landmarks],
             "expression": face.expression,
             "probabilities": dict(zip(CLASSES, (round(p, 6) for p in face.probabilities), strict=True)),
         }
+        | ({} if face.track is None else {"track": face.track})
         for face in reading.faces
     ]
     place = {"source": picture.source, "frame": picture.frame, "seconds": picture.seconds}
@@ -112,7 +120,8 @@ def shortened(path: str, width: int) -> str:
 
 
 LAST_CAMERA = 99  # from 100 on OpenCV takes the hundreds for the name of a driver, and negative numbers end the process
-WIDTHS = {"seconds": -8, "box": -22, "expression": 13, "next": 13, "detector": 8}  # of columns; negative: aligned right
+# Of columns; negative: aligned right.
+WIDTHS = {"seconds": -8, "track": -5, "box": -22, "expression": 13, "next": 13, "detector": 8}
 
 
 class Table:
@@ -120,10 +129,10 @@ class Table:
 
     def __init__(self, sources: Sequence[str], is_timed: bool):
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-        shown = [name for name in WIDTHS if name != "seconds" or is_timed]
+        shown = [name for name in WIDTHS if is_timed or name not in ("seconds", "track")]
         longest_name = max((len(Path(source).name) for source in sources), default=0) + len("…/")
-        for name in ("next", "detector"):  # omitted first if a file's name needs the space
-            if columns - self._taken(shown) < longest_name:
+        for name in ("next", "detector", "track"):  # omitted first if a file's name needs the space
+            if name in shown and columns - self._taken(shown) < longest_name:
                 shown.remove(name)
         longest = max((len(printable(source)) for source in sources), default=0)
         self._columns = shown
@@ -154,12 +163,17 @@ class Table:
         for face in reading.faces:
             second = int(np.argsort(face.probabilities)[-2])
             cells = {
+                "track": str(face.track or ""),
                 "box": f"{face.box.width}×{face.box.height} at {face.box.x},{face.box.y}",
                 "expression": face.label,
                 "next": f"{CLASSES[second]} {face.probabilities[second]:.2f}",
                 "detector": f"{face.box.confidence:.2f}",
             }
             self._say(picture.source, place | cells)
+
+    def sum_up(self, tracks: Sequence[dict[str, Any]]) -> None:
+        for track in tracks:
+            tqdm.write(timeline.described(track, printable(track["source"])), file=sys.stdout)
 
     def end(self, passed_over: Sequence[PassedOver], left_alone: LeftAlone, seconds: float) -> None:
         faces, pictures = counted(self._n_faces, "face"), counted(self._n_pictures, "picture")
@@ -171,11 +185,11 @@ class Table:
 
 
 class Csv:
-    """Comma-separated lines, one per face; frame and seconds only with a video or a webcam. At the end a line for each
+    """Comma-separated lines, one per face; frame, seconds and track only with a video or a webcam. At the end a line for each
     file that could not be read, and for each folder with files that were left alone, with the `reason`."""
 
     def __init__(self, sources: Sequence[str], is_timed: bool):
-        place = ["source", "frame", "seconds"] if is_timed else ["source"]
+        place = ["source", "frame", "seconds", "track"] if is_timed else ["source"]
         empty = _columns(Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)), 0)
         columns = [*place, *empty, "reason"]
         self._writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
@@ -183,6 +197,9 @@ class Csv:
 
     def add(self, reading: Reading) -> None:
         self._writer.writerows(rows(reading))
+
+    def sum_up(self, tracks: Sequence[dict[str, Any]]) -> None:
+        """Nothing to write: standard output holds one table, and --tracks names the file of the other."""
 
     def end(self, passed_over: Sequence[PassedOver], left_alone: LeftAlone, seconds: float) -> None:
         """A note is reported on standard error alone."""
@@ -196,11 +213,14 @@ class Json:
 
     def __init__(self, sources: Sequence[str], is_timed: bool):
         self._pictures: list[dict] = []
-        self._note: dict[str, str] = {}
+        self._note: dict[str, Any] = {}
 
     def add(self, reading: Reading) -> None:
         self._note = {"note": reading.note} if reading.note else {}
         self._pictures.append(as_json(reading))
+
+    def sum_up(self, tracks: Sequence[dict[str, Any]]) -> None:
+        self._note |= {"tracks": tracks} if tracks else {}
 
     def end(self, passed_over: Sequence[PassedOver], left_alone: LeftAlone, seconds: float) -> None:
         failed = [asdict(one) for one in passed_over]
@@ -253,6 +273,10 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--annotate", type=Path, metavar="DIR", help="write copies with the faces framed to this folder"
     )
+    parser.add_argument(
+        "--timeline", type=Path, metavar="FILE.png", help="of videos: draw each track's expressions over time"
+    )
+    parser.add_argument("--tracks", type=Path, metavar="FILE.csv", help="of videos: write a summary, a row a track")
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument(
         "--json", dest="format", action="store_const", const=Json, help="all probabilities, one document"
@@ -272,7 +296,8 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     if bool(given.paths) + (given.webcam is not None) + given.page != 1:
         parser.error("give paths of pictures or --webcam N or --page, one of the three")
-    if given.page and (given.no_detect or given.annotate or given.format):
+    written = {f"--{name}": vars(given)[name] for name in ("timeline", "tracks") if vars(given)[name] is not None}
+    if given.page and (given.no_detect or given.annotate or given.format or written):
         parser.error("--page goes with --model, --detector, --smallest, --threshold, --host and --port only")
     for path in given.paths:
         if not path.exists() and not path.is_symlink():
@@ -289,6 +314,11 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         parser.error(f"--smooth {given.smooth}: a time in seconds, 0 or more")
     if given.annotate and (given.annotate.exists() or given.annotate.is_symlink()) and not given.annotate.is_dir():
         parser.error(f"--annotate: {given.annotate} is no folder")
+    for option, path in written.items():
+        if path.suffix.lower() != (suffix := ".png" if option == "--timeline" else ".csv"):
+            parser.error(f"{option} {path}: the file's name ends in {suffix}")
+        if (path.exists() or path.is_symlink()) and not path.is_file():
+            parser.error(f"{option}: {path} is no file")
     for path in given.paths if given.annotate else ():
         if path.is_dir() and given.annotate.resolve().is_relative_to(path.resolve()):
             parser.error(f"--annotate: {given.annotate} lies in {path}, whose pictures are read; choose another folder")
@@ -332,12 +362,16 @@ def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
         _complain(failed)
     for folder, files_of in left_alone.items():
         print(printable(f"left alone: {folder}: {kinds(files_of)}"), file=sys.stderr)
+    for path in filter(None, (arguments.timeline, arguments.tracks)):
+        if path.exists() and any(path.samefile(source) for source in sources):
+            raise files.OutputError(f"{path} is one of the pictures that are read: choose another file")
     is_live = arguments.webcam is not None
     names = [f"webcam {arguments.webcam}"] if is_live else [str(path) for path in sources]
     output = (arguments.format or Table)(names, is_live or any(map(photographs.is_video, sources)))
     pictures = photographs.watch(arguments.webcam, arguments.every) if is_live else _all(sources, arguments.every)
     total = None if is_live else sum(photographs.count(path, arguments.every) for path in sources)
-    smoother = Smoother(arguments.smooth) if arguments.smooth else None
+    followed = Smoother(arguments.smooth).smoothed if arguments.smooth else Tracker().followed
+    times = timeline.Timeline()
     began = time.perf_counter()
     with (
         # On standard error, since standard output is for the rows. Its rate is that of pictures read.
@@ -352,14 +386,27 @@ def _run(arguments: argparse.Namespace, reader: Reader) -> list[PassedOver]:
                     passed_over.append(reading)
                     _complain(reading)
                     continue
-                shown = smoother.smoothed(reading) if smoother else reading
+                shown = followed(reading)
                 output.add(shown)
+                times.add(shown)
                 if arguments.annotate:
                     _copy(copies, shown, arguments.every)
         except KeyboardInterrupt:
             if not is_live:
                 raise
-    output.end(passed_over, left_alone, time.perf_counter() - began)
+    took = time.perf_counter() - began
+    tracks = times.tracks()
+    output.sum_up(tracks)
+    output.end(passed_over, left_alone, took)
+    if not tracks and (arguments.tracks or arguments.timeline):
+        print("no face in a video: neither tracks nor a timeline are written", file=sys.stderr)
+    elif arguments.tracks:
+        import pandas as pd  # takes a while to import
+
+        known = [track | {"source": os.fsencode(track["source"]).decode(errors="backslashreplace")} for track in tracks]
+        files.write_csv(arguments.tracks, pd.json_normalize(known, sep="_"))
+    if tracks and arguments.timeline:
+        times.draw(arguments.timeline, lambda source: shortened(source, 40))
     return passed_over
 
 
@@ -373,7 +420,8 @@ def _copy(copies: drawing.Copies, reading: Reading, every: int) -> None:
     if picture.frame is None:
         copies.add_picture(picture.source, reading.drawn())
     else:
-        copies.add_frame(picture.source, reading.drawn(), (picture.rate or drawing.RATE) / every)
+        rate = (picture.rate or drawing.RATE) / every
+        copies.add_frame(picture.source, reading.drawn(), picture.seconds, rate)
 
 
 def _complain(failed: PassedOver) -> None:

@@ -5,8 +5,9 @@ imported with the first detector, not with this module. YuNet (Wu et al. 2023, d
 OpenCV from a file (see yunet_file).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +19,16 @@ import cv2
 import numpy as np
 
 NAMES = ("auto", "mtcnn", "yunet")
+LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")  # MTCNN's names, in YuNet's order
 SMALLEST = (
     20  # pixels; size of a face for MTCNN's first network; mtcnn 1.0.0 fails with a larger value (see Mtcnn.find)
 )
+UPRIGHT = ((-1, -1), (1, -1), (0, 0), (-0.8, 1), (0.8, 1))  # the landmarks of an upright face, in some unit
+PROPORTION = (
+    0.8  # width over height of both detectors' boxes; where the picture's border cuts a face they frame its rest
+)
+TREMBLE = 5.0  # degrees; about the error of both detectors' landmarks: a smaller turn is none
+NEAR = 0.05  # of a box's side: so near to the border a face is taken for cut
 MIN_SIDE = 48  # pixels; smaller pictures are padded, since MTCNN's pyramid would be empty
 OVERLAP = 0.3  # of two YuNet boxes that share more than this of their union, the less confident one is dropped
 # Pixels. YuNet was trained on faces up to about 300 px and misses much larger ones; in the astronaut's picture it is sure
@@ -34,13 +42,35 @@ class DetectorMissing(ImportError):
 
 @dataclass(frozen=True)
 class Box:
-    """A face's position in pixels of the picture, and the detector's confidence (0–1)."""
+    """A face's position in pixels of the picture, which a face at its border exceeds, and the detector's confidence (0–1).
+
+    landmarks: (x, y) of eyes, nose and corners of the mouth, of a pair the one that is left in the picture first; or none.
+    """
 
     x: int
     y: int
     width: int
     height: int
     confidence: float
+    landmarks: tuple[tuple[float, float], ...] = ()
+
+    def within(self, picture: np.ndarray) -> "Box":
+        """The part of the box that lies in the picture."""
+        height, width = picture.shape[:2]
+        left, top = min(max(self.x, 0), width), min(max(self.y, 0), height)
+        right, bottom = min(max(self.x + self.width, 0), width), min(max(self.y + self.height, 0), height)
+        return replace(self, x=left, y=top, width=right - left, height=bottom - top)
+
+    def turn(self) -> float:
+        """The angle in degrees by which the face is turned clockwise in the picture; 0 below TREMBLE and without landmarks.
+
+        All landmarks tell it: in a profile the eyes alone lie too near each other.
+        """
+        if not self.landmarks:
+            return 0.0
+        seen, upright = (np.array(points) @ (1, 1j) for points in (self.landmarks, UPRIGHT))
+        turn = math.degrees(np.angle(np.vdot(upright - upright.mean(), seen - seen.mean())))
+        return turn if abs(turn) >= TREMBLE else 0.0
 
 
 class Detector(Protocol):
@@ -81,7 +111,11 @@ class Mtcnn:
         """
         scaled = _at_least(_scaled(picture, self._scale), MIN_SIDE)
         found = self._network.detect_faces(scaled, threshold_onet=self._threshold)
-        return _in_order(_box(face["box"], face["confidence"], self._scale, picture) for face in found)
+        boxes = (
+            _box(face["box"], [face["keypoints"][name] for name in LANDMARKS], face["confidence"], self._scale)
+            for face in found
+        )
+        return _in_order(boxes, picture)
 
 
 class YuNet:
@@ -115,12 +149,13 @@ class YuNet:
             scaled = _scaled(bgr, scale)
             found = self._found(scaled)
             is_last = max(scaled.shape[:2]) <= 2 * LARGEST
-            faces += [(face[:4] / scale, face[-1]) for face in found if is_last or max(face[2:4]) <= LARGEST]
+            faces += [(face[:14] / scale, face[-1]) for face in found if is_last or max(face[2:4]) <= LARGEST]
             if is_last:
                 break
             scale /= 4
-        kept = cv2.dnn.NMSBoxes([f.tolist() for f, _ in faces], [float(p) for _, p in faces], self._threshold, OVERLAP)
-        return _in_order(_box(faces[n][0], faces[n][1], 1, picture) for n in kept)
+        places, confidences = [place[:4].tolist() for place, _ in faces], [float(p) for _, p in faces]
+        kept = cv2.dnn.NMSBoxes(places, confidences, self._threshold, OVERLAP)
+        return _in_order((_box(faces[n][0][:4], faces[n][0][4:].reshape(5, 2), faces[n][1], 1) for n in kept), picture)
 
     def _found(self, bgr: np.ndarray) -> np.ndarray:
         """Rows of x, y, width, height, ten coordinates of landmarks, confidence."""
@@ -187,31 +222,53 @@ def _at_least(picture: np.ndarray, side: int) -> np.ndarray:
     return cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_CONSTANT) if bottom or right else picture
 
 
-def _box(place, confidence: float, scale: float, picture: np.ndarray) -> Box:
-    """The part of a box that lies in the picture; its corner and sides are divided by `scale`."""
+def _box(place, landmarks, confidence: float, scale: float) -> Box:
+    """A box from its corner and sides and its landmarks, all of them divided by `scale`."""
+    points = tuple((float(x) / scale, float(y) / scale) for x, y in landmarks)
+    return Box(*(round(float(value) / scale) for value in place), round(float(confidence), 4), points)
+
+
+def _in_order(boxes: Iterable[Box], picture: np.ndarray) -> list[Box]:
+    """The boxes of which a part lies in the picture, from left to right, those of cut faces completed."""
     height, width = picture.shape[:2]
-    x, y, w, h = (round(float(value) / scale) for value in place)
-    left, top = min(max(x, 0), width), min(max(y, 0), height)
-    right, bottom = min(max(x + w, 0), width), min(max(y + h, 0), height)
-    return Box(left, top, right - left, bottom - top, round(float(confidence), 4))
+    found = []
+    for box in boxes:
+        part = box.within(picture)
+        if part.width and part.height:
+            x, wide = _completed(box.x, box.width, round(PROPORTION * box.height), width)
+            y, high = _completed(box.y, box.height, round(box.width / PROPORTION), height)
+            found.append(replace(box, x=x, y=y, width=wide, height=high))
+    return sorted(found, key=lambda box: (box.x, box.y))
 
 
-def _in_order(boxes) -> list[Box]:
-    return sorted((box for box in boxes if box.width and box.height), key=lambda box: (box.x, box.y))
+def _completed(begin: int, length: int, whole: int, end: int) -> tuple[int, int]:
+    """Begin and length of a box's side, which is made `whole` over the picture's border, 0 or `end`, where it lies at one."""
+    missing, near = max(0, whole - length), NEAR * length
+    if begin <= near:
+        return begin - missing, length + missing
+    return begin, length + (missing if begin + length >= end - near else 0)
 
 
 def crop(picture: np.ndarray, box: Box, framing: float) -> np.ndarray:
-    """The face cropped as in FER2013: uint8 grey (48, 48), a square of `framing` times the box's mean side.
+    """The face cropped as in FER2013: uint8 grey (48, 48), a square of `framing` times the box's mean side, turned about the
+    box's centre so that the face is upright, if its landmarks are known.
 
     Outside the picture the edge pixels are repeated.
     """
     side = max(1, round(framing * (box.width * box.height) ** 0.5))
-    left = round(box.x + box.width / 2 - side / 2)
-    top = round(box.y + box.height / 2 - side / 2)
+    turn = box.turn()
+    margin = math.ceil(side * (2**0.5 - 1) / 2) if turn else 0  # a square turned by 45° reaches so much further
+    reach = side + 2 * margin
+    left = round(box.x + box.width / 2 - side / 2) - margin
+    top = round(box.y + box.height / 2 - side / 2) - margin
     height, width = picture.shape[:2]
-    rows = np.clip(np.arange(top, top + side), 0, height - 1)
-    columns = np.clip(np.arange(left, left + side), 0, width - 1)
-    return images.as_face(picture[np.ix_(rows, columns)])
+    rows = np.clip(np.arange(top, top + reach), 0, height - 1)
+    columns = np.clip(np.arange(left, left + reach), 0, width - 1)
+    square = picture[np.ix_(rows, columns)]
+    if turn:
+        way = cv2.getRotationMatrix2D(((reach - 1) / 2, (reach - 1) / 2), turn, 1)
+        square = cv2.warpAffine(square, way, (reach, reach), borderMode=cv2.BORDER_REPLICATE)
+    return images.as_face(square[margin : margin + side, margin : margin + side])
 
 
 def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:

@@ -15,6 +15,8 @@ import numpy as np
 COLOUR = (0, 230, 118)  # RGB
 MARK = "_faces"  # added to the name of a copy
 RATE = 10.0  # frames per second of a copy if the source's rate is unknown
+MAX_RATE = 240.0  # of a copy; a file without a rate of its own may claim 1000, the unit of its times
+LONGEST = 10.0  # seconds for which a copy shows one frame, so that a wrong time in a source cannot fill the disk
 
 
 def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str], note: str = "") -> np.ndarray:
@@ -49,12 +51,15 @@ def _write_at_foot(picture: np.ndarray, note: str) -> None:
 class Copies:
     """Writes annotated copies to a folder: PNG files of pictures, one MP4 of each video, all atomically.
 
+    A video's copy has a fixed rate and plays as long as its source: it shows a frame until the next one's time.
     A copy takes a free name. No file gives way to it: neither a source, nor another file, nor a copy of an earlier call.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._video: tuple[str, contextlib.ExitStack, cv2.VideoWriter] | None = None
+        self._last = np.empty(0)  # frame of the video, its time, and the places in the copy up to that time and written
+        self._seconds, self._due, self._written = 0.0, 0.0, 0
 
     def __enter__(self) -> "Copies":
         return self
@@ -70,12 +75,23 @@ class Copies:
             temporary.write_bytes(cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes())
         return path
 
-    def add_frame(self, source: str, rgb: np.ndarray, rate: float) -> None:
+    def add_frame(self, source: str, rgb: np.ndarray, seconds: float, rate: float) -> None:
         """Write a frame to the copy of its video, which ends with the next source or with this object."""
+        rate = min(rate, MAX_RATE)
         if self._video is None or self._video[0] != source:
             self._end_video()
             self._video = self._begin_video(source, rgb.shape, rate)
-        self._video[2].write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+            self._seconds, self._due, self._written = seconds, 0.0, 0
+        self._due += min(seconds - self._seconds, LONGEST) * rate
+        while self._written < round(self._due):
+            self._write(self._last)
+        self._seconds, self._last = seconds, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+        if self._written == round(self._due):  # else a frame has this place already
+            self._write(self._last)
+
+    def _write(self, bgr: np.ndarray) -> None:
+        self._video[2].write(bgr)
+        self._written += 1
 
     def _begin_video(self, source: str, shape: tuple[int, ...], rate: float):
         path = self._path(source, ".mp4")

@@ -123,7 +123,7 @@ class Session:
         return grad_cam.heat_maps(self._keras, crops[..., None], classes)
 
     def _crops(self, reading: Reading) -> np.ndarray:
-        return np.array([self._reader.crop(reading.picture.rgb, face.box) for face in reading.faces])
+        return np.array([face.crop for face in reading.faces])
 
     def _html(self, reading: Reading, heat: np.ndarray | None, foot: str = "") -> str:
         shown = _shrunk(replace(reading, note="").drawn(), SHOWN_SIDE)  # the note stands below

@@ -18,7 +18,8 @@ MISCOUNT = 0.02  # tolerated relative error of a container's frame count (Matros
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: RGB uint8 (height, width, 3). For a video also frame number from 0, time, and frames per second."""
+    """One picture: RGB uint8 (height, width, 3). For a video also frame number from 0, seconds since the first frame, and
+    frames per second, of which a video of a variable rate has the mean."""
 
     source: str
     rgb: np.ndarray
@@ -114,14 +115,21 @@ def read_video(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
 
 def _frames(video: cv2.VideoCapture, source: str, every: int) -> Iterator[Picture | PassedOver]:
     promised, rate = _promised_frames(video), video.get(cv2.CAP_PROP_FPS)
-    number = 0
+    number, begin, step, seconds = 0, 0.0, 0.0, 0.0
     while video.grab():
+        stamp = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        begin = stamp if number == 0 else begin
+        if number and (step := stamp - begin - seconds) <= 0:  # no time stamps in the file or from this OpenCV
+            step = 1 / rate if rate > 0 else 0.0
+        seconds += step
         if number % every == 0:
-            yield _frame(video, source, number, rate)
+            yield _frame(video, source, number, seconds, rate)
         number += 1
     if number == 0:
         yield PassedOver(source, "the video holds no frame")
-    elif promised - number > max(1, MISCOUNT * promised):
+        return
+    reached = max(number, (seconds + step) * rate)  # a header may promise the duration times the rate
+    if promised - reached > max(1, MISCOUNT * promised):
         yield PassedOver(source, f"the video ends early: {number} of {promised} frames could be read", number)
 
 
@@ -130,12 +138,13 @@ def _promised_frames(video: cv2.VideoCapture) -> int:
     return int(count) if math.isfinite(count) and count > 0 else 0
 
 
-def _frame(video: cv2.VideoCapture, source: str, number: int, rate: float) -> Picture | PassedOver:
+def _frame(
+    video: cv2.VideoCapture, source: str, number: int, seconds: float, rate: float | None = None
+) -> Picture | PassedOver:
     is_whole, bgr = video.retrieve()
     if not is_whole or bgr is None:
         return PassedOver(source, f"frame {number} is broken", number)
-    seconds = round(number / rate, 3) if rate > 0 else None
-    return Picture(source, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), number, seconds, rate or None)
+    return Picture(source, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), number, round(seconds, 3), rate or None)
 
 
 def count(path: Path, every: int = 1) -> int:
@@ -160,9 +169,8 @@ def watch(camera: int, every: int = 1) -> Iterator[Picture | PassedOver]:
         started, number = cv2.getTickCount(), 0
         while video.grab():
             if number % every == 0:
-                picture = _frame(video, source, number, 0)
-                elapsed = round((cv2.getTickCount() - started) / cv2.getTickFrequency(), 3)
-                yield picture if isinstance(picture, PassedOver) else Picture(source, picture.rgb, number, elapsed)
+                elapsed = (cv2.getTickCount() - started) / cv2.getTickFrequency()
+                yield _frame(video, source, number, elapsed)
             number += 1
         yield PassedOver(source, "the camera gives no more pictures", number)
     finally:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,15 @@ SUM_ERROR = 0.01  # of seven probabilities in float16
 
 @dataclass(frozen=True)
 class Face:
-    """A face and its seven probabilities, in the order of CLASSES."""
+    """A face and its seven probabilities, in the order of CLASSES.
+
+    crop: as the model sees it, uint8 grey (48, 48). track: of a video, the number that a Tracker gave it.
+    """
 
     box: Box
     probabilities: tuple[float, ...]
+    crop: np.ndarray | None = field(default=None, compare=False, repr=False)
+    track: int | None = None
 
     @property
     def expression(self) -> str:
@@ -52,7 +57,8 @@ class Reading:
 
     def drawn(self) -> np.ndarray:
         """The picture with its faces framed and the note at its foot, RGB."""
-        boxes, labels = [face.box for face in self.faces], [face.label for face in self.faces]
+        boxes = [face.box for face in self.faces]
+        labels = [f"{face.track or ''} {face.label}".lstrip() for face in self.faces]
         return drawing.drawn(self.picture.rgb, boxes, labels, self.note if self.faces else "")
 
     def figure(self) -> "Figure":
@@ -101,26 +107,24 @@ class Reader:
                 yield self._located(picture)
 
     def _located(self, picture: Picture | PassedOver) -> tuple[Picture | PassedOver, list[Box], list[np.ndarray]]:
-        """The picture, its faces' boxes, and their crops."""
+        """The picture, the parts of its faces' boxes that lie in it, and the faces' crops."""
         if isinstance(picture, PassedOver):
             return picture, [], []
         if self._detector is None:
             height, width = picture.rgb.shape[:2]
             return picture, [Box(0, 0, width, height, 1.0)], [images.as_face(picture.rgb)]
         boxes = self._detector.find(picture.rgb)
-        return picture, boxes, [self.crop(picture.rgb, box) for box in boxes]
-
-    def crop(self, rgb: np.ndarray, box: Box) -> np.ndarray:
-        """The face in a box of the detector, as the model sees it: uint8 grey (48, 48)."""
-        return detection.crop(rgb, box, self._detector.framing)
+        crops = [detection.crop(picture.rgb, box, self._detector.framing) for box in boxes]
+        return picture, [box.within(picture.rgb) for box in boxes], crops
 
     def _read_held(self, held: list, crops: list[np.ndarray], batch: int) -> Iterator[Reading | PassedOver]:
-        rows = iter(self.probabilities(np.array(crops), batch) if crops else ())
+        rows = zip(self.probabilities(np.array(crops), batch) if crops else (), crops, strict=True)
         for picture, boxes in held:
             if isinstance(picture, PassedOver):
                 yield picture
             else:
-                faces = tuple(Face(box, tuple(map(float, next(rows)))) for box in boxes)
+                found = zip(boxes, rows, strict=False)  # boxes end first: no row of the next picture is taken
+                faces = tuple(Face(box, tuple(map(float, row)), crop) for box, (row, crop) in found)
                 yield Reading(picture, faces, self.note)
 
     def probabilities(self, crops: np.ndarray, batch: int = BATCH) -> np.ndarray:

@@ -6,10 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-NAME = "face_detection_yunet_2023mar.onnx"
-URL = f"https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/{NAME}"  # 228 KB, MIT licence
-SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
-
+# Name → SHA-256. Both hold the same network and give the same faces. The older one states a fixed size of its input, which
+# engines that take it at its word refuse (opencv/opencv_zoo#310).
+KNOWN = {
+    "face_detection_yunet_2023mar.onnx": "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+    "face_detection_yunet_2026may.onnx": "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0",
+}
+NAME = "face_detection_yunet_2026may.onnx"  # the one that is fetched: 230 KB, MIT licence
+URL = f"https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/{NAME}"
+SHA256 = KNOWN[NAME]
 MAX_BYTES = 1_000_000  # of a file that may be YuNet's
 
 
@@ -24,8 +29,9 @@ def locate(given: Path | None = None) -> Path:
     """
     if given is not None:
         return _checked(given)
-    cached = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser()) / "models" / NAME
-    return _checked(cached) if cached.is_file() else _fetched(cached)
+    folder = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser()) / "models"
+    cached = next((folder / name for name in KNOWN if (folder / name).is_file()), None)
+    return _checked(cached) if cached else _fetched(folder / NAME)
 
 
 def _checked(path: Path) -> Path:
@@ -33,9 +39,9 @@ def _checked(path: Path) -> Path:
         raise YuNetMissing(f"no file at {path}: YuNet's is {URL}")
     with path.open("rb") as file:
         found = hashlib.sha256(file.read(MAX_BYTES)).hexdigest()
-    if found != SHA256:
+    if found not in KNOWN.values():
         raise YuNetMissing(
-            f"{path} is not {NAME} (its SHA-256 begins with {found[:8]}, expected {SHA256[:8]}): take it from {URL}"
+            f"{path} is not {' or '.join(KNOWN)} (its SHA-256 begins with {found[:8]}): take it from {URL}"
         )
     return path
 

@@ -1,5 +1,6 @@
 """Faces are found where they are, and nowhere else; their crops are framed as FER2013's."""
 
+import hashlib
 import sys
 
 from fer_utils.data import extra_sources, splits
@@ -8,6 +9,7 @@ from fer_utils.predict.detection import Box
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("mtcnn", reason="the face detector is not installed")
@@ -117,6 +119,31 @@ def test_a_file_that_is_fetched_is_checked_and_kept_in_the_cache(yunet_path, tmp
     assert asked == {"name": yunet_file.NAME, "url": yunet_file.URL, "hash": yunet_file.SHA256}
 
 
+@pytest.fixture
+def yunet_2026may(yunet_path, tmp_path):
+    """YuNet's file of May 2026, byte for byte: that of 2023 with sizes of input and outputs left open."""
+    model = onnx.load(yunet_path)
+    for place, name in ((2, "height"), (3, "width")):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
+    for output in model.graph.output:
+        output.type.tensor_type.shape.dim[1].dim_param = "anchors"
+    del model.graph.value_info[:]
+    file = tmp_path / "2026may.onnx"
+    file.write_bytes(model.SerializeToString())
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == yunet_file.KNOWN["face_detection_yunet_2026may.onnx"]
+    return file
+
+
+def test_both_files_of_yunet_find_the_same_faces_at_any_size(yunet_path, yunet_2026may):
+    import photograph_sets as sets
+
+    older, newer = detection.detector(str(yunet_path)), detection.detector(str(yunet_2026may))
+    for size in ((512, 512), (640, 640), (321, 433), (1001, 500), (172, 448), (47, 20)):
+        picture = cv2.resize(sets.rgb("astronaut.png"), size)
+        assert older.find(picture) == newer.find(picture)
+    assert older.find(sets.rgb("astronaut.png"))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 3), (10, 300, 3), (300, 13, 3), (172, 448, 3)])
 def test_small_and_narrow_pictures_hold_no_face(detector, shape):
     assert detector.find(np.full(shape, 90, np.uint8)) == []
@@ -157,6 +184,48 @@ def test_the_crop_is_a_square_around_the_box_and_repeats_the_edge():
     assert (crop[:, :23] == 0).all() and (crop[:, 25:] == 200).all()
     corner = detection.crop(picture, Box(190, 190, 10, 10, 1.0), 1.10)
     assert (corner == 200).all()
+
+
+def test_a_face_cut_by_the_border_is_cropped_as_if_the_picture_went_on():
+    picture = np.random.default_rng(0).integers(0, 256, (120, 100, 3), np.uint8)
+    padded = cv2.copyMakeBorder(picture, 60, 60, 60, 60, cv2.BORDER_REPLICATE)
+    for x, y in ((-20, 30), (70, 90), (-15, -15), (20, 30)):
+        cut, whole = Box(x, y, 50, 60, 1.0), Box(x + 60, y + 60, 50, 60, 1.0)
+        assert (detection.crop(picture, cut, 1.1) == detection.crop(padded, whole, 1.1)).all()
+    assert Box(-20, 90, 50, 60, 1.0).within(picture) == Box(0, 90, 30, 30, 1.0)
+
+
+def test_the_box_of_a_face_at_the_border_is_neither_smaller_nor_shifted(detector):
+    import photograph_sets as sets
+
+    (whole,) = detector.find(sets.rgb("astronaut.png"))
+    left = whole.x + whole.width // 5
+    (cut,) = detector.find(np.ascontiguousarray(sets.rgb("astronaut.png")[:, left:]))
+    assert cut.x < 0 and abs(cut.x + left + cut.width / 2 - whole.x - whole.width / 2) < 0.12 * whole.width
+    assert cut.width > 0.85 * whole.width
+
+
+def test_landmarks_are_eyes_nose_and_mouth_in_the_order_in_which_they_lie(detector):
+    import photograph_sets as sets
+
+    (box,) = detector.find(sets.rgb("astronaut.png"))
+    left_eye, right_eye, nose, mouth_left, mouth_right = box.landmarks
+    assert box.x < left_eye[0] < nose[0] < right_eye[0] < box.x + box.width and mouth_left[0] < mouth_right[0]
+    assert box.y < left_eye[1] < nose[1] < mouth_left[1] < box.y + box.height
+
+
+@pytest.mark.parametrize("angle", [-60, -30, -7, 0, 7, 30, 60])
+def test_a_turned_face_is_cropped_upright(angle):
+    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8), (0, 0), 5)
+    points = 150 + 20 * np.array(detection.UPRIGHT)
+    way = cv2.getRotationMatrix2D((150, 150), -angle, 1)  # clockwise
+    turned = cv2.warpAffine(picture, way, (300, 300))
+    box = Box(110, 110, 80, 80, 1.0, tuple(map(tuple, np.hstack([points, np.ones((5, 1))]) @ way.T)))
+    assert box.turn() == pytest.approx(angle)
+    nearly = np.hstack([points, np.ones((5, 1))]) @ cv2.getRotationMatrix2D((150, 150), detection.TREMBLE - 1, 1).T
+    assert Box(110, 110, 80, 80, 1.0, tuple(map(tuple, nearly))).turn() == 0
+    upright = detection.crop(picture, Box(110, 110, 80, 80, 1.0), 1.1).astype(int)
+    assert np.abs(detection.crop(turned, box, 1.1) - upright).max() <= 6
 
 
 @pytest.mark.parametrize("framing", [detection.Mtcnn.framing, detection.YuNet.framing])

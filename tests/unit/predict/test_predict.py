@@ -5,15 +5,17 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
-from fer_utils.predict import command_line, detection, photographs, reader
+from fer_utils.predict import command_line, detection, drawing, photographs, reader
 from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import PassedOver, Picture
 from fer_utils.training import model_files
 
+import clips
 import cv2
 import keras
 import numpy as np
@@ -230,6 +232,69 @@ def test_a_video_without_its_end_gives_what_it_has_and_says_so(run, tmp_path):
     assert "the video ends early" in err and "of 60 frames" in err
 
 
+def test_the_times_of_a_video_of_a_variable_rate_are_those_of_its_frames(run, tmp_path):
+    times = [0, 0.033, 0.067, 0.1, 1.0, 1.033, 1.067, 2.5, 2.533, 4.0]
+    video = clips.with_times(write_video(tmp_path / "v.mp4", len(times), "mp4v"), times)
+    pictures = json.loads(run(video, "--json")[1])["pictures"]
+    assert [one["seconds"] for one in pictures] == pytest.approx(times, abs=0.002)
+    status, out, _ = run(video, "--every", 4, "--json")
+    assert status == 0
+    assert [one["seconds"] for one in json.loads(out)["pictures"]] == pytest.approx([0, 1.0, 2.533], abs=0.002)
+
+
+class Stamps:
+    """A capture of frames with these time stamps, which its header counts as duration times rate."""
+
+    def __init__(self, stamps, rate=30.0, promised=0):
+        self.stamps, self.rate, self.promised, self.number = stamps, rate, promised, -1
+
+    def get(self, what):
+        stamp = self.stamps[max(0, min(self.number, len(self.stamps) - 1))]
+        return {cv2.CAP_PROP_FRAME_COUNT: self.promised, cv2.CAP_PROP_FPS: self.rate}.get(what, 1000 * stamp)
+
+    def grab(self):
+        self.number += 1
+        return self.number < len(self.stamps)
+
+    def retrieve(self):
+        return True, np.zeros((8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "times"),
+    [
+        ([0, 0.04, 0.5, 0.54], [0, 0.04, 0.5, 0.54]),
+        ([5.0, 5.04, 5.5], [0, 0.04, 0.5]),  # a recording that was begun before
+        ([0, 0, 0, 0], [0, 0.033, 0.067, 0.1]),  # no time stamps: by the rate
+        ([0.033, 0.067, 0.1], [0, 0.034, 0.067]),  # a backend that names the time of the next frame
+        ([0, 0.04, 0.01, 0.02, 0.15], [0, 0.04, 0.073, 0.107, 0.15]),  # a clock that was set back
+    ],
+)
+def test_times_grow_and_begin_with_the_first_frame(stamps, times):
+    read = list(photographs._frames(Stamps(stamps), "v", 1))
+    assert [one.seconds for one in read] == pytest.approx(times, abs=0.001)
+
+
+def test_a_header_that_counts_frames_by_the_duration_promises_no_more_than_that():
+    stamps = [*np.arange(30) / 30, *np.arange(5, 20) / 5]  # 45 frames in 4 seconds: WebM from a browser
+    assert all(isinstance(one, Picture) for one in photographs._frames(Stamps(stamps, promised=120), "v", 1))
+    half = list(photographs._frames(Stamps(stamps[:35], promised=120), "v", 1))
+    assert half[-1] == PassedOver("v", "the video ends early: 35 of 120 frames could be read", 35)
+
+
+def test_a_video_that_a_player_turns_is_read_upright(tmp_path):
+    video = clips.turned(write_video(tmp_path / "v.mp4", 3, "mp4v"))
+    assert [one.rgb.shape for one in photographs.read_video(video)] == [(64, 48, 3)] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("v.webm", "VP90"), ("v.webm", "VP80"), ("v.mkv", "MJPG"), ("v.mov", "mp4v")]
+)
+def test_other_containers_are_read_with_their_times(name, code, tmp_path):
+    read = list(photographs.read_video(write_video(tmp_path / name, 5, code)))
+    assert [one.seconds for one in read] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
 def test_a_file_that_is_no_video_is_said(run, tmp_path):
     (tmp_path / "v.mp4").write_bytes(b"no video")
     status, _, err = run(tmp_path / "v.mp4")
@@ -320,6 +385,72 @@ def test_smoothing_delays_a_change_and_is_off_by_default(run, tmp_path):
     plain, smooth = happy(), happy("--smooth", 0.5)
     assert plain[5] < 0.01 and plain[6] > 0.99
     assert smooth[5] < 0.01 and smooth[6] == pytest.approx(1 - np.exp(-0.2), abs=0.01) and smooth[11] > smooth[6]
+
+
+def test_two_faces_that_cross_are_two_tracks_in_every_output(outputs, tmp_path, capsys):
+    video, sums, figure = clips.crossing(tmp_path / "v.mp4"), tmp_path / "tracks.csv", tmp_path / "line.png"
+
+    def read(*options) -> str:
+        given = [video, "--detector", "mtcnn", "--model", "auto", "--outputs", outputs, *options]
+        assert command_line.main([*map(str, given)]) == 0
+        return capsys.readouterr().out
+
+    rows = list(csv.DictReader(io.StringIO(read("--csv", "--tracks", sums, "--timeline", figure))))
+    going, coming = ([int(row["x"]) for row in rows if row["track"] == track] for track in "12")
+    assert {row["track"] for row in rows} == {"1", "2"} and min(len(going), len(coming)) > 12
+    assert going == sorted(going) and coming == sorted(coming, reverse=True)
+    in_file = list(csv.DictReader(io.StringIO(sums.read_text())))
+    assert [(row["source"], row["track"]) for row in in_file] == [(str(video), "1"), (str(video), "2")]
+    assert float(in_file[0]["seconds"]) == pytest.approx(2, abs=0.15) and figure.read_bytes().startswith(b"\x89PNG")
+    document = json.loads(read("--json"))
+    assert [track["track"] for track in document["tracks"]] == [1, 2]
+    assert tuple(document["tracks"][0]["share"]) == CLASSES and document["tracks"][0]["seconds"] > 1.8
+    face = document["pictures"][0]["faces"][0]
+    assert face["track"] == 1 and len(face["landmarks"]) == 5
+    lines = read("--smooth", 0.5).splitlines()
+    assert lines[-3].startswith(f"track 1 of {video}: seen ") and lines[-2].startswith(f"track 2 of {video}: seen ")
+
+
+def test_only_videos_have_tracks(run, tmp_path):
+    picture = write(tmp_path / "a.png")
+    assert "track" not in run(picture)[1].splitlines()[0] and "track" not in run(picture, "--csv")[1].splitlines()[0]
+    document = json.loads(run(picture, "--json")[1])
+    assert "tracks" not in document and "track" not in document["pictures"][0]["faces"][0]
+    status, _, err = run(picture, "--timeline", tmp_path / "line.png", "--tracks", tmp_path / "tracks.csv")
+    assert status == 0 and "no face in a video" in err and [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_picture_that_is_read_is_not_replaced_by_the_timeline(run, tmp_path):
+    before = write(tmp_path / "a.png").read_bytes()
+    status, _, err = run(tmp_path, "--timeline", tmp_path / "a.png")
+    assert status == 2 and "a.png is one of the pictures that are read" in err
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_the_annotated_copy_of_a_video_of_a_variable_rate_plays_as_its_source(run, tmp_path):
+    times = [*np.arange(15) / 10, *np.arange(7, 14) / 4, *np.arange(35, 50) / 10]  # slower between 1.5 and 3.5 seconds
+    video = clips.write(tmp_path / "v.mp4", [np.full((96, 128, 3), 30 * (n % 8), np.uint8) for n in range(len(times))])
+    run(clips.with_times(video, times), "--annotate", tmp_path / "out")
+    copy = [one for one in photographs.read_video(tmp_path / "out" / "v_faces.mp4") if isinstance(one, Picture)]
+    assert abs(copy[-1].seconds - times[-1]) < 0.2
+    for one in copy:
+        shown = times[round(float(one.rgb[50:80, 50:110].mean()) / 30) :: 8]
+        assert np.abs(one.seconds - np.array(shown)).min() < 0.26  # the longest step
+
+
+def test_a_wrong_time_fills_no_disk(tmp_path):
+    with drawing.Copies(tmp_path) as copies:
+        for seconds in (0.0, 1e6, 1e6 + 0.1):
+            copies.add_frame("v.mp4", np.zeros((48, 64, 3), np.uint8), seconds, 10.0)
+    assert len(list(photographs.read_video(tmp_path / "v_faces.mp4"))) == 10 * drawing.LONGEST + 2
+
+
+def test_a_copy_names_the_track(monkeypatch):
+    said = []
+    monkeypatch.setattr(drawing, "drawn", lambda rgb, boxes, labels, note: said.extend(labels))
+    face = reader.Face(Box(0, 0, 9, 9, 1.0), (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0))
+    reader.Reading(Picture("v", np.empty(0)), (face, replace(face, track=2))).drawn()
+    assert said == ["happy 1.00", "2 happy 1.00"]
 
 
 @pytest.fixture
@@ -449,7 +580,7 @@ class OneBadFrame:
         self.number = -1
 
     def get(self, what):
-        return {cv2.CAP_PROP_FRAME_COUNT: 4.0, cv2.CAP_PROP_FPS: 2.0}[what]
+        return {cv2.CAP_PROP_FRAME_COUNT: 4.0, cv2.CAP_PROP_FPS: 2.0, cv2.CAP_PROP_POS_MSEC: 0.0}[what]
 
     def grab(self):
         self.number += 1
