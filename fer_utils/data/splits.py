@@ -10,13 +10,12 @@ from pathlib import Path
 from fer_utils import files, images, progress
 from fer_utils.classes import CLASSES
 from fer_utils.data import extra_sources, finding
-from fer_utils.data.sources import DatasetError, Source, open_source
+from fer_utils.data.sources import FER2013, DatasetError, Source, open_source
 
 import numpy as np
 import pandas as pd
 
 SPLITS = ("TRAIN", "VAL", "TEST")
-FER2013 = "fer2013"
 EMOTION_DETECTION = "emotion_detection"
 MANIFEST_COLUMNS = (
     "split", "label", "source", "usage", "source_path", "path", "fingerprint", "flags", "group", "relation", "label_conflict",

@@ -11,7 +11,7 @@ from pathlib import Path
 from fer_utils import images
 from fer_utils.classes import CLASSES
 from fer_utils.data import audit, balance, extra_sources, near_duplicates, splits
-from fer_utils.data.sources import DatasetError, natural_key
+from fer_utils.data.archives import DatasetError, natural_key
 
 import numpy as np
 import pandas as pd
@@ -188,7 +188,7 @@ CASES = {
     "a folder with a pipe called zip": (
         lambda root: _fifo(root / "in" / "a.zip").parent, r"neither a folder, a \.zip nor a \.csv file", None),
     "a folder with a pipe for the table": (
-        lambda root: _fifo(root / "in" / "fer2013.csv").parent, r"fer2013\.csv is no regular file: give the table", None),
+        lambda root: _fifo(root / "in" / "fer2013.csv").parent, r"fer2013\.csv cannot be read \(it is no regular file\): give the table", None),
     "a folder with a dead link for the zip": (
         lambda root: _dead(root / "in" / "a.zip").parent, r"neither a folder, a \.zip nor a \.csv file", None),
     "a dead link called zip": (lambda root: _dead(root / "data.zip"), r"nothing at .*data\.zip", None),

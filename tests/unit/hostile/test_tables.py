@@ -101,7 +101,7 @@ def test_a_line_of_a_gigabyte_is_refused_without_reading_it(begin, tmp_path):
 
 
 def test_a_table_without_an_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("fer_utils.data.sources.MAX_TABLE", 50_000)
+    monkeypatch.setattr("fer_utils.data.layouts.MAX_TABLE", 50_000)
     (tmp_path / "fer2013.csv").write_text(_csv())
     with pytest.raises(DatasetError, match=rf"past its first 6 rows .*50,000 in all.*{AGAIN}"):
         splits.read_sources({"fer2013": tmp_path / "fer2013.csv"}, "error")
@@ -189,12 +189,12 @@ RAF = "EmoLabel/list_patition_label.txt"
 NOTE = "train_set/annotations/0_exp.npy"
 # What it is → (the file, its bytes or how it is made, what the error says).
 LISTS = {
-    "RAF-DB: no text": (RAF, os.urandom(2000), r"list_patition_label\.txt, line 1 is .*expected such as"),
-    "RAF-DB: UTF-16": (RAF, "train_1.jpg 5\n".encode("utf-16"), r"list_patition_label\.txt, line 1 is .*expected such as"),
+    "RAF-DB: no text": (RAF, bytes([0x80]) + os.urandom(2000), r"list_patition_label\.txt cannot be read past its first 0 rows .*save it as CSV in UTF-8"),
+    "RAF-DB: UTF-16": (RAF, "train_1.jpg 5\n".encode("utf-16"), r"list_patition_label\.txt cannot be read past its first 0 rows .*save it as CSV in UTF-8"),
     "RAF-DB: a superscript as class": (RAF, "train_1.jpg ²\n".encode(), r"line 1 is 'train_1\.jpg ²'; expected such as"),
     "RAF-DB: a path as name": (RAF, b"train_/../../etc/passwd 5\n", r"line 1 is .*expected such as train_00001\.jpg 5"),
     "RAF-DB: a pipe": (RAF, os.mkfifo, r"list_patition_label\.txt cannot be read \(it is no regular file\)"),
-    "RAF-DB: too long": (RAF, lambda path: os.truncate(path.touch() or path, 101_000_000), r"has 101,000,000 bytes; at most"),
+    "RAF-DB: too long": (RAF, lambda path: os.truncate(path.touch() or path, 101_000_000), r"past its first 0 rows .*more than 100,000 characters in a line"),
     "AffectNet: text": (NOTE, b"8", r"0_exp\.npy is not a whole annotation"),
     "AffectNet: a pickle": (NOTE, _npy(descr="|O") + pickle.dumps("8"), r"0_exp\.npy is not a whole annotation"),
     "AffectNet: a terabyte": (NOTE, _npy(shape=(10**12,)), r"0_exp\.npy is not a whole annotation"),
