@@ -45,9 +45,10 @@ def open_extra(
         is_class = taken["label"].isin(CLASSES)
         if not is_class.any():
             holds = ", ".join(f"{part or 'no part'}" for part in sorted(parts)) or "no pictures in class folders"
+            others = "".join(f", {label.strip('()')}" for label in dict.fromkeys(taken["label"]))[:99]
             raise DatasetError(
-                f"{name}: {path} has no pictures of the seven classes for its {part} part; it holds {holds}. To take another part, "
-                "give its folder"
+                f"{name}: {path} has no pictures of the seven classes for its {part} part; it holds {holds}{others}. To take another "
+                "part, give its folder; the labels of FER2013's competition are in its icml_face_data.csv"
             )
         source.left_out.update(taken["label"][~is_class])
         source.left_out.update("(part " + found["part"][~found["part"].isin(wanted)] + ")")

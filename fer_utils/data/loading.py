@@ -85,7 +85,12 @@ def load_scored(manifest: pd.DataFrame, folder: Path, limit_per_class: int, seed
 
 
 def load_other_sets(
-    also: str, classes: str, find_faces: extra_sources.FindFaces | None, trained: pd.DataFrame, folder: Path
+    also: str,
+    classes: str,
+    find_faces: extra_sources.FindFaces | None,
+    trained: pd.DataFrame,
+    folder: Path,
+    columns: str = "",
 ) -> dict[str, Faces]:
     """The pictures of other test sets, by short names: see fer_utils.data.extra_sources.
 
@@ -97,7 +102,7 @@ def load_other_sets(
     sets = {}
     seen = images.load([folder / path for path in trained["train_path"]]) if also else None
     for name, path in finding.extra_places(also).items():
-        with extra_sources.open_extra(path, name, "test", classes, find_faces) as source:
+        with extra_sources.open_extra(path, name, "test", classes, find_faces, columns) as source:
             merged = splits.read_all([source], "exclude")
         about = splits.describe_extra(source, merged.table)
         used = np.flatnonzero(splits.is_usable(merged.table))

@@ -34,7 +34,7 @@ import pandas as pd
 FER2013 = "fer2013"
 COLUMNS = ("source", "part", "label", "usage", "source_path")
 MAX_UNPACKED_BYTES = 4_000_000_000  # the larger dataset unpacks to 0.3 GB as CSV
-_SAMPLE = 12  # pictures that tell whether a source is FER2013
+_SAMPLE = 6  # pictures that tell whether a source is FER2013
 
 
 @dataclass
@@ -122,7 +122,8 @@ def open_source(path: Path, name: str) -> Iterator[Source]:
                 f"{name}: {path} holds {len(source.ignored)} files, among them no images and none of "
                 f"{', '.join(layouts.CSV_NAMES)}; it should hold train/<class>/ and test/<class>/"
             )
-        if name == FER2013 and not (source.table["usage"] != "").all():
+        _require_one_home(source)
+        if name == FER2013 and (source.table[["usage", "label"]] == "").any(axis=None):
             _look_up(source)
         table = source.table
         is_none = ~table["label"].isin((*CLASSES, ""))
@@ -161,21 +162,27 @@ def _rows_of_fer2013(source: Source, table: pd.DataFrame) -> np.ndarray:
     return known_pictures.find_rows(pixels, *(table[name].to_numpy(str) for name in ("label", "part")))
 
 
-def _require_whole(table: pd.DataFrame, source: Source) -> None:
-    where, homes = f"{source.name}: {source.path}", {}
-    for part, usage, file in zip(table["part"], table["usage"], table["source_path"], strict=True):
-        if file not in source._cells:
+def _require_one_home(source: Source) -> None:
+    homes: dict[tuple[str, str], set[str]] = {}
+    for part, usage, file in source.table[["part", "usage", "source_path"]].itertuples(index=False):
+        if part and file not in source._cells:
             homes.setdefault((part, usage), set()).add("/".join(PurePosixPath(file).parts[:-2]))
+    for (part, _), found in homes.items():
+        if len(found) > 1:
+            first, second = sorted(found)[:2]
+            raise DatasetError(
+                f"{source.name}: {source.path} holds its {part} images under both {first}/ and {second}/: keep one of them"
+            )
+
+
+def _require_whole(table: pd.DataFrame, source: Source) -> None:
+    where = f"{source.name}: {source.path}"
     lost = table["source_path"][(table["part"] == "") | (table["label"] == "")]
     if len(lost):
         raise DatasetError(
             f"{where} lacks the column(s) usage: nothing tells part or class of {len(lost):,} pictures, such as {lost.iloc[0]}, and "
             "they are not FER2013's; images should lie at train/<class>/ and test/<class>/. (Of the competition take icml_face_data.csv)"
         )
-    for (part, _), found in homes.items():
-        if len(found) > 1:
-            first, second = sorted(found)[:2]
-            raise DatasetError(f"{where} holds its {part} images under both {first}/ and {second}/: keep one of them")
     for part in ("train", "test"):
         found = set(table.loc[table["part"] == part, "label"])
         if not found:
