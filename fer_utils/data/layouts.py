@@ -77,11 +77,9 @@ Reader = FolderReader | ArchiveReader
 class Row(NamedTuple):
     part: str  # train, test, val, or "" where nothing tells it
     usage: str  # one of USAGES, or ""
-    label: (
-        str | None
-    )  # a class; what it is instead, in brackets; "" where the source does not say it; None: `said` is the error
+    label: str | None  # a class, what it is instead in brackets, "" where nothing tells it, or None: not understood
     file: str  # of the source, or TABLE#ROW; "" if it is not there
-    said: str = ""
+    said: str  # the error if label is None or file ""
 
 
 class Found(NamedTuple):
@@ -108,14 +106,9 @@ def find(
     has_classes = any(row.label for row in in_folders.values())
     tables = [] if columns == "none" else sorted(file for file in files if PurePosixPath(file).suffix.lower() in TABLES)
     own = [file for file in tables if PurePosixPath(file).name in (CSV_NAMES if not pictures else (RAF_DB_LIST,))]
-    must = (
-        own[0]
-        if own
-        else tables[0]
-        if given or (len(tables) == 1 and not (pictures or tables[0].endswith("txt")))
-        else ""
-    )
-    read = [_Table.read(reader, file, where, columns, must, has_classes) for file in own[:1] or tables]
+    tables = own[:1] or tables
+    is_alone = bool(own or given) or (len(tables) == 1 and not pictures and not tables[0].endswith(".txt"))
+    read = [_Table.read(reader, file, where, columns, is_alone, has_classes) for file in tables]
     recognised = [table for table in read if table]
     if columns not in ("", "none") and not recognised:
         raise DatasetError(f"{where} holds no table with the columns {columns!r}; expected PICTURE:LABEL, their names")
@@ -128,22 +121,26 @@ def find(
     found = Found([], {}, Counter(), [])
     every = [row for table in recognised for row in table.rows_of(index, names, is_main, found.cells)]
     listed = [row for row in every if row.file]
-    takes_list = bool(listed) and (
-        columns != "" or not all(row.file in in_folders and in_folders[row.file].label for row in listed)
-    )
-    others = [row for row in listed if row.file in in_folders and None is not in_folders[row.file].label != row.label]
+    by_folder = {file: row.label for file, row in in_folders.items() if row.label}
+    takes_list = bool(listed) and (columns != "" or any(row.file not in by_folder for row in listed))
+    others = [row for row in listed if by_folder.get(row.file, row.label) != row.label]
     if others:
         found.notes.append(
             f"{recognised[0].file} and the folders differ on {len(others):,} of {len(listed):,} pictures, such as "
-            f"{others[0].file}, in the list {others[0].label or 'of no known class'}; the {'list is' if takes_list else 'folders are'} "
-            "taken (extra_columns and also_columns decide: PICTURE:LABEL takes the list, none the folders)"
+            f"{others[0].file}; the {'list is' if takes_list else 'folders are'} taken (extra_columns and also_columns decide: "
+            "PICTURE:LABEL takes the list, none the folders)"
         )
     if every and not listed and not has_classes:
         raise DatasetError(where + every[0].said)
     rows = listed if takes_list else list(in_folders.values())
     for row in rows:
         if row.label is None:
-            raise DatasetError(where + row.said)
+            table = (
+                f"; or name the columns of {tables[0]} in extra_columns, as PICTURE:LABEL"
+                if tables and not listed
+                else ""
+            )
+            raise DatasetError(where + row.said + table)
     if takes_list and len(every) > len(listed):
         found.left_out["(not there)"] = len(every) - len(listed)
     return found._replace(rows=_once(rows, None if takes_list else reader, found.left_out))
@@ -159,24 +156,18 @@ def _pictures(files: Iterable[str], is_main: bool, where: str) -> list[str]:
             fault = f"more than {MAX_NAME} bytes"
         if fault:
             raise DatasetError(f"{where} holds {file[-300:]!r}; its name has {fault}: rename it")
-    return found
+    return sorted(found)
 
 
 def _row_of_folder(file: str, names: Mapping[str, str]) -> Row:
     folder = PurePosixPath(file).parent
     label = _label(folder.name, names)
-    said = f" holds {file} in the folder {folder}, which stands for no class; "
-    if label is not None:
-        said = ""
-    elif folder.name.isdecimal():
-        said += f"{_NUMBERED}, or {folder.name}=happy, {_PARAMETER}"
-    elif folder.name:
-        said += (
-            f"the classes are {', '.join(CLASSES)} (also disgusted, fearful, surprised): rename or remove it, or say "
-        )
-        said += f"{folder.name}=happy, or {folder.name}= to leave the folder out, {_PARAMETER}"
-    else:
-        said = f" holds {file}; pictures should lie in folders named as their class"
+    way_out = f"the classes are {', '.join(CLASSES)} (also disgusted, fearful, surprised): rename or remove it, or say"
+    if folder.name.isdecimal():
+        way_out = f"{_NUMBERED}, or"
+    said = f" holds {file} in the folder {folder}, which stands for no class; {way_out} {folder.name}=happy, or "
+    said += f"{folder.name}= to leave the folder out, {_PARAMETER}"
+    said = said if folder.name else f" holds {file}; pictures should lie in folders named as their class"
     return Row(*_part(file), label, file, said)
 
 
@@ -237,23 +228,29 @@ class _Table(NamedTuple):
     rows: list[list[str | bytes]] = []  # noqa: RUF012, never changed
 
     @classmethod
-    def read(cls, reader: Reader, file: str, where: str, columns: str, must: str, has_classes: bool) -> "_Table | None":
-        """The table, or None if it is none of pictures, or has pixels although there are class folders; not if it is `must`."""
+    def read(
+        cls, reader: Reader, file: str, where: str, columns: str, is_alone: bool, has_classes: bool
+    ) -> "_Table | None":
+        """The table; if there is more, None for one that is none of pictures, or of pixels beside class folders."""
         rows, table, stream = [], None, reader.open(file)
         try:
             with stream:
                 for row in _raw_rows(stream, PurePosixPath(file).suffix.lower()):
-                    table = table or cls.recognise(file, row, columns)
-                    if file != must and (table is None or (has_classes and table.is_pixels)):
+                    table = table if rows else cls.recognise(file, row, columns)
+                    if not is_alone and table is not None and table.is_pixels and has_classes:
                         return None
                     rows.append(row)
+                    if table is None:
+                        break
         except Exception as error:  # csv, zipfile, pyarrow and the decoder raise about ten types for damaged bytes
-            if not rows and file != must:
+            if not rows and not is_alone and (has_classes or file.endswith(".txt")):
                 return None
             raise DatasetError(
                 f"{where}: {file} cannot be read past its first {max(len(rows) - 1, 0):,} rows ({error}): save it as CSV in "
                 "UTF-8, or download it again"
             ) from error
+        if table is None and (columns or not is_alone):
+            return None
         if table is None or len(rows) <= table.has_header:
             raise DatasetError(
                 f"{where}: {file} lacks the column(s) emotion, pixels, usage; a table needs a column of pixels or pictures and "
@@ -268,8 +265,8 @@ class _Table(NamedTuple):
             return cls(file, 0, 1, -1, [], False, False)
         cells = ["" if isinstance(cell, bytes) else cell.strip() for cell in first]
         places = {_plain(cell): place for place, cell in enumerate(cells)}
-        wanted = [(_plain(name),) for name in columns.split(":")]
-        known = (*(wanted if len(wanted) == 2 else (_PICTURE, _LABEL)), _USAGE)
+        wanted = [(_plain(name),) for name in (columns + ":").split(":")[:2]]
+        known = (*(wanted if columns else (_PICTURE, _LABEL)), _USAGE)
         found = [next((places[name] for name in names if name in places), -1) for names in known]
         votes = [places[name] for name in _VOTES] if places.keys() >= {*_VOTES} else []
         is_pixels = 0 <= found[0] == places.get("pixels")
@@ -303,8 +300,7 @@ class _Table(NamedTuple):
                 said = (
                     f": {self.file} row {number} has Usage {usage[:20]!r} and emotion {text[:20]!r}; expected one of "
                 )
-                said += f"{', '.join(USAGES)} and 0–{len(FER_CODES) - 1}"
-                begin = None
+                said, begin = f"{said}{', '.join(USAGES)} and 0–{len(FER_CODES) - 1}", None
             else:
                 line = ("," if self.file.lower().endswith("csv") else " ").join(row)[:80]
                 said = f": {self.file}, line {number + self.has_header + 1} is {line!r}; expected such as train_00001.jpg 5"
@@ -314,10 +310,10 @@ class _Table(NamedTuple):
                 if is_raf and not (begin and label):
                     label = None
                 elif not (file := self._file_of(picture, index, words)):
-                    what = f"no folder aligned/ holds {picture.stem}_aligned.jpg: unpack RAF-DB's Image/aligned.zip beside EmoLabel/"
-                    said = (
-                        f": {self.file} lists {str(picture)[:99]}, but {what if is_raf else 'there is no such picture'}"
-                    )
+                    what = "there is no such picture: give the folder that holds both"
+                    if is_raf:
+                        what = f"no folder aligned/ holds {picture.stem}_aligned.jpg: unpack Image/aligned.zip beside EmoLabel/"
+                    said = f": {self.file} lists {str(picture)[:99]}, but {what}"
             if self.usage >= 0 and (usage not in usages if usages else usage.lower() not in _PARTS):
                 label = None
             yield Row(*_part(file, usage, *words, begin[1] if begin else ""), label, file, said)
