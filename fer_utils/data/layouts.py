@@ -20,7 +20,6 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -116,8 +115,9 @@ def find(
         pictures = _pictures(reader.files(), is_main, where)
     index: dict[str, list[str]] = {}
     for file in pictures:
-        for key in {file, PurePosixPath(file).name, PurePosixPath(file).stem}:
-            index.setdefault(key, []).append(file)
+        parts = file.split("/")
+        for n in range(len(parts)):
+            index.setdefault("/".join(parts[n:]), []).append(file)
     found = Found([], {}, Counter(), [])
     every = [row for table in recognised for row in table.rows_of(index, names, is_main, found.cells)]
     listed = [row for row in every if row.file]
@@ -199,10 +199,10 @@ def _part(file: str, *words: str) -> tuple[str, str]:
 
 
 def _once(rows: Iterable[Row], reader: Reader | None, left_out: Counter) -> list[Row]:
-    """The rows in natural order, each file once; with `reader`, also files of one name, class and part that are equal."""
+    """The rows in natural order, each file once; with `reader`, also equal files of one name, class folder and part."""
     kept: dict[tuple, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.file.count("/")):
-        same = kept.setdefault((row.part, row.label, row.file.rsplit("/", 1)[-1]) if reader else (row.file,), [])
+        same = kept.setdefault((row.part, *row.file.split("/")[-2:]) if reader else (row.file,), [])
         if same and (not reader or any(_is_equal(reader, row.file, other.file) for other in same)):
             left_out["(listed twice)"] += 1
         else:
@@ -333,16 +333,12 @@ class _Table(NamedTuple):
         return f"({text[:40]})" if label is None and any(map(str.isalpha, text)) else label
 
     def _file_of(self, picture: PurePosixPath, index: Mapping[str, list[str]], words: Sequence[str]) -> str:
-        """The file that is meant: RAF-DB's aligned one first; of several of its name the one with most of its path, or its part."""
+        """The file that is meant: RAF-DB's aligned one, that beside the table, or the one with the most of its path."""
         beside = (PurePosixPath(self.file).parent / picture).as_posix()
-        files = index.get(f"{picture.stem}_aligned") or index.get(beside) or index.get(picture.name, [])
-
-        def fits(file: str) -> tuple[int, bool]:
-            pairs = zip(reversed(PurePosixPath(file).parts), reversed(picture.parts), strict=False)
-            alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            return alike, _part(file)[0] == _part(self.file, *words)[0]
-
-        return max(files, key=fits, default="")
+        ends = (PurePosixPath(*picture.parts[n:]).as_posix() for n in range(len(picture.parts)))
+        names = (f"{picture.stem}_aligned{picture.suffix or '.jpg'}", beside, *ends)
+        files = next((index[name] for name in names if name in index), ())
+        return max(files, key=lambda file: _part(file)[0] == _part(self.file, *words)[0], default="")
 
 
 def _plain(name: str) -> str:
