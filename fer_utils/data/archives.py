@@ -73,8 +73,8 @@ class ArchiveReader:
             except Exception as error:  # zipfile, tarfile and gzip raise about ten types for damaged bytes
                 raise DatasetError(f"{name}: {path} is not a whole {kind} file ({error}): download it again") from error
             for entry, size, fault, opener in found:
-                parts = PurePosixPath(entry.replace("\\", "/")).parts
-                if ".." in parts or parts[:1] == ("/",) or ":" in entry.split("/")[0]:
+                parts = entry.replace("\\", "/").split("/")
+                if ".." in parts or not parts[0] or ":" in parts[0]:
                     fault = "whose name leads out of the folder"
                 if fault:
                     raise DatasetError(

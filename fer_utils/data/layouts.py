@@ -86,6 +86,7 @@ class Found(NamedTuple):
     cells: dict[str, str | bytes]  # of tables: TABLE#ROW → pixels as text, or an image file's bytes
     left_out: Counter
     notes: list[str]
+    ignored: list[str]  # files that are no pictures of it
 
 
 def find(
@@ -97,7 +98,8 @@ def find(
     folders. is_main: a run's own source, which has images of the datasets' formats alone, and FER2013's labels. given: the
     table that was given by itself.
     """
-    files = [given] if given else [file for file in reader.files() if not is_hidden(file)]
+    everything = [given] if given else reader.files()
+    files = [file for file in everything if not is_hidden(file)]
     pictures = _pictures(files, is_main, where)
     in_folders = {file: _row_of_folder(file, names) for file in pictures}
     if any(file.endswith("_exp.npy") for file in files):
@@ -118,7 +120,7 @@ def find(
         parts = file.split("/")
         for n in range(len(parts)):
             index.setdefault("/".join(parts[n:]), []).append(file)
-    found = Found([], {}, Counter(), [])
+    found = Found([], {}, Counter(), [], [])
     every = [row for table in recognised for row in table.rows_of(index, names, is_main, found.cells)]
     listed = [row for row in every if row.file]
     by_folder = {file: row.label for file, row in in_folders.items() if row.label}
@@ -143,6 +145,8 @@ def find(
             raise DatasetError(where + row.said + table)
     if takes_list and len(every) > len(listed):
         found.left_out["(not there)"] = len(every) - len(listed)
+    taken = {row.file.rsplit("#", 1)[0] if row.file in found.cells else row.file for row in rows}
+    found.ignored.extend(sorted(file for file in everything if file not in taken))
     return found._replace(rows=_once(rows, None if takes_list else reader, found.left_out))
 
 

@@ -82,9 +82,9 @@ def open_layout(
     try:
         found = layouts.find(reader, f"{name}: {path}", names, columns, is_main, given)
         table = pd.DataFrame([(name, row.part, row.label, row.usage, row.file) for row in found.rows], columns=COLUMNS)
-        taken = {file.rsplit("#", 1)[0] if file in found.cells else file for file in table["source_path"]}
-        ignored = [] if given else sorted(file for file in reader.files() if file not in taken)
-        yield Source(name, path, table, ignored, reader, left_out=found.left_out, notes=found.notes, _cells=found.cells)
+        yield Source(
+            name, path, table, found.ignored, reader, left_out=found.left_out, notes=found.notes, _cells=found.cells
+        )
     finally:
         reader.close()
 
@@ -150,6 +150,7 @@ def _look_up(source: Source) -> None:
     table.loc[is_known, "usage"] = usages
     table.loc[is_known, "part"] = [*map(known_pictures.PARTS.get, usages)]
     table.loc[is_known, "label"] = table["label"][is_known].where(table["label"][is_known] != "", labels)
+    table.loc[(table["part"] == "") | (table["label"] == ""), "label"] = "(not known by its pixels)"
     counts = ", ".join(f"{n:,} {usage or 'unknown'}" for usage, n in table["usage"].value_counts().items())
     source.notes.append(f"its pictures are FER2013's, known by their pixels: {counts}")
 
@@ -159,7 +160,8 @@ def _rows_of_fer2013(source: Source, table: pd.DataFrame) -> np.ndarray:
     for place, file in enumerate(table["source_path"]):
         with suppress(images.UnreadableImage):  # splits.read_all says which
             pixels[place] = source.decode(source.read(file), file)[0]
-    return known_pictures.find_rows(pixels, *(table[name].to_numpy(str) for name in ("label", "part")))
+    parts = table["part"].replace("val", "test")
+    return known_pictures.find_rows(pixels, table["label"].to_numpy(str), parts.to_numpy(str))
 
 
 def _require_one_home(source: Source) -> None:

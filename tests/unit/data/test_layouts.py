@@ -195,7 +195,7 @@ def test_fer2013_in_any_layout_is_taken_as_extra_and_as_also(name, part, tmp_pat
 
 def test_what_is_left_out_of_a_doubled_copy_and_of_fer_plus_is_counted(tmp_path):
     with open_extra(_train_and_validation(tmp_path / "a", "images", "images/images"), "mine", "train") as source:
-        assert source.left_out == {"(listed twice)": len(FACES), "(part val)": 21}
+        assert source.left_out == {"(listed twice)": len(FACES), "(part val)": 21} and not source.ignored
     with open_extra(_ferplus(tmp_path / "b"), "mine", "train") as source:
         assert source.left_out == {"(contempt)": 4, "(no majority)": 1, "(part test)": 28}
 
