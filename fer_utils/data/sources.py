@@ -147,6 +147,7 @@ def _look_up(source: Source) -> None:
     rows = _rows_of_fer2013(source, table)
     is_known = rows != known_pictures.UNKNOWN
     _, labels, usages = (values[rows[is_known]] for values in known_pictures.fer2013())
+    table["part"] = table["part"].replace("val", "test")
     table.loc[is_known, "usage"] = usages
     table.loc[is_known, "part"] = [*map(known_pictures.PARTS.get, usages)]
     table.loc[is_known, "label"] = table["label"][is_known].where(table["label"][is_known] != "", labels)
