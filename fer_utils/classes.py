@@ -7,15 +7,13 @@ PROBABILITIES = tuple(f"p_{label}" for label in CLASSES)  # columns of tables of
 EMOTION_DETECTION_SPELLINGS = {"disgust": "disgusted", "fear": "fearful", "surprise": "surprised"}
 
 _SPELLINGS = {spelling: name for name, spelling in EMOTION_DETECTION_SPELLINGS.items()} | {
-    "anger": "angry",
-    "happiness": "happy",
-    "joy": "happy",
+    **dict.fromkeys(("anger", "angery"), "angry"),
+    **dict.fromkeys(("disgusting", "digust"), "disgust"),
+    **dict.fromkeys(("scared", "afraid"), "fear"),
+    **dict.fromkeys(("happiness", "happines", "joy"), "happy"),
     "sadness": "sad",
-    "disgusting": "disgust",
-    "scared": "fear",
-    "surprised": "surprise",
-    "surprising": "surprise",
-    "neutrality": "neutral",
+    **dict.fromkeys(("surprising", "suprise", "suprised"), "surprise"),
+    **dict.fromkeys(("neutrality", "natural", "nuetral"), "neutral"),
 }
 
 # The `emotion` column of fer2013.csv: Goodfellow et al. 2013, "Challenges in Representation Learning".

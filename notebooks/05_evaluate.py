@@ -35,8 +35,9 @@ find_label_issues: bool = False  # lists labels that are probably wrong; needs c
 n_mistakes: int = 24  # >= 0; wrong predictions shown
 n_confused: int = 6  # >= 0; pairs of classes most often confused, shown with faces
 test_time_augmentation: str = "none"  # none | flip | ten_crop; views of an image whose predictions are averaged
-also: str = ""  # folders or zips of class folders to score the model on too, separated by ;
-also_classes: str = ""  # class of each folder, as joy=happy,unsure=; affectnet or raf-db for their numbers
+also: str = ""  # folders, zips, tars or tables of pictures to score the model on too, separated by ;
+also_classes: str = ""  # class of each folder, as joy=happy,unsure=; affectnet, fer2013 or raf-db for their numbers
+also_columns: str = ""  # PICTURE:LABEL, the columns of a table to take instead of folders, as pth:label; none: folders
 also_faces: str = "whole"  # whole | detect; pictures of also as they are, or the one face found in each
 also_groups: str = ""  # CSV with file names and attributes of pictures of also, to score by group
 corruptions: bool = False  # scores TEST under eight corruptions in five strengths: 40 passes more
@@ -125,7 +126,13 @@ if scores.has_votes(predictions):
 
 # %%
 others = loading.load_other_sets(
-    also, also_classes, reader.face_finder(also_faces), stage.read("trained.csv"), stage.images, also_groups
+    also,
+    also_classes,
+    reader.face_finder(also_faces),
+    stage.read("trained.csv"),
+    stage.images,
+    also_columns,
+    also_groups,
 )
 for name, shown in others.items():
     table = scores.prediction_table(shown.table, predict_with_views(model, shown.images, "none"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from fer_utils.classes import CLASSES, CSV_CODES, EMOTION_DETECTION_SPELLINGS
 from fer_utils.data.addresses import VOTES_FILE
 from fer_utils.data.ferplus import ANSWERS, HEADER, LABELS_FILE, digest
-from fer_utils.data.sources import USAGES
+from fer_utils.data.known_pictures import USAGES
 from fer_utils.images import SIZE
 
 import cv2

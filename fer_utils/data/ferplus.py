@@ -12,7 +12,8 @@ from pathlib import Path
 
 from fer_utils.classes import CLASSES, CSV_CODES
 from fer_utils.data import addresses
-from fer_utils.data.sources import USAGES, DatasetError
+from fer_utils.data.archives import DatasetError
+from fer_utils.data.known_pictures import USAGES
 
 import numpy as np
 import pandas as pd

@@ -87,7 +87,7 @@ def find_dataset(name: str, given: str) -> Path:
         raise places.NotFoundHere(
             f"{name}: {' and '.join(map(str, mounted))} both look like it: set the parameter {name} to one of them"
         )
-    for found in (*mounted, data / local, data / f"{local}.zip"):
+    for found in (*mounted, data / local, *(data / f"{local}{suffix}" for suffix in (".zip", ".tar.gz", ".csv"))):
         if found.exists():
             return found
     looked = f"looked for {data / local} and {data / local}.zip; data/ holds {', '.join(held_data()) or 'nothing'}"

@@ -90,6 +90,7 @@ def load_other_sets(
     find_faces: extra_sources.FindFaces | None,
     trained: pd.DataFrame,
     folder: Path,
+    columns: str = "",
     attributes_file: str = "",
 ) -> dict[str, Faces]:
     """The pictures of other test sets, by short names: see fer_utils.data.extra_sources.
@@ -103,7 +104,7 @@ def load_other_sets(
     sets = {}
     seen = images.load([folder / path for path in trained["train_path"]]) if also else None
     for name, path in finding.extra_places(also).items():
-        with extra_sources.open_extra(path, name, "test", classes, find_faces) as source:
+        with extra_sources.open_extra(path, name, "test", classes, find_faces, columns) as source:
             merged = splits.read_all([source], "exclude")
             pictures = merged.table["source_path"].tolist()
             known = attributes.read(source, pictures, places.place(attributes_file) if attributes_file else None)

@@ -10,13 +10,12 @@ from pathlib import Path
 from fer_utils import files, images, progress
 from fer_utils.classes import CLASSES
 from fer_utils.data import extra_sources, finding
-from fer_utils.data.sources import DatasetError, Source, open_source
+from fer_utils.data.sources import FER2013, DatasetError, Source, open_source
 
 import numpy as np
 import pandas as pd
 
 SPLITS = ("TRAIN", "VAL", "TEST")
-FER2013 = "fer2013"
 EMOTION_DETECTION = "emotion_detection"
 MANIFEST_COLUMNS = (
     "split", "label", "source", "usage", "source_path", "path", "fingerprint", "flags", "group", "relation", "label_conflict",
@@ -49,32 +48,33 @@ def read_sources(
     extra: str = "",
     extra_classes: str = "",
     find_faces: extra_sources.FindFaces | None = None,
+    extra_columns: str = "",
 ) -> Merged:
-    """Open the source datasets, name → folder, zip or CSV file, and read all their images: see read_all.
+    """Open the source datasets, name → folder, archive or table, and read all their images: see read_all.
 
-    extra, extra_classes, find_faces: more pictures for TRAIN, see fer_utils.data.extra_sources; prints what is taken of
-    each of these sources and what is left out.
+    extra, extra_classes, find_faces, extra_columns: more pictures for TRAIN, see fer_utils.data.extra_sources; prints what
+    is taken of each of these sources and what is left out, and of others if anything is.
     """
     with ExitStack() as stack:
         opened = [stack.enter_context(open_source(path, name)) for name, path in places.items()]
         more = [
-            stack.enter_context(extra_sources.open_extra(path, name, "train", extra_classes, find_faces))
+            stack.enter_context(extra_sources.open_extra(path, name, "train", extra_classes, find_faces, extra_columns))
             for name, path in finding.extra_places(extra, list(places)).items()
         ]
         merged = read_all([*opened, *more], unreadable)
-    for source in more:
+    for source in [*(source for source in opened if source.left_out or source.notes), *more]:
         print(describe_extra(source, merged.table))
     return merged
 
 
 def describe_extra(source: Source, table: pd.DataFrame) -> str:
-    """One line on a source of extra_sources after read_all: how many pictures are used, and why others are not."""
+    """One line on a source after read_all: how many pictures are used, why others are not, and what was decided."""
     flags = table.loc[table["source"] == source.name, "flags"].str.split()
     unused = Counter(flag for names in flags for flag in names if flag in _UNUSED)
     reasons = {name.strip("()"): n for name, n in source.left_out.items()}
     reasons |= {name.replace("_", " "): n for name, n in unused.items()} | {"no picture": len(source.ignored)}
     said = ", ".join(f"{name} {n:,}" for name, n in reasons.items() if n)
-    return f"{source.name}: {len(flags) - sum(unused.values()):,} pictures; left out: {said or 'none'}"
+    return f"{source.name}: {len(flags) - sum(unused.values()):,} pictures; left out: {'; '.join([said or 'none', *source.notes])}"
 
 
 def read_all(sources: Sequence[Source], unreadable: str) -> Merged:

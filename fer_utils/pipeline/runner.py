@@ -126,7 +126,8 @@ def _check_inputs(
 
         for name, path in finding.extra_places(also).items():
             try:
-                with extra_sources.open_extra(path, name, "test", values["evaluate"]["also_classes"]):
+                classes, columns = values["evaluate"]["also_classes"], values["evaluate"]["also_columns"]
+                with extra_sources.open_extra(path, name, "test", classes, columns=columns):
                     pass
             except ValueError as error:
                 raise ParameterError(f"evaluate.also: {error}") from error

@@ -6,7 +6,17 @@ from pathlib import Path
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
-from fer_utils.data import addresses, audit, extra_sources, finding, label_sets, loading, near_duplicates, splits
+from fer_utils.data import (
+    addresses,
+    audit,
+    extra_sources,
+    finding,
+    label_sets,
+    layouts,
+    loading,
+    near_duplicates,
+    splits,
+)
 from fer_utils.data.demo import draw_face
 from fer_utils.data.sources import DatasetError
 from fer_utils.data.splits import EMOTION_DETECTION, FER2013
@@ -83,15 +93,15 @@ def test_pictures_of_any_size_colour_and_format_become_48_px_grey(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "classes", "said"),
     [
-        ("contempt", "", r"folder contempt, which stands for no class; .*contempt= to leave"),
+        ("bored", "", r"folder bored, which stands for no class; .*bored= to leave"),
         (
             "3",
             "",
-            r"folder 3, which stands for no class; datasets number their classes differently: say affectnet or raf-db",
+            r"folder 3, which stands for no class; datasets number their classes differently: say one of affectnet, fer2013, raf-db",
         ),
         ("7", "happy=sad", r"number their classes differently"),
         ("", "", r"holds a\.png; pictures should lie in folders named as their class"),
-        ("happy", "joy", r"'joy' is neither affectnet, raf-db nor FOLDER=CLASS"),
+        ("happy", "joy", r"'joy' is neither affectnet, fer2013, raf-db nor FOLDER=CLASS"),
         ("happy", "joy=glad", r"'joy=glad' is neither"),
         ("contempt", "contempt=", r"has no pictures of the seven classes for its train part"),
         (
@@ -114,7 +124,7 @@ def test_nothing_there_an_empty_folder_and_a_file_that_is_no_zip(tmp_path):
     for name, said in (
         ("absent", "nothing at"),
         ("empty", "it holds no pictures in class folders"),
-        ("faces.rar", r"neither a folder nor a \.zip"),
+        ("faces.rar", r"neither a folder, a \.zip nor a \.csv file"),
         ("cut.zip", "not a whole zip file"),
     ):
         with pytest.raises(DatasetError, match=said):
@@ -154,7 +164,7 @@ def raf_db(folder: Path) -> Path:
             put(folder / "basic" / "Image" / "original", f"{part}_{number + 1:05d}.jpg", picture)
             lines.append(f"{part}_{number + 1:05d}.jpg {number % 7 + 1}")
     (folder / "basic" / "EmoLabel").mkdir()
-    (folder / "basic" / "EmoLabel" / extra_sources.RAF_DB_LIST).write_text("\n".join(lines) + "\n")
+    (folder / "basic" / "EmoLabel" / layouts.RAF_DB_LIST).write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -182,7 +192,7 @@ def test_raf_db(tmp_path, as_zip):
 )
 def test_raf_db_that_is_not_whole(tmp_path, line, said):
     folder = raf_db(tmp_path / "raf")
-    (folder / "basic" / "EmoLabel" / extra_sources.RAF_DB_LIST).write_text(line)
+    (folder / "basic" / "EmoLabel" / layouts.RAF_DB_LIST).write_text(line)
     with pytest.raises(DatasetError, match=said):
         read(folder)
 

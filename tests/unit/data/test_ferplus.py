@@ -3,7 +3,7 @@
 import hashlib
 
 from fer_utils.classes import CLASSES
-from fer_utils.data import addresses, ferplus, sources
+from fer_utils.data import addresses, ferplus, known_pictures
 from fer_utils.data.sources import DatasetError
 
 import numpy as np
@@ -142,4 +142,4 @@ def test_the_real_votes_give_the_known_numbers(real_data):
     assert hashlib.sha256(path.read_bytes()).hexdigest() == addresses.VOTES_SHA256
     votes = ferplus.read(path)
     has_class = ferplus.majority(votes.counts) != ""
-    assert [int(has_class[votes.usages == usage].sum()) for usage in sources.USAGES] == [24_941, 3_186, 3_137]
+    assert [int(has_class[votes.usages == usage].sum()) for usage in known_pictures.USAGES] == [24_941, 3_186, 3_137]

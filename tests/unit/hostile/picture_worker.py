@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fer_utils import images
-from fer_utils.data.sources import FolderReader
+from fer_utils.data.archives import FolderReader
 
 
 def tried(decode: Callable[[Path], list], path: Path) -> list | str:

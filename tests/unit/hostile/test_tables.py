@@ -101,7 +101,7 @@ def test_a_line_of_a_gigabyte_is_refused_without_reading_it(begin, tmp_path):
 
 
 def test_a_table_without_an_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("fer_utils.data.sources.MAX_TABLE", 50_000)
+    monkeypatch.setattr("fer_utils.data.layouts.MAX_TABLE", 50_000)
     (tmp_path / "fer2013.csv").write_text(_csv())
     with pytest.raises(DatasetError, match=rf"past its first 6 rows .*50,000 in all.*{AGAIN}"):
         splits.read_sources({"fer2013": tmp_path / "fer2013.csv"}, "error")
@@ -189,12 +189,12 @@ RAF = "EmoLabel/list_patition_label.txt"
 NOTE = "train_set/annotations/0_exp.npy"
 # What it is → (the file, its bytes or how it is made, what the error says).
 LISTS = {
-    "RAF-DB: no text": (RAF, os.urandom(2000), r"list_patition_label\.txt, line 1 is .*expected such as"),
-    "RAF-DB: UTF-16": (RAF, "train_1.jpg 5\n".encode("utf-16"), r"list_patition_label\.txt, line 1 is .*expected such as"),
+    "RAF-DB: no text": (RAF, bytes([0x80]) + os.urandom(2000), r"list_patition_label\.txt cannot be read past its first 0 rows .*save it as CSV in UTF-8"),
+    "RAF-DB: UTF-16": (RAF, "train_1.jpg 5\n".encode("utf-16"), r"list_patition_label\.txt cannot be read past its first 0 rows .*save it as CSV in UTF-8"),
     "RAF-DB: a superscript as class": (RAF, "train_1.jpg ²\n".encode(), r"line 1 is 'train_1\.jpg ²'; expected such as"),
     "RAF-DB: a path as name": (RAF, b"train_/../../etc/passwd 5\n", r"line 1 is .*expected such as train_00001\.jpg 5"),
     "RAF-DB: a pipe": (RAF, os.mkfifo, r"list_patition_label\.txt cannot be read \(it is no regular file\)"),
-    "RAF-DB: too long": (RAF, lambda path: os.truncate(path.touch() or path, 101_000_000), r"has 101,000,000 bytes; at most"),
+    "RAF-DB: too long": (RAF, lambda path: os.truncate(path.touch() or path, 101_000_000), r"past its first 0 rows .*more than 100,000 characters in a line"),
     "AffectNet: text": (NOTE, b"8", r"0_exp\.npy is not a whole annotation"),
     "AffectNet: a pickle": (NOTE, _npy(descr="|O") + pickle.dumps("8"), r"0_exp\.npy is not a whole annotation"),
     "AffectNet: a terabyte": (NOTE, _npy(shape=(10**12,)), r"0_exp\.npy is not a whole annotation"),
@@ -221,6 +221,77 @@ def test_a_list_of_labels_is_refused_by_a_sentence(name, tmp_path):
     ):
         pass
     assert str(tmp_path) in str(caught.value) and len(str(caught.value)) < 1000
+
+
+# What it is → (the list of the pictures faces/0.png … faces/6.png, classes, columns, what the error says, or how many
+# pictures are taken and what is left out).
+PATHS = {
+    "with a header": (b"path,label\nfaces/0.png,happy\nfaces/1.png,Afraid\n", "", "", (2, {})),
+    "without a header": (b"faces/0.png,happy\nfaces/1.png,suprise\n", "", "", (2, {})),
+    "an index before it": (b",pth,label\n0,faces/0.png,happy\n1,faces/1.png,sad\n", "", "", (2, {})),
+    "spaces and capitals": (b" Image Name , EMOTION\nfaces/0.png, Happy \n", "", "", (1, {})),
+    "UTF-8 with a mark, lines of Windows": ("\ufeffpath,label\r\nfaces/0.png,sad\r\n".encode(), "", "", (1, {})),
+    "paths of Windows": (b"path,label\nC:\\me\\faces\\0.png,sad\n", "", "", (1, {})),
+    "quotes": (b'path,label\n"faces/0.png","sad"\n', "", "", (1, {})),
+    "empty lines": (b"path,label\n\nfaces/0.png,sad\n\n", "", "", (1, {})),
+    "a picture twice": (b"path,label\nfaces/0.png,sad\nfaces/0.png,sad\n", "", "", (1, {"(listed twice)": 1})),
+    "a picture that is not there": (b"path,label\nfaces/0.png,sad\nfaces/99.png,sad\n", "", "", (1, {"(not there)": 1})),
+    "other classes": (b"path,label\nfaces/0.png,sad\nfaces/1.png,contempt\nfaces/2.png,bored\n", "", "",
+                      (1, {"(contempt)": 1, "(bored)": 1})),
+    "another class that is named": (b"path,label\nfaces/0.png,sad\nfaces/1.png,glad\n", "glad=happy", "", (2, {})),
+    "numbers of a dataset": (b"path,label\nfaces/0.png,1\nfaces/1.png,7\n", "raf-db", "", (2, {})),
+    "numbers of FER2013": (b"path,label\nfaces/0.png,1\nfaces/1.png,7\n", "fer2013", "", (1, {"(contempt)": 1})),
+    "parts": (b"path,label,split\nfaces/0.png,sad,Train\nfaces/1.png,sad,val\n", "", "", (1, {"(part val)": 1})),
+    "columns that are named": (b"bild,gesicht\nfaces/0.png,sad\n", "", "bild:gesicht", (1, {})),
+    "other columns than are named": (b"path,label\nfaces/0.png,sad\n", "", "a:b", r"no table with the columns 'a:b'; expected PICT"),
+    "one column that is named": (b"path,label\nfaces/0.png,sad\n", "", "path", r"no table with the columns 'path'; expected PICTURE"),
+    "columns of no known name": (b"bild,gesicht\nfaces/0.png,sad\n", "", "",
+                                 r"stands for no class; .*or name the columns of list\.csv in extra_columns, as PICTURE:LABEL"),
+    "numbers of nobody": (b"path,label\nfaces/0.png,3\n", "", "",
+                          r"list\.csv, line 2 is 'faces/0\.png,3'; .*number their classes differently: say one of affectnet"),
+    "a number beyond": (b"path,label\nfaces/0.png,9\n", "raf-db", "", r"list\.csv, line 2 is 'faces/0\.png,9'; expected such"),
+    "a superscript": ("path,label\nfaces/0.png,²\n".encode(), "raf-db", "", r"list\.csv, line 2 is 'faces/0\.png,²'; expected"),
+    "no class": (b"path,label\nfaces/0.png,sad\nfaces/1.png\n", "", "", r"list\.csv, line 3 is 'faces/1\.png'; expected such as"),
+    "an empty class": (b"path,label\nfaces/0.png,\n", "", "", r"list\.csv, line 2 is 'faces/0\.png,'; expected such as"),
+    "a part of no name": (b"path,label,split\nfaces/0.png,sad,mine\n", "", "", r"line 2 is 'faces/0\.png,sad,mine'; expected such"),
+    "no picture that is there": (b"path,label\nx/0000.png,sad\n", "", "", r"lists x/0000\.png, but there is no such picture: give"),
+    "a path that leads out": (b"path,label\n../../etc/passwd.png,sad\n", "", "", r"passwd\.png, but there is no such picture"),
+    "a header alone": (b"path,label\n", "", "", r"list\.csv lacks the column\(s\) emotion, pixels, usage; a table needs"),
+    "Latin-1": (b"path,label\nfaces/0.png,tr\xe4urig\n", "", "", r"list\.csv cannot be read past its first 0 rows .*UTF-8"),
+    "an open quote": (b'path,label\nfaces/0.png,sad\nfaces/1.png,"sad\n', "", "", r"list\.csv cannot be read past its first 1 rows"),
+    "a line of 100,000 characters": (b"path,label\nfaces/0.png,sad\n" + b"x" * 100_000, "", "", r"more than 100,000 characters"),
+    "words for votes": (b"name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n0.png,a,0,0,0,0,0,0,0,0,9\n",
+                        "", "", r"list\.csv, line 2 is '0\.png,a,0.*'; expected such as"),
+    "votes": (b"name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n0.png,0,9,0,0,0,0,0,0,0,1\n",
+              "", "", (1, {})),
+    "a page": (b"<html>\n", "", "", r"holds faces/0\.png in the folder faces, which stands for no class"),
+    "nothing": (b"", "", "", r"holds faces/0\.png in the folder faces, which stands for no class"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("by_itself", [False, True])
+@pytest.mark.parametrize("name", PATHS)
+def test_a_list_of_pictures_is_read_or_refused_by_a_sentence(name, by_itself, tmp_path):
+    content, classes, columns, says = PATHS[name]
+    (tmp_path / "faces").mkdir()
+    for n in range(7):
+        (tmp_path / "faces" / f"{n}.png").write_bytes(encode_png(draw_face("sad", np.random.default_rng(n))))
+    (tmp_path / "list.csv").write_bytes(content)
+    path = tmp_path / "list.csv" if by_itself else tmp_path
+    if by_itself and isinstance(says, str) and "stands for no class" in says:  # no folders are looked at
+        says = r"list\.csv lacks the column\(s\) emotion, pixels, usage; .*PICTURE:LABEL in extra_columns"
+    with unchanged(tmp_path), limited(largest=60_000_000):
+        if isinstance(says, tuple):
+            with extra_sources.open_extra(path, "mine", "train", classes, columns=columns) as source:
+                assert (len(source.table), source.left_out) == says
+                assert splits.is_usable(splits.read_all([source], "error").table).all()
+        else:
+            with (
+                pytest.raises(DatasetError, match=says) as caught,
+                extra_sources.open_extra(path, "mine", "train", classes, columns=columns),
+            ):
+                pass
+            assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("also", ["/nope", "/dev/null", "/nope.zip", "pipe.zip"])
