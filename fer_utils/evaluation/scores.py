@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from fer_utils.classes import CLASSES, PROBABILITIES
 from fer_utils.data import attributes, audit, ferplus
-from fer_utils.data.sources import natural_key
+from fer_utils.data.archives import natural_key
 
 import numpy as np
 import pandas as pd

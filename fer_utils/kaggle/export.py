@@ -9,8 +9,8 @@ import importlib.metadata
 import io
 import json
 import re
+import tarfile
 import textwrap
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,10 @@ WEIGHTS = "keras/resnet50"  # Keras' dataset on Kaggle with ResNet50's ImageNet 
 # Deletes the variables of the previous stage. `%reset` would also delete `__main__.__spec__`, which pools of spawned
 # processes need.
 _FORGET = "%reset_selective -f ."
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date, so that equal sources give equal hashes
 
 _UNPACK = '''\
 # The helper package fer_utils, compressed. It is unpacked into a folder: to read, and for tracebacks that show its lines.
-import base64, hashlib, io, os, sys, zipfile
+import base64, hashlib, io, os, sys, tarfile
 from pathlib import Path
 
 PACKAGE = """
@@ -46,7 +45,7 @@ digest = hashlib.sha256(data).hexdigest()
 if digest != "{digest}":
     raise ValueError("the package in this cell is damaged: export the notebook again")
 home = Path(os.environ.get("FER_KAGGLE_ROOT", "/kaggle")) / "temp" / f"fer_utils-{{digest[:12]}}"
-zipfile.ZipFile(io.BytesIO(data)).extractall(home)
+tarfile.open(fileobj=io.BytesIO(data)).extractall(home, filter="data")
 sys.path.insert(0, str(home))
 print(f"fer_utils {version}, sha256 {{digest}}, in {{home}}")
 for module in sorted(home.glob("fer_utils/**/*.py")):
@@ -126,11 +125,15 @@ def _package() -> NotebookNode:
     """The cell that contains this package, the notebooks' source and the profiles, unpacks them, and chooses Keras' backend."""
     root = places.source_root()
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as packed:
+    with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as packed:
         for pattern in ("fer_utils/**/*.py", "fer_utils/**/*.xz", "notebooks/*.py", "params/*.yaml"):
             for path in sorted(root.glob(pattern)):
-                entry = zipfile.ZipInfo(path.relative_to(root).as_posix(), _EPOCH)
-                packed.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=9)
+                entry = tarfile.TarInfo(
+                    path.relative_to(root).as_posix()
+                )  # without a date: equal sources give equal hashes
+                entry.size = path.stat().st_size
+                with path.open("rb") as file:
+                    packed.addfile(entry, file)
     data = buffer.getvalue()
     source = _UNPACK.format(
         encoded="\n".join(textwrap.wrap(base64.b64encode(data).decode(), 120)),

@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 from fer_utils.classes import CLASSES
-from fer_utils.data import attributes, extra_sources, loading
+from fer_utils.data import attributes, extra_sources, layouts, loading
 from fer_utils.data.demo import draw_face
 from fer_utils.data.sources import DatasetError
 from fer_utils.evaluation import report, scores
@@ -30,7 +30,7 @@ def raf_db(tmp_path) -> Path:
     for number in range(1, 5):
         put(basic / "Image" / "aligned", f"test_{number:04d}_aligned.jpg", number)
     (basic / "EmoLabel").mkdir()
-    (basic / "EmoLabel" / extra_sources.RAF_DB_LIST).write_text("".join(f"test_{n:04d}.jpg 4\n" for n in range(1, 5)))
+    (basic / "EmoLabel" / layouts.RAF_DB_LIST).write_text("".join(f"test_{n:04d}.jpg 4\n" for n in range(1, 5)))
     notes = basic / "Annotation" / "manual"
     notes.mkdir(parents=True)
     for number, codes in enumerate(("1\n0\n1\n", "0\n1\n3\n", "2\r\n2\r\n4\r\n"), 1):
@@ -115,7 +115,7 @@ def test_other_sets_carry_their_attributes_and_a_csv_that_names_no_picture_is_re
     trained = pd.DataFrame({"train_path": []})
     csv = folders.parent / "people.csv"
     csv.write_text("file,age\nb.png,30\n")
-    shown = loading.load_other_sets(str(folders), "", None, trained, folders, str(csv))["mine"]
+    shown = loading.load_other_sets(str(folders), "", None, trained, folders, attributes_file=str(csv))["mine"]
     table = scores.prediction_table(shown.table, np.full((3, 7), 1 / 7))
     assert dict(zip(table["path"], table["attribute_age"], strict=True)) == {
         "mine/happy/a.png": "", "mine/sad/a.png": "", "mine/sad/b.png": "30"
@@ -123,7 +123,7 @@ def test_other_sets_carry_their_attributes_and_a_csv_that_names_no_picture_is_re
     csv.write_text("file,age\nother.png,30\n")
     for also, said in ((str(folders), "names no picture of .*mine: its first column"), ("", "also, which is empty")):
         with pytest.raises(DatasetError, match=f"also_groups: .*{said}"):
-            loading.load_other_sets(also, "", None, trained, folders, str(csv))
+            loading.load_other_sets(also, "", None, trained, folders, attributes_file=str(csv))
 
 
 def test_groups_are_scored_apart_and_small_ones_are_counted():
