@@ -61,6 +61,14 @@ class ExportError(parameters.ParameterError):
     """The arguments do not give notebooks that Kaggle accepts."""
 
 
+def print_exported(folder: Path, values: Mapping[str, Mapping[str, Any]], user: str, weights: str) -> None:
+    """Export as `export` does, and print what was written and the next command."""
+    for written in export(folder, values, user, weights):
+        size = sum(path.stat().st_size for path in written.iterdir())
+        print(f"{written}  {size / 1000:,.0f} kB")
+    print(f"\nto run it all on Kaggle: kaggle kernels push -p {folder / slug(TITLE)}")
+
+
 def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, weights: str) -> list[Path]:
     """Write a folder for one notebook with all five stages, and a folder for each single stage; return them.
 
@@ -126,7 +134,13 @@ def _package() -> NotebookNode:
     root = places.source_root()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
-        for pattern in ("fer_utils/**/*.py", "fer_utils/**/*.xz", "notebooks/*.py", "params/*.yaml"):
+        for pattern in (
+            "fer_utils/**/*.py",
+            "fer_utils/**/*.xz",
+            "fer_utils/**/*.yaml",
+            "notebooks/*.py",
+            "params/*.yaml",
+        ):
             for path in sorted(root.glob(pattern)):
                 entry = zipfile.ZipInfo(path.relative_to(root).as_posix(), _EPOCH)
                 packed.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, compresslevel=9)
@@ -161,10 +175,10 @@ def _all_stages(values: Mapping[str, Mapping[str, Any]], package: NotebookNode) 
 def _one_stage(stage: str, values: Mapping[str, Mapping[str, Any]], package: NotebookNode) -> list[NotebookNode]:
     cells = _stage_cells(stage, values[stage])
     if stage != next(iter(parameters.STAGES)):
-        restore = f'handover.restore("{stage}", paths.run_folders(run, outputs_dir, data_dir))'
+        restore = f'handover.restore("{stage}", runs.run_folders(run, outputs_dir, data_dir))'
         text = new_markdown_cell("## Input\nThe output of the previous notebook, attached to this one.")
         place = cells.index(_parameters_cell(cells)) + 1
-        cells[place:place] = [text, new_code_cell(_code(restore, "kaggle.handover", "pipeline.paths"))]
+        cells[place:place] = [text, new_code_cell(_code(restore, "kaggle.handover", "pipeline.runs"))]
     images = handover.images_left(stage, values["evaluate"]["also"])
     end = f"handover.pack(stage.folders, {images!r})" if images else "handover.deliver(stage.folders)"
     text = new_markdown_cell(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fer_utils import files, places
-from fer_utils.pipeline import parameters, paths
+from fer_utils.pipeline import parameters, runs
 
 # The image folders that later stages read. TRAIN: only 02, and 05 with other test sets, in which it looks for copies of TRAIN.
 _IMAGES_LEFT = {
@@ -31,7 +31,7 @@ def images_left(stage: str, also: str) -> tuple[str, ...]:
     return ("TRAIN", *folders) if also and folders and "TRAIN" not in folders else folders
 
 
-def pack(folders: paths.RunFolders, images: Sequence[str] = ()) -> Path:
+def pack(folders: runs.RunFolders, images: Sequence[str] = ()) -> Path:
     """Move the run's files, and these image folders, into `<folder of the run>.zip`; return it.
 
     The image folders must lie outside the run's folder (`data_dir` given).
@@ -41,7 +41,7 @@ def pack(folders: paths.RunFolders, images: Sequence[str] = ()) -> Path:
         for path in _files_in(folders.run):
             _add(packed, path, f"{_RUN}/{path.relative_to(folders.run).as_posix()}")
         for split in images:
-            for path in _files_in(folders.split(split)):
+            for path in _files_in(folders.path(f"images/{split}")):
                 _add(packed, path, path.relative_to(folders.data).as_posix())
         n_files = len(packed.namelist())
     files.remove(folders.run)
@@ -49,13 +49,13 @@ def pack(folders: paths.RunFolders, images: Sequence[str] = ()) -> Path:
     return archive
 
 
-def deliver(folders: paths.RunFolders) -> list[Path]:
+def deliver(folders: runs.RunFolders) -> list[Path]:
     """Move confusion matrices, scores, report and model beside the run's folder, and the rest into one zip."""
     results = [
-        *(folders.for_split("confusion_matrix", split, ".png") for split in ("VAL", "TEST")),
-        folders.metrics,
-        folders.report,
-        folders.model,
+        *(folders.path(f"confusion_matrix_{split.lower()}.png") for split in ("VAL", "TEST")),
+        folders.path("metrics.json"),
+        folders.path("report.html"),
+        folders.path("model.keras"),
     ]
     left = []
     for path in results:
@@ -66,7 +66,7 @@ def deliver(folders: paths.RunFolders) -> list[Path]:
     return [*left, pack(folders)]
 
 
-def restore(stage: str, folders: paths.RunFolders) -> None:
+def restore(stage: str, folders: runs.RunFolders) -> None:
     """Unpack the output of the stage before `stage`, unless it is there already.
 
     Searches everything mounted for a zip that `pack` wrote, or a folder with its content, by the record of the previous
@@ -98,7 +98,9 @@ def restore(stage: str, folders: paths.RunFolders) -> None:
                 packed.extractall(temporary)
         # The run's folder comes last: its record says that everything is there.
         for unpacked in sorted(Path(temporary).iterdir(), key=lambda path: path.name == _RUN):
-            with files.replacing(folders.run if unpacked.name == _RUN else folders.split(unpacked.name)) as placed:
+            with files.replacing(
+                folders.run if unpacked.name == _RUN else folders.path(f"images/{unpacked.name}")
+            ) as placed:
                 shutil.move(unpacked, placed)
     print(f"{before}'s output: {found[0]}")
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fer_utils.pipeline import runs
+from fer_utils.pipeline import terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 BAR = 0.85
@@ -37,7 +37,7 @@ def main() -> int:
             scores = [f"{test[name]:.3f}" for name in ("accuracy", "macro_f1")]
             rows.append((str(seed), word, *scores, f"{seconds:.0f}"))
             print(rows[-1], file=sys.stderr, flush=True)
-    print("\n".join(runs.as_lines(rows)))
+    print("\n".join(terminal.as_lines(rows)))
     print(f"lowest TEST accuracy {min(accuracies):.3f}, bar {BAR}")
     return int(min(accuracies) < BAR)
 

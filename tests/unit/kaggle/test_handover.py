@@ -4,7 +4,7 @@ import zipfile
 
 from fer_utils import files
 from fer_utils.kaggle import handover
-from fer_utils.pipeline import paths
+from fer_utils.pipeline import runs
 from fer_utils.places import NotFoundHere
 
 import pytest
@@ -17,8 +17,8 @@ def kaggle(tmp_path, monkeypatch):
     return tmp_path
 
 
-def folders() -> paths.RunFolders:
-    return paths.run_folders("r", "/kaggle/working", "/kaggle/content/images")
+def folders() -> runs.RunFolders:
+    return runs.run_folders("r", "/kaggle/working", "/kaggle/content/images")
 
 
 def a_run() -> dict[str, bytes]:
@@ -59,7 +59,9 @@ def test_what_was_packed_is_restored_from_either_layout(kaggle, place, unpacked)
     attach(kaggle, place)
     handover.restore("train_head", folders())
     found = {path for name in ("working", "content") for path in (kaggle / name).rglob("*") if path.is_file()}
-    lists = {place / files.WRITTEN for place in (folders().run, folders().split("TRAIN"), folders().split("VAL"))}
+    lists = {
+        place / files.WRITTEN for place in (folders().run, folders().path("images/TRAIN"), folders().path("images/VAL"))
+    }
     assert lists <= found and {str(path): path.read_bytes() for path in found - lists} == content
 
 
