@@ -61,7 +61,7 @@ def layers(
 
 def _profile_of_run(run: str | None, outputs_dir: str | None) -> tuple[str, str] | None:
     """The profile that a run was last made with, and the reason to take it; None for a new run."""
-    described = runs.run_folders(run, outputs_dir or "outputs", "").description if run else None
+    described = runs.run_folders(run, outputs_dir or "outputs", "").path("run.json") if run else None
     if described is None or not described.is_file():
         return None
     content = files.read_json(described)

@@ -226,11 +226,11 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
     default, and the folders. Raises RunIsBusy if another process works in the run's folder. The record of an earlier end
     is kept until one of its outputs is replaced.
     """
-    resolved = _resolve(stage, namespace)
-    values = resolved.values[stage]
+    profile, all_values, from_profile, origins = _resolve(stage, namespace)
+    values = all_values[stage]
     namespace.update(values)
-    folders = runner.folders_of(resolved.values)
-    _print_setup(stage, resolved, folders)
+    folders = runner.folders_of(all_values)
+    _print_setup(stage, values, origins, profile if from_profile else None, folders)
     runs.require_own_images(folders, stage)
     locks = runs.hold_for_stage(folders)
     with contextlib.ExitStack() as stack:
@@ -238,14 +238,14 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
             stack.callback(held.release)
         runs.clear_leftovers(folders)
         if not folders.path("run.json").is_file():
-            runs.describe_run(folders, resolved.profile, resolved.values)
+            runs.describe_run(folders, profile, all_values)
         found = runs.records_of(folders)
         if stage == "fine_tune" and "train_head" in found:
             runner.check_network(parameters.shipped()["train_head"] | found["train_head"]["parameters"], values)
         key, history, source = keys.key_of(stage, values, folders, found), cells.History(namespace), _read_source(stage)
         on_record = {folders.path(name) for name in found.get(stage, {}).get("outputs", {})}
         begun = Stage(
-            stage, values, folders, key, locks, resolved.from_profile, namespace, history, source, _on_record=on_record
+            stage, values, folders, key, locks, from_profile, namespace, history, source, _on_record=on_record
         )
         _require_inputs(begun, found)
         stack.pop_all()
@@ -267,17 +267,8 @@ def _require_inputs(stage: Stage, recorded: Mapping[str, dict]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Resolved:
+def _resolve(stage: str, namespace: Mapping[str, Any]) -> tuple[str, dict[str, dict], dict[str, Any], dict[str, str]]:
     """A stage's profile, the parameters of all stages, the stage's values from the profile, and the origins of others."""
-
-    profile: str
-    values: dict[str, dict[str, Any]]
-    from_profile: dict[str, Any]
-    origins: dict[str, str]
-
-
-def _resolve(stage: str, namespace: Mapping[str, Any]) -> _Resolved:
     declared = parameters.declared()
     stage_parameters = declared[stage]
     given = _given(stage, namespace, stage_parameters)
@@ -300,7 +291,7 @@ def _resolve(stage: str, namespace: Mapping[str, Any]) -> _Resolved:
         origins[name] = "set in the cells above" if profile == "none" else "typed in the parameters cell"
         if name in gives and gives[name] != value:
             origins[name] += f"; {file} has {gives[name]!r}"
-    return _Resolved(profile, values, from_profile, origins)
+    return profile, values, from_profile, origins
 
 
 def _given(stage: str, namespace: Mapping[str, Any], declared: Mapping[str, parameters.Parameter]) -> dict[str, Any]:
@@ -333,16 +324,18 @@ def _profile(name: str) -> tuple[str, dict[str, dict[str, Any]]]:
     return name, parameters.load_profile(parameters.profile_path(name))
 
 
-def _print_setup(stage: str, resolved: _Resolved, folders: runs.RunFolders) -> None:
-    values, origins = resolved.values[stage], resolved.origins
+def _print_setup(
+    stage: str, values: dict[str, Any], origins: dict[str, str], profile: str | None, folders: runs.RunFolders
+) -> None:
+    """Print the parameters and the folders. profile: that which gives values, if one does."""
     names, shown = max(map(len, values)), {name: repr(value) for name, value in values.items()}
     column = min(20, max((len(shown[name]) for name in origins), default=0))
     print(f"\n{stage}, with")
     for name, text in shown.items():
         print(f"  {name:{names}} = {text:{column}}  {origins.get(name, '')}".rstrip())
-    if resolved.from_profile:
+    if profile:
         print(
-            f"A value typed in the parameters cell wins over params/{resolved.profile}.yaml, unless it is the default.\nTo have "
+            f"A value typed in the parameters cell wins over params/{profile}.yaml, unless it is the default.\nTo have "
             f"the default, change that file, or set profile to the name of a copy and run = {values['run']!r}."
         )
     print(f"results in {folders.run}\nimages in  {folders.data}")

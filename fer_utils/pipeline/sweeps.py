@@ -221,7 +221,7 @@ def sweep(plan: Plan, storage: str) -> int:
     outputs = runner.folders_of(plan.resolve({})).run.parent
     shared = open_study(plan, outputs, storage)
     failed = work(plan, shared, outputs)
-    from fer_utils.pipeline import pages, terminal  # pandas and matplotlib take a while to import
+    from fer_utils.pipeline import pages  # pandas and matplotlib take a while to import
 
     sheet, page = pages.write_sweep(plan, shared, outputs)
     found = pages.ranking(plan, shared)
@@ -305,18 +305,17 @@ def work(plan: Plan, study: "optuna.Study", outputs: Path) -> list[str]:
     """
     from filelock import FileLock
 
-    locks = outputs / ".trials"
     failed: list[str] = []
     is_begun = is_waiting = False
     while True:
-        with files.one_at_a_time(locks / f"{study.study_name}.lock", lambda: None):
+        with files.one_at_a_time(lock_file(outputs, study, "study"), lambda: None):
             for trial in _in_state(study, "RUNNING"):
-                with contextlib.suppress(TimeoutError), FileLock(_lock_of(locks, study, trial), timeout=0):
+                with contextlib.suppress(TimeoutError), FileLock(lock_file(outputs, study, trial.number), timeout=0):
                     _queue_again(study, trial)
             if not is_begun and not plan.is_search:
                 _queue(plan, study)
             is_begun, taken = True, _take(plan, study, len(failed))
-            held = FileLock(_lock_of(locks, study, taken[0])).acquire() if taken else None
+            held = FileLock(lock_file(outputs, study, taken[0].number)).acquire() if taken else None
         if taken:
             with held:
                 failed += _run_trial(plan, study, *taken)
@@ -334,9 +333,9 @@ def work(plan: Plan, study: "optuna.Study", outputs: Path) -> list[str]:
             return failed
 
 
-def _lock_of(locks: Path, study: "optuna.Study", trial) -> Path:
-    """The file that the process which runs a trial locks."""
-    return locks / f"{study.study_name}_{trial.number}.lock"
+def lock_file(outputs: Path, study: "optuna.Study", name: str | int) -> Path:
+    """The file that a process locks while it takes a trial (name: `study`), or runs one (name: its number)."""
+    return outputs / ".trials" / keys.digest({"study": study.study_name}) / f"{name}.lock"
 
 
 def _in_state(study: "optuna.Study", *states: str) -> list:

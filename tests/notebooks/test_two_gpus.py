@@ -98,13 +98,13 @@ def runs(tmp_path_factory, two_devices) -> tuple[RunFolders, RunFolders]:
 
 
 def test_two_devices_share_each_batch_in_mixed_precision(runs):
-    text = (runs[0].notebooks / "04_fine_tune.ipynb").read_text()
+    text = (runs[0].path("notebooks") / "04_fine_tune.ipynb").read_text()
     assert re.search(r"computing on CPU, \d+ cores with jax [\d.]+ in mixed_float16 with deterministic kernels", text)
     assert "2 devices share each batch" in text and "2 steps an epoch" in text
 
 
 def test_after_a_kill_in_mid_training_it_goes_on_to_the_same_scores_and_weights(runs):
-    assert "going on after 1 finished epochs" in (runs[1].notebooks / "04_fine_tune.ipynb").read_text()
+    assert "going on after 1 finished epochs" in (runs[1].path("notebooks") / "04_fine_tune.ipynb").read_text()
     histories = [pd.read_csv(folders.path("history_fine_tune.csv")).drop(columns="seconds") for folders in runs]
     pd.testing.assert_frame_equal(*histories, rtol=1e-5)
     models = [keras.saving.load_model(folders.path("model.keras"), compile=False).get_weights() for folders in runs]

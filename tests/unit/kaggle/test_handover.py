@@ -25,12 +25,12 @@ def a_run() -> dict[str, bytes]:
     """Write a run after 01 and 02; return its files by name."""
     of = folders()
     content = {
-        of.manifest: b"path\nTRAIN/happy/a.png\n",
+        of.path("manifest.csv"): b"path\nTRAIN/happy/a.png\n",
         of.stage_record("merge_split"): b"{}",
         of.stage_record("balance"): b"{}",
         of.figure("faces"): bytes(range(256)),
-        of.split("TRAIN") / "happy/a.png": b"a",
-        of.split("VAL") / "happy/b.png": b"b",
+        of.path("images/TRAIN") / "happy/a.png": b"a",
+        of.path("images/VAL") / "happy/b.png": b"b",
     }
     for path, data in content.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def test_image_folders_that_nobody_needs_and_locks_stay_behind(kaggle):
 def test_a_run_that_is_here_is_left_alone(kaggle):
     content = a_run()
     handover.restore("train_head", folders())
-    assert folders().manifest.read_bytes() == content[str(folders().manifest)]
+    assert folders().path("manifest.csv").read_bytes() == content[str(folders().path("manifest.csv"))]
 
 
 def test_nothing_attached_names_the_notebook_to_attach_and_what_is_mounted(kaggle):
@@ -102,7 +102,8 @@ def test_two_outputs_of_one_stage_are_never_chosen_between(kaggle):
 def test_results_lie_beside_one_zip_of_the_rest(kaggle):
     a_run()
     of = folders()
-    results = [of.metrics, of.report, of.model, *(of.for_split("confusion_matrix", s, ".png") for s in ("VAL", "TEST"))]
+    matrices = (f"confusion_matrix_{split}.png" for split in ("val", "test"))
+    results = [of.path(name) for name in ("metrics.json", "report.html", "model.keras", *matrices)]
     for path in results:
         path.write_text(path.name)
     handover.deliver(of)

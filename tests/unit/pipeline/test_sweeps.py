@@ -180,9 +180,9 @@ def test_a_trial_belongs_to_its_process_however_silent_and_to_nobody_when_that_h
 ):
     *_, shared, made = sweep("fine_tune.unfreeze_top=30,40")
     made = plan(tmp_path / "outputs", ["fine_tune.unfreeze_top=50,60"])
-    shared, locks = sweeps.open_study(made, tmp_path / "outputs"), tmp_path / "outputs" / ".trials"
+    shared = sweeps.open_study(made, tmp_path / "outputs")
     sweeps._queue(made, shared)
-    held = filelock.FileLock(locks / f"{shared.study_name}_0.lock")
+    held = filelock.FileLock(sweeps.lock_file(tmp_path / "outputs", shared, 0))
     held.acquire()
     assert sweeps._take(made, shared, 0)[0].number == 0  # its process holds the lock and says nothing
     looks = []
@@ -409,9 +409,8 @@ def test_two_processes_share_a_sweep_and_a_third_joins_in(workers):
 
 
 def test_a_killed_process_leaves_its_trial_to_another(workers):
-    first = workers.start(0.5)
-    line = workers.wait_for("fine_tune", "begin")
-    second = workers.start(0.1)
+    first, second = workers.start(0.5), workers.start(0.5)
+    line = workers.wait_for("fine_tune", "begin", str(first.pid))
     workers.wait_for("begin", str(second.pid))
     os.kill(first.pid, signal.SIGKILL)
     assert second.wait(timeout=90) == 0
