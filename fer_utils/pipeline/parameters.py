@@ -225,8 +225,7 @@ def parse_override(text: str, option: str = "-p") -> tuple[str, str, str]:
 
 
 def resolve(
-    stages: Mapping[str, Mapping[str, Parameter]],
-    layers: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]],
+    stages: Mapping[str, Mapping[str, Parameter]], layers: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]
 ) -> dict[str, dict[str, Any]]:
     """One checked value for every parameter of every stage.
 

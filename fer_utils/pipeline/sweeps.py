@@ -311,7 +311,10 @@ def work(plan: Plan, study: "optuna.Study", outputs: Path) -> list[str]:
         with files.one_at_a_time(lock_file(outputs, study, "study"), lambda: None):
             for trial in _in_state(study, "RUNNING"):
                 with contextlib.suppress(TimeoutError), FileLock(lock_file(outputs, study, trial.number), timeout=0):
-                    _queue_again(study, trial)
+                    if any(
+                        one.number == trial.number for one in _in_state(study, "RUNNING")
+                    ):  # it may have ended since
+                        _queue_again(study, trial)
             if not is_begun and not plan.is_search:
                 _queue(plan, study)
             is_begun, taken = True, _take(plan, study, len(failed))
