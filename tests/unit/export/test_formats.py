@@ -147,7 +147,7 @@ def test_the_run_is_shipped_with_its_temperature_scores_and_card(run, tmp_path):
     assert model_files.read_origin(file) == model_files.read_origin(run.path("model.keras"))
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| small.onnx |" in card and "1.50" in card and "cv2.dnn.readNetFromONNX" in card
-    expected = files.read_json(run.metrics)
+    expected = files.read_json(run.path("metrics.json"))
     assert (
         expected["run"]["params"]["fine_tune"].pop("outputs_dir") == "/data/outputs"
     )  # a path of the machine stays there
