@@ -7,6 +7,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+class Failed(RuntimeError):
+    """What a command set out to do failed: it ends with status 1, and nothing is wrong with what was asked for."""
+
+
 def enter(main: Callable[[], int]) -> NoReturn:
     """Run a command line as this process and exit with its status.
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fer_utils import files
+from fer_utils import entry, files
 from fer_utils.data import loading
 from fer_utils.data.loading import Faces
 from fer_utils.export import model_card
-from fer_utils.pipeline import records
-from fer_utils.pipeline.paths import RunFolders
+from fer_utils.pipeline import runs
+from fer_utils.pipeline.runs import RunFolders
 from fer_utils.places import NotFoundHere
 from fer_utils.training import model_files
 from fer_utils.training.model_files import Predict
@@ -42,7 +42,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in `images.decode`; the sum is 1
 OPSET = 17
 
 
-class ExportError(RuntimeError):
+class ExportError(entry.Failed):
     """A model cannot be exported, or an export's probabilities differ from the model's."""
 
 
@@ -73,17 +73,19 @@ def export(folders: RunFolders, folder: Path) -> list[Measured]:
     if fault := files.foreign(folder):
         raise ExportError(f"{fault}, so that {folder} is no earlier export: choose another folder")
     compared = _images(folders)
-    model = for_any_colour(keras.saving.load_model(folders.model, compile=False, safe_mode=True))
+    model = for_any_colour(keras.saving.load_model(folders.path("model.keras"), compile=False, safe_mode=True))
     with files.replacing(folder) as temporary:
         temporary.mkdir()
         _write_formats(model, temporary)
-        if origin := model_files.read_origin(folders.model):
+        if origin := model_files.read_origin(folders.path("model.keras")):
             for name in ("model.keras", "model_float16.tflite", "model_int8.tflite", "model.onnx"):
                 model_files.write_origin(temporary / name, origin)
         measured = _agreeing(temporary, measure(temporary, compared))
-        card = model_card.text(files.read_json(folders.metrics), folders.run.name, table(measured), len(compared))
+        card = model_card.text(
+            files.read_json(folders.path("metrics.json")), folders.run.name, table(measured), len(compared)
+        )
         (temporary / model_card.FILE).write_text(card, encoding="utf-8")
-        shutil.copy2(folders.metrics, temporary / folders.metrics.name)
+        shutil.copy2(folders.path("metrics.json"), temporary / folders.path("metrics.json").name)
         _write_record(folders, temporary, measured)
     return measured
 
@@ -95,17 +97,22 @@ def _require_packages() -> None:
 
 
 def _require_run(folders: RunFolders) -> None:
-    for path in (folders.model, folders.metrics, folders.manifest, folders.balanced):
+    for path in (
+        folders.path("model.keras"),
+        folders.path("metrics.json"),
+        folders.path("manifest.csv"),
+        folders.path("balanced.csv"),
+    ):
         if not path.is_file():
             raise NotFoundHere(
                 f"{path} is not there: finish the run first (`python run_all.py --run {folders.run.name}` with its --params and -p)"
             )
-    records.require_scored(folders)
+    runs.require_scored(folders)
 
 
 def _images(folders: RunFolders) -> Faces:
     """Images of VAL for the comparison. TEST is not used."""
-    manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
+    manifest = loading.read_table(folders.path("manifest.csv"), ("split", "label", "path"))
     table = manifest[manifest["split"] == "VAL"]
     return loading.load_faces(table.sample(min(COMPARED, len(table)), random_state=0), folders.data)
 
@@ -210,7 +217,7 @@ def _agreeing(folder: Path, measured: Sequence[Measured]) -> list[Measured]:
 def _write_record(folders: RunFolders, folder: Path, measured: Sequence[Measured]) -> None:
     """What fer_utils.predict needs to choose the fastest file that agrees with the model."""
     rows = [asdict(row) | {"sha256": model_files.sha256(folder / row.file)} for row in measured]
-    record = {"run": folders.run.name, "model_sha256": model_files.sha256(folders.model), "formats": rows}
+    record = {"run": folders.run.name, "model_sha256": model_files.sha256(folders.path("model.keras")), "formats": rows}
     files.write_json(folder / model_files.RECORD, record)
 
 

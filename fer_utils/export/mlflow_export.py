@@ -13,11 +13,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fer_utils import files
+from fer_utils import entry, files
 from fer_utils.data import loading
-from fer_utils.pipeline import keys, records
+from fer_utils.pipeline import keys, terminal
 from fer_utils.pipeline.parameters import STAGES
-from fer_utils.pipeline.runs import Run
+from fer_utils.pipeline.runs import Run, find, require_scored
 from fer_utils.places import NotFoundHere
 
 EXPERIMENT = "fer"
@@ -38,7 +38,7 @@ _AT_ONCE = 100  # parameters that MLflow takes in one call; of metrics it takes 
 _NO_METRICS = {"run", "per_class", "leakage"}  # parts of metrics.json that are written in another way
 
 
-class MLflowError(RuntimeError):
+class MLflowError(entry.Failed):
     """The store could not be opened or written; the message has its address and what MLflow says."""
 
 
@@ -55,6 +55,15 @@ class Exported:
 def default_uri(outputs: Path) -> str:
     """The store that is used unless another is named: `mlflow.db` in the outputs folder."""
     return f"{SQLITE}{outputs.absolute() / 'mlflow.db'}"
+
+
+def export_named(outputs: Path, names: Sequence[str], uri: str | None) -> None:
+    """Write the runs with these names to the store at `uri` (None: the default), and print what became of each."""
+    uri = uri or default_uri(outputs)
+    for each in export(find(outputs, dict.fromkeys(names)), uri):
+        line = f"{each.run}: {'written' if each.is_new else 'there already, unchanged,'} as {each.run_id}"
+        terminal.say(line + (f"; earlier states stay: {', '.join(each.earlier)}" if each.earlier else ""))
+    print(uri)
 
 
 def export(runs: Sequence[Run], uri: str) -> list[Exported]:
@@ -82,7 +91,7 @@ def export(runs: Sequence[Run], uri: str) -> list[Exported]:
             "sqlalchemy alembic`"
         )
     for run in runs:
-        records.require_scored(run.folders)
+        require_scored(run.folders)
     with _store(uri) as client:
         experiment = _experiment(client, uri)
         return [_exported(client, experiment, run) for run in runs]
@@ -198,7 +207,10 @@ def _plain(name: str) -> str:
 
 def _history(run: Run) -> Iterator[tuple[str, float, str, int]]:
     """Name, value, stage and epoch of every number of both histories."""
-    for stage, path in (("train_head", run.folders.history_head), ("fine_tune", run.folders.history_fine_tune)):
+    for stage, path in (
+        ("train_head", run.folders.path("history_head.csv")),
+        ("fine_tune", run.folders.path("history_fine_tune.csv")),
+    ):
         table = loading.read_table(path, ("epoch", "phase"))
         for row in table.drop(columns="phase").to_dict("records"):
             epoch = int(row.pop("epoch"))

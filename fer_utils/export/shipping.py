@@ -13,8 +13,8 @@ from fer_utils.classes import PROBABILITIES
 from fer_utils.data import loading
 from fer_utils.evaluation import scores
 from fer_utils.export import model_card
-from fer_utils.pipeline import records
-from fer_utils.pipeline.paths import RunFolders
+from fer_utils.pipeline import runs
+from fer_utils.pipeline.runs import RunFolders
 from fer_utils.training import loop, model_files, small_onnx
 
 import numpy as np
@@ -46,15 +46,18 @@ def ship(folders: RunFolders, file: Path = places.SHIPPED) -> pd.DataFrame:
 
     Returns how the file agrees with Keras. Raises ValueError where it gives another class on more than 1 % of the pictures.
     """
-    records.require_scored(folders)
-    metrics = files.read_json(folders.metrics)
-    temperature, model = metrics["temperature_scaling"]["temperature"], model_files.load_keras(folders.model)
-    manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
+    runs.require_scored(folders)
+    metrics = files.read_json(folders.path("metrics.json"))
+    temperature, model = (
+        metrics["temperature_scaling"]["temperature"],
+        model_files.load_keras(folders.path("model.keras")),
+    )
+    manifest = loading.read_table(folders.path("manifest.csv"), ("split", "label", "path"))
     table = manifest[manifest["split"].isin(("TRAIN", "VAL"))]
     pictures = loading.load_faces(table.sample(min(COMPARED, len(table)), random_state=0), folders.data).images
     with files.replacing(file) as temporary:
         small_onnx.write(model, temporary, temperature)
-        model_files.write_origin(temporary, model_files.read_origin(folders.model))
+        model_files.write_origin(temporary, model_files.read_origin(folders.path("model.keras")))
         found = _compared(temporary, model, pictures.astype(np.float32), temperature).rename(
             {temporary.name: file.name}
         )
@@ -62,7 +65,7 @@ def ship(folders: RunFolders, file: Path = places.SHIPPED) -> pd.DataFrame:
             raise ValueError(
                 f"{file}: Keras' class for {same:.1%} of the pictures, expected {SAME_CLASS:.0%}; not replaced"
             )
-    files.write_json(file.parent / folders.metrics.name, _without_paths(metrics))
+    files.write_json(file.parent / folders.path("metrics.json").name, _without_paths(metrics))
     card = model_card.text(metrics, folders.run.name, found, len(pictures), TAKES, USE, is_scaled=True)
     (file.parent / "README.md").write_text(card, encoding="utf-8")
     return found

@@ -58,6 +58,13 @@ class ExportError(parameters.ParameterError):
     """The arguments do not give notebooks that Kaggle accepts."""
 
 
+def print_exported(folder: Path, values: Mapping[str, Mapping[str, Any]], user: str, weights: str) -> None:
+    """Export as `export` does, and print what was written and the next command."""
+    written = export(folder, values, user, weights)
+    size = sum(path.stat().st_size for path in written.iterdir())
+    print(f"{written}  {size / 1000:,.0f} kB\n\nto run it on Kaggle: kaggle kernels push -p {written}")
+
+
 def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, weights: str) -> Path:
     """Write a folder for one notebook with all five stages into `folder`; return it.
 
@@ -126,7 +133,13 @@ def _package() -> NotebookNode:
     root = places.source_root()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as packed:
-        for pattern in ("fer_utils/**/*.py", "fer_utils/**/*.xz", "notebooks/*.py", "params/*.yaml"):
+        for pattern in (
+            "fer_utils/**/*.py",
+            "fer_utils/**/*.yaml",
+            "fer_utils/**/*.xz",
+            "notebooks/*.py",
+            "params/*.yaml",
+        ):
             for path in sorted(root.glob(pattern)):
                 entry = tarfile.TarInfo(
                     path.relative_to(root).as_posix()

@@ -5,22 +5,18 @@ import zipfile
 from pathlib import Path
 
 from fer_utils import files
-from fer_utils.pipeline import paths
+from fer_utils.pipeline import runs
 
 _COMPRESSED = (".csv", ".json", ".html")  # other files are compressed already
 
 
-def deliver(folders: paths.RunFolders) -> list[Path]:
+def deliver(folders: runs.RunFolders) -> list[Path]:
     """Move confusion matrices, scores, report and model beside the run's folder, and the rest into `<folder>.zip`; return all.
 
     The image folders, which lie elsewhere (`data_dir`), are left where they are.
     """
-    results = [
-        *(folders.for_split("confusion_matrix", split, ".png") for split in ("VAL", "TEST")),
-        folders.metrics,
-        folders.report,
-        folders.model,
-    ]
+    results = [folders.figure(f"confusion_matrix_{split}") for split in ("val", "test")]
+    results += [folders.path(name) for name in ("metrics.json", "report.html", "model.keras")]
     left = []
     for path in results:
         with files.replacing(folders.run.parent / path.name) as temporary:

@@ -108,33 +108,27 @@ def _normal(code: str) -> str:
     return ast.unparse(_parse(code))
 
 
-def _compiled(code: str) -> CodeType:
-    return compile(_parse(code), "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+def _accesses(code: CodeType, is_cell: bool = True) -> Iterator[tuple[str, bool]]:
+    """The notebook's names in the order of a cell's code, those in its functions too: (name, whether it is set or deleted)."""
+    for instruction in dis.get_instructions(code):
+        access, _, scope = instruction.opname.partition("_")
+        if isinstance(instruction.argval, CodeType):
+            yield from _accesses(instruction.argval, is_cell=False)
+        elif scope == "GLOBAL" or (scope == "NAME" and access != "IMPORT" and (is_cell or access == "LOAD")):
+            yield instruction.argval, access != "LOAD"
+
+
+def _names(code: str) -> list[tuple[str, bool]]:
+    """See _accesses."""
+    return list(_accesses(compile(_parse(code), "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)))
 
 
 def _needs(code: str) -> set[str]:
     """The names that a cell reads before it sets them, including those read in its functions."""
-    set_here: set[str] = set()
-    needed: set[str] = set()
-    for instruction in dis.get_instructions(_compiled(code)):
-        if instruction.opname in ("STORE_NAME", "DELETE_NAME"):
-            set_here.add(instruction.argval)
-        elif instruction.opname == "LOAD_NAME":
-            needed |= {instruction.argval} - set_here
-        elif isinstance(instruction.argval, CodeType):
-            needed |= {name for name, is_set in _globals(instruction.argval) if not is_set} - set_here
-    return needed
-
-
-def _globals(code: CodeType) -> Iterator[tuple[str, bool]]:
-    """The notebook's names in the code of a function: (name, whether it is set there)."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield instruction.argval, False
-        elif instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-            yield instruction.argval, True
-        elif isinstance(instruction.argval, CodeType):
-            yield from _globals(instruction.argval)
+    found: dict[str, bool] = {}
+    for name, is_set in _names(code):
+        found.setdefault(name, is_set)
+    return {name for name, is_set_first in found.items() if not is_set_first}
 
 
 def _runs_a_file(code: str) -> bool:
@@ -147,11 +141,7 @@ def sets(code: str, imported: Collection[tuple[str, str]] = ()) -> set[str]:
     tree = _parse(code)
     found = {name for name, origin in imports(tree) if (name, origin) not in imported}
     names = {name for name, _ in imports(tree)}
-    for instruction in dis.get_instructions(_compiled(code)):
-        if instruction.opname in ("STORE_NAME", "DELETE_NAME") and instruction.argval not in names:
-            found.add(instruction.argval)
-        elif isinstance(instruction.argval, CodeType):
-            found |= {name for name, is_set in _globals(instruction.argval) if is_set}
+    found |= {name for name, is_set in _names(code) if is_set and name not in names}
     for node in ast.walk(tree):
         if isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
             found |= _root(node)

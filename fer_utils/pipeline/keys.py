@@ -15,40 +15,26 @@ import stat
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fer_utils import files, places
 from fer_utils.data import addresses, finding
-from fer_utils.pipeline import parameters, paths
+from fer_utils.pipeline import parameters
 from fer_utils.pipeline.cells import imports
 
+if TYPE_CHECKING:
+    from fer_utils.pipeline.runs import RunFolders
+
 # The inputs of each stage: name → the stage that writes it.
+_TRAINING = {"manifest.csv": "merge_split", "images/VAL": "merge_split"}
+_TRAINING |= {"balanced.csv": "balance", "images/TRAIN_BALANCED": "balance"}
+_SCORING = dict.fromkeys(("manifest.csv", "leakage.json", "images/VAL", "images/TEST"), "merge_split")
 INPUTS = {
     "merge_split": {},
     "balance": {"manifest.csv": "merge_split", "images/TRAIN": "merge_split"},
-    "train_head": {
-        "manifest.csv": "merge_split",
-        "images/VAL": "merge_split",
-        "balanced.csv": "balance",
-        "images/TRAIN_BALANCED": "balance",
-    },
-    "fine_tune": {
-        "manifest.csv": "merge_split",
-        "images/VAL": "merge_split",
-        "balanced.csv": "balance",
-        "images/TRAIN_BALANCED": "balance",
-        "head.weights.h5": "train_head",
-        "history_head.csv": "train_head",
-        "trained_head.csv": "train_head",
-    },
-    "evaluate": {
-        "manifest.csv": "merge_split",
-        "leakage.json": "merge_split",
-        "images/VAL": "merge_split",
-        "images/TEST": "merge_split",
-        "model.keras": "fine_tune",
-        "trained.csv": "fine_tune",
-    },
+    "train_head": _TRAINING,
+    "fine_tune": _TRAINING | dict.fromkeys(("head.weights.h5", "history_head.csv", "trained_head.csv"), "train_head"),
+    "evaluate": _SCORING | dict.fromkeys(("model.keras", "trained.csv"), "fine_tune"),
 }
 
 # Inputs that only some runs have. A stage reads one if the record of the stage that writes it lists it.
@@ -65,8 +51,8 @@ _NOT_COUNTED = {
     "cache_dir",
     "tensorboard_dir",
     "votes",
-    *addresses.DATASETS,
 }
+_NOT_COUNTED |= addresses.DATASETS.keys()
 
 # Subpackages and modules that do not affect results: they find, check, move, record, measure time and show.
 NOT_COMPUTING = {
@@ -82,18 +68,9 @@ _SHOWN_AS = {"round", "to_frame"}  # methods that format a table that a cell sho
 
 # Packages whose version can change a result: import name → distribution. Not faiss: it proposes what the search without it
 # would propose, and a run is not done again because an extra was installed.
-_PACKAGES = {
-    "PIL": "pillow",
-    "albumentations": "albumentations",
-    "cleanlab": "cleanlab",
-    "cv2": "opencv-python-headless",
-    "jax": "jax",
-    "keras": "keras",
-    "numpy": "numpy",
-    "pandas": "pandas",
-    "scipy": "scipy",
-    "sklearn": "scikit-learn",
-    "tensorflow": "tensorflow",
+_PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+_PACKAGES |= {
+    name: name for name in ("albumentations", "cleanlab", "jax", "keras", "numpy", "pandas", "scipy", "tensorflow")
 }
 
 BACKENDS = ("tensorflow", "jax")  # of Keras
@@ -109,7 +86,7 @@ def inputs_of(stage: str, records: Mapping[str, dict]) -> dict[str, str]:
     }
 
 
-def key_of(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, records: Mapping[str, dict]) -> dict:
+def key_of(stage: str, values: Mapping[str, Any], folders: "RunFolders", records: Mapping[str, dict]) -> dict:
     """The key of a stage if it ran now: notebook, code, parameters, inputs, versions, each name → digest or value.
 
     values: the stage's resolved parameters. records: stage → record of the run's finished stages.
@@ -123,7 +100,7 @@ def key_of(stage: str, values: Mapping[str, Any], folders: paths.RunFolders, rec
         "code": code,
         "parameters": counted(values),
         "inputs": _inputs(stage, values, folders, records),
-        "versions": {package: _version(package) for package in packages},
+        "versions": {package: version(package) for package in packages},
     }
 
 
@@ -174,18 +151,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 # --- outputs -----------------------------------------------------------------------------------------------------------
-
-
-def output_name(path: Path, folders: paths.RunFolders) -> str:
-    """The name of an output in a record: `images/...` in the image folder, otherwise relative to the run's folder."""
-    if path.is_relative_to(folders.data):
-        return f"images/{path.relative_to(folders.data).as_posix()}"
-    return path.relative_to(folders.run).as_posix()
-
-
-def output_path(name: str, folders: paths.RunFolders) -> Path:
-    """The path of an output named in a record."""
-    return folders.data / name.removeprefix("images/") if name.startswith("images/") else folders.run / name
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -269,13 +234,13 @@ def _content_digest(folder: Path, found: list[tuple[str, os.stat_result]]) -> st
 # --- inputs ------------------------------------------------------------------------------------------------------------
 
 
-def _inputs(stage: str, values: Mapping, folders: paths.RunFolders, records: Mapping[str, dict]) -> dict[str, str]:
+def _inputs(stage: str, values: Mapping, folders: "RunFolders", records: Mapping[str, dict]) -> dict[str, str]:
     if stage == "merge_split":
         found = {name: _source_digest(name, given) for name, given in finding.taken(values).items()}
         return found | {"votes": _votes_digest(values)} | _extra_digests(values["extra"])
     found = {}
     for name, writer in inputs_of(stage, records).items():
-        path = output_path(name, folders)
+        path = folders.path(name)
         if path.is_file():
             found[name] = file_digest(path)
         else:
@@ -338,7 +303,8 @@ def backend() -> str:
 
 
 @lru_cache
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """The installed version of a package, or `not installed`."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -353,24 +319,15 @@ def notebook_digest(source: str, name: str) -> str:
 
     source: the notebook in percent format. name: its name in error messages.
     """
-    return _parsed_notebook(source, name)[0]
-
-
-@lru_cache
-def _parsed_notebook(source: str, name: str) -> tuple[str, tuple[str, ...]]:
-    """See notebook_digest; also the dotted names that the notebook imports."""
-    declared = set(parameters.read_cell(source, name))
-    tree = ast.parse(source, name)
-    imported = tuple(dotted for _, dotted in imports(tree))
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.AnnAssign) and node.target.id in declared)]
-    return _digest(tree), imported
+    return _parsed(source, frozenset(parameters.read_cell(source, name)))[0]
 
 
 def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
     """The digest of a notebook's code, digests of the modules of `fer_utils` that it imports, and imported packages."""
     if not notebook.is_file():
         return "not at hand", {}, []
-    found, imported = _parsed_notebook(notebook.read_text(encoding="utf-8"), notebook.name)
+    source = notebook.read_text(encoding="utf-8")
+    found, imported = _parsed(source, frozenset(parameters.read_cell(source, notebook.name)))
     code, packages, waiting = {}, set(), list(imported)
     while waiting:
         dotted = waiting.pop()
@@ -402,9 +359,13 @@ def _read_module(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 @lru_cache(maxsize=512)  # several versions of each module
-def _parsed(source: str) -> tuple[str, tuple[str, ...]]:
+def _parsed(source: str, declared: frozenset[str] = frozenset()) -> tuple[str, tuple[str, ...]]:
+    """The digest of code without the parameters that it declares, and the dotted names that it imports."""
     tree = ast.parse(source)
     imported = tuple(dotted for _, dotted in imports(tree))
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.AnnAssign) and ast.unparse(node.target) in declared)
+    ]
     return _digest(tree), imported
 
 

@@ -17,6 +17,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def _fail() -> None:
     raise ValueError
 
 
+@lru_cache
 def read_cell(source: str, name: str) -> dict[str, Parameter]:
     """The parameters that a notebook's text declares. Raises ParameterError, naming `name` and the line."""
     cells = source.split("\n# %%")
@@ -166,6 +168,23 @@ def declared(notebooks: Path | None = None) -> dict[str, dict[str, Parameter]]:
     return {stage: read_cell((folder / file).read_text(encoding="utf-8"), file) for stage, file in STAGES.items()}
 
 
+@lru_cache
+def shipped() -> dict[str, dict[str, Any]]:
+    """The defaults as shipped, stage → name → value; a cell that was edited and saved no longer has its own."""
+    content = yaml.safe_load(Path(__file__).with_name("defaults.yaml").read_text(encoding="utf-8"))
+    return {stage: content[stage] for stage in STAGES}
+
+
+def typed(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a stage that a user typed: those that differ from the shipped default."""
+    return {name: value for name, value in values.items() if value != shipped()[stage].get(name, value)}
+
+
+def typed_in_cells(declared: Mapping[str, Mapping[str, Parameter]]) -> dict[str, dict[str, Any]]:
+    """Values that a user typed in the parameters cells of these stages and saved: stage → name → value."""
+    return {stage: typed(stage, {name: one.default for name, one in own.items()}) for stage, own in declared.items()}
+
+
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that rejects duplicate keys, of which YAML silently keeps the last."""
 
@@ -206,8 +225,7 @@ def parse_override(text: str, option: str = "-p") -> tuple[str, str, str]:
 
 
 def resolve(
-    stages: Mapping[str, Mapping[str, Parameter]],
-    layers: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]],
+    stages: Mapping[str, Mapping[str, Parameter]], layers: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]
 ) -> dict[str, dict[str, Any]]:
     """One checked value for every parameter of every stage.
 
@@ -282,5 +300,5 @@ def choose_profile() -> tuple[str, str]:
 
 
 def profile_path(name: str) -> Path:
-    """`params/<name>.yaml`."""
-    return places.source_root() / "params" / f"{name}.yaml"
+    """The file of a profile that is given by a path, or by its name: `params/<name>.yaml`."""
+    return Path(name) if Path(name).suffix else places.source_root() / "params" / f"{name}.yaml"

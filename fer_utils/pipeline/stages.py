@@ -1,5 +1,6 @@
 """The interface between a notebook and its run: begin a stage, read, save and show results, finish the stage."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fer_utils import files, places
-from fer_utils.pipeline import cells, defaults, keys, lock, parameters, paths, records, runner
+from fer_utils.pipeline import cells, keys, parameters, runner, runs
 
 from IPython.display import Image, display
 
@@ -29,7 +30,7 @@ class Stage:
 
     name: str
     parameters: dict[str, Any]
-    folders: paths.RunFolders
+    folders: runs.RunFolders
     key: dict[str, Any]
     locks: list
     from_profile: dict[str, Any]
@@ -48,7 +49,7 @@ class Stage:
     @property
     def cache_folder(self) -> Path:
         """The folder of cached activations that runs share."""
-        return paths.cache_folder(self.namespace["cache_dir"], self.namespace["outputs_dir"])
+        return runs.cache_folder(self.namespace["cache_dir"], self.namespace["outputs_dir"])
 
     @property
     def tensorboard_folder(self) -> Path | None:
@@ -63,11 +64,11 @@ class Stage:
 
     def path(self, name: str) -> Path:
         """The path of a result, such as `model.keras`, or of an image folder, such as `images/VAL`."""
-        return keys.output_path(name, self.folders)
+        return self.folders.path(name)
 
     def has(self, name: str) -> bool:
         """Whether the run has an input that only some runs have (keys.OPTIONAL_INPUTS)."""
-        return name in keys.inputs_of(self.name, records.read(self.folders))
+        return name in keys.inputs_of(self.name, runs.records_of(self.folders))
 
     def read(self, name: str) -> Any:
         """Read an earlier result: a table from `.csv`, the content of `.json`. Raises TornFile if it is damaged."""
@@ -106,7 +107,7 @@ class Stage:
 
     def executed_notebooks(self) -> list[str]:
         """File names of the run's executed notebooks, in the folder `notebooks` of its folder."""
-        return [path.name for path in self.folders.notebooks.glob("*.ipynb")]
+        return [path.name for path in self.folders.path("notebooks").glob("*.ipynb")]
 
     def require_space(self, n_images: int) -> None:
         """Raise OutputError unless the disk has room for `n_images` images, each BLOCK bytes."""
@@ -121,10 +122,10 @@ class Stage:
     def about_run(self) -> dict[str, Any]:
         """The parameters of the run's stages, the current package versions, and each stage's seconds."""
         current = {"parameters": self.parameters | self._changed(), "seconds": self.seconds()}
-        stages = {**records.read(self.folders), self.name: current}
+        stages = {**runs.records_of(self.folders), self.name: current}
         return {
             "params": {name: record["parameters"] for name, record in stages.items()},
-            "versions": records.versions(),
+            "versions": runs.versions(),
             "seed": self.parameters["seed"],
             "seconds_per_stage": {name: record["seconds"] for name, record in stages.items()},
         }
@@ -152,7 +153,7 @@ class Stage:
         now = _read_source(self.name)
         if not found or now == self.source:
             return self.key, found
-        notebook = keys.key_of(self.name, self.parameters, self.folders, {})["notebook"]
+        notebook = keys.code_of(self.name)["notebook"]
         return {**self.key, "notebook": notebook}, list(compare(cells.code_cells(now), ran))
 
     def _changed(self) -> dict[str, Any]:
@@ -169,7 +170,7 @@ class Stage:
         When the first recorded output is replaced, the stage's record is deleted: if the process dies later, the outputs
         may come from two trainings and must not count as complete. Figures may be drawn again without this.
         """
-        if path in self._on_record and not self.folders.is_figure(path):
+        if path in self._on_record and path.parent != self.folders.path("figures"):
             self.folders.stage_record(self.name).unlink(missing_ok=True)
         self._written.append(path)
 
@@ -199,18 +200,18 @@ class Stage:
             "figures": figures,
             "parameters": self.parameters | changed,
             "by_hand": by_hand,
-            "versions": records.versions(),
+            "versions": runs.versions(),
             "key": key,
-            "outputs": {keys.output_name(path, self.folders): keys.describe(path) for path in sorted(written)},
+            "outputs": {self.folders.name_of(path): keys.describe(path) for path in sorted(written)},
             "last_checkpoint": keys.file_digest(checkpoint) if checkpoint.is_file() else None,
         }
         files.write_json(self.folders.stage_record(self.name), record)
         self._on_record = written
         checkpoint.unlink(missing_ok=True)
-        records.describe_stage(self.folders, self.name, record["parameters"])
+        runs.describe_stage(self.folders, self.name, record["parameters"])
         for held in self.locks:
             held.release(force=True)  # even if this process began the stage several times
-        print(f"{self.name} done in {seconds} s: {records.one_line(figures)}")
+        print(f"{self.name} done in {seconds} s: {runs.one_line(figures)}")
         if by_hand:
             print("\n- ".join(["Recorded; run_all.py will run this stage again because:", *by_hand]))
 
@@ -225,39 +226,29 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
     default, and the folders. Raises RunIsBusy if another process works in the run's folder. The record of an earlier end
     is kept until one of its outputs is replaced.
     """
-    resolved = _resolve(stage, namespace)
-    values = resolved.values[stage]
+    profile, all_values, from_profile, origins = _resolve(stage, namespace)
+    values = all_values[stage]
     namespace.update(values)
-    folders = runner.folders_of(resolved.values)
-    _print_setup(stage, resolved, folders)
-    lock.require_own_images(folders, stage)
-    locks = lock.hold_for_stage(folders)
-    try:
-        return _begun(stage, resolved, folders, namespace, locks)
-    except BaseException:
+    folders = runner.folders_of(all_values)
+    _print_setup(stage, values, origins, profile if from_profile else None, folders)
+    runs.require_own_images(folders, stage)
+    locks = runs.hold_for_stage(folders)
+    with contextlib.ExitStack() as stack:
         for held in locks:
-            held.release()
-        raise
-
-
-def _begun(
-    stage: str, resolved: "_Resolved", folders: paths.RunFolders, namespace: Mapping[str, Any], locks: list
-) -> Stage:
-    """The running stage, in folders that this process has locked."""
-    values = resolved.values[stage]
-    records.clear_leftovers(folders)
-    if not folders.description.is_file():
-        records.describe_run(folders, resolved.profile, resolved.values)
-    found = records.read(folders)
-    if stage == "fine_tune" and "train_head" in found:
-        runner.check_network(defaults.DEFAULTS["train_head"] | found["train_head"]["parameters"], values)
-    key = keys.key_of(stage, values, folders, found)
-    on_record = {keys.output_path(name, folders) for name in found.get(stage, {}).get("outputs", {})}
-    history, source = cells.History(namespace), _read_source(stage)
-    begun = Stage(
-        stage, values, folders, key, locks, resolved.from_profile, namespace, history, source, _on_record=on_record
-    )
-    _require_inputs(begun, found)
+            stack.callback(held.release)
+        runs.clear_leftovers(folders)
+        if not folders.path("run.json").is_file():
+            runs.describe_run(folders, profile, all_values)
+        found = runs.records_of(folders)
+        if stage == "fine_tune" and "train_head" in found:
+            runner.check_network(parameters.shipped()["train_head"] | found["train_head"]["parameters"], values)
+        key, history, source = keys.key_of(stage, values, folders, found), cells.History(namespace), _read_source(stage)
+        on_record = {folders.path(name) for name in found.get(stage, {}).get("outputs", {})}
+        begun = Stage(
+            stage, values, folders, key, locks, from_profile, namespace, history, source, _on_record=on_record
+        )
+        _require_inputs(begun, found)
+        stack.pop_all()
     return begun
 
 
@@ -266,37 +257,24 @@ def _require_inputs(stage: Stage, recorded: Mapping[str, dict]) -> None:
 
     Raises TornFile, naming the input, if it has changed since its stage wrote it.
     """
-    for name, writer in keys.inputs_of(stage.name, recorded).items():
-        path = stage.path(name)
-        if not path.exists():
-            earlier = list(parameters.STAGES.values())[: list(parameters.STAGES).index(stage.name)]
-            raise places.NotFoundHere(
-                f"{stage.name}: {path} is missing; run the notebooks before it first ({', '.join(earlier)}), with the "
-                f"same `run` and `data_dir`, or `python run_all.py --run {stage.folders.run.name}` with the run's --params and -p"
-            )
-        described = recorded.get(writer, {}).get("outputs", {}).get(name)
-        damage = keys.damage(path, described) if described else None
-        if damage:
-            raise files.TornFile(f"{path}: {damage}; run {writer} again, or run_all.py, which sees that by itself")
+    for path, writer, fault in runs.faulty_inputs(stage.name, stage.folders, recorded):
+        if path.exists():
+            raise files.TornFile(f"{path}: {fault}; run {writer} again, or run_all.py, which notices it")
+        earlier = list(parameters.STAGES.values())[: list(parameters.STAGES).index(stage.name)]
+        raise places.NotFoundHere(
+            f"{stage.name}: {path} is missing; run the notebooks before it first ({', '.join(earlier)}), with the same "
+            f"`run` and `data_dir`, or `python run_all.py --run {stage.folders.run.name}` with the run's --params and -p"
+        )
 
 
-@dataclass(frozen=True)
-class _Resolved:
+def _resolve(stage: str, namespace: Mapping[str, Any]) -> tuple[str, dict[str, dict], dict[str, Any], dict[str, str]]:
     """A stage's profile, the parameters of all stages, the stage's values from the profile, and the origins of others."""
-
-    profile: str
-    values: dict[str, dict[str, Any]]
-    from_profile: dict[str, Any]
-    origins: dict[str, str]
-
-
-def _resolve(stage: str, namespace: Mapping[str, Any]) -> _Resolved:
     declared = parameters.declared()
     stage_parameters = declared[stage]
     given = _given(stage, namespace, stage_parameters)
     profile, content = _profile(given["profile"])
-    typed, file, cell = defaults.typed(stage, given), f"params/{profile}.yaml", "the parameters cell"
-    saved = defaults.typed_in_cells({name: listed for name, listed in declared.items() if name != stage})
+    typed, file, cell = parameters.typed(stage, given), f"params/{profile}.yaml", "the parameters cell"
+    saved = parameters.typed_in_cells({name: listed for name, listed in declared.items() if name != stage})
     layers = [(cell, {stage: given}), (file, content), ("notebooks/", saved), (cell, {stage: typed})]
     values = parameters.resolve(declared, layers)
     sections = content.get(parameters.COMMON, {}) | content.get(stage, {})
@@ -307,13 +285,13 @@ def _resolve(stage: str, namespace: Mapping[str, Any]) -> _Resolved:
     for each in values.values():
         each |= {name: values[stage][name] for name in ("run", "outputs_dir", "data_dir")}
     from_profile = {name: value for name, value in gives.items() if name not in typed}
-    origins = dict.fromkeys(defaults.typed(stage, from_profile), f"from {file}")
+    origins = dict.fromkeys(parameters.typed(stage, from_profile), f"from {file}")
     origins |= {"run": "the profile's name"} if "run" in from_profile and "run" not in sections else {}
     for name, value in typed.items():
         origins[name] = "set in the cells above" if profile == "none" else "typed in the parameters cell"
         if name in gives and gives[name] != value:
             origins[name] += f"; {file} has {gives[name]!r}"
-    return _Resolved(profile, values, from_profile, origins)
+    return profile, values, from_profile, origins
 
 
 def _given(stage: str, namespace: Mapping[str, Any], declared: Mapping[str, parameters.Parameter]) -> dict[str, Any]:
@@ -327,7 +305,7 @@ def _given(stage: str, namespace: Mapping[str, Any], declared: Mapping[str, para
     set_since = set().union(*map(cells.sets, earlier.history.cells() or [])) if is_again else set()
     unset = {name for name, value in by_setup.items() if namespace[name] == value and name not in set_since}
     return {
-        name: defaults.DEFAULTS[stage].get(name, declared[name].default) if name in unset else namespace[name]
+        name: parameters.shipped()[stage].get(name, declared[name].default) if name in unset else namespace[name]
         for name in declared
     }
 
@@ -346,16 +324,18 @@ def _profile(name: str) -> tuple[str, dict[str, dict[str, Any]]]:
     return name, parameters.load_profile(parameters.profile_path(name))
 
 
-def _print_setup(stage: str, resolved: _Resolved, folders: paths.RunFolders) -> None:
-    values, origins = resolved.values[stage], resolved.origins
+def _print_setup(
+    stage: str, values: dict[str, Any], origins: dict[str, str], profile: str | None, folders: runs.RunFolders
+) -> None:
+    """Print the parameters and the folders. profile: that which gives values, if one does."""
     names, shown = max(map(len, values)), {name: repr(value) for name, value in values.items()}
     column = min(20, max((len(shown[name]) for name in origins), default=0))
     print(f"\n{stage}, with")
     for name, text in shown.items():
         print(f"  {name:{names}} = {text:{column}}  {origins.get(name, '')}".rstrip())
-    if resolved.from_profile:
+    if profile:
         print(
-            f"A value typed in the parameters cell wins over params/{resolved.profile}.yaml, unless it is the default.\nTo have "
+            f"A value typed in the parameters cell wins over params/{profile}.yaml, unless it is the default.\nTo have "
             f"the default, change that file, or set profile to the name of a copy and run = {values['run']!r}."
         )
     print(f"results in {folders.run}\nimages in  {folders.data}")

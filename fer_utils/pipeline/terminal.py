@@ -1,4 +1,4 @@
-"""run_all.py's output while a stage runs: a status line on a terminal, or a line every LOG_EVERY seconds in a log."""
+"""What run_all.py prints: tables of runs and scores; while a stage runs a status line, or a line every LOG_EVERY seconds in a log."""
 
 import contextlib
 import json
@@ -8,12 +8,13 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from fer_utils import progress
+from fer_utils import files, progress
+from fer_utils.pipeline import runs
 
 REFRESH = 0.5  # seconds between two readings of the kernel's reports
 LOG_EVERY = 30  # seconds between two lines of a log; a new epoch gives a line earlier
@@ -201,3 +202,109 @@ class _Lines:
         """Finish the last line."""
         if self._unfinished.strip():
             self.write("\n")
+
+
+# --- tables of runs and scores -----------------------------------------------------------------------------------------
+
+COLUMNS = ("run", "state", "profile", "leakage", "finished (UTC)", "TEST accuracy", "TEST macro F1", "time")
+SCORES = ("", "images", "accuracy", "macro F1", "ECE")
+
+
+def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
+    """A row of COLUMNS for each run, by name; and the faults of runs with a damaged file."""
+    rows, faults = [], []
+    for file in sorted(outputs.glob("*/run.json")):
+        try:
+            run = runs.read(file.parent)
+        except (files.TornFile, OSError) as error:
+            rows.append((runs.printable(file.parent.name), "damaged", *[""] * (len(COLUMNS) - 2)))
+            faults.append(f"{runs.printable(file.parent.name)}: {error}")
+            continue
+        scores = ("", "")
+        if run.metrics:
+            test = run.metrics["test"]
+            scores = tuple(with_interval(test, name) for name in runs.INTERVALS)
+        policy = str(run.parameters["merge_split"].get("leakage", ""))
+        finished = run.finished[:16].replace("T", " ")
+        rows.append((run.name, run.state, run.profile, policy, finished, *scores, progress.in_words(run.seconds)))
+    return rows, faults
+
+
+def score_rows(metrics: dict) -> list[tuple[str, ...]]:
+    """A row of SCORES for VAL, TEST and each of their parts, and again for test-time augmentation.
+
+    ECE is the expected calibration error.
+    """
+    rows = []
+    augmented = metrics.get("test_time_augmentation", {})
+    for found, views in ((metrics, ""), (augmented, f", {augmented.get('kind')}")):
+        for split in ("val", "test"):
+            whole = found.get(split, {})
+            parts = {"": whole} | {f", {part}": whole.get(part) for part in ("public", "private", "unseen")}
+            for part, scores in parts.items():
+                if scores:
+                    intervals = [with_interval(scores, name) for name in runs.INTERVALS]
+                    error = f"{scores['calibration_error']:.3f}"
+                    rows.append((f"{split.upper()}{part}{views}", f"{scores['n']:,}", *intervals, error))
+    return rows
+
+
+def with_interval(scores: dict, name: str) -> str:
+    """A score with its 95 % interval: `0.712 [0.701–0.723]`."""
+    low, high = scores[f"{name}_interval"]
+    return f"{scores[name]:.3f} [{low:.3f}–{high:.3f}]"
+
+
+def as_lines(rows: Sequence[Sequence[str]], width: int | None = None, apart: int = 2) -> list[str]:
+    """Rows of text as lines with aligned columns; if wider than `width`, the first `apart` cells get a separate line."""
+    lines = _aligned(rows)
+    if width and max(map(len, lines), default=0) > width:
+        rest = _aligned([row[apart:] for row in rows])
+        lines = []
+        for row, cells in zip(rows, rest, strict=True):
+            lines.append(folded("  ".join(row[:apart]).rstrip(), width))
+            lines += [f"  {cells}"] if cells else []
+    return lines
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def print_table(rows: Sequence[Sequence[str]], apart: int = 2) -> None:
+    """Print rows of text as `as_lines` lays them out for this terminal."""
+    print("\n".join(as_lines(rows, columns(), apart)))
+
+
+def print_list(outputs: Path) -> None:
+    """Print a table of the runs in an outputs folder, and the faults of those with a damaged file."""
+    rows, faults = list_rows(outputs)
+    if rows:
+        print_table([COLUMNS, *rows], apart=4)
+    else:
+        print(f"no runs in {outputs}")
+    for fault in faults:
+        say(fault)
+
+
+def print_summary(folders: runs.RunFolders, n_ran: int) -> None:
+    """Print the scores of the run's model, in one line where no stage ran, and where the report is."""
+    metrics = runs.read(folders.run).metrics
+    if metrics is None:
+        if folders.path("metrics.json").is_file():
+            say(
+                f"{folders.path('metrics.json')} holds the scores of an earlier model or other data: run the stages after it too"
+            )
+        return
+    if n_ran:
+        from fer_utils.evaluation import report  # pandas takes a while to import
+
+        print()
+        print_table([SCORES, *score_rows(metrics)])
+        print()
+        for line in (report.drawn_line(metrics), report.labels_line(metrics), report.honesty_line(metrics)):
+            if line:
+                say(line)
+    scores = [f"TEST {name} {with_interval(metrics['test'], key)}" for key, name in runs.INTERVALS.items()]
+    say(f"{', '.join(scores)}; report: {folders.path('report.html')}")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fer_utils.classes import CLASSES
 from fer_utils.data import loading
-from fer_utils.pipeline import paths
+from fer_utils.pipeline import runs
 
 import naive
 import numpy as np
@@ -135,10 +135,10 @@ def prepare_job(options: argparse.Namespace, folder: Path) -> dict:
 
     import keras
 
-    folders = paths.run_folders(options.run.name, str(options.run.absolute().parent), "")
-    manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
+    folders = runs.run_folders(options.run.name, str(options.run.absolute().parent), "")
+    manifest = loading.read_table(folders.path("manifest.csv"), ("split", "label", "path"))
     sources = {
-        "train": loading.read_table(folders.balanced, ("label", "path")),
+        "train": loading.read_table(folders.path("balanced.csv"), ("label", "path")),
         "val": manifest[manifest["split"] == "VAL"],
         "test": manifest[manifest["split"] == "TEST"],
     }

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from fer_utils.pipeline import runs
+from fer_utils.pipeline import terminal
 
 import pandas as pd
 
@@ -47,7 +47,7 @@ def main() -> int:
         shown = " ".join(f"{each:.0f}" for each in epochs)
         rows.append((str(seed), kernels, *scores, f"{seconds:.0f}", f"{cpu_seconds:.0f}", shown))
         print(rows[-1], file=sys.stderr, flush=True)
-    print("\n".join(runs.as_lines(rows)))
+    print("\n".join(terminal.as_lines(rows)))
     print(f"lowest TEST accuracy {min(accuracies):.3f}, bar {BAR}")
     return int(min(accuracies) < BAR)
 

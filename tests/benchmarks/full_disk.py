@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from fer_utils import files
-from fer_utils.pipeline import paths
+from fer_utils.pipeline import runs
 
 from kills import ROOT, command, faults, results, run_to_its_end
 
@@ -43,8 +43,8 @@ def main() -> int:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", disk], check=True)
         try:
             run_to_its_end("clean", disk)
-            clean = results(paths.run_folders("clean", str(disk), ""))
-            folders = paths.run_folders("run", str(disk), "")
+            clean = results(runs.run_folders("clean", str(disk), ""))
+            folders = runs.run_folders("run", str(disk), "")
             for stage, left in LEFT.items():
                 folders.run.mkdir(parents=True, exist_ok=True)
                 ballast = fill(disk, left)

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from fer_utils import files
-from fer_utils.pipeline import keys, paths, records
+from fer_utils.pipeline import keys, runs
 from fer_utils.pipeline.parameters import STAGES
 
 import numpy as np
@@ -52,16 +52,16 @@ def run_to_its_end(run: str, outputs: Path) -> None:
         raise RuntimeError(f"{run} ended with status {done.returncode}: {done.stderr[-2000:]}")
 
 
-def begin_before(stage: str, clean: paths.RunFolders, run: str, outputs: Path) -> paths.RunFolders:
+def begin_before(stage: str, clean: runs.RunFolders, run: str, outputs: Path) -> runs.RunFolders:
     """A run that has what the clean one had when `stage` began."""
-    folders = paths.run_folders(run, str(outputs), "")
+    folders = runs.run_folders(run, str(outputs), "")
     files.remove(folders.run)
     shutil.copytree(clean.run, folders.run)
     names = list(STAGES)
     for later in names[names.index(stage) :]:
         record = files.read_json(folders.stage_record(later))
         for name in record["outputs"]:
-            files.remove(keys.output_path(name, folders))
+            files.remove(folders.path(name))
         folders.stage_record(later).unlink()
     return folders
 
@@ -82,24 +82,24 @@ def kill_after(seconds: float, run: str, outputs: Path, with_kernel: bool) -> bo
             return True
 
 
-def results(folders: paths.RunFolders) -> dict:
+def results(folders: runs.RunFolders) -> dict:
     """What a disturbed run must have in common with an undisturbed one, to the byte, and to float tolerance."""
-    metrics = json.loads(folders.metrics.read_text())
+    metrics = json.loads(folders.path("metrics.json").read_text())
     numbers = [pd.read_csv(path).drop(columns=["phase", "seconds"]).to_numpy(float) for path in histories(folders)]
     scores = [metrics[split][name] for split in ("val", "test") for name in ("n", "loss", "accuracy", "macro_f1")]
     return {
-        "manifest": keys.file_digest(folders.manifest),
-        "balanced": keys.file_digest(folders.balanced),
-        "pictures": keys.describe(folders.split("TRAIN_BALANCED"))["digest"],
+        "manifest": keys.file_digest(folders.path("manifest.csv")),
+        "balanced": keys.file_digest(folders.path("balanced.csv")),
+        "pictures": keys.describe(folders.path("images/TRAIN_BALANCED"))["digest"],
         "numbers": np.concatenate([*(array.ravel() for array in numbers), scores]),
     }
 
 
-def histories(folders: paths.RunFolders) -> list[Path]:
-    return [folders.history_head, folders.history_fine_tune]
+def histories(folders: runs.RunFolders) -> list[Path]:
+    return [folders.path("history_head.csv"), folders.path("history_fine_tune.csv")]
 
 
-def faults(clean: dict, folders: paths.RunFolders) -> list[str]:
+def faults(clean: dict, folders: runs.RunFolders) -> list[str]:
     """How a run differs from the clean one, in words; empty where it does not."""
     found = []
     mine = results(folders)
@@ -125,8 +125,8 @@ def main() -> int:
     options = parser.parse_args()
     outputs = options.outputs.resolve()
     run_to_its_end("clean", outputs)
-    clean = paths.run_folders("clean", str(outputs), "")
-    expected, recorded = results(clean), records.read(clean)
+    clean = runs.run_folders("clean", str(outputs), "")
+    expected, recorded = results(clean), runs.records_of(clean)
     failed = 0
     for trial in range(options.first, options.first + options.kills):
         rng = random.Random(f"{options.seed} {trial}")

@@ -16,7 +16,7 @@ from fer_utils import files
 from fer_utils.classes import CLASSES
 from fer_utils.data import loading
 from fer_utils.evaluation import scores
-from fer_utils.pipeline import paths
+from fer_utils.pipeline import runs
 from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
 
 import keras
@@ -60,12 +60,12 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=48)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
-    folders = paths.run_folders(options.run.name, str(options.run.absolute().parent), "")
+    folders = runs.run_folders(options.run.name, str(options.run.absolute().parent), "")
     file = options.run / "label_issues_train.csv"
     if not file.is_file():
         raise SystemExit(f"{file} is missing: run 03 of this run with find_label_issues")
     issues = loading.read_table(file, ("path", "label", "is_issue"))
-    manifest = loading.read_table(folders.manifest, loading.MANIFEST_COLUMNS)
+    manifest = loading.read_table(folders.path("manifest.csv"), loading.MANIFEST_COLUMNS)
     faces = {name: loading.load_faces(manifest[manifest["split"] == name], folders.data) for name in ("VAL", "TEST")}
     faces["TRAIN"] = loading.load_faces(issues, folders.data)
     prefix, _ = frozen_prefix.split(network.build(options.image_size, options.weights))

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from fer_utils.classes import CLASSES
 from fer_utils.data import loading
-from fer_utils.pipeline import parameters, paths
+from fer_utils.pipeline import parameters, runs
 
 import numpy as np
 from scipy import stats
@@ -51,9 +51,9 @@ def settings(recipe: str, options: argparse.Namespace) -> dict[str, dict]:
 
 def load(options: argparse.Namespace, seed: int) -> dict[str, loading.Faces]:
     """The pictures to `train` on, to `choose` the epoch by, and the ones to `score`."""
-    folders = paths.RunFolders(options.run, options.run / "images")
-    manifest = loading.read_table(folders.manifest, ("split", "label", "path"))
-    balanced = loading.read_table(folders.balanced, ("label", "path"))
+    folders = runs.RunFolders(options.run, options.run / "images")
+    manifest = loading.read_table(folders.path("manifest.csv"), ("split", "label", "path"))
+    balanced = loading.read_table(folders.path("balanced.csv"), ("label", "path"))
     val = manifest[manifest["split"] == "VAL"]
     order = np.random.default_rng(0).permutation(len(val))
     scored = order[CHOOSE : CHOOSE + TUNE] if options.tune else order[CHOOSE + TUNE :]

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from fer_utils.pipeline import study
+from fer_utils.pipeline import sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEPT = ("train_head.learning_rate=0.002,0.0005", "fine_tune.unfreeze_top=10,22,32,42")
@@ -40,8 +40,6 @@ def start(outputs: Path, log: Path, *more: str) -> subprocess.Popen:
         "demo",
         "--outputs-dir",
         str(outputs),
-        "--silence",
-        "40",
         *more,
     ]
     command += [part for setting in SMALL for part in ("-p", setting)] + [
@@ -105,7 +103,7 @@ def main() -> None:
 
     outputs, began = results / "killed", time.monotonic()
     first, second = (start(outputs, results / f"killed_{name}.log") for name in "ab")
-    while not (begun := [file for file in outputs.glob("*/checkpoint_fine_tune.npz") if study._finished_epochs(file)]):
+    while not (begun := [file for file in outputs.glob("*/checkpoint_fine_tune.npz") if sweeps._finished_epochs(file)]):
         time.sleep(0.05)
     busy = begun[0].parent.name
     victim, other = (first, second) if busy in (results / "killed_a.log").read_text() else (second, first)

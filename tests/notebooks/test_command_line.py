@@ -90,15 +90,18 @@ def test_paths_given_to_options_start_where_the_user_stands(tmp_path):
     assert "seed = 7" in done.stdout and f"outputs_dir = '{tmp_path}/results'" in done.stdout
 
 
-def test_each_option_that_names_a_path_is_anchored(tmp_path):
-    given = ["--params", "a.yaml", "--outputs-dir", "b", "--export-model", "demo", "../c"]
-    options = run_all._parser().parse_args(given)
-    run_all._anchor(options, tmp_path / "here", tmp_path / "project")
-    assert options.params == f"{tmp_path}/here/a.yaml" and options.outputs_dir == f"{tmp_path}/here/b"
+def test_each_option_that_names_a_path_is_anchored(tmp_path, monkeypatch):
+    here, project = tmp_path / "here", tmp_path / "project"
+    for folder in (here, project):
+        folder.mkdir()
+    monkeypatch.setattr(run_all, "ROOT", project)
+    monkeypatch.chdir(here)
+    options = run_all._parsed(["--params", "a.yaml", "--outputs-dir", "b", "--export-model", "demo", "../c"])
+    assert options.params == f"{here}/a.yaml" and options.outputs_dir == f"{here}/b"
     assert options.export_model == ["demo", f"{tmp_path}/c"]
-    options = run_all._parser().parse_args(["--params", "demo", "--outputs-dir", "outputs", "--export-kaggle", "k"])
-    run_all._anchor(options, tmp_path / "project", tmp_path / "project")
+    options = run_all._parsed(["--tracking-uri", "sqlite:///x.db", "--storage", "mysql://host"])
+    assert (options.tracking_uri, options.storage) == (f"sqlite:///{here}/x.db", "mysql://host")
+    assert str(run_all._parsed(["--export-kaggle"]).export_kaggle) == "outputs/kaggle"
+    monkeypatch.chdir(project)
+    options = run_all._parsed(["--params", "demo", "--outputs-dir", "outputs", "--export-kaggle", "k"])
     assert (options.params, options.outputs_dir, options.export_kaggle) == ("demo", "outputs", "k")
-    options = run_all._parser().parse_args(["--export-kaggle"])
-    run_all._anchor(options, tmp_path / "here", tmp_path / "project")
-    assert str(options.export_kaggle) == "outputs/kaggle"

@@ -8,7 +8,7 @@ from pathlib import Path
 from fer_utils import images
 from fer_utils.classes import CLASSES
 from fer_utils.data import addresses, ferplus
-from fer_utils.pipeline import keys, paths, records
+from fer_utils.pipeline import keys, runs
 from fer_utils.pipeline.parameters import STAGES
 from fer_utils.training import model_files
 
@@ -22,22 +22,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[paths.RunFolders, subprocess.CompletedProcess]:
+def finished(tmp_path_factory) -> tuple[runs.RunFolders, subprocess.CompletedProcess]:
     """The folders of a finished demo run, and what it printed."""
     outputs = tmp_path_factory.mktemp("outputs")
     command = [sys.executable, "run_all.py", "--params", "params/demo.yaml", "--outputs-dir", str(outputs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
-    return paths.run_folders("demo", str(outputs), ""), done
+    return runs.run_folders("demo", str(outputs), ""), done
 
 
 @pytest.fixture(scope="module")
-def folders(finished) -> paths.RunFolders:
+def folders(finished) -> runs.RunFolders:
     return finished[0]
 
 
 def test_it_learns_faces_that_training_never_saw(folders):
-    metrics = json.loads(folders.metrics.read_text())
+    metrics = json.loads(folders.path("metrics.json").read_text())
     assert metrics["leakage"]["test_images_seen_in_training"] == 0
     assert metrics["test"]["accuracy"] >= 0.80  # tests/benchmarks/demo_seeds.py runs other seeds and roundings
 
@@ -51,29 +51,33 @@ def test_a_log_of_it_tells_stages_estimates_and_scores_line_by_line(finished):
         assert said.count(f"{stage} ({file}): run: it has not run yet") == 1
         assert sum(line.startswith(f"{stage}: done in ") for line in said) == 1
     assert sum(" ms a step; without validation " in line for line in said if line.startswith("fine_tune: ")) == 1
-    assert said[-1].startswith("TEST accuracy 0.") and said[-1].endswith(f"; report: {folders.report}")
+    assert said[-1].startswith("TEST accuracy 0.") and said[-1].endswith(f"; report: {folders.path('report.html')}")
 
 
 def test_its_report_says_that_the_faces_are_drawn(folders):
-    page = folders.report.read_text()
+    page = folders.path("report.html").read_text()
     assert page.index("The faces are drawn") < page.index("<img")
 
 
 def test_its_model_says_that_it_was_trained_on_drawn_faces(folders):
-    assert model_files.read_origin(folders.model) == {"faces": "drawn", "labels": "fer2013", "leakage": "drop"}
+    assert model_files.read_origin(folders.path("model.keras")) == {
+        "faces": "drawn",
+        "labels": "fer2013",
+        "leakage": "drop",
+    }
 
 
 def test_every_stage_leaves_its_record_and_its_notebook(folders):
-    assert list(records.read(folders)) == list(STAGES)
+    assert list(runs.records_of(folders)) == list(STAGES)
     for file in STAGES.values():
-        notebook = nbformat.read(folders.notebooks / file.replace(".py", ".ipynb"), as_version=4)
+        notebook = nbformat.read(folders.path("notebooks") / file.replace(".py", ".ipynb"), as_version=4)
         code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
         assert all(cell.execution_count for cell in code)
         assert any("injected-parameters" in cell.metadata.get("tags", []) for cell in code)
 
 
 def test_every_input_is_an_output_of_an_earlier_stage(folders):
-    found, names = records.read(folders), list(STAGES)
+    found, names = runs.records_of(folders), list(STAGES)
     for stage, inputs in keys.INPUTS.items():
         read = found[stage]["key"]["inputs"]
         assert set(read) == set(inputs or (*addresses.DATASETS, "votes"))
@@ -87,9 +91,9 @@ def test_nothing_half_written_is_left(folders):
 
 
 def test_the_manifest_accounts_for_every_file(folders):
-    manifest = pd.read_csv(folders.manifest, keep_default_na=False)
+    manifest = pd.read_csv(folders.path("manifest.csv"), keep_default_na=False)
     listed = set(manifest.loc[manifest["path"] != "", "path"])
-    split_folders = [folders.split(split) for split in ("TRAIN", "VAL", "TEST")]
+    split_folders = [folders.path(f"images/{split}") for split in ("TRAIN", "VAL", "TEST")]
     on_disk = {
         path.relative_to(folders.data).as_posix() for folder in split_folders for path in folder.rglob("[!.]*.*")
     }
@@ -101,7 +105,7 @@ def test_the_manifest_accounts_for_every_file(folders):
 
 
 def test_metrics_hold_what_the_design_names(folders):
-    metrics = json.loads(folders.metrics.read_text())
+    metrics = json.loads(folders.path("metrics.json").read_text())
     six = {"n", "loss", "accuracy", "macro_precision", "macro_recall", "macro_f1"}
     assert six <= set(metrics["val"])
     assert six | {"public", "private"} <= set(metrics["test"])
@@ -111,28 +115,28 @@ def test_metrics_hold_what_the_design_names(folders):
 
 
 def test_what_trained_is_on_record(folders):
-    balanced = set(pd.read_csv(folders.balanced)["train_path"])
-    manifest = pd.read_csv(folders.manifest, keep_default_na=False)
+    balanced = set(pd.read_csv(folders.path("balanced.csv"))["train_path"])
+    manifest = pd.read_csv(folders.path("manifest.csv"), keep_default_na=False)
     assert balanced < set(manifest.loc[manifest["split"] == "TRAIN", "path"])  # thinned
     assert set(pd.read_csv(folders.run / "trained_head.csv")["train_path"]) == balanced
     assert set(pd.read_csv(folders.run / "trained.csv")["train_path"]) == balanced
 
 
 def test_epochs_count_on_from_phase_one(folders):
-    head, fine = pd.read_csv(folders.history_head), pd.read_csv(folders.history_fine_tune)
+    head, fine = pd.read_csv(folders.path("history_head.csv")), pd.read_csv(folders.path("history_fine_tune.csv"))
     assert list(pd.concat([head, fine])["epoch"]) == list(range(1, len(head) + len(fine) + 1))
 
 
 def test_the_saved_model_gives_the_predictions_on_record(folders):
-    predictions = pd.read_csv(folders.for_split("predictions", "TEST", ".csv"))
-    model = keras.saving.load_model(folders.model, compile=False, safe_mode=True)
+    predictions = pd.read_csv(folders.path("predictions_test.csv"))
+    model = keras.saving.load_model(folders.path("model.keras"), compile=False, safe_mode=True)
     faces = images.load([folders.data / path for path in predictions["path"][:20]])
     on_record = predictions[[f"p_{label}" for label in CLASSES]].to_numpy()[:20]
     assert np.allclose(model.predict(faces[..., None], verbose=0), on_record, atol=1e-4)
 
 
 def test_the_report_stands_alone(folders):
-    page = folders.report.read_text()
+    page = folders.path("report.html").read_text()
     assert page.count("data:image/png;base64,") >= 8
     assert "missing:" not in page
     assert 'src="http' not in page

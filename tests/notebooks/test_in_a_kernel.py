@@ -8,10 +8,9 @@ import re
 import shutil
 from pathlib import Path
 
-import run_all
 from fer_utils.classes import CLASSES
 from fer_utils.data import splits
-from fer_utils.pipeline import paths, runner, runs
+from fer_utils.pipeline import runner, runs, terminal
 
 import jupytext
 import numpy as np
@@ -49,14 +48,14 @@ class Project:
         (folder / "params/demo.yaml").write_text(PROFILE)
         self.file = folder / "notebooks/02_balance.py"
         self.text = self.file.read_text()
-        self.folders = paths.run_folders("demo", str(folder / "outputs"), "")
+        self.folders = runs.run_folders("demo", str(folder / "outputs"), "")
         rng = np.random.default_rng(1)
         rows = [("TRAIN", label, f"TRAIN/{label}/{i}.png") for label in CLASSES for i in range(4)]
         for *_, path in rows:
             (self.folders.data / path).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(self.folders.data / path)
         manifest = pd.DataFrame(rows, columns=["split", "label", "path"]).reindex(columns=splits.MANIFEST_COLUMNS)
-        manifest.to_csv(self.folders.manifest, index=False)
+        manifest.to_csv(self.folders.path("manifest.csv"), index=False)
         (self.folders.run / "stages").mkdir()  # by it a folder is known as a run's
         self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder / "notebooks"))
         self.run(SMALL_FIGURES)
@@ -91,8 +90,8 @@ class Project:
 
     def due(self) -> list[str]:
         """Why run_all.py would run 02."""
-        profile, layers = run_all._layers(run_all._parser().parse_args(["--params", "demo"]))
-        return runner.reasons_to_run("balance", run_all._resolve(profile, layers)["balance"], self.folders)
+        values = runner.resolve(*runner.layers("demo"))
+        return runner.reasons_to_run("balance", values["balance"], self.folders)
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +117,11 @@ def test_nothing_edited_follows_the_profile_and_leaves_a_run(project):
     printed = project.run(*project.cells())
     assert "max_per_class = 8 from params/demo.yaml" in printed
     assert project.record()["by_hand"] == [] and project.due() == []
-    (row,), faults = runs.list_rows(project.folders.run.parent)
+    (row,), faults = terminal.list_rows(project.folders.run.parent)
     assert not faults
-    listed = dict(zip(runs.COLUMNS, row, strict=True))
+    listed = dict(zip(terminal.COLUMNS, row, strict=True))
     assert (listed["run"], listed["profile"], listed["state"]) == ("demo", "demo", "stopped before merge_split")
-    description = json.loads(project.folders.description.read_text())
+    description = json.loads(project.folders.path("run.json").read_text())
     assert description["parameters"]["balance"] == project.record()["parameters"]
     assert description["parameters"]["fine_tune"]["weights"] == "none"
 
@@ -132,7 +131,7 @@ def test_a_value_typed_and_not_saved_wins_and_run_all_says_what_differs(project)
     assert "max_per_class = 7 typed in the parameters cell; params/demo.yaml has 8\n" in printed
     assert "target = 6 from params/demo.yaml\n" in printed
     assert project.record()["parameters"]["max_per_class"] == 7 and project.record()["by_hand"] == []
-    assert json.loads(project.folders.description.read_text())["parameters"]["balance"]["max_per_class"] == 7
+    assert json.loads(project.folders.path("run.json").read_text())["parameters"]["balance"]["max_per_class"] == 7
     assert project.due() == ["max_per_class was 7, is 8"]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from fer_utils import images
 from fer_utils.classes import CLASSES
 from fer_utils.data import demo, ferplus, label_sets
-from fer_utils.pipeline import comparison, paths, runs
+from fer_utils.pipeline import pages, runs
 from fer_utils.pipeline.parameters import STAGES
 from fer_utils.training import loop
 
@@ -83,20 +83,20 @@ def outputs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(outputs) -> paths.RunFolders:
-    return paths.run_folders("demo", str(outputs), "")
+def folders(outputs) -> runs.RunFolders:
+    return runs.run_folders("demo", str(outputs), "")
 
 
 def _table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False)
 
 
-def snapshot(folders: paths.RunFolders) -> dict:
+def snapshot(folders: runs.RunFolders) -> dict:
     """What two runs with one seed must have in common."""
-    metrics = json.loads(folders.metrics.read_text())
-    balanced = sorted(folders.split("TRAIN_BALANCED").rglob("[!.]*.*"))
+    metrics = json.loads(folders.path("metrics.json").read_text())
+    balanced = sorted(folders.path("images/TRAIN_BALANCED").rglob("[!.]*.*"))
     return {
-        "manifest": folders.manifest.read_text(),
+        "manifest": folders.path("manifest.csv").read_text(),
         "balanced": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in balanced},
         "scores": {split: metrics[split] for split in ("val", "test")},
         "issues": [(folders.run / f"label_issues_{name}.csv").read_text() for name in ("train", "val", "test")],
@@ -104,7 +104,7 @@ def snapshot(folders: paths.RunFolders) -> dict:
 
 
 def test_pictures_stand_under_ferplus_labels_and_the_rest_is_accounted_for(folders):
-    manifest = _table(folders.manifest)
+    manifest = _table(folders.path("manifest.csv"))
     manifest = manifest[manifest["source"] != "mine"]
     assert len(manifest) == 2 * FACES
     kept = manifest[manifest["split"] != ""]
@@ -134,7 +134,7 @@ def test_scores_stand_against_both_label_sets(folders):
 
 
 def test_a_second_output_learns_the_votes_and_is_scored_on_them(folders):
-    metrics = json.loads(folders.metrics.read_text())
+    metrics = json.loads(folders.path("metrics.json").read_text())
     models = [keras.saving.load_model(folders.run / name) for name in ("model.keras", "model_votes.keras")]
     *shared, (own, second) = zip(*(model.layers for model in models), strict=True)
     for one, other in shared:
@@ -146,11 +146,11 @@ def test_a_second_output_learns_the_votes_and_is_scored_on_them(folders):
     found = metrics["label_sets"]["test"]["votes_output"]
     assert found["n"] == len(predictions)
     assert found["accuracy"] == pytest.approx((guessed == predictions["ferplus_label"]).mean())
-    assert "FER+ majority, second output" in folders.report.read_text()
+    assert "FER+ majority, second output" in folders.path("report.html").read_text()
 
 
 def test_the_score_that_04_reports_is_of_the_model_with_adjusted_logits_that_it_saves(folders):
-    manifest, record = _table(folders.manifest), json.loads(folders.stage_record("fine_tune").read_text())
+    manifest, record = _table(folders.path("manifest.csv")), json.loads(folders.stage_record("fine_tune").read_text())
     assert record["parameters"]["logit_adjustment"] is True
     val = manifest[manifest["split"] == "VAL"]
     faces = images.load([folders.data / path for path in val["path"]])
@@ -160,7 +160,7 @@ def test_the_score_that_04_reports_is_of_the_model_with_adjusted_logits_that_it_
 
 
 def test_extra_pictures_train_unless_they_are_copies_of_test(folders):
-    manifest = _table(folders.manifest)
+    manifest = _table(folders.path("manifest.csv"))
     mine = manifest[manifest["source"] == "mine"]
     is_copy = mine["source_path"].str.contains("copy_")
     assert is_copy.sum() == N_COPIES and (mine.loc[is_copy, "flags"].str.contains("dropped:leak")).all()
@@ -173,22 +173,22 @@ def test_extra_pictures_train_unless_they_are_copies_of_test(folders):
 
 
 def test_another_test_set_is_scored_beside_test(folders):
-    found = json.loads(folders.metrics.read_text())["also"]["mine"]
+    found = json.loads(folders.path("metrics.json").read_text())["also"]["mine"]
     predictions = _table(folders.run / "predictions_also_mine.csv")
     assert found["n"] == len(predictions) == N_NEW + N_COPIES and found["classes"] == len(CLASSES)
     assert found["seen_in_training"] == N_NEW and found["unseen"]["n"] == N_COPIES
     assert found["accuracy"] == pytest.approx((predictions["label"] == predictions["predicted"]).mean())
-    page = folders.report.read_text()
+    page = folders.path("report.html").read_text()
     assert {name: group["n"] for name, group in found["groups"]["kind"].items()} == {"copy": N_COPIES, "new": N_NEW}
     assert "By group" in page and "mine, kind: new" in page
     assert "Other test sets" in page and "Confusion matrix of mine" in page and "missing: confusion" not in page
-    rows = comparison.results([runs.read(folders.run)])
+    rows = pages.results([runs.read(folders.run)])
     assert {"mine accuracy", "mine macro_f1", "mine images seen in training"} <= set(rows.index)
 
 
 def test_a_second_run_agrees_cell_by_cell_and_in_its_results(folders):
     before = snapshot(folders)
-    notebooks = [str(folders.notebooks / file.replace(".py", ".ipynb")) for file in STAGES.values()]
+    notebooks = [str(folders.path("notebooks") / file.replace(".py", ".ipynb")) for file in STAGES.values()]
     command = [
         sys.executable,
         "-m",
@@ -211,7 +211,7 @@ def test_a_second_run_agrees_cell_by_cell_and_in_its_results(folders):
 
 
 def test_issues_are_ranked_for_every_split_and_can_be_left_out(outputs, folders):
-    balanced = _table(folders.balanced)
+    balanced = _table(folders.path("balanced.csv"))
     originals = balanced[balanced["copy"] == 0]
     issues = _table(folders.run / "label_issues_train.csv")
     assert sorted(issues["path"]) == sorted(originals["train_path"])
@@ -224,9 +224,9 @@ def test_issues_are_ranked_for_every_split_and_can_be_left_out(outputs, folders)
     file = outputs / "issues.csv"
     file.write_bytes((folders.run / "label_issues_train.csv").read_bytes())
     _run(outputs, "--only", "balance", "-p", f"balance.issues_file={file}", "-p", "balance.target=0")
-    without = set(_table(folders.balanced)["train_path"])
+    without = set(_table(folders.path("balanced.csv"))["train_path"])
     doubted = set(issues.loc[issues["is_issue"].astype(bool), "path"])
     assert doubted and not without & doubted
-    manifest = _table(folders.manifest)
+    manifest = _table(folders.path("manifest.csv"))
     in_train = set(manifest.loc[manifest["split"] == "TRAIN", "path"])
     assert without <= in_train - doubted

@@ -13,7 +13,7 @@ from pathlib import Path
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
 from fer_utils.data import demo, splits
-from fer_utils.pipeline import paths
+from fer_utils.pipeline.runs import RunFolders, run_folders
 from fer_utils.training import frozen_prefix, loop, network
 
 import keras
@@ -45,7 +45,7 @@ STRONG = (
 
 def write_inputs(outputs: Path) -> None:
     """What 04 reads: two drawn faces of each class in TRAIN and in VAL, and a head that is not trained."""
-    folders, rng = paths.run_folders("demo", str(outputs), ""), np.random.default_rng(1)
+    folders, rng = run_folders("demo", str(outputs), ""), np.random.default_rng(1)
     rows = [
         (split, label, f"{split}/{label}/{i}.png") for split in ("TRAIN", "VAL") for label in CLASSES for i in (0, 1)
     ]
@@ -57,15 +57,15 @@ def write_inputs(outputs: Path) -> None:
         (folders.data / path).write_bytes(images.encode_png(face))
     table["fingerprint"] = [images.fingerprint(face) for face in faces]
     train = table[table["split"] == "TRAIN"].assign(train_path=table["path"], path=read_from, copy=0)
-    files.write_csv(folders.manifest, table)
-    files.write_csv(folders.balanced, train[["label", "path", "train_path", "copy"]])
+    files.write_csv(folders.path("manifest.csv"), table)
+    files.write_csv(folders.path("balanced.csv"), train[["label", "path", "train_path", "copy"]])
     files.write_csv(folders.run / "trained_head.csv", train[["train_path"]])
     (folders.run / "stages").mkdir()  # by it a folder is known as a run's
     keras.utils.set_random_seed(1)
     head = frozen_prefix.split(network.build(IMAGE_SIZE, "none"))[1]
     head.save_weights(folders.run / "head.weights.h5")
     epoch = {"epoch": 1, "phase": "head", **dict.fromkeys((*loop.HISTORY_FIRST[2:], *loop.SCORES), 0.0)}
-    files.write_csv(folders.history_head, pd.DataFrame([epoch]))
+    files.write_csv(folders.path("history_head.csv"), pd.DataFrame([epoch]))
 
 
 def run(outputs: Path, environment: dict[str, str]) -> None:
@@ -82,13 +82,13 @@ def run(outputs: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, two_devices) -> tuple[paths.RunFolders, paths.RunFolders]:
+def runs(tmp_path_factory, two_devices) -> tuple[RunFolders, RunFolders]:
     """A run of 04, and one that goes on from what a kill in mid-training would have left of it."""
     folder = tmp_path_factory.mktemp("two_devices")
     whole, killed, startup = folder / "whole", folder / "killed", folder / "ipython/profile_default/startup"
     write_inputs(whole)
     shutil.copytree(whole, killed)
-    folders = tuple(paths.run_folders("demo", str(outputs), "") for outputs in (whole, killed))
+    folders = tuple(run_folders("demo", str(outputs), "") for outputs in (whole, killed))
     startup.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("copied_checkpoint.py"), startup)
     copied = {"IPYTHONDIR": str(folder / "ipython"), "FER_TEST_CHECKPOINT": str(folders[1].checkpoint("fine_tune"))}
@@ -98,14 +98,14 @@ def runs(tmp_path_factory, two_devices) -> tuple[paths.RunFolders, paths.RunFold
 
 
 def test_two_devices_share_each_batch_in_mixed_precision(runs):
-    text = (runs[0].notebooks / "04_fine_tune.ipynb").read_text()
+    text = (runs[0].path("notebooks") / "04_fine_tune.ipynb").read_text()
     assert re.search(r"computing on CPU, \d+ cores with jax [\d.]+ in mixed_float16 with deterministic kernels", text)
     assert "2 devices share each batch" in text and "2 steps an epoch" in text
 
 
 def test_after_a_kill_in_mid_training_it_goes_on_to_the_same_scores_and_weights(runs):
-    assert "going on after 1 finished epochs" in (runs[1].notebooks / "04_fine_tune.ipynb").read_text()
-    histories = [pd.read_csv(folders.history_fine_tune).drop(columns="seconds") for folders in runs]
+    assert "going on after 1 finished epochs" in (runs[1].path("notebooks") / "04_fine_tune.ipynb").read_text()
+    histories = [pd.read_csv(folders.path("history_fine_tune.csv")).drop(columns="seconds") for folders in runs]
     pd.testing.assert_frame_equal(*histories, rtol=1e-5)
-    models = [keras.saving.load_model(folders.model, compile=False).get_weights() for folders in runs]
+    models = [keras.saving.load_model(folders.path("model.keras"), compile=False).get_weights() for folders in runs]
     assert all(np.allclose(one, other, rtol=0, atol=1e-5) for one, other in zip(*models, strict=True))

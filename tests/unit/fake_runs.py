@@ -3,7 +3,7 @@
 from fer_utils import files
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import scores
-from fer_utils.pipeline import parameters, paths, runner, stages
+from fer_utils.pipeline import parameters, runner, runs, stages
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ class FakeRun:
         common = {"run": name, "outputs_dir": str(outputs), "profile": "none"}
         layers = [("demo", profile), ("test", overrides), ("test", {parameters.COMMON: common})]
         self.values = parameters.resolve(parameters.declared(), layers)
-        self.folders: paths.RunFolders = runner.folders_of(self.values)
+        self.folders: runs.RunFolders = runner.folders_of(self.values)
         files.write_json(self.folders.run / "run.json", {"profile": "demo", "parameters": self.values})
 
     def do(self, *names: str, content: str = "") -> "FakeRun":

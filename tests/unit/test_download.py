@@ -2,9 +2,8 @@
 
 import hashlib
 
-import run_all
 from fer_utils import places
-from fer_utils.data import addresses
+from fer_utils.data import addresses, download
 
 import pytest
 
@@ -22,11 +21,11 @@ def published(tmp_path, monkeypatch):
 
 
 def test_votes_are_put_into_data_once(published, tmp_path, capsys):
-    run_all._download_votes()
+    download.download_votes()
     target = tmp_path / "data" / addresses.VOTES_FILE
     assert target.read_text() == "votes"
     published.unlink()
-    run_all._download_votes()
+    download.download_votes()
     assert "is there already" in capsys.readouterr().out
 
 
@@ -37,5 +36,5 @@ def test_a_download_that_fails_leaves_nothing_and_says_the_way_out(published, tm
     else:
         published.unlink()
     with pytest.raises(places.NotFoundHere, match=rf"{says}.*by hand and put it at data/{addresses.VOTES_FILE}"):
-        run_all._download_votes()
+        download.download_votes()
     assert not any((tmp_path / "data").iterdir())

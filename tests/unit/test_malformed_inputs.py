@@ -13,7 +13,7 @@ from pathlib import Path
 from fer_utils import files, images
 from fer_utils.data import loading
 from fer_utils.data.sources import DatasetError, open_source
-from fer_utils.pipeline import cells, lock, parameters, paths, records, runs, stages
+from fer_utils.pipeline import cells, parameters, runs, stages, terminal
 from fer_utils.training import devices, network
 from fer_utils.training import weights as weights_files
 
@@ -94,7 +94,7 @@ def test_a_profile_of_aliases_upon_aliases_is_answered_at_once_and_in_short(tmp_
 @pytest.mark.parametrize("run", ["../x", "a/b", ".hidden", "", "a\\b", "/abs"])
 def test_a_run_name_that_leads_elsewhere(run):
     with pytest.raises(ValueError, match="expected a plain folder name"):
-        paths.run_folders(run, "outputs", "")
+        runs.run_folders(run, "outputs", "")
 
 
 @pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "TRAIN/../../x.png", "..\\x.png", "C:/x.png"])
@@ -156,7 +156,7 @@ def test_a_run_with_a_file_that_is_not_whole_is_listed_with_its_fault(fake_run, 
     (run.folders.run / file).write_text(content)
     with pytest.raises(files.TornFile, match=said):
         runs.read(run.folders.run)
-    (row,), (fault,) = runs.list_rows(run.folders.run.parent)
+    (row,), (fault,) = terminal.list_rows(run.folders.run.parent)
     assert row[:2] == ("demo", "damaged") and fault.startswith("demo: ") and file.split("/")[-1] in fault
 
 
@@ -180,7 +180,7 @@ def test_a_stage_opened_by_hand_refuses_an_input_that_was_cut_off(fake_run, stag
     whole = place.parent.parent if name.startswith("images/") else place
     with pytest.raises(files.TornFile, match=rf"{whole.name}.*; run \w+ again, or run_all\.py"):
         stages.begin(stage, dict(run.values[stage]))
-    assert not lock.is_held(run.folders)
+    assert not runs.is_held(run.folders)
 
 
 def test_a_record_cannot_make_a_run_read_or_remove_outside_its_folder(fake_run, tmp_path):
@@ -190,7 +190,7 @@ def test_a_record_cannot_make_a_run_read_or_remove_outside_its_folder(fake_run, 
     record["outputs"]["../../../outside.txt"] = {"files": 1, "bytes": 3, "digest": "x"}
     path.write_text(json.dumps(record))
     with pytest.raises(files.TornFile, match=r"balance\.json names the output '\.\./\.\./\.\./outside\.txt'"):
-        records.read(run.folders)
+        runs.records_of(run.folders)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import report, scores
-from fer_utils.pipeline import paths
+from fer_utils.pipeline import runs
 
 import numpy as np
 import pandas as pd
@@ -76,7 +76,7 @@ def test_numbers_have_significant_digits(value, text):
 
 
 def test_the_report_shows_parameters_as_they_are_written(metrics, tmp_path):
-    folders = paths.RunFolders(tmp_path, tmp_path / "images")
+    folders = runs.RunFolders(tmp_path, tmp_path / "images")
     parameters = {"learning_rate": 8e-5, "epochs": 20, "seed": 123456, "optimizer": "adamw", "picture": ""}
     metrics["per_class"] = {"test": [{"class": "sad", "f1": 0.00001234}]}
     sources = {"fer2013": "auto", "emotion_detection": "auto"}
@@ -117,8 +117,8 @@ def page(metrics, tmp_path):
         "versions": {"keras": "3"},
         "seconds_per_stage": {"evaluate": 1.0},
     }
-    folders = paths.run_folders("r", str(tmp_path), "")
-    for path in (folders.for_split("confusion_matrix", "TEST", ".png"), folders.figure("learning_curves")):
+    folders = runs.run_folders("r", str(tmp_path), "")
+    for path in (folders.path("confusion_matrix_test.png"), folders.figure("learning_curves")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(path.stem.encode())
 

@@ -8,7 +8,7 @@ from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import scores
 from fer_utils.export import formats, model_card, shipping
-from fer_utils.pipeline import keys, paths
+from fer_utils.pipeline import keys, runs
 from fer_utils.training import model_files, network
 
 import keras
@@ -19,9 +19,9 @@ import yaml
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> paths.RunFolders:
+def run(tmp_path_factory) -> runs.RunFolders:
     """A finished run of the small network on 28 images of VAL and as many of TRAIN_BALANCED."""
-    folders = paths.run_folders("small", str(tmp_path_factory.mktemp("outputs")), "")
+    folders = runs.run_folders("small", str(tmp_path_factory.mktemp("outputs")), "")
     rng, rows = np.random.default_rng(0), {}
     for split in ("VAL", "TRAIN_BALANCED"):
         rows[split] = [(split, label, f"{split}/{label}/{i}.png") for label in CLASSES for i in range(4)]
@@ -29,17 +29,19 @@ def run(tmp_path_factory) -> paths.RunFolders:
             (folders.data / path).parent.mkdir(parents=True, exist_ok=True)
             face = rng.normal(20 + 30 * CLASSES.index(label), 20, (48, 48)).clip(0, 255).astype(np.uint8)
             (folders.data / path).write_bytes(images.encode_png(face))
-    files.write_csv(folders.manifest, pd.DataFrame(rows["VAL"], columns=["split", "label", "path"]))
-    files.write_csv(folders.balanced, pd.DataFrame(rows["TRAIN_BALANCED"], columns=["split", "label", "path"]))
+    files.write_csv(folders.path("manifest.csv"), pd.DataFrame(rows["VAL"], columns=["split", "label", "path"]))
+    files.write_csv(
+        folders.path("balanced.csv"), pd.DataFrame(rows["TRAIN_BALANCED"], columns=["split", "label", "path"])
+    )
     keras.utils.set_random_seed(0)
     model = network.build(images.SIZE, "none", network.SMALL)
     for layer in network.backbone_of(model).layers:
         if hasattr(layer, "gamma"):
             layer.gamma.assign(np.ones(layer.gamma.shape))  # else residual branches would add nothing
     sources = {"fer2013": "demo", "labels": "fer2013", "leakage": "drop"}
-    model_files.save(model, folders.model, sources)
-    files.write_json(folders.metrics, _metrics())
-    scored = {"model.keras": keys.file_digest(folders.model)}
+    model_files.save(model, folders.path("model.keras"), sources)
+    files.write_json(folders.path("metrics.json"), _metrics())
+    scored = {"model.keras": keys.file_digest(folders.path("model.keras"))}
     record = {"finished": "", "seconds": 1.0, "figures": {}, "parameters": {}, "key": {"inputs": {}}, "outputs": {}}
     written = {"model.keras": {"digest": scored["model.keras"]}}
     files.write_json(folders.stage_record("fine_tune"), record | {"outputs": written})
@@ -102,12 +104,12 @@ def test_every_format_is_there_and_float_ones_answer_as_keras(exported):
 @pytest.mark.parametrize("file", ["model.keras", "model_float16.tflite", "model.onnx"])
 def test_grey_of_any_size_rgb_and_the_runs_own_model_agree(run, exported, file):
     grey = np.random.default_rng(2).integers(0, 255, (3, 60, 52, 1)).astype(np.float32)
-    expected = keras.saving.load_model(run.model, compile=False).predict(grey, verbose=0)
+    expected = keras.saving.load_model(run.path("model.keras"), compile=False).predict(grey, verbose=0)
     predict = model_files.load(exported[0] / file)
     assert predict(grey) == pytest.approx(expected, abs=1e-3)
     assert predict(np.repeat(grey, 3, axis=-1)) == pytest.approx(expected, abs=1e-3)
     red = grey * np.array([1, 0, 0], np.float32)
-    darker = keras.saving.load_model(run.model, compile=False).predict(grey * 0.299, verbose=0)
+    darker = keras.saving.load_model(run.path("model.keras"), compile=False).predict(grey * 0.299, verbose=0)
     assert predict(red) == pytest.approx(darker, abs=1e-3)
 
 
@@ -139,13 +141,13 @@ def test_the_run_is_shipped_with_its_temperature_scores_and_card(run, tmp_path):
     found = shipping.ship(run, file)
     assert found["same class"].iloc[0] == 1 and float(found["largest difference"].iloc[0]) < 1e-3
     pixels = np.random.default_rng(3).integers(0, 255, (4, 48, 48, 1)).astype(np.float32)
-    expected = keras.saving.load_model(run.model, compile=False).predict(pixels, verbose=0) ** (1 / 1.5)
+    expected = keras.saving.load_model(run.path("model.keras"), compile=False).predict(pixels, verbose=0) ** (1 / 1.5)
     expected /= expected.sum(axis=1, keepdims=True)
     assert model_files.load(file)(pixels) == pytest.approx(expected, abs=1e-3)
-    assert model_files.read_origin(file) == model_files.read_origin(run.model)
+    assert model_files.read_origin(file) == model_files.read_origin(run.path("model.keras"))
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| small.onnx |" in card and "1.50" in card and "cv2.dnn.readNetFromONNX" in card
-    expected = files.read_json(run.metrics)
+    expected = files.read_json(run.path("metrics.json"))
     assert (
         expected["run"]["params"]["fine_tune"].pop("outputs_dir") == "/data/outputs"
     )  # a path of the machine stays there
@@ -197,7 +199,7 @@ def _changed(folder, change):
 @pytest.fixture
 def export_in_run(run, exported, tmp_path):
     """A run's folder with an export in it, whose ONNX file is the fastest on record: (model, export)."""
-    shutil.copy2(run.model, tmp_path / "model.keras")
+    shutil.copy2(run.path("model.keras"), tmp_path / "model.keras")
     folder = tmp_path / model_files.EXPORT
     shutil.copytree(exported[0], folder)
 
@@ -246,9 +248,9 @@ def test_a_missing_runtime_is_named_with_the_way_out(exported, monkeypatch):
 
 
 def test_a_model_that_was_not_scored_gets_no_card_with_the_scores_of_another(run, tmp_path):
-    other = paths.run_folders("other", str(tmp_path), "")
+    other = runs.run_folders("other", str(tmp_path), "")
     shutil.copytree(run.run, other.run)
-    other.model.write_bytes(b"trained again")
+    other.path("model.keras").write_bytes(b"trained again")
     with pytest.raises(places.NotFoundHere, match=r"metrics\.json does not hold the scores of .*model\.keras: finish"):
         formats.export(other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -256,7 +258,7 @@ def test_a_model_that_was_not_scored_gets_no_card_with_the_scores_of_another(run
 
 def test_missing_packages_and_an_unfinished_run_are_said_first(run, tmp_path, monkeypatch):
     with pytest.raises(places.NotFoundHere, match="finish the run first"):
-        formats.export(paths.run_folders("other", str(tmp_path), ""), tmp_path / "out")
+        formats.export(runs.run_folders("other", str(tmp_path), ""), tmp_path / "out")
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(formats.ExportError, match="pip install ai-edge-litert tf2onnx onnxruntime"):
         formats.export(run, tmp_path / "out")

@@ -27,7 +27,11 @@ def done(fake_run, request):
     """A finished run with figures, named after the test."""
     fake = fake_run(request.node.name).do()
     (fake.folders.run / "figures").mkdir()
-    for file in (fake.folders.figure("rates"), fake.folders.figure("confusion_matrix_test"), fake.folders.report):
+    for file in (
+        fake.folders.figure("rates"),
+        fake.folders.figure("confusion_matrix_test"),
+        fake.folders.path("report.html"),
+    ):
         file.write_text(f"drawn: {file.name}")
     return fake
 
@@ -57,7 +61,7 @@ def test_parameters_scores_history_and_files_arrive(done, store, tmp_path, monke
     assert exported.is_new and found.info.run_id == exported.run_id and found.info.status == "FINISHED"
     wanted = {f"{stage}.{name}": str(value) for stage, own in done.values.items() for name, value in own.items()}
     assert found.data.params == wanted
-    metrics = files.read_json(done.folders.metrics)
+    metrics = files.read_json(done.folders.path("metrics.json"))
     for split in ("val", "test"):
         for score in ("accuracy", "macro_f1"):
             low, high = metrics[split][f"{score}_interval"]
@@ -65,7 +69,10 @@ def test_parameters_scores_history_and_files_arrive(done, store, tmp_path, monke
             assert stored == [metrics[split][score], low, high]
         assert found.data.metrics[f"leakage_{split}_images_seen_in_training"] == 0
     history = _client(store).get_metric_history(exported.run_id, "history/val_loss")
-    tables = [pd.read_csv(path) for path in (done.folders.history_head, done.folders.history_fine_tune)]
+    tables = [
+        pd.read_csv(path)
+        for path in (done.folders.path("history_head.csv"), done.folders.path("history_fine_tune.csv"))
+    ]
     expected = pd.concat(tables)[["epoch", "val_loss"]].to_numpy().tolist()
     assert [[point.step, point.value] for point in history] == expected
     copied = tmp_path / "copied"
@@ -137,7 +144,10 @@ def test_an_unfinished_run_is_refused_before_anything_is_written(fake_run, tmp_p
     [
         (lambda fake: fake.do("balance", content="x"), r"done \(stopped before train_head\)"),
         (lambda fake: fake.do("fine_tune", content="x"), r"done \(stopped before evaluate\)"),
-        (lambda fake: fake.folders.model.write_text("another"), r"metrics\.json does not hold the scores of"),
+        (
+            lambda fake: fake.folders.path("model.keras").write_text("another"),
+            r"metrics\.json does not hold the scores of",
+        ),
     ],
 )
 def test_a_run_with_the_scores_of_another_model_is_refused(fake_run, tmp_path, change, said, monkeypatch):

@@ -86,8 +86,6 @@ REFUSED = [
         for more, said in (
             (["--seeds", "0"], "--seeds is 0 or less, expected 1 to 1,000"),
             (["--seeds", "1" + "0" * 30], "--seeds is more than 1,000, expected 1 to 1,000"),
-            (["--silence", "nan"], "--silence is nan, expected at least 20"),
-            (["--silence", "-1"], "--silence is -1, expected at least 20"),
             (["--trials", "-1"], "--trials is for ranges"),
             (["--storage", "garbage"], "--storage garbage: cannot be opened"),
             (["--storage", "sqlite:////nowhere/x.db"], "--storage sqlite:////nowhere/x.db: cannot be opened"),
@@ -116,7 +114,6 @@ UNKNOWN = [
     (["--from", "４"], "no stage '４'"),
     (["--from", "4", "--only", "4"], "not allowed with"),
     (["--seeds", "two"], "invalid int value"),
-    (["--silence", "long"], "invalid float value"),
     (["--run", "-x"], "expected one argument"),
     (["--objective", "auc"], "invalid choice"),
     (["--nonsense"], "unrecognized arguments"),

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from fer_utils import files
-from fer_utils.pipeline import parameters, paths, runs, study, sweeps
+from fer_utils.pipeline import parameters, runner, runs, sweeps, terminal
 
 import pytest
 from fake_runs import FakeRun
 from surroundings import unchanged
 
-LONGEST = paths.LONGEST_NAME
+LONGEST = runs.LONGEST_NAME
 REFUSED = (
     *("x" * 300, "x" * (LONGEST + 1), "ł" * (LONGEST // 2 + 1), "🙂" * 40),
     *(".", "..", "../x", "a/b", "/abs", "a\\b", "base/", ".hidden"),
@@ -97,15 +97,15 @@ def test_a_sweep_whose_names_were_too_long_runs_and_is_found_again(tmp_path, mon
         return FakeRun(outputs, sweeps.name_of("demo", point), **point).values
 
     def execute(stage, values, folders, verbose=False):
-        FakeRun(outputs, values["run"], **files.read_json(folders.description)["parameters"]).do(stage)
+        FakeRun(outputs, values["run"], **files.read_json(folders.path("run.json"))["parameters"]).do(stage)
 
-    monkeypatch.setattr(study.runner, "execute", execute)
+    monkeypatch.setattr(runner, "execute", execute)
     axes = sweeps.axes([f"evaluate.also_classes={'a' * 300},{'b' * 300}"], parameters.declared())
-    plan = study.Plan(axes=axes, base="demo", profile="demo", resolve=resolve)
+    plan = sweeps.Plan(axes=axes, base="demo", profile="demo", resolve=resolve)
     plan.check()
     for _ in range(2):
-        assert study.work(plan, study.open_study(plan, outputs)) == []
-    assert [state for name, state, *_ in runs.list_rows(outputs)[0] if name != "demo"] == ["done", "done"]
+        assert sweeps.work(plan, sweeps.open_study(plan, outputs), outputs) == []
+    assert [state for name, state, *_ in terminal.list_rows(outputs)[0] if name != "demo"] == ["done", "done"]
 
 
 # What may lie in the outputs folder under the name of a run: its run.json, and what the list says.
@@ -134,7 +134,7 @@ def test_what_lies_in_the_outputs_folder_hides_no_run(answer, fake_run, name):
     if content is None:
         described.mkdir()
     else:
-        described.write_bytes(run.folders.description.read_bytes() if content == b"whole" else content)
+        described.write_bytes(run.folders.path("run.json").read_bytes() if content == b"whole" else content)
     with unchanged(outputs):
         status, listed, _ = answer("--outputs-dir", str(outputs), "--list")
         assert status == 0 and "whole" in listed and "damaged" in listed and said in listed

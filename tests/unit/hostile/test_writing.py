@@ -11,9 +11,9 @@ from pathlib import Path
 
 import run_all
 from fer_utils import files, places
-from fer_utils.data import addresses, finding, splits
+from fer_utils.data import addresses, download, finding, splits
 from fer_utils.kaggle import export
-from fer_utils.pipeline import comparison, lock, parameters, paths, runner, runs, stages
+from fer_utils.pipeline import pages, parameters, runner, runs, stages
 from fer_utils.pipeline.parameters import STAGES
 from fer_utils.predict import drawing
 
@@ -253,7 +253,7 @@ def test_the_images_of_another_run_stay_and_the_run_is_named(fake_run, tmp_path)
         with unchanged(run.folders.data), pytest.raises(files.OutputError) as caught:
             stages.begin("merge_split", dict(run.values["merge_split"]))
         assert f"belongs to the run {owner.name} ({owner})" in str(caught.value)
-        with unchanged(run.folders.data), pytest.raises(files.OutputError), lock.held_by_runner(run.folders):
+        with unchanged(run.folders.data), pytest.raises(files.OutputError), runs.held_by_runner(run.folders):
             pass
     first.do("merge_split", content="again")  # its own run goes on
     files.remove(first.folders.run)
@@ -263,15 +263,15 @@ def test_the_images_of_another_run_stay_and_the_run_is_named(fake_run, tmp_path)
 def test_a_run_of_an_earlier_version_goes_on_in_its_own_folder(fake_run):
     run = fake_run().do()
     for name in ("TRAIN", "VAL", "TEST", "TRAIN_BALANCED"):
-        (run.folders.split(name) / files.WRITTEN).unlink()
+        (run.folders.path(f"images/{name}") / files.WRITTEN).unlink()
     assert run.due() == {}
     run.do(content="other pictures")
-    assert all((run.folders.split(name) / files.WRITTEN).is_file() for name in ("TRAIN", "TRAIN_BALANCED"))
+    assert all((run.folders.path(f"images/{name}") / files.WRITTEN).is_file() for name in ("TRAIN", "TRAIN_BALANCED"))
 
 
 def test_pictures_that_a_person_added_to_a_run_stop_it_before_it_runs(fake_run, nothing_runs):
     run = fake_run().do()
-    _write(run.folders.split("TRAIN") / "angry" / "me.png")
+    _write(run.folders.path("images/TRAIN") / "angry" / "me.png")
     with pytest.raises(files.OutputError, match=r"TRAIN holds angry/me\.png"):
         runner.run("demo", list(STAGES), run.values)
 
@@ -301,7 +301,7 @@ NAMES = ["a\nb", "a\rb", "\x1b[31mred", "a\tb", "a\0b", "‮evil", "a\x85b", "\u
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_has_a_name_that_a_terminal_shows_as_it_is(name, tmp_path):
     with unchanged(tmp_path), pytest.raises(ValueError, match="expected a plain folder name") as caught:
-        paths.run_folders(name, str(tmp_path), "")
+        runs.run_folders(name, str(tmp_path), "")
     assert str(caught.value).isprintable()
 
 
@@ -335,7 +335,7 @@ def test_two_comparisons_never_write_one_file():
         *([f"{'x' * 90}{end}", "y", "z"] for end in "ab"),
         *([f"{'é' * 60}{end}", "y"] for end in "ab"),
     ]
-    names = [comparison._file_name(each) for each in compared]
+    names = [pages._file_name(each) for each in compared]
     assert len(set(names)) == len(names) and max(len(os.fsencode(name)) for name in names) < 150
 
 
@@ -382,12 +382,12 @@ def test_a_look_leaves_no_lock_and_stops_nobody(fake_run, answer, tmp_path):
     assert runs.read(run.folders.run).state == "running"
     for held in stage.locks:
         held.release()
-    look = f"from fer_utils.pipeline import lock, paths\nfrom pathlib import Path\nwhile True: lock.is_held(paths.RunFolders(*map(Path, {[str(run.folders.run), str(run.folders.data)]})))"
+    look = f"from fer_utils.pipeline import runs\nfrom pathlib import Path\nwhile True: runs.is_held(runs.RunFolders(*map(Path, {[str(run.folders.run), str(run.folders.data)]})))"
     looking = subprocess.Popen([sys.executable, "-c", look], cwd=ROOT)
     try:
         time.sleep(1)
         for _ in range(20):
-            with lock.held_by_runner(run.folders):
+            with runs.held_by_runner(run.folders):
                 pass
     finally:
         looking.kill()
@@ -413,7 +413,7 @@ def hub(monkeypatch, tmp_path):
 
     hub.dataset_download = fetch
     monkeypatch.setitem(sys.modules, "kagglehub", hub)
-    monkeypatch.setattr(run_all, "_download_votes", lambda: None)
+    monkeypatch.setattr(download, "download_votes", lambda: None)
     monkeypatch.chdir(tmp_path)
     return hub
 
@@ -435,7 +435,7 @@ def test_a_dataset_that_cannot_be_fetched_is_told_with_the_way_out(error, hub, t
     hub.answers = refuse
     _write(tmp_path / "data" / "mine.txt")
     with unchanged(tmp_path), pytest.raises(places.NotFoundHere) as caught:
-        run_all._download()
+        download.download()
     for slug, local in addresses.DATASETS.values():
         assert f"https://www.kaggle.com/datasets/{slug} → data/{local} or data/{local}.zip" in str(caught.value)
     assert "msambare/fer2013 could not be fetched (" in str(caught.value) and "permission" not in str(caught.value)
@@ -447,14 +447,14 @@ def test_what_is_there_is_not_fetched_again(there, hub, tmp_path, capsys):
     _write(tmp_path / "cache" / "train" / "a.png")
     hub.answers = lambda slug: str(tmp_path / "cache")
     with unchanged(tmp_path / "cache"):
-        run_all._download()
+        download.download()
     assert (
         hub.asked == ["ananthu017/emotion-detection-fer"]
         and f"data/{there} is there already" in capsys.readouterr().out
     )
     fetched = tmp_path / "data" / "emotion-detection-fer"
     assert [path.relative_to(fetched).as_posix() for path in fetched.rglob("*")] == ["train", "train/a.png"]
-    run_all._download()
+    download.download()
     assert len(hub.asked) == 1
 
 

@@ -2,7 +2,7 @@
 
 from fer_utils import places
 from fer_utils.data import addresses, finding
-from fer_utils.pipeline import paths
+from fer_utils.pipeline import runs
 from fer_utils.places import NotFoundHere
 from fer_utils.training import weights
 
@@ -89,7 +89,7 @@ def test_notop_files_come_first(kaggle):
 
 
 def test_kaggles_folders_move_with_its_root(kaggle):
-    folders = paths.run_folders("r", "/kaggle/working", "/kaggle/content/fer2013_by_usage_1")
+    folders = runs.run_folders("r", "/kaggle/working", "/kaggle/content/fer2013_by_usage_1")
     assert folders.run == kaggle / "working/r"
     assert folders.data == kaggle / "content/fer2013_by_usage_1"
     assert not (kaggle / "content").exists()
@@ -97,7 +97,7 @@ def test_kaggles_folders_move_with_its_root(kaggle):
 
 def test_where_content_cannot_be_made_images_go_to_temp(kaggle):
     (kaggle / "content").write_text("in the way")
-    folders = paths.run_folders("r", "/kaggle/working", "/kaggle/content/fer2013_by_usage_1")
+    folders = runs.run_folders("r", "/kaggle/working", "/kaggle/content/fer2013_by_usage_1")
     assert folders.data == kaggle / "temp/fer2013_by_usage_1"
 
 

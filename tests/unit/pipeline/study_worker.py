@@ -1,4 +1,4 @@
-"""One process of a sweep of fake runs, for tests: python study_worker.py OUTPUTS LOG SECONDS SILENCE SWEEP...
+"""One process of a sweep of fake runs, for tests: python study_worker.py OUTPUTS LOG SECONDS SWEEP...
 
 A stage takes SECONDS and appends `<process> <run> <stage>` to LOG before, and the same with `end` after.
 """
@@ -12,19 +12,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fer_utils import files
-from fer_utils.pipeline import parameters, runner, study, sweeps
+from fer_utils.pipeline import parameters, runner, sweeps
 
 from fake_runs import FakeRun
 
 
-def plan(outputs: Path, swept: list[str], **how) -> study.Plan:
+def plan(outputs: Path, swept: list[str], **how) -> sweeps.Plan:
     """A plan of fake runs."""
 
     def resolve(point):
         return FakeRun(outputs, sweeps.name_of("demo", point), **point).values
 
     axes = sweeps.axes(swept, parameters.declared())
-    return study.Plan(axes=axes, base="demo", profile="demo", resolve=resolve, **how)
+    return sweeps.Plan(axes=axes, base="demo", profile="demo", resolve=resolve, **how)
 
 
 def content(stage: str, run: str) -> str:
@@ -51,10 +51,10 @@ def execute(outputs: Path, log: Path, seconds: float):
 
 def main() -> None:
     outputs, log = Path(sys.argv[1]), Path(sys.argv[2])
-    study.BEAT, study.POLL = 0.2, 0.05
+    sweeps.POLL = 0.05
     runner.execute = execute(outputs, log, float(sys.argv[3]))
-    swept = plan(outputs, sys.argv[5:], silence=float(sys.argv[4]))
-    sys.exit(bool(study.work(swept, study.open_study(swept, outputs))))
+    swept = plan(outputs, sys.argv[4:])
+    sys.exit(bool(sweeps.work(swept, sweeps.open_study(swept, outputs), outputs)))
 
 
 if __name__ == "__main__":

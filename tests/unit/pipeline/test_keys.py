@@ -7,9 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
-import run_all
 from fer_utils import places
-from fer_utils.pipeline import keys, parameters, paths, records, runs
+from fer_utils.pipeline import keys, parameters, runs, terminal
 from fer_utils.pipeline.parameters import STAGES
 
 import pytest
@@ -41,7 +40,7 @@ def _values() -> dict:
 
 
 def _keys(values=None) -> dict:
-    values, folders = values or _values(), paths.RunFolders(Path("run"), Path("run/images"))
+    values, folders = values or _values(), runs.RunFolders(Path("run"), Path("run/images"))
     return {stage: keys.key_of(stage, values[stage], folders, {}) for stage in STAGES}
 
 
@@ -89,7 +88,7 @@ def test_a_backend_that_is_not_supported_is_refused_before_the_first_notebook(mo
             "        history = model.fit(",
             "        # a comment\n        history = model.fit(",
         ),
-        ("fer_utils/pipeline/paths.py", 'return self.run / "notebooks"', 'return self.run / "books"'),
+        ("fer_utils/pipeline/runs.py", 'f"checkpoint_{stage}.npz"', 'f"state_{stage}.npz"'),
         ("fer_utils/plots.py", '"#4477aa"', '"#123456"'),
         ("fer_utils/plots.py", "def confusion_matrix(counts", "def confusion_matrix(these"),
         ("fer_utils/evaluation/report.py", "<h2>Scores</h2>", "<h2>All scores</h2>"),
@@ -143,7 +142,7 @@ def test_prose_layout_places_and_what_only_shows_are_no_reason(project, file, ol
         ("fer_utils/data/audit.py", "def _drop(", "def _drop(_, ", ["merge_split", "evaluate"]),
         ("fer_utils/training/averaging.py", "keras.callbacks.Callback", "keras.callbacks.History", ["fine_tune"]),
         ("fer_utils/evaluation/scores.py", "RESAMPLES = 2000", "RESAMPLES = 200", ["evaluate"]),
-        ("fer_utils/pipeline/comparison.py", "_LONGEST_NAME = 100", "_LONGEST_NAME = 90", []),  # no notebook imports it
+        ("fer_utils/pipeline/pages.py", "_LONGEST_NAME = 100", "_LONGEST_NAME = 90", []),  # no notebook imports it
         ("fer_utils/__init__.py", '"TF_ENABLE_ONEDNN_OPTS", "1"', '"TF_ENABLE_ONEDNN_OPTS", "0"', list(STAGES)),
     ],
 )
@@ -210,8 +209,8 @@ def test_where_and_how_fast_are_no_parameters_of_the_key():
 
 def test_a_package_of_another_version_is_a_reason_where_it_computes(monkeypatch):
     before = _keys()
-    installed = keys._version
-    monkeypatch.setattr(keys, "_version", lambda name: "0.0" if name == "keras" else installed(name))
+    installed = keys.version
+    monkeypatch.setattr(keys, "version", lambda name: "0.0" if name == "keras" else installed(name))
     found = _changed(before, _keys())
     assert list(found) == ["train_head", "fine_tune", "evaluate"]
     assert found["evaluate"] == [f"keras was {installed('keras')}, is 0.0"]
@@ -288,14 +287,14 @@ def _flip(path: Path) -> None:
 def test_an_output_that_is_not_whole_is_a_reason_that_names_it(fake_run, name, harm, words):
     run = fake_run().do()
     assert run.due() == {}
-    harm(keys.output_path(name, run.folders))
+    harm(run.folders.path(name))
     (reason,) = run.due()["merge_split"]
     assert re.match(words, reason)
 
 
 def test_two_pictures_that_changed_places_are_noticed(fake_run):
     run = fake_run().do()
-    one, other = (run.folders.split("TEST") / label / "a.png" for label in ("angry", "happy"))
+    one, other = (run.folders.path("images/TEST") / label / "a.png" for label in ("angry", "happy"))
     one.rename(one.with_name("b.png"))
     other.rename(one)
     one.with_name("b.png").rename(other)
@@ -318,7 +317,7 @@ def test_what_a_file_manager_leaves_is_no_reason(fake_run, tmp_path, name):
     pictures.mkdir(parents=True)
     (pictures / "a.png").write_text("a")
     run = fake_run(merge_split={"extra": str(tmp_path / "mine")}).do()
-    for folder in (pictures, run.folders.split("TRAIN"), run.folders.split("TEST") / "angry"):
+    for folder in (pictures, run.folders.path("images/TRAIN"), run.folders.path("images/TEST") / "angry"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("left")
     assert run.due() == {}
@@ -353,10 +352,10 @@ def test_scores_are_of_the_model_that_the_run_has_now(fake_run, again, state, le
     run.do(*again, content="x")
     found = runs.read(run.folders.run)
     assert (found.state, list(found.records), found.metrics is None) == (state, left, state != "done")
-    ((row,), _) = runs.list_rows(run.folders.run.parent)
+    ((row,), _) = terminal.list_rows(run.folders.run.parent)
     assert row[1] == state and (row[5] == "") == (state != "done")
     capsys.readouterr()
-    run_all._print_summary(run.folders, 0)
+    terminal.print_summary(run.folders, 0)
     said = capsys.readouterr().out
     assert ("holds the scores of an earlier model" in said) == ("TEST accuracy" not in said) == (state != "done")
 
@@ -369,10 +368,10 @@ def test_a_stage_that_came_out_as_before_leaves_the_scores(fake_run):
 
 def test_a_model_file_of_another_training_has_no_scores(fake_run):
     run = fake_run().do()
-    records.require_scored(run.folders)
-    run.folders.model.write_text("another")
+    runs.require_scored(run.folders)
+    run.folders.path("model.keras").write_text("another")
     with pytest.raises(places.NotFoundHere, match=r"metrics\.json does not hold the scores of .*model\.keras"):
-        records.require_scored(run.folders)
+        runs.require_scored(run.folders)
 
 
 def test_where_tensorboards_files_go_does_not_count(fake_run):

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from fer_utils.pipeline import defaults, parameters, runner
+from fer_utils.pipeline import parameters, runner
 from fer_utils.pipeline.parameters import ParameterError, load_profile, parse_override, read_cell, resolve
 
 import jupytext
@@ -248,10 +248,10 @@ def test_a_parameter_of_several_stages_is_declared_alike():
 
 
 def test_the_defaults_on_record_are_those_of_the_cells():
-    """A change of a default is made in both: fer_utils/defaults.py tells what was typed from what was shipped."""
+    """A change of a default is made in both: defaults.yaml tells what was typed from what was shipped."""
     cells = {stage: {name: one.default for name, one in own.items()} for stage, own in DECLARED.items()}
-    assert cells == defaults.DEFAULTS
-    assert not any(defaults.typed_in_cells(DECLARED).values())
+    assert cells == parameters.shipped()
+    assert not any(parameters.typed_in_cells(DECLARED).values())
 
 
 def test_the_defaults_are_the_specification():

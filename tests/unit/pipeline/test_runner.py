@@ -12,7 +12,7 @@ from pathlib import Path
 import run_all
 from fer_utils import files, places
 from fer_utils.data import addresses
-from fer_utils.pipeline import keys, lock, paths, records, runner, stages
+from fer_utils.pipeline import keys, runner, runs, stages
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 
 import pytest
@@ -41,6 +41,20 @@ def test_nothing_changed_nothing_runs(fake_run, executed, capsys):
     assert runner.run("demo", list(STAGES), executed.run.values) == 0
     assert executed.names == []
     assert capsys.readouterr().out.count(": skip: done, and nothing that it depends on changed") == len(STAGES)
+
+
+def test_the_sources_are_looked_through_once_a_run(fake_run, executed, tmp_path, monkeypatch):
+    (tmp_path / "mine" / "happy").mkdir(parents=True)
+    executed.run = fake_run(merge_split={"extra": str(tmp_path / "mine")}).do()
+    looks, tree_digest = [], keys._tree_digest
+    monkeypatch.setattr(keys, "_tree_digest", lambda path: looks.append(path.name) or tree_digest(path))
+    runner.run("demo", list(STAGES), executed.run.values, is_shared=True)
+    assert executed.names == [] and looks == ["mine"]
+    looks.clear()
+    executed.run = fake_run("again", merge_split={"extra": str(tmp_path / "mine"), "seed": 7})
+    monkeypatch.setattr(executed.run, "do", lambda *_, **__: None)
+    runner.run("demo", ["merge_split"], executed.run.values, is_shared=True)
+    assert executed.names == ["merge_split"] and looks == ["mine"]
 
 
 def test_a_first_run_runs_all_and_says_why(fake_run, executed, capsys):
@@ -132,7 +146,7 @@ def test_04_begun_by_hand_takes_the_network_of_03(fake_run):
 
 def test_a_truncated_output_reruns_the_stage_that_wrote_it(fake_run, executed, capsys):
     executed.run = fake_run().do()
-    executed.run.folders.model.write_text("[")
+    executed.run.folders.path("model.keras").write_text("[")
     runner.run("demo", list(STAGES), executed.run.values)
     assert executed.names == ["fine_tune"]
     assert "run: model.keras has 1 bytes of" in capsys.readouterr().out
@@ -164,7 +178,7 @@ def test_a_run_with_nothing_to_do_imports_nothing_slow(fake_run):
     assert done.stdout.count(": skip: ") == len(STAGES)
     last = done.stdout.splitlines()[-1]
     assert re.fullmatch(
-        rf"TEST accuracy 0\.\d+ \[.+\], TEST macro F1 0\.\d+ \[.+\]; report: {run.folders.report}", last
+        rf"TEST accuracy 0\.\d+ \[.+\], TEST macro F1 0\.\d+ \[.+\]; report: {run.folders.path('report.html')}", last
     )
 
 
@@ -258,7 +272,7 @@ def test_what_a_killed_process_left_is_cleared_before_anything_runs(fake_run, ex
     last = stages.begin("fine_tune", dict(executed.run.values["fine_tune"]))
     folders.checkpoint("fine_tune").write_text("left between record and removal")
     executed.run.finish(last)
-    for place in (folders.run, folders.run / "figures", folders.notebooks, folders.data):
+    for place in (folders.run, folders.run / "figures", folders.path("notebooks"), folders.data):
         place.mkdir(exist_ok=True)
         (place / ".partial-12345678-thing").write_text("half")
     folders.checkpoint("fine_tune").write_text("left between record and removal")
@@ -270,7 +284,7 @@ def test_what_a_killed_process_left_is_cleared_before_anything_runs(fake_run, ex
 
 def test_a_stage_leaves_alone_what_run_all_is_writing_beside_it(fake_run):
     run = fake_run()
-    half = run.folders.notebooks / ".partial-12345678-01_merge_split.ipynb"
+    half = run.folders.path("notebooks") / ".partial-12345678-01_merge_split.ipynb"
     half.parent.mkdir()
     half.write_text("half")
     run.do("merge_split")
@@ -282,7 +296,7 @@ def test_what_is_written_elsewhere_is_no_output_of_a_stage(fake_run, tmp_path):
     stage = stages.begin("merge_split", dict(run.values["merge_split"]))
     files.write_json(tmp_path / "elsewhere.json", 1)
     stage.finish([], {})
-    assert records.read(run.folders)["merge_split"]["outputs"] == {}
+    assert runs.records_of(run.folders)["merge_split"]["outputs"] == {}
 
 
 def test_a_folder_that_was_giving_way_when_the_process_died_takes_its_place_again(tmp_path):
@@ -304,13 +318,13 @@ def test_afresh_forgets_where_training_stood(fake_run):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from fer_utils.pipeline import lock, paths
-folders = paths.RunFolders(Path(sys.argv[1]), Path(sys.argv[2]))
+from fer_utils.pipeline import runs
+folders = runs.RunFolders(Path(sys.argv[1]), Path(sys.argv[2]))
 if sys.argv[3] == "runner":
-    with lock.held_by_runner(folders):
+    with runs.held_by_runner(folders):
         print("held", flush=True)
         time.sleep(600)
-locks = lock.hold_for_stage(folders)
+locks = runs.hold_for_stage(folders)
 print("held", flush=True)
 time.sleep(600)
 """
@@ -319,10 +333,10 @@ time.sleep(600)
 @pytest.fixture
 def holder(monkeypatch):
     """Starts processes that hold a run's lock: holder(folders, kind) → process, ended with the test."""
-    monkeypatch.setattr(lock, "_PATIENCE", 0.3)
+    monkeypatch.setattr(runs, "_PATIENCE", 0.3)
     started = []
 
-    def start(folders: paths.RunFolders, kind: str) -> subprocess.Popen:
+    def start(folders: runs.RunFolders, kind: str) -> subprocess.Popen:
         command = [sys.executable, "-c", HOLDER, str(folders.run), str(folders.data), kind]
         started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
         assert started[-1].stdout.readline() == "held\n"
@@ -337,24 +351,24 @@ def holder(monkeypatch):
 @pytest.mark.parametrize("kind", ["runner", "stage"])
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, holder, kind, elsewhere):
-    folders = paths.RunFolders(tmp_path / "run", tmp_path / ("images" if elsewhere else "run/images"))
+    folders = runs.RunFolders(tmp_path / "run", tmp_path / ("images" if elsewhere else "run/images"))
     process = holder(folders, kind)
-    assert lock.is_held(folders)
-    shared = paths.RunFolders(tmp_path / "other", folders.data) if elsewhere else folders
-    with pytest.raises(lock.RunIsBusy, match="another process works on this run"), lock.held_by_runner(shared):
+    assert runs.is_held(folders)
+    shared = runs.RunFolders(tmp_path / "other", folders.data) if elsewhere else folders
+    with pytest.raises(runs.RunIsBusy, match="another process works on this run"), runs.held_by_runner(shared):
         pass
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not lock.is_held(folders)
-    with lock.held_by_runner(shared):
+    assert not runs.is_held(folders)
+    with runs.held_by_runner(shared):
         pass
 
 
 def test_the_folder_that_is_busy_is_named_though_another_begins_with_its_name(tmp_path, holder):
     run, data = tmp_path / "demo", tmp_path / "demo_images"
-    holder(paths.RunFolders(tmp_path / "other", data), "stage")
-    with pytest.raises(lock.RunIsBusy) as caught:
-        lock.hold_for_stage(paths.RunFolders(run, data))
+    holder(runs.RunFolders(tmp_path / "other", data), "stage")
+    with pytest.raises(runs.RunIsBusy) as caught:
+        runs.hold_for_stage(runs.RunFolders(run, data))
     assert str(caught.value).startswith(f"{data}: another process")
 
 
@@ -372,7 +386,7 @@ def test_a_notebook_opened_twice_in_one_process_is_no_clash(fake_run):
     stages.begin("balance", dict(run.values["balance"]))
     run.do("balance")
     assert list(run.due()) == ["train_head", "fine_tune", "evaluate"]
-    assert not lock.is_held(run.folders)
+    assert not runs.is_held(run.folders)
 
 
 def test_a_record_names_all_that_the_stage_wrote(fake_run):
@@ -382,7 +396,7 @@ def test_a_record_names_all_that_the_stage_wrote(fake_run):
 
 
 def test_key_figures_are_numbers_or_words():
-    assert records.one_line({"epochs": 1200, "ended by": "last epoch", "F1": 0.5}) == (
+    assert runs.one_line({"epochs": 1200, "ended by": "last epoch", "F1": 0.5}) == (
         "epochs 1,200, ended by last epoch, F1 0.5"
     )
 
@@ -395,9 +409,9 @@ def test_what_was_done_by_hand_is_a_reason_to_run(fake_run):
     variables["seed"] = 3
     assert stage.key_digest != digest  # a checkpoint of it is no other training's
     run.finish(stage)
-    record = records.read(run.folders)["merge_split"]
+    record = runs.records_of(run.folders)["merge_split"]
     assert record["parameters"]["seed"] == 3
-    assert json.loads(run.folders.description.read_text())["parameters"]["merge_split"]["seed"] == 3
+    assert json.loads(run.folders.path("run.json").read_text())["parameters"]["merge_split"]["seed"] == 3
     assert run.due()["merge_split"] == ["seed became 3 after the setup"]
 
 

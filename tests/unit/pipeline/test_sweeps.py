@@ -8,12 +8,14 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 from fer_utils import files
-from fer_utils.pipeline import keys, parameters, runner, study, study_report, sweeps
+from fer_utils.pipeline import keys, pages, parameters, runner, runs, sweeps
 from fer_utils.pipeline.parameters import STAGES, ParameterError
-from fer_utils.pipeline.paths import LONGEST_NAME
+from fer_utils.pipeline.runs import LONGEST_NAME
 
+import filelock
 import numpy as np
 import pytest
 from study_worker import content, plan
@@ -102,7 +104,7 @@ def test_a_long_name_is_cut_and_stays_its_own():
 @pytest.fixture
 def sweep(fake_run, monkeypatch, tmp_path):
     """Runs a sweep of fake runs; returns (executed stages by run's values, names that failed, study, plan)."""
-    monkeypatch.setattr(study, "POLL", 0.01)
+    monkeypatch.setattr(sweeps, "POLL", 0.01)
 
     def start(*swept: str, failing: str = "", **how):
         executed: dict[str, list[str]] = {}
@@ -117,8 +119,8 @@ def sweep(fake_run, monkeypatch, tmp_path):
         monkeypatch.setattr(runner, "execute", execute)
         made = plan(tmp_path / "outputs", list(swept), **how)
         made.check()
-        shared = study.open_study(made, tmp_path / "outputs")
-        return executed, study.work(made, shared), shared, made
+        shared = sweeps.open_study(made, tmp_path / "outputs")
+        return executed, sweeps.work(made, shared, tmp_path / "outputs"), shared, made
 
     return start
 
@@ -153,7 +155,7 @@ def test_seeds_of_a_point_are_averaged_on_the_same_data(sweep):
     for trial in shared.trials:
         values = trial.user_attrs["values"]
         assert len(values) == 3 and trial.value == pytest.approx(np.mean(values))
-    table = study_report.table(made, shared)
+    table = pages.ranking(made, shared)
     assert list(table["seeds"]) == [3, 3] and (table["low"] < table["score"]).all()
 
 
@@ -173,22 +175,33 @@ def test_a_search_ends_where_its_ranges_hold_no_more_points(sweep, capsys):
     assert "were there already: the search ends after 3 points" in capsys.readouterr().out
 
 
-def test_a_process_that_was_given_up_for_silent_ends_its_run_and_harms_nothing(sweep, fake_run, monkeypatch, capsys):
-    ended = study._score
+def test_a_trial_belongs_to_its_process_however_silent_and_to_nobody_when_that_has_ended(
+    sweep, tmp_path, monkeypatch, capsys
+):
+    *_, shared, made = sweep("fine_tune.unfreeze_top=30,40")
+    made = plan(tmp_path / "outputs", ["fine_tune.unfreeze_top=50,60"])
+    shared = sweeps.open_study(made, tmp_path / "outputs")
+    sweeps._queue(made, shared)
+    held = filelock.FileLock(sweeps.lock_file(tmp_path / "outputs", shared, 0))
+    held.acquire()
+    assert sweeps._take(made, shared, 0)[0].number == 0  # its process holds the lock and says nothing
+    looks = []
 
-    def slept(plan, attempt, values):  # meanwhile another process fails the trial and queues its point again
-        if attempt.trial.number == 0:
-            frozen = attempt.trial.study.trials[0]
-            attempt.trial.study.tell(0, state=optuna.trial.TrialState.FAIL)
-            study._requeue(attempt.trial.study, frozen)
-        return ended(plan, attempt, values)
+    def look(seconds):
+        looks.append([trial.state.name for trial in shared.trials])
+        if len(looks) == 3:
+            held.release()
 
-    monkeypatch.setattr(study, "_score", slept)
-    executed, failed, shared, made = sweep("fine_tune.unfreeze_top=30,40")
-    assert not failed and "was given to another process" in capsys.readouterr().err
-    table = study_report.table(made, shared)
-    assert list(table["state"]) == ["done", "done"] and len(executed) == 2
-    assert all(stages.count("fine_tune") == 1 for stages in executed.values())
+    monkeypatch.setattr(sweeps.time, "sleep", look)
+    assert sweeps.work(made, shared, tmp_path / "outputs") == []
+    assert looks == [["RUNNING", "COMPLETE"]] * 3
+    assert [trial.state.name for trial in shared.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert "the process that ran trial 0 has ended: its point is run again" in capsys.readouterr().out
+
+
+def test_a_search_of_which_every_run_fails_comes_to_an_end(sweep):
+    executed, failed, *_ = sweep("fine_tune.learning_rate=1e-5..1e-3:log", trials=3, failing="demo")
+    assert len(failed) == len(executed) == 3
 
 
 def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
@@ -212,8 +225,6 @@ def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
         ),
         ("fine_tune.unfreeze_top=30,40", {"seeds": range(0, -5)}, "--seeds is 0 or less"),
         ("fine_tune.unfreeze_top=30,40", {"seeds": range(2**32 - 1, 2**32 + 1)}, "seed is 4294967296, expected"),
-        ("fine_tune.unfreeze_top=30,40", {"silence": float("nan")}, "--silence is nan, expected at least 20"),
-        ("fine_tune.unfreeze_top=30,40", {"silence": 1.0}, "--silence is 1, expected at least 20"),
         ("merge_split.extra=a/b,a b", {}, r"gives two runs the name demo__merge_split\.extra=a-b"),
         (f"balance.seed={','.join(map(str, range(10_001)))}", {}, "more than 10,000 combinations"),
     ],
@@ -224,8 +235,8 @@ def test_a_plan_beyond_all_bounds_is_refused_first(tmp_path, swept, how, said):
 
 
 @pytest.mark.parametrize("error", [OSError(36, "File name too long"), KeyError("val"), MemoryError()])
-def test_any_failure_of_a_run_is_a_failed_trial_and_poisons_nothing(sweep, fake_run, monkeypatch, capsys, error):
-    execute = study._score
+def test_any_failure_of_a_run_is_a_failed_trial_and_poisons_nothing(sweep, tmp_path, monkeypatch, capsys, error):
+    execute = sweeps._score
 
     def fails(made, attempt, values):
         if values["balance"]["seed"] == 2:
@@ -233,12 +244,12 @@ def test_any_failure_of_a_run_is_a_failed_trial_and_poisons_nothing(sweep, fake_
         return execute(made, attempt, values)
 
     with monkeypatch.context() as broken:
-        broken.setattr(study, "_score", fails)
+        broken.setattr(sweeps, "_score", fails)
         executed, failed, shared, made = sweep("balance.seed=1,2,3")
         assert failed == ["demo__balance.seed=2"] and len(executed) == 2
         assert f"demo__balance.seed=2: {error or type(error).__name__}" in capsys.readouterr().err
-        assert study.work(made, shared) == failed
-    assert study.work(made, shared) == []
+        assert sweeps.work(made, shared, tmp_path / "outputs") == failed
+    assert sweeps.work(made, shared, tmp_path / "outputs") == []
 
 
 def test_damage_beside_a_sweep_fails_none_of_its_trials(sweep, fake_run):
@@ -249,37 +260,32 @@ def test_damage_beside_a_sweep_fails_none_of_its_trials(sweep, fake_run):
     assert failed == [] and len(executed) == 2
 
 
-def test_a_base_that_is_a_pattern_finds_its_own_runs(fake_run, tmp_path, monkeypatch):
-    base = "a [1]"
-    fake_run(f"{base}__balance.seed=1")
-    made = study.Plan(axes=axes("balance.seed=1,2"), base=base, profile="demo", resolve=lambda point: {})
-    found = []
-    monkeypatch.setattr(runner, "run", lambda *_, donors, **__: found.extend(donors()))
-    values = fake_run(sweeps.name_of(base, {"balance": {"seed": "2"}})).do().values
-    study._score(made, study._Attempt(None), values)
-    assert [folders.run.name for folders in found] == [f"{base}__balance.seed=1"]
+def test_a_stage_is_taken_over_from_any_run_of_the_outputs_folder(fake_run, monkeypatch):
+    for name, stages in (("a [1]__balance.seed=1", ("merge_split",)), ("other", ("merge_split", "balance"))):
+        fake_run(name).do(*stages)
+    monkeypatch.setattr(runner, "execute", lambda stage, *_: pytest.fail(f"{stage} ran"))
+    run = fake_run("a [1]__balance.seed=2")
+    runner.run("demo", ["merge_split", "balance"], run.values, is_shared=True)
+    taken = [files.read_json(run.folders.stage_record(stage))["taken_from"] for stage in ("merge_split", "balance")]
+    assert taken == ["a [1]__balance.seed=1", "other"]
 
 
-def test_a_hiccup_of_the_pruner_does_not_end_the_signs_of_life(tmp_path, monkeypatch, capsys):
-    class Trial:
-        number, signs = 0, 0
-
-        def set_user_attr(self, name, value):
-            self.signs += 1
+def test_a_hiccup_of_the_database_does_not_end_the_reports_to_the_pruner(tmp_path, monkeypatch, capsys):
+    looks = []
 
     def hiccup(*_):
+        looks.append(1)
         raise RuntimeError("database is locked")
 
-    monkeypatch.setattr(study, "POLL", 0.01)
-    monkeypatch.setattr(study, "BEAT", 0.01)
-    monkeypatch.setattr(study, "_report", hiccup)
-    made = plan(tmp_path / "outputs", ["balance.seed=1,2"], pruner="median", silence=30.0)
-    attempt = study._Attempt(Trial(), folders=runner.folders_of(made.resolve({})))
-    with study._watched(made, attempt):
+    monkeypatch.setattr(sweeps, "POLL", 0.01)
+    monkeypatch.setattr(sweeps, "_report", hiccup)
+    made = plan(tmp_path / "outputs", ["balance.seed=1,2"], pruner="median")
+    attempt = sweeps._Attempt(SimpleNamespace(number=0), folders=runner.folders_of(made.resolve({})))
+    with sweeps._watched(made, attempt):
         until = time.monotonic() + 10
-        while attempt.trial.signs < 5 and time.monotonic() < until:
+        while len(looks) < 5 and time.monotonic() < until:
             time.sleep(0.01)
-    assert attempt.trial.signs >= 5
+    assert len(looks) >= 5
     assert capsys.readouterr().err.count("the study cannot be reached (database is locked)") == 1
 
 
@@ -294,7 +300,7 @@ def test_a_garbage_journal_is_named_with_the_way_out(tmp_path, content):
     with pytest.raises(
         ParameterError, match=r"sweep_demo\.journal, the sweep's study: cannot be opened .*: move it away"
     ):
-        study.open_study(made, tmp_path / "outputs")
+        sweeps.open_study(made, tmp_path / "outputs")
 
 
 def test_a_training_below_the_median_is_pruned_after_an_epoch(sweep, fake_run, monkeypatch, tmp_path):
@@ -307,29 +313,29 @@ def test_a_training_below_the_median_is_pruned_after_an_epoch(sweep, fake_run, m
                 rows.append({"val_macro_f1": score})
                 np.savez(folders.checkpoint(stage), state=np.array(json.dumps({"rows": rows})))
                 time.sleep(0.03)
-                if study.stop_file(folders).exists():
+                if sweeps.stop_file(folders).exists():
                     break
             epochs[values["run"]] = len(rows)
         fake.do(stage, content=values["run"] if stage in ("fine_tune", "evaluate") else "")
 
     epochs: dict[str, int] = {}
-    monkeypatch.setattr(study, "POLL", 0.01)
+    monkeypatch.setattr(sweeps, "POLL", 0.01)
     monkeypatch.setattr(runner, "execute", execute)
     tops = ",".join(map(str, range(90, 80, -1)))  # each worse than the one before
     made = plan(tmp_path / "outputs", [f"fine_tune.unfreeze_top={tops}"], pruner="median")
-    shared = study.open_study(made, tmp_path / "outputs")
-    assert study.work(made, shared) == []
+    shared = sweeps.open_study(made, tmp_path / "outputs")
+    assert sweeps.work(made, shared, tmp_path / "outputs") == []
     states = Counter(trial.state.name for trial in shared.trials)
     assert states["PRUNED"] >= 2 and states["COMPLETE"] >= 5
     for trial in shared.trials:
         name = sweeps.name_of("demo", json.loads(trial.user_attrs["point"]))
         fake = fake_run(name, **json.loads(trial.user_attrs["point"]))
         if trial.state.name == "PRUNED":
-            assert epochs[name] < 30 and not fake.folders.metrics.exists()
+            assert epochs[name] < 30 and not fake.folders.path("metrics.json").exists()
             assert not fake.folders.stage_record("fine_tune").exists()  # a pruned training passes for no finished one
-            assert not study.stop_file(fake.folders).exists()
+            assert not sweeps.stop_file(fake.folders).exists()
         else:
-            assert epochs[name] == 30 and fake.folders.metrics.exists()
+            assert epochs[name] == 30 and fake.folders.path("metrics.json").exists()
 
 
 # --- several processes -------------------------------------------------------------------------------------------------
@@ -343,14 +349,13 @@ class Workers:
     def __init__(self, folder: Path):
         self.outputs, self.log, self.processes = folder / "outputs", folder / "log", []
 
-    def start(self, seconds: float, silence: float = 30) -> subprocess.Popen:
+    def start(self, seconds: float) -> subprocess.Popen:
         command = [
             sys.executable,
             str(WORKER),
             str(self.outputs),
             str(self.log),
             str(seconds),
-            str(silence),
             *self.SWEPT,
         ]
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -361,7 +366,7 @@ class Workers:
         return [line.split() for line in self.log.read_text().splitlines()] if self.log.is_file() else []
 
     def wait_for(self, *words: str) -> list[str]:
-        for _ in range(600):
+        for _ in range(2400):  # two minutes, on a busy machine
             for line in self.lines():
                 if set(words) <= set(line):
                     return line
@@ -394,8 +399,8 @@ def test_two_processes_share_a_sweep_and_a_third_joins_in(workers):
     trained = [line for line in workers.ended() if line[2] == "fine_tune"]
     assert len({line[1] for line in trained}) == 8 and len({line[0] for line in trained}) >= 2
     made = plan(workers.outputs, list(Workers.SWEPT))
-    shared = study.open_study(made, workers.outputs)
-    table = study_report.table(made, shared)
+    shared = sweeps.open_study(made, workers.outputs)
+    table = pages.ranking(made, shared)
     assert len(table) == 8 and list(table["rank"]) == [str(rank) for rank in range(1, 9)]
     scores = {
         name: files.read_json(workers.outputs / name / "metrics.json")["val"]["macro_f1"] for name in table["runs"]
@@ -404,9 +409,8 @@ def test_two_processes_share_a_sweep_and_a_third_joins_in(workers):
 
 
 def test_a_killed_process_leaves_its_trial_to_another(workers):
-    first = workers.start(0.5, silence=2)
-    line = workers.wait_for("fine_tune", "begin")
-    second = workers.start(0.1, silence=2)
+    first, second = workers.start(0.5), workers.start(0.5)
+    line = workers.wait_for("fine_tune", "begin", str(first.pid))
     workers.wait_for("begin", str(second.pid))
     os.kill(first.pid, signal.SIGKILL)
     assert second.wait(timeout=90) == 0
@@ -418,22 +422,27 @@ def test_a_killed_process_leaves_its_trial_to_another(workers):
 def test_pictures_taken_over_take_no_room_and_outlive_their_donor(sweep, fake_run):
     executed, *_ = sweep("fine_tune.epochs=1,2")
     names = list(executed)
-    one, two = (fake_run(name).folders.split("TRAIN") / "angry" / "a.png" for name in names)
+    one, two = (fake_run(name).folders.path("images/TRAIN") / "angry" / "a.png" for name in names)
     assert one.stat().st_ino == two.stat().st_ino
     files.remove(fake_run(names[0]).folders.run)
     assert two.read_text() == "TRAIN angry "
 
 
+def _takes_over(stage: str, run, donor) -> bool:
+    key = keys.key_of(stage, run.values[stage], run.folders, runs.records_of(run.folders))
+    return runner.take_over(stage, run.values[stage], run.folders, donor.folders, key)
+
+
 def test_a_donor_with_damage_is_no_donor(fake_run):
     donor, run = fake_run("a").do(), fake_run("b")
-    (donor.folders.split("TRAIN") / "angry" / "a.png").unlink()
-    assert not runner.take_over("merge_split", run.values["merge_split"], run.folders, donor.folders)
-    assert not run.folders.manifest.exists()
+    (donor.folders.path("images/TRAIN") / "angry" / "a.png").unlink()
+    assert not _takes_over("merge_split", run, donor)
+    assert not run.folders.path("manifest.csv").exists()
 
 
 def test_a_stage_with_another_key_is_not_taken_over(fake_run):
     donor, run = fake_run("a").do(), fake_run("b", merge_split={"seed": 7})
-    assert not runner.take_over("merge_split", run.values["merge_split"], run.folders, donor.folders)
+    assert not _takes_over("merge_split", run, donor)
 
 
 def test_a_run_that_fails_does_not_stop_the_rest_and_is_run_by_the_next_command(sweep, capsys):
@@ -441,25 +450,25 @@ def test_a_run_that_fails_does_not_stop_the_rest_and_is_run_by_the_next_command(
     assert failed == ["demo__balance.seed=2"] and executed["demo__balance.seed=2"][-1] == "balance"
     assert len(executed) == 3
     assert "demo__balance.seed=2: balance failed" in capsys.readouterr().err
-    table = study_report.table(made, shared)
+    table = pages.ranking(made, shared)
     assert list(table["state"]) == ["done", "done", "failed"] and table["rank"].iloc[-1] == "–"
     executed, failed, shared, made = sweep("balance.seed=1,2,3")
     assert list(executed) == ["demo__balance.seed=2"] and failed == []
-    assert list(study_report.table(made, shared)["state"]) == ["done"] * 3
+    assert list(pages.ranking(made, shared)["state"]) == ["done"] * 3
 
 
 def test_val_ranks_and_test_is_never_looked_at(sweep, tmp_path, monkeypatch):
     *_, shared, made = sweep("fine_tune.unfreeze_top=30,31,32,33,34,35")
-    assert study_report.table(made, shared)["score"].nunique() > 1
-    for name in study_report.table(made, shared)["runs"]:
+    assert pages.ranking(made, shared)["score"].nunique() > 1
+    for name in pages.ranking(made, shared)["runs"]:
         path = tmp_path / "outputs" / name / "metrics.json"
         metrics = files.read_json(path)
         del metrics["test"]  # a look at it would fail
         files.write_json(path, metrics)
-    table = study_report.table(made, shared)
+    table = pages.ranking(made, shared)
     assert list(table["score"]) == sorted(table["score"], reverse=True)
     assert not any("TEST" in column or "test" in column for column in table)
-    sheet, page = study_report.write(made, shared, tmp_path / "outputs")
+    sheet, page = pages.write_sweep(made, shared, tmp_path / "outputs")
     text = page.read_text()
     assert "Which parameter matters" in text and "data:image/png" in text and "ranked by VAL" in text
     assert (
@@ -470,21 +479,22 @@ def test_val_ranks_and_test_is_never_looked_at(sweep, tmp_path, monkeypatch):
 
 
 def test_the_interval_over_seeds_is_students(sweep):
-    low, high = study_report.interval([0.5, 0.6, 0.7])
+    low, high = pages.interval([0.5, 0.6, 0.7])
     assert (low, high) == pytest.approx((0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5), abs=1e-6)
-    assert np.isnan(study_report.interval([0.5])).all()
+    assert np.isnan(pages.interval([0.5])).all()
 
 
 def test_a_database_holds_the_study_too_and_one_that_cannot_be_opened_is_named(tmp_path, sweep):
     made = plan(tmp_path / "outputs", ["fine_tune.unfreeze_top=30,40"])
     url = f"sqlite:///{tmp_path}/study.db"
     assert (
-        study.open_study(made, tmp_path / "outputs", url).study_name == study.open_study(made, tmp_path, url).study_name
+        sweeps.open_study(made, tmp_path / "outputs", url).study_name
+        == sweeps.open_study(made, tmp_path, url).study_name
     )
     with pytest.raises(ParameterError, match="--storage postgres"):
-        study.open_study(made, tmp_path, "postgresql+psycopg2://nobody@localhost:1/none")
+        sweeps.open_study(made, tmp_path, "postgresql+psycopg2://nobody@localhost:1/none")
     with pytest.raises(ParameterError, match="--storage nonsense"):
-        study.open_study(made, tmp_path, "nonsense")
+        sweeps.open_study(made, tmp_path, "nonsense")
 
 
 def test_a_dry_run_of_a_sweep_names_every_run_and_writes_nothing(answer, tmp_path):
@@ -504,7 +514,7 @@ def test_a_value_out_of_range_stops_a_sweep_before_its_first_run(answer, tmp_pat
 def test_outputs_on_record_are_all_taken_over(fake_run):
     donor, run = fake_run("a").do(), fake_run("b")
     for stage in STAGES:
-        assert runner.take_over(stage, run.values[stage], run.folders, donor.folders)
+        assert _takes_over(stage, run, donor)
     for stage in STAGES:
         for name in files.read_json(donor.folders.stage_record(stage))["outputs"]:
-            assert keys.output_path(name, run.folders).exists()
+            assert run.folders.path(name).exists()
