@@ -135,8 +135,8 @@ def run(
 
     _check_inputs(chosen, values, reasons_for)
     _check_earlier_outputs(chosen, folders)
-    for stage in {"merge_split", "balance"} & set(chosen):
-        if reasons_for(stage):
+    for stage in chosen:
+        if stage in ("merge_split", "balance") and reasons_for(stage):
             runs.require_own_images(folders, stage)
     ran, shown = 0, terminal.Shown(verbose)
     with runs.held_by_runner(folders):
