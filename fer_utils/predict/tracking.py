@@ -9,6 +9,9 @@ from fer_utils.predict.reader import Reading
 import numpy as np
 
 SAME_FACE = 0.3  # smallest overlap (intersection over union) with the box where a face is expected
+FASTEST = (
+    2.5  # of its widths a second: so far a face may be from there too, at most one width, where few pictures are read
+)
 MISSED = 1.0  # seconds for which a face that is not found keeps its number
 SETTLING = 0.15  # seconds over which a face's speed is averaged: detectors' boxes tremble
 
@@ -37,7 +40,7 @@ class _Track:
 class Tracker:
     """Numbers the faces of each source, from 1 in the order in which they appear.
 
-    A face goes on as the one whose expected box overlaps its own. Where several do, as when faces cross, the landmarks that
+    A face goes on as the one whose expected box overlaps its own, or is near. Where several do, as when faces cross, the landmarks that
     lie nearest decide; without landmarks the corners of the boxes do. Pictures without a time, which are no frames, are
     returned as they are.
     """
@@ -61,8 +64,9 @@ class Tracker:
         for track in known:
             for stops, expected in enumerate((track.at(now), track.box)):
                 for place, face in enumerate(reading.faces):
-                    if overlap(expected, face.box) >= SAME_FACE:
-                        apart = np.linalg.norm(_points(expected) - _points(face.box), axis=1).mean()
+                    apart = np.linalg.norm(_points(expected) - _points(face.box), axis=1).mean()
+                    reach = min(1.0, FASTEST * (now - track.seconds)) * track.box.width
+                    if apart <= reach or overlap(expected, face.box) >= SAME_FACE:
                         pairs.append((stops, apart, place, track.number, track))
         of_face: dict[int, _Track] = {}
         for _, _, place, _, track in sorted(pairs):

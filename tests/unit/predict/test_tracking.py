@@ -68,6 +68,18 @@ def test_a_face_is_followed_in_a_video_of_which_a_picture_every_three_seconds_is
     assert [numbers(tracker, seconds, box(100)) for seconds in (0, 3, 6)] == [[1]] * 3
 
 
+def test_a_moving_face_is_followed_where_pictures_are_so_far_apart_that_its_boxes_hardly_overlap():
+    tracker = Tracker()
+    found = [numbers(tracker, seconds, box(100 + 150 * seconds), box(500)) for seconds in np.arange(0, 2, 0.4)]
+    assert found == [[1, 2]] * 5
+
+
+def test_another_face_that_appears_a_width_away_in_the_next_picture_is_new():
+    tracker = Tracker()
+    assert numbers(tracker, 0, box(100)) == [1]
+    assert numbers(tracker, 1 / 30, box(170)) == [2]
+
+
 @pytest.mark.parametrize("has_landmarks", [True, False])
 @pytest.mark.parametrize(("speed", "step"), [(60, 1 / 30), (200, 1 / 30), (800, 1 / 30), (60, 0.1), (300, 0.1)])
 @pytest.mark.parametrize("hides_from", [0.3, 0.6, 1.0])
