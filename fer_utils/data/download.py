@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from fer_utils import files, places
-from fer_utils.data import addresses
+from fer_utils.data import addresses, finding
 
 
 def download() -> None:
@@ -14,9 +14,8 @@ def download() -> None:
     missing = {}
     for slug, local in addresses.DATASETS.values():
         target = Path("data") / local
-        there = [path for path in (target, target.with_name(f"{local}.zip")) if path.exists()]
-        if there:
-            print(f"{there[0]} is there already")
+        if there := finding.held_as(target.parent, local):
+            print(f"{there} is there already")
         else:
             missing[slug] = target
     wanted = [

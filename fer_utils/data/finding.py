@@ -68,7 +68,7 @@ def find_dataset(name: str, given: str) -> Path:
     """The path of a source dataset: `given`, or with `auto` the first that exists of the usual places.
 
     These are, in order: `/kaggle/input/datasets/<owner>/<slug>`, `/kaggle/input/<slug>`, any folder mounted on Kaggle that
-    has `train/` and `test/` with the dataset's class folders, `data/<slug>`, `data/<slug>.zip`. Raises NotFoundHere,
+    has `train/` and `test/` with the dataset's class folders, `data/<slug>` in one of its forms. Raises NotFoundHere,
     naming the dataset to download and what is there, if none exists, or if several mounted folders match.
     """
     owner_slug, local = DATASETS[name]
@@ -87,12 +87,17 @@ def find_dataset(name: str, given: str) -> Path:
         raise places.NotFoundHere(
             f"{name}: {' and '.join(map(str, mounted))} both look like it: set the parameter {name} to one of them"
         )
-    for found in (*mounted, data / local, *(data / f"{local}{suffix}" for suffix in (".zip", ".tar.gz", ".csv"))):
-        if found.exists():
-            return found
+    if found := mounted[0] if mounted else held_as(data, local):
+        return found
     looked = f"looked for {data / local} and {data / local}.zip; data/ holds {', '.join(held_data()) or 'nothing'}"
     looked = places.describe(inputs) if places.on_kaggle() else looked
     raise places.NotFoundHere(f"{name}: the dataset is not here; {looked}\n{_how_to_get(owner_slug, local)}")
+
+
+def held_as(data: Path, local: str) -> Path | None:
+    """The dataset in the folder `data`: a folder, an archive or a table, the first of these that exists, or None."""
+    forms = (data / f"{local}{suffix}" for suffix in ("", ".zip", ".tar.gz", ".csv"))
+    return next((path for path in forms if path.exists()), None)
 
 
 def held_data() -> list[str]:

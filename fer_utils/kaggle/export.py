@@ -89,7 +89,9 @@ def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, we
     nbformat.validate(notebook)
     text = nbformat.writes(notebook)
     if len(text.encode()) > MAX_BYTES:
-        raise ExportError(f"the notebook has {len(text.encode()):,} bytes, Kaggle takes less than {MAX_BYTES:,}")
+        raise ExportError(
+            f"{TITLE}: the notebook has {len(text.encode()):,} bytes, Kaggle takes less than {MAX_BYTES:,}"
+        )
     target = folder / SLUG
     with files.replacing(target) as temporary:
         temporary.mkdir()

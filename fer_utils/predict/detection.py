@@ -24,9 +24,8 @@ SMALLEST = (
     20  # pixels; size of a face for MTCNN's first network; mtcnn 1.0.0 fails with a larger value (see Mtcnn.find)
 )
 UPRIGHT = ((-1, -1), (1, -1), (0, 0), (-0.8, 1), (0.8, 1))  # the landmarks of an upright face, in some unit
-PROPORTION = (
-    0.8  # width over height of both detectors' boxes; where the picture's border cuts a face they frame its rest
-)
+# Width over height of both detectors' boxes; where the picture's border cuts a face, they frame its rest.
+PROPORTION = 0.8
 TREMBLE = 5.0  # degrees; about the error of both detectors' landmarks: a smaller turn is none
 NEAR = 0.05  # of a box's side: so near to the border a face is taken for cut
 MIN_SIDE = 48  # pixels; smaller pictures are padded, since MTCNN's pyramid would be empty

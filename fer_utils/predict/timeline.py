@@ -14,15 +14,8 @@ import numpy as np
 
 SHOWN = 6  # tracks in a figure
 STEPS = 400  # of its time axis; the pictures of a step are averaged
-COLOURS = (
-    "#cc3311",
-    "#999933",
-    "#aa3377",
-    "#ddcc77",
-    "#4477aa",
-    "#ee7733",
-    "#bbbbbb",
-)  # Paul Tol's, for the colour-blind
+# Paul Tol's, for the colour-blind, one for each class.
+COLOURS = ("#cc3311", "#999933", "#aa3377", "#ddcc77", "#4477aa", "#ee7733", "#bbbbbb")
 
 
 class Timeline:

@@ -9,9 +9,8 @@ from fer_utils.predict.reader import Reading
 import numpy as np
 
 SAME_FACE = 0.3  # smallest overlap (intersection over union) with the box where a face is expected
-FASTEST = (
-    2.5  # of its widths a second: so far a face may be from there too, at most one width, where few pictures are read
-)
+# Face widths a second, one width at most: where few pictures are read, a face this near to that place is the same one.
+FASTEST = 2.5
 MISSED = 1.0  # seconds for which a face that is not found keeps its number
 SETTLING = 0.15  # seconds over which a face's speed is averaged: detectors' boxes tremble
 

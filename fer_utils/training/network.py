@@ -143,7 +143,7 @@ def load_backbone(image_size: int, weights: str, name: str = RESNET50) -> keras.
     backbone = _random_backbone(image_size, name)
     if weights == "none":
         _silence_residual_branches(backbone)
-        progress.say("weights is none: the backbone is random, and of it learns only what 04 unfreezes")
+        progress.say("weights is none: the backbone is random, and only the layers that 04 unfreezes learn")
     elif name == SMALL:
         _load_small(backbone, weights)
     else:

@@ -209,7 +209,9 @@ def test_what_kaggle_would_refuse_is_refused_here(tmp_path, change, message):
 
 def test_a_notebook_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MAX_BYTES", 10_000)
-    with pytest.raises(ExportError, match=r"the notebook has [\d,]+ bytes, Kaggle takes less than 10,000"):
+    with pytest.raises(
+        ExportError, match=r"FER ResNet50: the notebook has [\d,]+ bytes, Kaggle takes less than 10,000"
+    ):
         export.export(tmp_path, values(), "jane", "")
 
 

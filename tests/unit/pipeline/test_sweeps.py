@@ -366,7 +366,7 @@ class Workers:
         return [line.split() for line in self.log.read_text().splitlines()] if self.log.is_file() else []
 
     def wait_for(self, *words: str) -> list[str]:
-        for _ in range(2400):  # two minutes, on a busy machine
+        for _ in range(600):
             for line in self.lines():
                 if set(words) <= set(line):
                     return line

@@ -11,7 +11,7 @@ from fer_utils.predict.tracking import overlap
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 LEFT, RIGHT = Box(0, 0, 40, 40, 1.0), Box(200, 0, 40, 40, 1.0)
@@ -60,7 +60,6 @@ def test_another_face_begins_anew(second):
     assert smoother.smoothed(second).faces[0].probabilities == sure_of("sad")
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 2), st.sampled_from(CLASSES)), min_size=1, max_size=20))
 def test_probabilities_still_sum_to_one(steps):
     smoother, now = Smoother(0.7), 0.0

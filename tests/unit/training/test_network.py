@@ -298,7 +298,8 @@ def test_phase_2_moves_the_top_layers_and_their_batch_normalization_only_where_i
 )
 def test_a_random_backbone_starts_with_every_residual_block_as_its_shortcut(name, n_blocks, ends, capsys):
     model = network.build(SIZE, "none", name)
-    assert "the backbone is random" in capsys.readouterr().out
+    said = "weights is none: the backbone is random, and only the layers that 04 unfreezes learn\n"
+    assert capsys.readouterr().out == said
     backbone = network.backbone_of(model)
     assert len(_last_norms(model)) == n_blocks
     outputs = keras.Model(backbone.input, [backbone.get_layer(name).output for name in ends])(
