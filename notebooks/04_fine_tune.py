@@ -201,10 +201,11 @@ print(f"rate {ends[0, 0]:.2g} → {ends[0, 1]:.2g}, decay {ends[1, 0]:.2g} → {
 # times the logarithm of the class's share in TRAIN_BALANCED (Menon et al. 2021, arXiv:2007.07314). VAL chooses the strength.
 
 # %%
-plain, val_scores = network.for_inference(model), best[["val_accuracy", "val_macro_f1"]]
+plain = network.for_inference(model)
+val_accuracy, val_macro_f1 = best[["val_accuracy", "val_macro_f1"]]
 if logit_adjustment:
     plain, strengths = network.with_adjusted_logits(plain, loop.predict(plain, val.images), val.labels, train.labels)
-    val_scores = strengths.loc[strengths["macro_f1"].idxmax()]
+    val_accuracy, val_macro_f1 = strengths.loc[strengths["macro_f1"].idxmax()]
     print(strengths.round(4).to_string())
 
 # %% [markdown]
@@ -240,7 +241,7 @@ stage.finish(
     figures={
         "epochs": len(history),
         "ended by": history.attrs["ended_by"],
-        "VAL accuracy": round(val_scores.iloc[0], 4),
-        "VAL macro F1": round(val_scores.iloc[1], 4),
+        "VAL accuracy": round(val_accuracy, 4),
+        "VAL macro F1": round(val_macro_f1, 4),
     },
 )

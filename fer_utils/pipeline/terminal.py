@@ -121,7 +121,9 @@ class Status:
                 self.print(sys.stdout, report["say"] + "\n")
             if report["seconds"]:
                 whole = progress.in_words(self.clock() - self.shown.began + report["seconds"])
-                self.print(sys.stdout, f"the run takes at most about {whole} to the end of {self.stage}\n")
+                self.print(
+                    sys.stdout, f"the run takes about {whole} to the end of {self.stage}, validation not counted\n"
+                )
             self.shown.said.add(report["say"])
             return
         if not self._task:

@@ -129,7 +129,10 @@ def test_the_longest_step_tells_how_long_the_run_takes(tmp_path, monkeypatch, ca
     status = Status("fine_tune", REPORTS, Shown(began=clock()), clock)
     clock.now += 300
     status.take(json.loads((tmp_path / "reports").read_text()))
-    assert capsys.readouterr().out.splitlines()[-1] == "the run takes at most about 25 min to the end of fine_tune"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "the run takes about 25 min to the end of fine_tune, validation not counted"
+    )
 
 
 def test_a_log_gets_a_line_an_epoch_or_each_half_minute_and_no_carriage_return(capsys):
