@@ -6,6 +6,9 @@ The packages that TFLite and ONNX need are the extra `export` of this project.
 import importlib.util
 import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -116,7 +119,13 @@ def write_formats(model: keras.Model, folder: Path) -> None:
     for name, types in (("float16", [tf.float16]), ("int8", [])):
         smaller = {"optimizations": [tf.lite.Optimize.DEFAULT], "target_spec": {"supported_types": types}}
         model.export(folder / f"model_{name}.tflite", format="litert", **common, **smaller)
-    model.export(folder / "model.onnx", format="onnx", opset_version=OPSET, **common)
+    with tempfile.TemporaryDirectory() as saved:  # Keras' own export to ONNX renames the input of a ResNet50
+        model.export(saved, format="tf_saved_model", **common)
+        # In a separate process: for a SavedModel, tf2onnx documents its command line.
+        command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", saved, "--opset", str(OPSET)]
+        done = subprocess.run([*command, "--output", str(folder / "model.onnx")], capture_output=True, text=True)
+    if done.returncode:
+        raise ExportError(f"tf2onnx failed: {done.stderr[-2000:]}")
 
 
 def measure(folder: Path, compared: Faces) -> list[Measured]:
