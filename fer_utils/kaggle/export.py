@@ -129,9 +129,8 @@ def _package() -> NotebookNode:
     with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as packed:
         for path in (path for kind in kinds for path in sorted(root.glob(kind))):
             data = path.read_bytes()
-            entry = tarfile.TarInfo(
-                path.relative_to(root).as_posix()
-            )  # without a date: equal sources give equal hashes
+            # without a date: equal sources give equal hashes
+            entry = tarfile.TarInfo(path.relative_to(root).as_posix())
             entry.size = len(data)
             packed.addfile(entry, io.BytesIO(data))
     data = buffer.getvalue()
