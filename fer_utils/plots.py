@@ -122,10 +122,8 @@ def rows_of_faces(rows: dict[str, np.ndarray]) -> Figure:
     """Rows of faces, uint8 (n, 48, 48), each row with its title."""
     columns = max(map(len, rows.values()))
     # Not constrained layout: it would widen the first column to the width of the title.
-    apart = {"wspace": 0.05, "hspace": 0.3}
-    figure, grid = plt.subplots(
-        len(rows), columns, figsize=(columns, 1.2 * len(rows)), squeeze=False, gridspec_kw=apart
-    )
+    how = {"squeeze": False, "gridspec_kw": {"wspace": 0.05, "hspace": 0.3}}
+    figure, grid = plt.subplots(len(rows), columns, figsize=(columns, 1.2 * len(rows)), **how)
     for (title, images), row in zip(rows.items(), grid, strict=True):
         for axes in row:
             axes.set_axis_off()
@@ -199,20 +197,16 @@ def compared_confusions(counts: dict[str, np.ndarray]) -> Figure:
 
 
 def _as_text(name: str) -> str:
-    """A person's name for something, which is no formula though it has `$`, and no hidden label though it begins with `_`."""
-    return name.replace("$", r"\$") if not name.startswith("_") else f" {name}".replace("$", r"\$")
+    """A run's name as matplotlib shows it: `$` would begin a formula, and a label that begins with `_` would be hidden."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def rates(history: pd.DataFrame) -> Figure:
     """Learning rate, weight decay and their product, the share by which a step shrinks a weight, over the epochs."""
     figure, row = plt.subplots(1, 3, figsize=(14, 2.8), layout="constrained")
-    product = history["learning_rate"] * history["weight_decay"]
-    shown = (
-        ("learning rate", history["learning_rate"]),
-        ("weight decay", history["weight_decay"]),
-        ("rate × decay", product),
-    )
-    for axes, (title, values) in zip(row, shown, strict=True):
+    rate, decay = history["learning_rate"], history["weight_decay"]
+    titles = ("learning rate", "weight decay", "rate × decay")
+    for axes, title, values in zip(row, titles, (rate, decay, rate * decay), strict=True):
         axes.plot(history["epoch"], values, drawstyle="steps-mid", color="#555555", marker=".")
         axes.set(title=title, xlabel="epoch", ylim=(0, max(values.max() * 1.1, 1e-12)))
         axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
@@ -244,12 +238,11 @@ def _confusion(axes: Axes, values: np.ndarray, title: str, **style) -> None:
 def label_agreement(counts: pd.DataFrame) -> Figure:
     """A heatmap of two label sets: the shares of each row's pictures, with the counts below; rows: FER2013's labels."""
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
-    texts = [
-        [f"{share:.0%}\n{n:,}" if n else "" for share, n in zip(*pair, strict=True)]
-        for pair in zip(shares.to_numpy(), counts.to_numpy(), strict=True)
-    ]
+    texts = shares.map("{:.0%}\n".format) + counts.map("{:,}".format)
     figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
-    sns.heatmap(shares, annot=np.array(texts), fmt="", vmin=0, vmax=1, ax=axes, annot_kws={"fontsize": 8}, **_HEAT)
+    sns.heatmap(
+        shares, annot=texts.where(counts > 0, ""), fmt="", vmin=0, vmax=1, ax=axes, annot_kws={"fontsize": 8}, **_HEAT
+    )
     axes.axvline(len(CLASSES), color="black", linewidth=1)
     axes.set(title="What ten people say of the pictures of each label", xlabel="FER+ (majority)", ylabel="FER2013")
     axes.tick_params("y", rotation=0)
@@ -263,17 +256,14 @@ def corruptions(table: pd.DataFrame, accuracy: float) -> Figure:
     table: columns corruption, level, accuracy, from fer_utils.evaluation.robustness.score.
     """
     kinds = list(dict.fromkeys(table["corruption"]))
-    figure, grid = plt.subplots(
-        2, -(-len(kinds) // 2), figsize=(12, 5.5), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
+    common = {"sharex": True, "sharey": True, "layout": "constrained"}
+    figure, grid = plt.subplots(2, -(-len(kinds) // 2), figsize=(12, 5.5), **common)
     for axes, kind in zip(grid.flat, kinds, strict=False):
         rows = table[table["corruption"] == kind]
         axes.plot([0, *rows["level"]], [accuracy, *rows["accuracy"]], color=COLOURS["TEST"], marker=".")
         axes.axhline(accuracy, color="grey", linestyle=":", linewidth=0.8)
         axes.set_title(f"{kind}: {rows['accuracy'].mean():.3f}", fontsize=9)
         axes.set(ylim=(0, 1), xlim=(0, 5), xticks=range(6))
-    for axes in list(grid.flat)[len(kinds) :]:
-        axes.set_axis_off()
     figure.supxlabel("level (0: as it is)", fontsize=9)
     figure.supylabel("TEST accuracy; in the titles the mean of five levels", fontsize=9)
     sns.despine(figure)
@@ -307,14 +297,13 @@ def reliability(bins: dict[str, pd.DataFrame]) -> Figure:
 
     bins: name → table of `evaluation.scores.reliability`; a name begins with a split's. A second table of a split is hatched.
     """
-    figure, (above, below) = plt.subplots(
-        2, 1, figsize=(10, 5.5), sharex=True, height_ratios=(2, 1), layout="constrained"
-    )
+    rows = {"height_ratios": (2, 1), "sharex": True, "layout": "constrained"}
+    figure, (above, below) = plt.subplots(2, 1, figsize=(10, 5.5), **rows)
     seen = set()
-    for place, (name, table) in enumerate(bins.items()):
+    for number, (name, table) in enumerate(bins.items()):
         split = name.split()[0].rstrip(",")
         bar = 0.84 * (table["high"] - table["low"]) / len(bins)
-        middles = (table["low"] + table["high"]) / 2 + (place - (len(bins) - 1) / 2) * bar
+        middles = (table["low"] + table["high"]) / 2 + (number - (len(bins) - 1) / 2) * bar
         style = {"width": bar, "color": COLOURS[split], "edgecolor": "white", "hatch": _HATCH if split in seen else ""}
         seen.add(split)
         above.bar(middles, table["accuracy"], label=f"{name} ({table['n'].sum():,} images)", **style)

@@ -65,7 +65,7 @@ def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
         raise CleanlabMissing(f"label issues need cleanlab: {install}") from error
     codes = pictures["label"].map(CLASSES.index).to_numpy(int)
     rows = pictures[[column for column in COLUMNS if column in pictures]].assign(
-        suggested=np.array(CLASSES)[probabilities.argmax(axis=1)],
+        suggested=[CLASSES[code] for code in probabilities.argmax(axis=1)],
         quality=get_label_quality_scores(codes, probabilities, method="normalized_margin").round(6),
         is_issue=find_label_issues(codes, probabilities, filter_by="prune_by_noise_rate", n_jobs=1),
     )

@@ -33,7 +33,7 @@ def corrupt(images: np.ndarray, kind: str, level: int, seed: int) -> np.ndarray:
     """The images under a corruption: uint8 (n, height, width, 1) in and out.
 
     kind: a name of STRENGTHS. level: 0 (weakest) to 4. Noise and the side of a rotation depend on (seed, kind, level) and on
-    the places of the images.
+    the order of the images.
     """
     strength = STRENGTHS[kind][1][level]
     if kind == "low light":
@@ -95,26 +95,17 @@ def score(model: keras.Model, faces, seed: int) -> pd.DataFrame:
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """The result of `score` for reading: a row a corruption, accuracy in the columns 1 to 5, and the mean."""
-    wide = table.pivot(index="corruption", columns="level", values="accuracy").loc[list(STRENGTHS)]
-    wide = wide.assign(mean=wide.mean(axis=1))
-    wide.loc["mean"] = wide.mean()
+    wide = table.pivot_table("accuracy", "corruption", "level", sort=False, margins=True, margins_name="mean")
     return wide.rename_axis(None).rename_axis(None, axis=1)
 
 
 def summary(table: pd.DataFrame) -> dict:
     """The result of `score` as in metrics.json: the means over all corruptions and levels, by kind, and each level."""
     by_kind = {
-        kind: {
-            "accuracy": float(rows["accuracy"].mean()),
-            "macro_f1": float(rows["macro_f1"].mean()),
-            "accuracy_by_level": rows["accuracy"].tolist(),
-        }
+        kind: rows[["accuracy", "macro_f1"]].mean().to_dict() | {"accuracy_by_level": rows["accuracy"].tolist()}
         for kind, rows in table.groupby("corruption", sort=False)
     }
-    means = {
-        f"mean_{name}": float(np.mean([row[name] for row in by_kind.values()])) for name in ("accuracy", "macro_f1")
-    }
-    return means | {"by_kind": by_kind}
+    return {f"mean_{name}": float(table[name].mean()) for name in ("accuracy", "macro_f1")} | {"by_kind": by_kind}
 
 
 def examples(image: np.ndarray, seed: int) -> dict[str, np.ndarray]:

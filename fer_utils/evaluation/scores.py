@@ -23,23 +23,20 @@ RESAMPLES = 2000  # of the bootstrap; with so many, an interval's ends vary in t
 CALIBRATION_BINS = 15  # as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 TEMPERATURES = (0.05, 20.0)  # range of the search
 SMALLEST_PROBABILITY = 1e-7  # as keras.config.epsilon(), so that the loss stays finite for a probability of 0
+Predictions = Mapping[str, pd.DataFrame]  # split → prediction_table
 
 
 def mark_seen(manifest: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
-    """The manifest with `seen_in_training`: whether the model was trained on the image or a copy of it.
+    """The manifest with `seen_in_training`: whether the model was trained on the image or a copy of it, by trained.csv.
 
-    trained: trained.csv. Raises ValueError as audit.seen_in_training does.
+    Raises ValueError as audit.seen_in_training does.
     """
     return manifest.assign(seen_in_training=audit.seen_in_training(manifest, trained["train_path"]))
 
 
 def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
-    """One row per image: its columns, the predicted class, and all seven probabilities.
-
-    table: those of KEPT_COLUMNS that it has are kept, and attributes; other columns are left out. probabilities: (n, 7), rows
-    sum to 1.
-    """
-    predicted = [CLASSES[place] for place in probabilities.argmax(axis=1)]
+    """One row per image: its KEPT_COLUMNS and attributes, the predicted class, and all seven probabilities, (n, 7)."""
+    predicted = [CLASSES[code] for code in probabilities.argmax(axis=1)]
     rows = table[[*filter(table.__contains__, KEPT_COLUMNS), *_attributes(table)]].assign(predicted=predicted)
     return pd.concat([rows, pd.DataFrame(probabilities.round(7), table.index, PROBABILITIES)], axis=1)
 
@@ -47,8 +44,8 @@ def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataF
 def overall(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
     """The scores of a set of predictions.
 
-    n, loss (sparse categorical cross-entropy, nats), accuracy, macro precision, recall and F1 (zero_division 0);
-    accuracy_interval and macro_f1_interval, 95 % bootstrap; calibration_error (see calibration_error).
+    n, loss (sparse categorical cross-entropy, nats), accuracy, macro precision, recall and F1 (zero_division 0), 95 %
+    bootstrap intervals of accuracy and macro F1, and calibration_error.
     """
     true, predicted = predictions["label"], predictions["predicted"]
     macro = precision_recall_fscore_support(true, predicted, labels=CLASSES, average="macro", zero_division=0)
@@ -69,10 +66,7 @@ def _loss(predictions: pd.DataFrame) -> float:
 
 
 def _counts_to_draw(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of bootstrap_intervals: single images in their cells, then each kind of group of copies.
-
-    Images with the same `group` are copies of one picture. Without that column each image is a picture of its own.
-    """
+    """The arguments of bootstrap_intervals. Images with the same `group`, if there is that column, are copies of one picture."""
     side = len(CLASSES)
     cells = class_codes(predictions["label"]) * side + class_codes(predictions["predicted"])
     groups = pd.factorize(predictions["group"])[0] if "group" in predictions else np.arange(len(cells))
@@ -84,14 +78,12 @@ def _counts_to_draw(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bootstrap_intervals(counts: np.ndarray, kinds: np.ndarray | None = None, seed: int = 0) -> dict[str, list[float]]:
-    """95 % percentile intervals of accuracy and macro F1 under resampling of pictures with replacement.
+    """95 % percentile intervals of accuracy and macro F1 under resampling of pictures with replacement (cluster bootstrap).
 
-    Copies of one picture are drawn together, since their predictions depend on each other (cluster bootstrap).
-
-    counts: (7, 7) confusion counts of images without copies, or the same flat, followed by how many groups of copies there
-    are of each of `kinds`, (k, 7, 7): the confusion counts inside such a group. Both scores depend on the images only
-    through these counts. Resampling pictures draws the counts from a multinomial distribution, so they are drawn directly:
-    equivalent and much faster.
+    Copies of one picture are drawn together, since their predictions depend on each other. counts: (7, 7) confusion counts of
+    images without copies, or the same flat, followed by how many groups of copies there are of each of `kinds`, (k, 7, 7):
+    the confusion counts inside such a group. Both scores depend on the images only through these counts, which are drawn
+    directly from a multinomial distribution: equivalent and much faster.
     """
     side = len(CLASSES)
     inside = np.eye(side**2, dtype=int)
@@ -169,32 +161,30 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
     return {"n": len(both), "only_first": only_first, "only_second": only_second, "p_value": p_value}
 
 
-def scores_of_parts(predictions: pd.DataFrame) -> dict[str, dict]:
-    """The scores of the parts of a split: public, private, and unseen, the images without a copy in training.
+def scores_with_parts(predictions: pd.DataFrame) -> dict:
+    """The scores of all predictions, and those of parts under their names, as in metrics.json.
 
-    An empty part is left out, and so is `unseen` if it would be all images.
+    Parts: public, private, and unseen, the images without a copy in training. An empty part is left out, and so is `unseen`
+    if it would be all images.
     """
     usage, seen = predictions["usage"], predictions["seen_in_training"]
-    found = {"public": predictions[usage == "PublicTest"], "private": predictions[usage == "PrivateTest"]}
+    parts = {"public": predictions[usage == "PublicTest"], "private": predictions[usage == "PrivateTest"]}
     if seen.any():
-        found["unseen"] = predictions[~seen]
-    return {part: overall(rows) for part, rows in found.items() if len(rows)}
-
-
-def scores_with_parts(predictions: pd.DataFrame) -> dict:
-    """The scores of all predictions, and those of the parts under their names, as in metrics.json."""
-    return overall(predictions) | scores_of_parts(predictions)
+        parts["unseen"] = predictions[~seen]
+    return overall(predictions) | {part: overall(rows) for part, rows in parts.items() if len(rows)}
 
 
 def scores_of_set(predictions: pd.DataFrame) -> dict:
-    """The scores of another test set, as in metrics.json: `overall`, `classes` (of CLASSES that have pictures; macro scores
-    count the others as 0), seen_in_training and, if there are some, `unseen` and `groups` (see scores_by_group)."""
+    """The scores of another test set, as in metrics.json: with parts, `classes` (of CLASSES that have pictures; macro scores
+    count the others as 0), seen_in_training and, if there are some, `groups` (see scores_by_group)."""
+    found = scores_with_parts(predictions) | _classes(predictions)
+    found["seen_in_training"] = int(predictions["seen_in_training"].sum())
     groups = scores_by_group(predictions)
-    return scores_with_parts(predictions) | {
-        "classes": int(predictions["label"].nunique()),
-        "seen_in_training": int(predictions["seen_in_training"].sum()),
-        **({"groups": groups} if groups else {}),
-    }
+    return found | ({"groups": groups} if groups else {})
+
+
+def _classes(predictions: pd.DataFrame) -> dict[str, int]:
+    return {"classes": int(predictions["label"].nunique())}
 
 
 def _attributes(table: pd.DataFrame) -> list[str]:
@@ -208,11 +198,11 @@ def scores_by_group(predictions: pd.DataFrame) -> dict[str, dict[str, dict]]:
         groups = found[column.removeprefix(attributes.COLUMN)] = {}
         for value, rows in sorted(predictions.groupby(column), key=lambda group: natural_key(group[0])):
             whole = overall(rows) if len(rows) >= SMALLEST_GROUP else {"n": len(rows)}
-            groups[value or NOT_KNOWN] = whole | {"classes": int(rows["label"].nunique())}
+            groups[value or NOT_KNOWN] = whole | _classes(rows)
     return found
 
 
-def seen_counts(predictions: Mapping[str, pd.DataFrame]) -> dict[str, int]:
+def seen_counts(predictions: Predictions) -> dict[str, int]:
     """The number of images of VAL and of TEST with a copy in training, under the names in metrics.json."""
     return {
         f"{split.lower()}_images_seen_in_training": int(table["seen_in_training"].sum())
@@ -220,12 +210,10 @@ def seen_counts(predictions: Mapping[str, pd.DataFrame]) -> dict[str, int]:
     }
 
 
-def metrics(
-    predictions: Mapping[str, pd.DataFrame], policy: str, augmented: Mapping[str, pd.DataFrame], views: str
-) -> dict:
+def metrics(predictions: Predictions, policy: str, augmented: Predictions, views: str) -> dict:
     """The scores of VAL and TEST as in metrics.json, with the number of images seen in training.
 
-    policy: the leakage policy of stage 01. augmented: predictions with test-time augmentation by `views`, or empty.
+    policy: the leakage policy of 01. augmented: predictions with test-time augmentation by `views`, or empty.
     """
     found = {split.lower(): scores_with_parts(table) for split, table in predictions.items()}
     found["leakage"] = {"policy": policy, **seen_counts(predictions)}
@@ -235,14 +223,14 @@ def metrics(
     return found
 
 
-def temperature_scaling(predictions: Mapping[str, pd.DataFrame], temperature: float) -> dict:
+def temperature_scaling(predictions: Predictions, temperature: float) -> dict:
     """The temperature, and loss and calibration error of VAL and TEST at it, as in metrics.json."""
     scaled = {split.lower(): scores_at(table, temperature) for split, table in predictions.items()}
     return {"temperature": temperature, **scaled}
 
 
 def class_codes(labels: pd.Series) -> np.ndarray:
-    """Labels as places in CLASSES, int (n,)."""
+    """Labels as indices into CLASSES, int (n,)."""
     return labels.map(CLASSES.index).to_numpy()
 
 
@@ -302,7 +290,7 @@ def surest_of_pairs(predictions: pd.DataFrame, pairs: pd.DataFrame, n: int = 10)
     }
 
 
-def has_votes(predictions: Mapping[str, pd.DataFrame]) -> bool:
+def has_votes(predictions: Predictions) -> bool:
     """Whether FER+'s votes give a class to pictures of each of these splits, so that there is something to score."""
     return all(
         "votes" in table and ((table["votes"] != "") & (table["ferplus_label"] != "")).any()
@@ -310,9 +298,7 @@ def has_votes(predictions: Mapping[str, pd.DataFrame]) -> bool:
     )
 
 
-def against_both(
-    predictions: Mapping[str, pd.DataFrame], votes_output: Mapping[str, np.ndarray] | None = None
-) -> dict[str, dict]:
+def against_both(predictions: Predictions, votes_output: Mapping[str, np.ndarray] | None = None) -> dict[str, dict]:
     """The scores of VAL and TEST against FER2013's label and against FER+'s, as in metrics.json.
 
     For each split `fer2013` and `ferplus`, scores with parts as for the run's own labels (`ferplus`: the pictures to which

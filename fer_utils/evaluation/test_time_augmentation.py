@@ -35,5 +35,5 @@ def _five_crops(images: np.ndarray) -> list[np.ndarray]:
     height, width = images.shape[1:3]
     tall, wide = round(CROP_SHARE * height), round(CROP_SHARE * width)
     bottom, right = height - tall, width - wide
-    places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
-    return [images[:, y : y + tall, x : x + wide] for y, x in places]
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+    return [images[:, y : y + tall, x : x + wide] for y, x in corners]

@@ -163,19 +163,16 @@ def agreement(given: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 
 
 def _agreeing(folder: Path, measured: Sequence[Measured]) -> list[Measured]:
-    """The formats that agree with Keras. int8 weights that do not are removed, which is printed; a float format that does
-    not is an ExportError."""
-    kept = []
+    """The formats that agree with Keras; int8 weights that do not are removed. A float format that does not: ExportError."""
     for row in measured:
         if row.allowed is not None and not row.largest_difference <= row.allowed:
             differ = f"differ from Keras by up to {row.largest_difference:.2g}, allowed are {row.allowed}"
             raise ExportError(f"{row.format}: probabilities {differ}; nothing was written")
-        if row.allowed is None and not row.same_class >= model_files.SAME_CLASS:
-            said = f"gives the class of Keras to {row.same_class:.1%} of the images only"
-            print(f"{row.format}: left out, since it {said}; expected are {model_files.SAME_CLASS:.0%}")
-            (folder / row.file).unlink()
-            continue
-        kept.append(row)
+    kept = [row for row in measured if row.allowed is not None or row.same_class >= model_files.SAME_CLASS]
+    for row in (row for row in measured if row not in kept):
+        said = f"gives the class of Keras to {row.same_class:.1%} of the images only"
+        print(f"{row.format}: left out, since it {said}; expected are {model_files.SAME_CLASS:.0%}")
+        (folder / row.file).unlink()
     return kept
 
 

@@ -138,13 +138,11 @@ def _write(client, experiment: str, run: Run) -> str:
 def _scores(run: Run) -> Iterator[tuple[str, float]]:
     """The numbers of a finished run by their names in MLflow, such as `test_accuracy`, `test_accuracy_low`."""
     parts = {name: part for name, part in run.metrics.items() if name not in ("run", "per_class")}
-    leakage = {**files.read_json(run.folders.run / "leakage.json"), **run.metrics["leakage"]}
-    classes = {
-        split: {row["class"]: {name: value for name, value in row.items() if name != "class"} for row in rows}
-        for split, rows in run.metrics.get("per_class", {}).items()
-    }
-    for part in (parts | {"leakage": leakage, "seconds": run.seconds}, classes):
-        yield from _numbers(part)
+    parts["leakage"] = {**files.read_json(run.folders.run / "leakage.json"), **run.metrics["leakage"]}
+    yield from _numbers(parts | {"seconds": run.seconds})
+    for split, rows in run.metrics.get("per_class", {}).items():
+        for row in rows:
+            yield from _numbers(row, f"{split}_{row['class'].replace(' ', '_')}_")
 
 
 def _numbers(part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
