@@ -39,7 +39,7 @@ def folders(finished) -> runs.RunFolders:
 def test_it_learns_faces_that_training_never_saw(folders):
     metrics = json.loads(folders.path("metrics.json").read_text())
     assert metrics["leakage"]["test_images_seen_in_training"] == 0
-    assert metrics["test"]["accuracy"] >= 0.80  # tests/benchmarks/demo_seeds.py runs other seeds and roundings
+    assert metrics["test"]["accuracy"] >= 0.85  # tests/benchmarks/demo_seeds.py runs other seeds and roundings
 
 
 def test_a_log_of_it_tells_stages_estimates_and_scores_line_by_line(finished):
