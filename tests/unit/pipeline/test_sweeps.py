@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from fer_utils import files
-from fer_utils.pipeline import keys, pages, parameters, runner, runs, sweeps
+from fer_utils.pipeline import keys, pages, parameters, runner, sweeps
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 from fer_utils.pipeline.runs import LONGEST_NAME
 
@@ -429,7 +429,7 @@ def test_pictures_taken_over_take_no_room_and_outlive_their_donor(sweep, fake_ru
 
 
 def _takes_over(stage: str, run, donor) -> bool:
-    key = keys.key_of(stage, run.values[stage], run.folders, runs.records_of(run.folders))
+    key = keys.key_of(stage, run.values[stage], run.folders, run.folders.all_records())
     return runner.take_over(stage, run.values[stage], run.folders, donor.folders, key)
 
 
