@@ -22,12 +22,7 @@ from fer_utils.pipeline.runs import Run
 BACKBONE_LAYERS = {"resnet50": 175, "small": 45}  # a test counts them; Keras takes seconds to import
 
 _NEEDED = {"tensorboard_dir": "tensorboard", "find_label_issues": "cleanlab"}  # parameter → the package that it needs
-_NAMES_A_FILE = (
-    ("train_head", "weights"),
-    ("fine_tune", "weights"),
-    ("evaluate", "picture"),
-    ("evaluate", "also_groups"),
-)
+_FILES = [("train_head", "weights"), ("fine_tune", "weights"), ("evaluate", "picture"), ("evaluate", "also_groups")]
 
 
 class StageFailed(entry.Failed):
@@ -236,10 +231,11 @@ def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], reasons_
             if given != "demo":
                 finding.find_dataset(name, given)
         _require_votes(chosen, values)
-    for stage, name in [(stage, name) for stage, name in _NAMES_A_FILE if stage in chosen]:
+    for stage, name in [(stage, name) for stage, name in _FILES if stage in chosen]:
         given = values[stage][name]
         if given not in ("", "imagenet", "none", "shipped") and not places.place(given).is_file():
-            raise ParameterError(f"{stage}.{name} is {given!r}: no file at {places.place(given)}")
+            says = "neither imagenet, none, nor a file that is there:" if name == "weights" else "no file at"
+            raise ParameterError(f"{stage}.{name} is {given!r}: {says} {places.place(given)}")
     for stage, (name, package) in itertools.product(chosen, _NEEDED.items()):
         if values[stage].get(name) and importlib.util.find_spec(package) is None:
             raise ParameterError(f"{stage}.{name} is set, but {package} is not installed: `pip install {package}`")

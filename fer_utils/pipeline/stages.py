@@ -255,34 +255,32 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
 def _resolve(stage: str, namespace: Mapping[str, Any]) -> tuple[str, dict[str, dict], dict[str, Any], dict[str, str]]:
     """A stage's profile, the parameters of all stages, the stage's values from the profile, and the origins of values.
 
-    Without a profile the notebook's variables are only checked: run_all.py has resolved them, or the user wants them as they are.
+    Only JupyterLab resolves them here. If `profile` is `none`, run_all.py has, and the notebook's variables are only checked.
     """
     declared = parameters.declared()
     given = _given(stage, namespace, declared[stage])
     profile, typed = given["profile"], parameters.typed(stage, given)
     layers: list[tuple[str, Mapping]] = [(_CELL, {stage: given})]
-    found, file, name_of_run, origin = {}, "", "run", "set in the cells above"
+    found: dict[str, Any] = {}
     if profile != "none":
         if profile == "auto":
             profile, reason = parameters.choose_profile()
             print(f"profile {profile}: {reason}")
-        content, file, name_of_run = (
-            parameters.load_profile(parameters.profile_path(profile)),
-            f"params/{profile}.yaml",
-            profile,
-        )
+        content = parameters.load_profile(parameters.profile_path(profile))
         saved = parameters.typed_in_cells({name: cell for name, cell in declared.items() if name != stage})
-        layers += [(file, content), ("notebooks/", saved), (_CELL, {stage: typed})]
-        found, origin = content.get(parameters.COMMON, {}) | content.get(stage, {}), "typed in the parameters cell"
+        layers += [(f"params/{profile}.yaml", content), ("notebooks/", saved), (_CELL, {stage: typed})]
+        found = content.get(parameters.COMMON, {}) | content.get(stage, {})
     values = parameters.resolve(declared, layers)
     gives = {name: declared[stage][name].coerce(value) for name, value in found.items() if name in given}
-    origins = dict.fromkeys(parameters.typed(stage, gives), f"from {file}")
+    origins = dict.fromkeys(parameters.typed(stage, gives), f"from params/{profile}.yaml")
     for name, value in typed.items():
-        origins[name] = origin + (f"; {file} has {gives[name]!r}" if gives.get(name, value) != value else "")
+        origins[name] = "set in the cells above" if profile == "none" else "typed in the parameters cell"
+        if gives.get(name, value) != value:
+            origins[name] += f"; params/{profile}.yaml has {gives[name]!r}"
     if values[stage]["run"] == "auto":
-        values[stage]["run"] = name_of_run
+        values[stage]["run"] = "run" if profile == "none" else profile
         if profile != "none":
-            gives["run"], origins["run"] = name_of_run, "the profile's name"
+            gives["run"], origins["run"] = profile, "the profile's name"
     for each in values.values():
         each |= {name: values[stage][name] for name in ("run", "outputs_dir", "data_dir")}
     return profile, values, {name: value for name, value in gives.items() if name not in typed}, origins

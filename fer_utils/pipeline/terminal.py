@@ -289,9 +289,7 @@ def print_summary(run: runs.Run, n_ran: int) -> None:
         print()
         print_table([SCORES, *score_rows(metrics)])
         print()
-        for line in filter(
-            None, (report.drawn_line(metrics), report.labels_line(metrics), report.honesty_line(metrics))
-        ):
-            say(line)
+        notes = (report.drawn_line(metrics), report.labels_line(metrics), report.honesty_line(metrics))
+        say("\n".join(filter(None, notes)))
     scores = [f"TEST {name} {with_interval(metrics['test'], key)}" for key, name in runs.INTERVALS.items()]
     say(f"{', '.join(scores)}; report: {run.path('report.html')}")
