@@ -96,7 +96,7 @@ def _run(options: argparse.Namespace) -> int:
             raise ParameterError(
                 "--sweep makes whole runs and skips what is done: leave --force, --from and --only out"
             )
-        how = {name: getattr(options, name) for name in ("trials", "objective", "pruner", "verbose")}
+        how = {name: getattr(options, name) for name in ("trials", "objective", "verbose")}
         plan = sweeps.plan(options.sweep, profile, layers, options.seeds, **how)
         return sweeps.print_plan(plan) if options.dry_run else sweeps.sweep(plan, options.storage)
     values = runner.resolve(profile, layers)
@@ -191,12 +191,6 @@ def _parser() -> argparse.ArgumentParser:
     say("--trials", metavar="N", type=int, default=0, help="points to search where a range is given")
     say("--seeds", metavar="N", type=int, default=1, help="seeds of training for each point, averaged; default: 1")
     say("--objective", choices=sweeps.OBJECTIVES, default="macro_f1", help="what VAL ranks by; default: macro_f1")
-    say(
-        "--pruner",
-        choices=sweeps.PRUNERS,
-        default="none",
-        help="median: end a training whose VAL score falls below the median of the earlier trials; default: none",
-    )
     say(
         "--storage", metavar="URL", type=_store, default="", help="an Optuna database, not a file in the outputs folder"
     )

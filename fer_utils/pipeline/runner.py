@@ -111,15 +111,14 @@ def run(
     repeat: bool = False,
     verbose: bool = False,
     is_shared: bool = False,
-    goes_on: Callable[[str], bool] = lambda stage: True,
     is_afresh: bool = False,
 ) -> int:
     """Run the chosen stages that are due, or all chosen stages with `repeat`; return how many ran.
 
     is_afresh: their training starts from the first epoch.
     is_shared: if another run of the outputs folder has finished a due stage with the same key, its outputs are taken over; if
-    another process computes such a stage now, this one waits for it. goes_on: asked before each stage; False ends the run
-    there. Holds the run's lock. Prints for each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
+    another process computes such a stage now, this one waits for it. Holds the run's lock. Prints for each stage whether it
+    runs and why. Raises StageFailed, RunIsBusy, OutputError.
     """
     target = folders_of(values)
 
@@ -143,7 +142,7 @@ def run(
         for stage in chosen if is_afresh else ():
             target.checkpoint(stage).unlink(missing_ok=True)
         terminal.say(f"run {target.name}: {', '.join(chosen)} → {target.folder}, with {keys.backend()}")
-        for stage in itertools.takewhile(goes_on, chosen):
+        for stage in chosen:
             reasons = reasons_for(stage)
             if not reasons:
                 _say(stage, reasons)
