@@ -147,7 +147,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def describe(path: Path) -> dict[str, Any]:
     """Number of files, bytes and digest of an output; for a folder also the digest of names, sizes and times."""
     if path.is_dir():
-        found = _listed(path)
+        found = list(_listed(path))
         return {**_outline(found), "digest": _content_digest(path, found)}
     return {"files": 1, "bytes": path.stat().st_size, "digest": file_digest(path)}
 
@@ -165,7 +165,7 @@ def damage(path: Path, recorded: Mapping[str, Any]) -> str | None:
         if size != recorded["bytes"]:
             return f"{path.name} has {size:,} bytes of {recorded['bytes']:,}"
         return None if file_digest(path) == recorded["digest"] else f"{path.name} is not what was written to it"
-    found = _listed(path)
+    found = list(_listed(path))
     now = _outline(found)
     if now["files"] != recorded["files"] or now["bytes"] != recorded["bytes"]:
         return f"{path.name} holds {now['files']} files of {now['bytes']:,} bytes, not what was written to it"
@@ -183,32 +183,26 @@ def file_digest(path: Path) -> str:
     return content.hexdigest()
 
 
-def _listed(path: Path) -> list[tuple[str, os.stat_result]]:
-    """The names of all regular files below a folder, sorted, with their stat; of a file itself only its stat.
+def _listed(folder: Path, below: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, os.stat_result]]:
+    """Every regular file below a folder with its stat, sorted by name; without hidden ones and what file managers leave.
 
-    Hidden files and what file managers leave are not listed. Links are followed, unless they lead nowhere or back to a
-    folder that holds them.
+    Links are followed, unless they lead nowhere or back to a folder that holds them.
     """
-    if path.is_file():
-        return [("", path.stat())]
-    found = []
-    for at, folders, names in os.walk(path, followlinks=True):
-        folder, above = Path(at), Path(at).resolve()
-        folders[:] = [name for name in folders if _is_content(name) and not _leads_back(folder / name, above)]
-        for file in (folder / name for name in names if _is_content(name)):
-            with contextlib.suppress(OSError):  # a link that leads nowhere
-                about = file.stat()
-                if stat.S_ISREG(about.st_mode):
-                    found.append((file.relative_to(path), about))
-    return [(name.as_posix(), about) for name, about in sorted(found, key=lambda entry: entry[0].parts)]
-
-
-def _leads_back(link: Path, folder: Path) -> bool:
-    return link.is_symlink() and folder.is_relative_to(link.resolve())
-
-
-def _is_content(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in files.FILE_MANAGERS
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        is_left = entry.name.startswith(".") or entry.name.lower() in files.FILE_MANAGERS
+        if is_left or (entry.is_symlink() and os.path.realpath(entry.path) in above):
+            continue
+        try:
+            about = entry.stat()
+        except OSError:  # a link that leads nowhere
+            continue
+        if stat.S_ISDIR(about.st_mode):
+            yield from _listed(Path(entry.path), f"{below}{entry.name}/", above)
+        elif stat.S_ISREG(about.st_mode):
+            yield below + entry.name, about
 
 
 def _outline(found: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
@@ -265,7 +259,7 @@ def _extra_digests(given: str) -> dict[str, str]:
 
 def _tree_digest(path: Path) -> str:
     """A digest of names, sizes and times of a source, since reading 70,000 pictures would take too long."""
-    return _outline(_listed(path))["listing"]
+    return _outline(list(_listed(path)) if path.is_dir() else [("", path.stat())])["listing"]
 
 
 def backend() -> str:
