@@ -67,10 +67,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 def inputs_of(stage: str, records: Mapping[str, dict]) -> dict[str, str]:
     """INPUTS of a stage, and those OPTIONAL_INPUTS that the run has. records: stage → record of the run's finished stages."""
-    optional = OPTIONAL_INPUTS.get(stage, {})
-    return INPUTS[stage] | {
-        name: writer for name, writer in optional.items() if name in records.get(writer, {}).get("outputs", {})
-    }
+    optional = OPTIONAL_INPUTS.get(stage, {}).items()
+    return INPUTS[stage] | {name: by for name, by in optional if name in records.get(by, {}).get("outputs", {})}
 
 
 def key_of(stage: str, values: Mapping[str, Any], folders: "RunFolders", records: Mapping[str, dict]) -> dict:
@@ -128,16 +126,15 @@ def _hashed(content: bytes) -> str:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Descriptions of the differences between two keys; empty if there are none."""
     found = ["the notebook's code changed"] if old.get("notebook") != new["notebook"] else []
-    for part, says in (
+    for part, text in (
         ("parameters", "{name} was {old!r}, is {new!r}"),
         ("inputs", "{name} changed"),
         ("versions", "{name} was {old}, is {new}"),
         ("code", "fer_utils.{name} changed"),
     ):
         before, now = old.get(part, {}), new[part]
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
-                found.append(says.format(name=name, old=before.get(name), new=now.get(name)))
+        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        found += [text.format(name=name, old=before.get(name), new=now.get(name)) for name in changed]
     return found
 
 
@@ -314,9 +311,9 @@ def _modules_in(home: Path, dotted: str) -> tuple[tuple[str, Path], ...]:
     package, *parts = dotted.split(".")
     if package != home.name:
         return ()
-    candidates = [home.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
-    files = [file for place in candidates for file in (place / "__init__.py", place.with_suffix(".py"))]
-    return tuple((".".join(file.relative_to(home).with_suffix("").parts), file) for file in files if file.is_file())
+    paths = [home.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+    modules = [file for path in paths for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()]
+    return tuple((".".join(file.relative_to(home).with_suffix("").parts), file) for file in modules)
 
 
 @lru_cache  # a kernel keeps using the code that it imported, even if the file changes

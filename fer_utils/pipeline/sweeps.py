@@ -61,12 +61,12 @@ class Axis:
     def key(self) -> str:
         return f"{self.stage}.{self.name}"
 
-    def of(self, point: "Point") -> str:
-        """The axis' value of a point."""
+    def of(self, point: Point) -> str:
+        """The parameter's value at a point."""
         return point[self.stage][self.name]
 
     def draw(self, trial: "optuna.Trial") -> str | float:
-        """The axis' value of a trial: the queued one, or one that Optuna chooses."""
+        """The parameter's value in a trial: the queued one, or one that Optuna chooses."""
         if self.values:
             return trial.suggest_categorical(self.key, self.values)
         if self.is_int:
