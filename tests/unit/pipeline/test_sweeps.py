@@ -199,6 +199,18 @@ def test_a_trial_belongs_to_its_process_however_silent_and_to_nobody_when_that_h
 def test_a_search_of_which_every_run_fails_comes_to_an_end(sweep):
     executed, failed, *_ = sweep("fine_tune.learning_rate=1e-5..1e-3:log", trials=3, failing="demo")
     assert len(failed) == len(executed) == 3
+    again, failed, *_ = sweep("fine_tune.learning_rate=1e-5..1e-3:log", trials=3)
+    assert set(again) == set(executed) and failed == []  # the next command runs the same points
+
+
+def test_a_search_runs_the_point_of_a_process_that_died_again(sweep, tmp_path):
+    sweep("fine_tune.unfreeze_top=30")  # so that runs are fake
+    made = plan(tmp_path / "outputs", ["fine_tune.learning_rate=1e-5..1e-3:log"], trials=2)
+    shared = sweeps.open_study(made, tmp_path / "outputs")
+    _, point = sweeps._take(made, shared, set())  # no process holds its lock
+    assert sweeps.work(made, shared, tmp_path / "outputs") == []
+    done = [trial.user_attrs["point"] for trial in shared.trials if trial.state.name == "COMPLETE"]
+    assert len(done) == 2 and json.dumps(point) in done
 
 
 def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
