@@ -221,10 +221,7 @@ def _content_digest(folder: Path, found: list[tuple[str, os.stat_result]]) -> st
 
 def _inputs(stage: str, values: Mapping, folders: "RunFolders", records: Mapping[str, dict]) -> dict[str, str]:
     if stage == "merge_split":
-        found = {
-            name: "demo" if given == "demo" else _if_found(_tree_digest, finding.find_dataset, name, given)
-            for name, given in finding.taken(values).items()
-        }
+        found = {name: _source_digest(name, given) for name, given in finding.taken(values).items()}
         are_drawn = values["votes"] == "auto" and "demo" in found.values()  # then they follow from other parameters
         votes = "demo" if are_drawn else _if_found(file_digest, finding.find_votes, values["votes"], {})
         return found | {"votes": votes} | _extra_digests(values["extra"])
@@ -237,6 +234,10 @@ def _inputs(stage: str, values: Mapping, folders: "RunFolders", records: Mapping
         if path.is_file():
             found[name] = file_digest(path)
     return found | _extra_digests(values.get("also", ""))
+
+
+def _source_digest(name: str, given: str) -> str:
+    return "demo" if given == "demo" else _if_found(_tree_digest, finding.find_dataset, name, given)
 
 
 def _if_found(digest_of: Callable[[Path], str], find: Callable[..., Path | None], *given: Any) -> str:
