@@ -88,16 +88,11 @@ def _parse(code: str) -> ast.Module:
     body: list[ast.stmt] = []
     for statement in tree.body:
         match statement:
-            case ast.Expr(
-                ast.Call(
-                    ast.Attribute(ast.Call(ast.Name("get_ipython"))), [ast.Constant(magic), *_, ast.Constant(argument)]
-                )
-            ) if magic in _RUNS_CODE:
-                body += _parse(str(argument)).body
-            case ast.Expr(ast.Call(ast.Attribute(ast.Call(ast.Name("get_ipython"))), [ast.Constant(magic), *_])) if (
-                magic != "run"
-            ):
-                pass
+            case ast.Expr(ast.Call(ast.Attribute(ast.Call(ast.Name("get_ipython"))), given)):
+                texts = [str(argument.value) for argument in given if isinstance(argument, ast.Constant)]
+                if texts and texts[0] in _RUNS_CODE:
+                    body += _parse(texts[-1]).body
+                body += [statement] if texts[:1] == ["run"] else []
             case _:
                 body.append(statement)
     tree.body = body

@@ -67,10 +67,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 def inputs_of(stage: str, records: Mapping[str, dict]) -> dict[str, str]:
     """INPUTS of a stage, and those OPTIONAL_INPUTS that the run has. records: stage → record of the run's finished stages."""
-    optional = OPTIONAL_INPUTS.get(stage, {})
-    return INPUTS[stage] | {
-        name: writer for name, writer in optional.items() if name in records.get(writer, {}).get("outputs", {})
-    }
+    optional = OPTIONAL_INPUTS.get(stage, {}).items()
+    return INPUTS[stage] | {name: by for name, by in optional if name in records.get(by, {}).get("outputs", {})}
 
 
 def key_of(stage: str, values: Mapping[str, Any], folders: "RunFolders", records: Mapping[str, dict]) -> dict:
@@ -128,16 +126,15 @@ def _hashed(content: bytes) -> str:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Descriptions of the differences between two keys; empty if there are none."""
     found = ["the notebook's code changed"] if old.get("notebook") != new["notebook"] else []
-    for part, says in (
+    for part, text in (
         ("parameters", "{name} was {old!r}, is {new!r}"),
         ("inputs", "{name} changed"),
         ("versions", "{name} was {old}, is {new}"),
         ("code", "fer_utils.{name} changed"),
     ):
         before, now = old.get(part, {}), new[part]
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
-                found.append(says.format(name=name, old=before.get(name), new=now.get(name)))
+        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        found += [text.format(name=name, old=before.get(name), new=now.get(name)) for name in changed]
     return found
 
 
@@ -147,7 +144,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def describe(path: Path) -> dict[str, Any]:
     """Number of files, bytes and digest of an output; for a folder also the digest of names, sizes and times."""
     if path.is_dir():
-        found = _listed(path)
+        found = list(_listed(path))
         return {**_outline(found), "digest": _content_digest(path, found)}
     return {"files": 1, "bytes": path.stat().st_size, "digest": file_digest(path)}
 
@@ -165,7 +162,7 @@ def damage(path: Path, recorded: Mapping[str, Any]) -> str | None:
         if size != recorded["bytes"]:
             return f"{path.name} has {size:,} bytes of {recorded['bytes']:,}"
         return None if file_digest(path) == recorded["digest"] else f"{path.name} is not what was written to it"
-    found = _listed(path)
+    found = list(_listed(path))
     now = _outline(found)
     if now["files"] != recorded["files"] or now["bytes"] != recorded["bytes"]:
         return f"{path.name} holds {now['files']} files of {now['bytes']:,} bytes, not what was written to it"
@@ -183,32 +180,26 @@ def file_digest(path: Path) -> str:
     return content.hexdigest()
 
 
-def _listed(path: Path) -> list[tuple[str, os.stat_result]]:
-    """The names of all regular files below a folder, sorted, with their stat; of a file itself only its stat.
+def _listed(folder: Path, below: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, os.stat_result]]:
+    """Every regular file below a folder with its stat, sorted by name; without hidden ones and what file managers leave.
 
-    Hidden files and what file managers leave are not listed. Links are followed, unless they lead nowhere or back to a
-    folder that holds them.
+    Links are followed, unless they lead nowhere or back to a folder that holds them.
     """
-    if path.is_file():
-        return [("", path.stat())]
-    found = []
-    for at, folders, names in os.walk(path, followlinks=True):
-        folder, above = Path(at), Path(at).resolve()
-        folders[:] = [name for name in folders if _is_content(name) and not _leads_back(folder / name, above)]
-        for file in (folder / name for name in names if _is_content(name)):
-            with contextlib.suppress(OSError):  # a link that leads nowhere
-                about = file.stat()
-                if stat.S_ISREG(about.st_mode):
-                    found.append((file.relative_to(path), about))
-    return [(name.as_posix(), about) for name, about in sorted(found, key=lambda entry: entry[0].parts)]
-
-
-def _leads_back(link: Path, folder: Path) -> bool:
-    return link.is_symlink() and folder.is_relative_to(link.resolve())
-
-
-def _is_content(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in files.FILE_MANAGERS
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        is_left = entry.name.startswith(".") or entry.name.lower() in files.FILE_MANAGERS
+        if is_left or (entry.is_symlink() and os.path.realpath(entry.path) in above):
+            continue
+        try:
+            about = entry.stat()
+        except OSError:  # a link that leads nowhere
+            continue
+        if stat.S_ISDIR(about.st_mode):
+            yield from _listed(Path(entry.path), f"{below}{entry.name}/", above)
+        elif stat.S_ISREG(about.st_mode):
+            yield below + entry.name, about
 
 
 def _outline(found: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
@@ -230,10 +221,7 @@ def _content_digest(folder: Path, found: list[tuple[str, os.stat_result]]) -> st
 
 def _inputs(stage: str, values: Mapping, folders: "RunFolders", records: Mapping[str, dict]) -> dict[str, str]:
     if stage == "merge_split":
-        found = {
-            name: "demo" if given == "demo" else _if_found(_tree_digest, finding.find_dataset, name, given)
-            for name, given in finding.taken(values).items()
-        }
+        found = {name: _source_digest(name, given) for name, given in finding.taken(values).items()}
         are_drawn = values["votes"] == "auto" and "demo" in found.values()  # then they follow from other parameters
         votes = "demo" if are_drawn else _if_found(file_digest, finding.find_votes, values["votes"], {})
         return found | {"votes": votes} | _extra_digests(values["extra"])
@@ -246,6 +234,10 @@ def _inputs(stage: str, values: Mapping, folders: "RunFolders", records: Mapping
         if path.is_file():
             found[name] = file_digest(path)
     return found | _extra_digests(values.get("also", ""))
+
+
+def _source_digest(name: str, given: str) -> str:
+    return "demo" if given == "demo" else _if_found(_tree_digest, finding.find_dataset, name, given)
 
 
 def _if_found(digest_of: Callable[[Path], str], find: Callable[..., Path | None], *given: Any) -> str:
@@ -265,7 +257,7 @@ def _extra_digests(given: str) -> dict[str, str]:
 
 def _tree_digest(path: Path) -> str:
     """A digest of names, sizes and times of a source, since reading 70,000 pictures would take too long."""
-    return _outline(_listed(path))["listing"]
+    return _outline(list(_listed(path)) if path.is_dir() else [("", path.stat())])["listing"]
 
 
 def backend() -> str:
@@ -320,9 +312,9 @@ def _modules_in(home: Path, dotted: str) -> tuple[tuple[str, Path], ...]:
     package, *parts = dotted.split(".")
     if package != home.name:
         return ()
-    candidates = [home.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
-    files = [file for place in candidates for file in (place / "__init__.py", place.with_suffix(".py"))]
-    return tuple((".".join(file.relative_to(home).with_suffix("").parts), file) for file in files if file.is_file())
+    paths = [home.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+    modules = [file for path in paths for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()]
+    return tuple((".".join(file.relative_to(home).with_suffix("").parts), file) for file in modules)
 
 
 @lru_cache  # a kernel keeps using the code that it imported, even if the file changes

@@ -180,7 +180,7 @@ def write_comparison(compared: Sequence[Run], folder: Path) -> tuple[Path, Path]
 
 
 def _file_name(names: Sequence[str]) -> str:
-    """A name for the files of a comparison, another one for other runs: a digest tells `a_b` and `c` from `a` and `b_c`."""
+    """A name for the files of a comparison, another one for other runs: a digest distinguishes `a_b`, `c` and `a`, `b_c`."""
     joined, digest = "_".join(names), hashlib.blake2b(json.dumps(names).encode(), digest_size=3).hexdigest()
     if len(os.fsencode(joined)) > _LONGEST_NAME:
         return f"compare_{names[0][: _LONGEST_NAME // 4]}_{digest}_and_{len(names) - 1}_more"

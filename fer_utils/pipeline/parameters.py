@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fer_utils import places
 from fer_utils.data import addresses, finding
@@ -47,7 +47,6 @@ _CHOICES = re.compile(r"(\w+(?: \| \w+)+)(?:; |$)")
 _BOUNDS = re.compile(r"((?:[<>]=? [\d.e-]+)(?:, [<>]=? [\d.e-]+)*)(?:; |$)")
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
-_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 _EXPECTED = {int: "a whole number", float: "a number", str: "text on one line", bool: "true or false"}
 
 
@@ -75,8 +74,8 @@ class Parameter:
             value = _CONVERT[self.type](value)
             if self._is_allowed(value):
                 return value
-        expected = f"{_EXPECTED[self.type]} ({self.allowed})" if self.allowed else _EXPECTED[self.type]
-        raise ValueError(f"is {reprlib.repr(value)}, expected {expected}")
+        rule = f" ({self.allowed})" if self.allowed else ""
+        raise ValueError(f"is {reprlib.repr(value)}, expected {_EXPECTED[self.type]}{rule}")
 
     def _is_allowed(self, value: Any) -> bool:
         if self.type is str:
@@ -86,29 +85,27 @@ class Parameter:
 
 
 def _as_float(value: Any) -> float:
-    number = float(str(value))  # of True, the text is no number
-    if not math.isfinite(number):
-        raise ValueError
-    return number
+    number = float(str(value))  # as text, since True is no number
+    return number if math.isfinite(number) else _fail()
 
 
 def _as_int(value: Any) -> int:
     if re.fullmatch(r"[+-]?\d+", str(value)):
         return int(value)  # not via float, which would round a long seed
     number = _as_float(value)
-    if not number.is_integer():
-        raise ValueError
-    return int(number)
+    return int(number) if number.is_integer() else _fail()
 
 
 def _as_text(value: Any) -> str:
-    if not isinstance(value, str) or _NO_TEXT.search(value):
-        raise ValueError
-    return value
+    return value if isinstance(value, str) and not _NO_TEXT.search(value) else _fail()
 
 
 def _as_bool(value: Any) -> bool:
     return {"true": True, "false": False}[str(value).lower()]
+
+
+def _fail() -> NoReturn:
+    raise ValueError
 
 
 _CONVERT: dict[type, Callable[[Any], Any]] = {int: _as_int, float: _as_float, str: _as_text, bool: _as_bool}
@@ -121,32 +118,29 @@ def read_cell(source: str, name: str) -> dict[str, Parameter]:
     tagged = [cell for cell in cells if cell.startswith(CELL_MARK.removeprefix("# %%"))]
     if len(tagged) != 1:
         raise ParameterError(f"{name}: {len(tagged)} cells start with {CELL_MARK}, expected one")
-    found = {}
-    for line in tagged[0].splitlines()[1:]:
-        if line.strip() and not line.startswith("# "):
-            parameter = _declared(line, name)
-            found[parameter.name] = parameter
-    return found
+    lines = [line for line in tagged[0].splitlines()[1:] if line.strip() and not line.startswith("# ")]
+    try:
+        return {parameter.name: parameter for parameter in map(_declared, lines)}
+    except ValueError as error:
+        raise ParameterError(f"{name}: {error}") from None
 
 
-def _declared(line: str, name: str) -> Parameter:
+def _declared(line: str) -> Parameter:
     match = _LINE.match(line)
     if not match:
-        raise ParameterError(
-            f"{name}: expected `name: type = literal  # allowed; reason` in the parameters cell, found {line!r}"
-        )
-    kind = _TYPES[match["type"]]
+        raise ValueError(f"expected `name: type = literal  # allowed; reason` in the parameters cell, found {line!r}")
+    kind = next(kind for kind in _CONVERT if kind.__name__ == match["type"])
     rule = re.match(_CHOICES if kind is str else _BOUNDS, match["comment"])
     allowed, reason = (rule[1], match["comment"][rule.end() :]) if rule else ("", match["comment"])
     try:
         default = ast.literal_eval(match["value"])
     except (ValueError, SyntaxError):
-        raise ParameterError(f"{name}: the default in {line!r} is no literal") from None
+        raise ValueError(f"the default in {line!r} is no literal") from None
     parameter = Parameter(match["name"], kind, default, allowed, reason)
     try:
-        parameter.coerce(parameter.default)
+        parameter.coerce(default)
     except ValueError as error:
-        raise ParameterError(f"{name}: the default of {parameter.name} {error}") from None
+        raise ValueError(f"the default of {parameter.name} {error}") from None
     return parameter
 
 
@@ -197,7 +191,6 @@ class _StrictLoader(yaml.SafeLoader):
 
 def load_profile(path: Path) -> dict[str, dict[str, Any]]:
     """Read a profile: sections (`common` or a stage), each with parameters. Raises ParameterError, naming the file."""
-    path = Path(path)
     if not path.is_file():
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
         raise ParameterError(f"{path}: no such profile; profiles there: {known}")
@@ -209,9 +202,8 @@ def load_profile(path: Path) -> dict[str, dict[str, Any]]:
         raise ParameterError(f"{path}: expected sections such as `balance:`, found {reprlib.repr(content)}")
     for section, values in content.items():
         if not isinstance(values, dict):
-            raise ParameterError(
-                f"{path}: section {section!r} should hold `name: value` lines, found {reprlib.repr(values)}"
-            )
+            found = reprlib.repr(values)
+            raise ParameterError(f"{path}: section {section!r} should hold `name: value` lines, found {found}")
     return content
 
 
@@ -240,27 +232,20 @@ def resolve(
                 faults.append(f"{origin}: unknown section {section!r}{_nearest(section, [COMMON, *stages])}")
                 continue
             for name, value in sections[section].items():
-                try:
-                    _assign(values, stages, section, name, value)
-                except ValueError as fault:
-                    faults.append(f"{origin}: {fault}")
+                homes = [stage for stage in stages if name in stages[stage]]
+                targets = [stage for stage in homes if section in (COMMON, stage)]
+                if not targets:
+                    known = sorted({known for stage in stages if section in (COMMON, stage) for known in stages[stage]})
+                    hint = f"; it belongs to {' and '.join(homes)}" if homes else _nearest(name, known)
+                    faults.append(f"{origin}: unknown parameter {section}.{name}{hint}")
+                for stage in targets:
+                    try:
+                        values[stage][name] = stages[stage][name].coerce(value)
+                    except ValueError as fault:
+                        faults.append(f"{origin}: {section}.{name} {fault}")
     if faults:
-        raise ParameterError("\n".join(faults))
+        raise ParameterError("\n".join(dict.fromkeys(faults)))  # each once, where several stages have the parameter
     return values
-
-
-def _assign(values: dict, stages: Mapping[str, Mapping[str, Parameter]], section: str, name: str, value: Any) -> None:
-    homes = [stage for stage in stages if name in stages[stage]]
-    targets = [stage for stage in homes if section in (COMMON, stage)]
-    if not targets:
-        known = sorted({known for stage in stages for known in stages[stage] if section in (COMMON, stage)})
-        elsewhere = f"; it belongs to {' and '.join(homes)}" if homes else _nearest(name, known)
-        raise ValueError(f"unknown parameter {section}.{name}{elsewhere}")
-    for stage in targets:
-        try:
-            values[stage][name] = stages[stage][name].coerce(value)
-        except ValueError as fault:
-            raise ValueError(f"{section}.{name} {fault}") from None
 
 
 def _nearest(name: Any, known: Sequence[str]) -> str:

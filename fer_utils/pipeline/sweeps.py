@@ -61,16 +61,12 @@ class Axis:
     def key(self) -> str:
         return f"{self.stage}.{self.name}"
 
-    @property
-    def is_range(self) -> bool:
-        return not self.values
-
-    def of(self, point: "Point") -> str:
-        """The axis' value of a point."""
+    def of(self, point: Point) -> str:
+        """The parameter's value at a point."""
         return point[self.stage][self.name]
 
     def draw(self, trial: "optuna.Trial") -> str | float:
-        """The axis' value of a trial: the queued one, or one that Optuna chooses."""
+        """The parameter's value in a trial: the queued one, or one that Optuna chooses."""
         if self.values:
             return trial.suggest_categorical(self.key, self.values)
         if self.is_int:
@@ -120,9 +116,8 @@ def grid(swept: Sequence[Axis]) -> list[Point]:
     """Every combination of the axes' values; of a range these are its two ends."""
     lists = [[(axis, value) for value in axis.values or (axis.low, axis.high)] for axis in swept]
     if math.prod(map(len, lists)) > MOST_POINTS:
-        raise ParameterError(
-            f"--sweep: more than {MOST_POINTS:,} combinations; give fewer values, or ranges and --trials"
-        )
+        most = f"more than {MOST_POINTS:,} combinations"
+        raise ParameterError(f"--sweep: {most}; give fewer values, or ranges and --trials")
     return [point_of(dict(combination)) for combination in itertools.product(*lists)]
 
 
@@ -133,11 +128,6 @@ def point_of(values: Mapping[Axis, str | float]) -> Point:
         text = value if isinstance(value, str) else str(int(value)) if axis.is_int else f"{value:.4g}"
         point.setdefault(axis.stage, {})[axis.name] = text
     return point
-
-
-def with_seed(point: Point, seed: int) -> Point:
-    """The point with another seed of both phases of training."""
-    return point | {stage: {**point.get(stage, {}), "seed": str(seed)} for stage in SEEDED}
 
 
 def name_of(base: str, point: Point) -> str:
@@ -175,7 +165,7 @@ class Plan:
 
     @property
     def is_search(self) -> bool:
-        return any(axis.is_range for axis in self.axes)
+        return not all(axis.values for axis in self.axes)
 
     def check(self) -> None:
         """Raise ParameterError for a plan that cannot be run, before anything runs."""
@@ -191,8 +181,12 @@ class Plan:
             raise ParameterError(f"--sweep gives two runs the name {twice[0]}: leave one of the two values out")
 
     def runs(self, point: Point) -> list[tuple[str, dict[str, dict[str, Any]]]]:
-        """The runs of a point, one for each seed: name and parameters."""
-        points = [point] if len(self.seeds) == 1 else [with_seed(point, seed) for seed in self.seeds]
+        """The runs of a point, one for each seed of both phases of training: name and parameters."""
+        points = [point]
+        if len(self.seeds) > 1:
+            points = [
+                point | {stage: {**point.get(stage, {}), "seed": str(seed)} for stage in SEEDED} for seed in self.seeds
+            ]
         return [(name_of(self.base, seeded), self.resolve(seeded)) for seeded in points]
 
 
@@ -240,36 +234,32 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
     except ImportError:
-        raise ParameterError(
-            "--sweep needs Optuna: `pip install 'optuna>=4.5,<5'`, or the extra `sweep` of this project"
-        ) from None
+        install = "`pip install 'optuna>=4.5,<5'`, or the extra `sweep` of this project"
+        raise ParameterError(f"--sweep needs Optuna: {install}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    name, journal = f"{plan.base}_{_digest(plan)}", outputs / f"sweep_{plan.base}.journal"
+    digest = keys.digest(
+        {
+            "axes": sorted(str(axis) for axis in plan.axes),
+            "parameters": {stage: keys.counted(values) for stage, values in plan.resolve({}).items()},
+            "code": [keys.code_of(stage) for stage in STAGES],
+            "rest": [list(plan.seeds), plan.objective],
+        }
+    )
+    name, journal = f"{plan.base}_{digest[:8]}", outputs / f"sweep_{plan.base}.journal"
     files.require_space(outputs, 0)  # every trial writes there
     try:
         where = storage or JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal))))
         study = optuna.create_study(storage=where, study_name=name, direction="maximize", load_if_exists=True)
     except Exception as error:  # each storage has its own, and its driver may be missing
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        where = f"--storage {storage}" if storage else f"{journal}, the sweep's study"
-        way_out = "" if storage else ": move it away, and the sweep takes over what its runs have finished"
-        raise ParameterError(f"{where}: cannot be opened ({said}){way_out}") from error
+        fault = f"cannot be opened ({next(iter(str(error).splitlines()), type(error).__name__)})"
+        way_out = "move it away, and the sweep takes over what its runs have finished"
+        message = f"--storage {storage}: {fault}" if storage else f"{journal}, the sweep's study: {fault}: {way_out}"
+        raise ParameterError(message) from error
     first = min(10, max(4, plan.trials // 3))  # trials drawn at random before the model of good values begins
     # Another study draws other points, and so does a process that joins in.
     seed = zlib.crc32(study.study_name.encode()) + len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(n_startup_trials=first, constant_liar=True, seed=seed % 2**32)
     return study
-
-
-def _digest(plan: Plan) -> str:
-    """Eight hex digits of everything that makes two sweeps incomparable."""
-    digested = {
-        "axes": sorted(str(axis) for axis in plan.axes),
-        "parameters": {stage: keys.counted(values) for stage, values in plan.resolve({}).items()},
-        "code": [keys.code_of(stage) for stage in STAGES],
-        "rest": [list(plan.seeds), plan.objective],
-    }
-    return keys.digest(digested)[:8]
 
 
 # --- trials ------------------------------------------------------------------------------------------------------------
@@ -298,10 +288,8 @@ def work(plan: Plan, study: "optuna.Study", outputs: Path) -> list[str]:
             time.sleep(POLL)
         else:
             if _is_exhausted(study):
-                n_points = len(_in_state(study, "COMPLETE"))
-                terminal.say(
-                    f"the last {REPEATS} points drawn were there already: the search ends after {n_points} points"
-                )
+                ends = f"the search ends after {len(_in_state(study, 'COMPLETE'))} points"
+                terminal.say(f"the last {REPEATS} points drawn were there already: {ends}")
             return failed
 
 
@@ -379,7 +367,9 @@ def _run_trial(plan: Plan, study: "optuna.Study", trial: "optuna.Trial", point: 
     values: dict[str, float] = {}
     try:
         for run, parameters_of_run in plan.runs(point):
-            values[run] = _score(plan, parameters_of_run)
+            runner.run(plan.profile, list(STAGES), parameters_of_run, verbose=plan.verbose, is_shared=True)
+            metrics = files.read_json(runner.folders_of(parameters_of_run).path("metrics.json"))
+            values[run] = float(metrics["val"][plan.objective])
             trial.set_user_attr("values", values)
     except Exception as error:  # whatever it is, the other trials can run
         terminal.say(f"\n{name}: {error or type(error).__name__}", sys.stderr)
@@ -388,12 +378,6 @@ def _run_trial(plan: Plan, study: "optuna.Study", trial: "optuna.Trial", point: 
         return [name]
     study.tell(trial, values=statistics.fmean(values.values()))
     return []
-
-
-def _score(plan: Plan, values: dict[str, dict[str, Any]]) -> float:
-    """Run one run of a trial and return its score on VAL."""
-    runner.run(plan.profile, list(STAGES), values, verbose=plan.verbose, is_shared=True)
-    return float(files.read_json(runner.folders_of(values).path("metrics.json"))["val"][plan.objective])
 
 
 # --- ranking -----------------------------------------------------------------------------------------------------------

@@ -68,12 +68,12 @@ def test_a_sweep_of_another_form_is_refused(texts, said):
 )
 def test_a_range_has_two_ends(text, low, high, is_log, is_int):
     (axis,) = axes(text)
-    assert (axis.low, axis.high, axis.is_log, axis.is_int, axis.is_range) == (low, high, is_log, is_int, True)
+    assert (axis.low, axis.high, axis.is_log, axis.is_int, axis.values) == (low, high, is_log, is_int, ())
 
 
 def test_paths_and_words_in_a_list_are_no_range():
     (axis,) = axes("common.weights=../a.h5,../b.h5")
-    assert axis.values == ("../a.h5", "../b.h5") and not axis.is_range
+    assert axis.values == ("../a.h5", "../b.h5")
 
 
 def test_searched_numbers_are_rounded_as_they_are_named():
@@ -199,6 +199,18 @@ def test_a_trial_belongs_to_its_process_however_silent_and_to_nobody_when_that_h
 def test_a_search_of_which_every_run_fails_comes_to_an_end(sweep):
     executed, failed, *_ = sweep("fine_tune.learning_rate=1e-5..1e-3:log", trials=3, failing="demo")
     assert len(failed) == len(executed) == 3
+    again, failed, *_ = sweep("fine_tune.learning_rate=1e-5..1e-3:log", trials=3)
+    assert set(again) == set(executed) and failed == []  # the next command runs the same points
+
+
+def test_a_search_runs_the_point_of_a_process_that_died_again(sweep, tmp_path):
+    sweep("fine_tune.unfreeze_top=30")  # so that runs are fake
+    made = plan(tmp_path / "outputs", ["fine_tune.learning_rate=1e-5..1e-3:log"], trials=2)
+    shared = sweeps.open_study(made, tmp_path / "outputs")
+    _, point = sweeps._take(made, shared, set())  # no process holds its lock
+    assert sweeps.work(made, shared, tmp_path / "outputs") == []
+    done = [trial.user_attrs["point"] for trial in shared.trials if trial.state.name == "COMPLETE"]
+    assert len(done) == 2 and json.dumps(point) in done
 
 
 def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
@@ -233,15 +245,15 @@ def test_a_plan_beyond_all_bounds_is_refused_first(tmp_path, swept, how, said):
 
 @pytest.mark.parametrize("error", [OSError(36, "File name too long"), KeyError("val"), MemoryError()])
 def test_any_failure_of_a_run_is_a_failed_trial_and_poisons_nothing(sweep, tmp_path, monkeypatch, capsys, error):
-    execute = sweeps._score
+    run = runner.run
 
-    def fails(made, values):
+    def fails(profile, stages, values, **how):
         if values["balance"]["seed"] == 2:
             raise error
-        return execute(made, values)
+        return run(profile, stages, values, **how)
 
     with monkeypatch.context() as broken:
-        broken.setattr(sweeps, "_score", fails)
+        broken.setattr(runner, "run", fails)
         executed, failed, shared, made = sweep("balance.seed=1,2,3")
         assert failed == ["demo__balance.seed=2"] and len(executed) == 2
         assert f"demo__balance.seed=2: {error or type(error).__name__}" in capsys.readouterr().err
