@@ -450,7 +450,7 @@ def test_votes_that_are_needed_are_missed_before_anything_runs(
     stage, parameter, value, fake_run, executed, tmp_path, monkeypatch
 ):
     sources = {name: str(tmp_path / name) for name in addresses.DATASETS}
-    monkeypatch.setattr(keys, "_tree_digest", lambda _: "there")
+    monkeypatch.setattr(keys, "_source_digest", lambda *_: "there")
     monkeypatch.setattr(runner.finding, "find_dataset", lambda name, given: Path(given))
     given = {"merge_split": {**sources, "votes": "none"}}
     given[stage] = given.get(stage, {}) | {parameter: value}
