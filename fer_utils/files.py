@@ -21,6 +21,7 @@ from fer_utils import places
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and not needed to list runs
+    from filelock import BaseFileLock
 
 PARTIAL = ".partial-"  # prefix of a file or folder that is being written
 _OLD = "-old-"  # after the prefix: a folder that is being replaced
@@ -75,29 +76,40 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
             remove(temporary)
 
 
-@contextlib.contextmanager
-def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
-    """Let only one process at a time into the block, by a lock file; `waits` is called once if another one is inside.
+def acquired(lock: Path, seconds: float) -> "BaseFileLock | None":
+    """The lock of a lock file, acquired within `seconds`, -1 for any time. Raises TimeoutError if another process keeps it.
 
-    On Kaggle a session is alone with its folders, so no lock is taken and `filelock`, which may be missing there, is not
-    imported.
+    A process may acquire it several times. On Kaggle a session is alone with its folders: there it is None, and `filelock`,
+    which may be missing there, is not imported.
     """
     if places.on_kaggle():
-        yield
-        return
-    from filelock import FileLock, Timeout
+        return None
+    from filelock import FileLock
 
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)
     try:
-        held.acquire(timeout=0)
-    except Timeout:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock, is_singleton=True)
+        held.acquire(timeout=seconds)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise explained(error, lock.parent) from error
+    return held
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Let only one process at a time into the block, by a lock file; `waits` is called once if another one is inside."""
+    try:
+        held = acquired(lock, 0)
+    except TimeoutError:
         waits()
-        held.acquire()
+        held = acquired(lock, -1)
     try:
         yield
     finally:
-        held.release()
+        if held:
+            held.release()
 
 
 def _flush(path: Path) -> None:

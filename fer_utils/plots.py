@@ -188,18 +188,6 @@ def compared_curves(histories: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def sweep_history(trials: Sequence[int], scores: Sequence[float], name: str) -> Figure:
-    """The score of each trial of a sweep, in order, and the best so far."""
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    axes.plot(trials, scores, "o", color=COLOURS["VAL"], label="trial")
-    axes.step(trials, np.maximum.accumulate(scores), where="post", color="#222222", linewidth=1, label="best so far")
-    axes.set(xlabel="trial", ylabel=f"VAL {_CURVES[name]}", title="Trials in the order in which they were begun")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize=8)
-    sns.despine(figure)
-    return figure
-
-
 def compared_confusions(counts: dict[str, np.ndarray]) -> Figure:
     """Each run's (7, 7) confusion counts as shares of the true class, up to three side by side."""
     columns = min(3, len(counts))

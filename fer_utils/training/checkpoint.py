@@ -33,8 +33,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
     path: the file, an .npz without pickles. It is first written before the first epoch, so that a training that is
     interrupted there starts again from the same state. key: identifies the training; a file with another key is replaced.
-    A file that another backend wrote is refused: seeds and optimiser state mean something else there. A file of that name
-    with the suffix `.stop` ends training after the epoch. This callback must come after those whose state it saves.
+    A file that another backend wrote is refused: seeds and optimiser state mean something else there. This callback must
+    come after those whose state it saves.
     """
 
     def __init__(self, path: Path, key: str):
@@ -97,8 +97,6 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if not np.isfinite([logs.get("loss", 0.0), logs.get("val_loss", 0.0)]).all():
             return  # the state is useless
         self.rows.append(logs)
-        if self.path.with_suffix(".stop").exists():  # a sweep found that other trials are ahead
-            self.model.stop_training = True
         self._save()
 
     def kept(self) -> str:

@@ -126,7 +126,7 @@ def main() -> int:
     outputs = options.outputs.resolve()
     run_to_its_end("clean", outputs)
     clean = runs.run_folders("clean", str(outputs), "")
-    expected, recorded = results(clean), runs.records_of(clean)
+    expected, recorded = results(clean), clean.all_records()
     failed = 0
     for trial in range(options.first, options.first + options.kills):
         rng = random.Random(f"{options.seed} {trial}")

@@ -68,7 +68,7 @@ def test_its_model_says_that_it_was_trained_on_drawn_faces(folders):
 
 
 def test_every_stage_leaves_its_record_and_its_notebook(folders):
-    assert list(runs.records_of(folders)) == list(STAGES)
+    assert list(folders.all_records()) == list(STAGES)
     for file in STAGES.values():
         notebook = nbformat.read(folders.path("notebooks") / file.replace(".py", ".ipynb"), as_version=4)
         code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
@@ -77,7 +77,7 @@ def test_every_stage_leaves_its_record_and_its_notebook(folders):
 
 
 def test_every_input_is_an_output_of_an_earlier_stage(folders):
-    found, names = runs.records_of(folders), list(STAGES)
+    found, names = folders.all_records(), list(STAGES)
     for stage, inputs in keys.INPUTS.items():
         read = found[stage]["key"]["inputs"]
         assert set(read) == set(inputs or (*addresses.DATASETS, "votes"))

@@ -180,7 +180,7 @@ def test_a_stage_opened_by_hand_refuses_an_input_that_was_cut_off(fake_run, stag
     whole = place.parent.parent if name.startswith("images/") else place
     with pytest.raises(files.TornFile, match=rf"{whole.name}.*; run \w+ again, or run_all\.py"):
         stages.begin(stage, dict(run.values[stage]))
-    assert not runs.is_held(run.folders)
+    assert not run.folders.is_held()
 
 
 def test_a_record_cannot_make_a_run_read_or_remove_outside_its_folder(fake_run, tmp_path):
@@ -190,7 +190,7 @@ def test_a_record_cannot_make_a_run_read_or_remove_outside_its_folder(fake_run, 
     record["outputs"]["../../../outside.txt"] = {"files": 1, "bytes": 3, "digest": "x"}
     path.write_text(json.dumps(record))
     with pytest.raises(files.TornFile, match=r"balance\.json names the output '\.\./\.\./\.\./outside\.txt'"):
-        runs.records_of(run.folders)
+        run.folders.all_records()
 
 
 @pytest.mark.parametrize(

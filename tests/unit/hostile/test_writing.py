@@ -252,20 +252,11 @@ def test_the_images_of_another_run_stay_and_the_run_is_named(fake_run, tmp_path)
         with unchanged(run.folders.data), pytest.raises(files.OutputError) as caught:
             stages.begin("merge_split", dict(run.values["merge_split"]))
         assert f"belongs to the run {owner.name} ({owner})" in str(caught.value)
-        with unchanged(run.folders.data), pytest.raises(files.OutputError), runs.held_by_runner(run.folders):
+        with unchanged(run.folders.data), pytest.raises(files.OutputError), run.folders.held_by_runner():
             pass
     first.do("merge_split", content="again")  # its own run goes on
     files.remove(first.folders.run)
     second.do("merge_split")  # and where that is gone, another takes over what the project wrote
-
-
-def test_a_run_of_an_earlier_version_goes_on_in_its_own_folder(fake_run):
-    run = fake_run().do()
-    for name in ("TRAIN", "VAL", "TEST", "TRAIN_BALANCED"):
-        (run.folders.path(f"images/{name}") / files.WRITTEN).unlink()
-    assert run.due() == {}
-    run.do(content="other pictures")
-    assert all((run.folders.path(f"images/{name}") / files.WRITTEN).is_file() for name in ("TRAIN", "TRAIN_BALANCED"))
 
 
 def test_pictures_that_a_person_added_to_a_run_stop_it_before_it_runs(fake_run, nothing_runs):
@@ -381,12 +372,12 @@ def test_a_look_leaves_no_lock_and_stops_nobody(fake_run, answer, tmp_path):
     assert runs.read(run.folders.run).state == "running"
     for held in stage.locks:
         held.release()
-    look = f"from fer_utils.pipeline import runs\nfrom pathlib import Path\nwhile True: runs.is_held(runs.RunFolders(*map(Path, {[str(run.folders.run), str(run.folders.data)]})))"
+    look = f"from fer_utils.pipeline import runs\nfrom pathlib import Path\nwhile True: runs.Run(*map(Path, {[str(run.folders.run), str(run.folders.data)]})).is_held()"
     looking = subprocess.Popen([sys.executable, "-c", look], cwd=ROOT)
     try:
         time.sleep(1)
         for _ in range(20):
-            with runs.held_by_runner(run.folders):
+            with run.folders.held_by_runner():
                 pass
     finally:
         looking.kill()

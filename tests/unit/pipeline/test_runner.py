@@ -269,17 +269,12 @@ def test_a_checkpoint_of_a_later_training_outlives_a_look_whatever_the_clock_say
 def test_what_a_killed_process_left_is_cleared_before_anything_runs(fake_run, executed):
     executed.run = fake_run().do()
     folders = executed.run.folders
-    last = stages.begin("fine_tune", dict(executed.run.values["fine_tune"]))
-    folders.checkpoint("fine_tune").write_text("left between record and removal")
-    executed.run.finish(last)
     for place in (folders.run, folders.run / "figures", folders.path("notebooks"), folders.data):
         place.mkdir(exist_ok=True)
         (place / ".partial-12345678-thing").write_text("half")
-    folders.checkpoint("fine_tune").write_text("left between record and removal")
-    os.utime(folders.checkpoint("fine_tune"), (2**33, 2**33))
     runner.run("demo", list(STAGES), executed.run.values)
     assert executed.names == []
-    assert not list(folders.run.rglob(".partial-*")) and not folders.checkpoint("fine_tune").exists()
+    assert not list(folders.run.rglob(".partial-*"))
 
 
 def test_a_stage_leaves_alone_what_run_all_is_writing_beside_it(fake_run):
@@ -296,7 +291,7 @@ def test_what_is_written_elsewhere_is_no_output_of_a_stage(fake_run, tmp_path):
     stage = stages.begin("merge_split", dict(run.values["merge_split"]))
     files.write_json(tmp_path / "elsewhere.json", 1)
     stage.finish([], {})
-    assert runs.records_of(run.folders)["merge_split"]["outputs"] == {}
+    assert run.folders.all_records()["merge_split"]["outputs"] == {}
 
 
 def test_a_folder_that_was_giving_way_when_the_process_died_takes_its_place_again(tmp_path):
@@ -308,11 +303,14 @@ def test_a_folder_that_was_giving_way_when_the_process_died_takes_its_place_agai
     assert [path.name for path in tmp_path.iterdir()] == ["TRAIN"]
 
 
-def test_afresh_forgets_where_training_stood(fake_run):
+@pytest.mark.parametrize("is_afresh", [False, True])
+def test_afresh_forgets_where_training_stood(fake_run, monkeypatch, is_afresh):
     run = fake_run().do("merge_split", "balance")
     run.folders.checkpoint("train_head").write_text("some epochs")
-    runner.start_afresh(["train_head"], run.values)
-    assert not run.folders.checkpoint("train_head").exists()
+    found = []
+    monkeypatch.setattr(runner, "execute", lambda stage, values, run, _: found.append(run.checkpoint(stage).exists()))
+    runner.run("demo", ["train_head"], run.values, is_afresh=is_afresh)
+    assert found == [not is_afresh]
 
 
 HOLDER = """
@@ -321,10 +319,10 @@ from pathlib import Path
 from fer_utils.pipeline import runs
 folders = runs.RunFolders(Path(sys.argv[1]), Path(sys.argv[2]))
 if sys.argv[3] == "runner":
-    with runs.held_by_runner(folders):
+    with folders.held_by_runner():
         print("held", flush=True)
         time.sleep(600)
-locks = runs.hold_for_stage(folders)
+locks = folders.hold()
 print("held", flush=True)
 time.sleep(600)
 """
@@ -333,7 +331,7 @@ time.sleep(600)
 @pytest.fixture
 def holder(monkeypatch):
     """Starts processes that hold a run's lock: holder(folders, kind) → process, ended with the test."""
-    monkeypatch.setattr(runs, "_PATIENCE", 0.3)
+    monkeypatch.setitem(runs._PATIENCE, "stage", 0.3)
     started = []
 
     def start(folders: runs.RunFolders, kind: str) -> subprocess.Popen:
@@ -353,14 +351,14 @@ def holder(monkeypatch):
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, holder, kind, elsewhere):
     folders = runs.RunFolders(tmp_path / "run", tmp_path / ("images" if elsewhere else "run/images"))
     process = holder(folders, kind)
-    assert runs.is_held(folders)
+    assert folders.is_held()
     shared = runs.RunFolders(tmp_path / "other", folders.data) if elsewhere else folders
-    with pytest.raises(runs.RunIsBusy, match="another process works on this run"), runs.held_by_runner(shared):
+    with pytest.raises(runs.RunIsBusy, match="another process works on this run"), shared.held_by_runner():
         pass
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not runs.is_held(folders)
-    with runs.held_by_runner(shared):
+    assert not folders.is_held()
+    with shared.held_by_runner():
         pass
 
 
@@ -368,7 +366,7 @@ def test_the_folder_that_is_busy_is_named_though_another_begins_with_its_name(tm
     run, data = tmp_path / "demo", tmp_path / "demo_images"
     holder(runs.RunFolders(tmp_path / "other", data), "stage")
     with pytest.raises(runs.RunIsBusy) as caught:
-        runs.hold_for_stage(runs.RunFolders(run, data))
+        runs.RunFolders(run, data).hold()
     assert str(caught.value).startswith(f"{data}: another process")
 
 
@@ -386,7 +384,7 @@ def test_a_notebook_opened_twice_in_one_process_is_no_clash(fake_run):
     stages.begin("balance", dict(run.values["balance"]))
     run.do("balance")
     assert list(run.due()) == ["train_head", "fine_tune", "evaluate"]
-    assert not runs.is_held(run.folders)
+    assert not run.folders.is_held()
 
 
 def test_a_record_names_all_that_the_stage_wrote(fake_run):
@@ -409,7 +407,7 @@ def test_what_was_done_by_hand_is_a_reason_to_run(fake_run):
     variables["seed"] = 3
     assert stage.key_digest != digest  # a checkpoint of it is no other training's
     run.finish(stage)
-    record = runs.records_of(run.folders)["merge_split"]
+    record = run.folders.all_records()["merge_split"]
     assert record["parameters"]["seed"] == 3
     assert json.loads(run.folders.path("run.json").read_text())["parameters"]["merge_split"]["seed"] == 3
     assert run.due()["merge_split"] == ["seed became 3 after the setup"]
