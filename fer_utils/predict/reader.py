@@ -1,15 +1,16 @@
 """Predicts the expressions of faces in pictures, with a face detector and a model."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
-from fer_utils.predict import detection, drawing, overlap, photographs
-from fer_utils.predict.detection import Box
+from fer_utils.predict import detection, drawing, photographs
+from fer_utils.predict.detection import Box, face_finder  # noqa: F401 (notebook 05 takes face_finder from here)
 from fer_utils.predict.photographs import PassedOver, Picture
 from fer_utils.training import model_files
 
@@ -17,6 +18,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Item = TypeVar("Item")
 
 BATCH = 64  # faces per step of the model
 HELD_BYTES = 200_000_000  # limit for pictures that wait for a full batch
@@ -41,6 +44,11 @@ class Face:
     def expression(self) -> str:
         """The likeliest class."""
         return CLASSES[int(np.argmax(self.probabilities))]
+
+    @property
+    def named(self) -> dict[str, float]:
+        """The probabilities by class."""
+        return dict(zip(CLASSES, self.probabilities, strict=True))
 
     @property
     def label(self) -> str:
@@ -72,6 +80,14 @@ class Reading:
         return figure
 
 
+class _Located(NamedTuple):
+    """A picture, the parts of its faces' boxes that lie in it, and the faces' crops."""
+
+    picture: Picture | PassedOver
+    boxes: Sequence[Box] = ()
+    crops: Sequence[np.ndarray] = ()
+
+
 class Reader:
     """Predicts expressions with a model and a detector; without a detector each picture is the crop of one face."""
 
@@ -82,58 +98,61 @@ class Reader:
         self.probabilities(np.zeros((1, images.SIZE, images.SIZE), np.uint8))  # refuses a broken model at once
 
     def read(
-        self, pictures: Iterable[Picture | PassedOver], batch: int = BATCH, is_live: bool = False
-    ) -> Iterator[Reading | PassedOver]:
-        """Yield each picture's faces, in order; faces of several pictures share a step. PassedOver is passed on.
+        self, pictures: Iterable[Picture | PassedOver], batch: int = BATCH
+    ) -> Generator[Reading | PassedOver, None, None]:
+        """Yield each picture's faces, in order; PassedOver is passed on. Decoding, detection and the model each have a thread.
 
-        Decoding, detection and the model overlap, each in a thread. is_live: pictures that come faster than they are read
-        are left out, so that what is shown is of now.
+        batch: number of pictures, or of faces, that share a step of the model; with 1 each picture is answered at once.
         """
-        coming = overlap.ahead(pictures, 1 if is_live else 2, lambda item: is_live and isinstance(item, Picture))
-        held, crops = [], []
-        with contextlib.closing(overlap.ahead(self._all_located(coming), 1 if is_live else 2)) as located:
-            for picture, boxes, faces in located:
-                held.append((picture, boxes))
-                crops += faces
-                waiting = sum(item.rgb.nbytes for item, _ in held if isinstance(item, Picture))
-                if is_live or len(crops) >= batch or len(held) >= 4 * batch or waiting >= HELD_BYTES:
-                    yield from self._read_held(held, crops, batch)
-                    held, crops = [], []
-        yield from self._read_held(held, crops, batch)
+        with (
+            contextlib.closing(ahead(pictures)) as decoded,
+            contextlib.closing(ahead(map(self._located, decoded))) as located,
+        ):
+            held: list[_Located] = []
+            for one in located:
+                held.append(one)
+                n_faces = sum(len(other.crops) for other in held)
+                n_bytes = sum(other.picture.rgb.nbytes for other in held if isinstance(other.picture, Picture))
+                if max(len(held), n_faces) >= batch or n_bytes >= HELD_BYTES:
+                    yield from self._readings(held)
+                    held = []
+            yield from self._readings(held)
 
-    def _all_located(self, pictures: Iterator[Picture | PassedOver]) -> Iterator[tuple]:
-        with contextlib.closing(pictures):
-            for picture in pictures:
-                yield self._located(picture)
+    def read_one(self, picture: Picture) -> Reading:
+        """One picture's faces."""
+        (reading,) = self._readings([self._located(picture)])
+        assert isinstance(reading, Reading)
+        return reading
 
-    def _located(self, picture: Picture | PassedOver) -> tuple[Picture | PassedOver, list[Box], list[np.ndarray]]:
-        """The picture, the parts of its faces' boxes that lie in it, and the faces' crops."""
+    def _located(self, picture: Picture | PassedOver) -> _Located:
         if isinstance(picture, PassedOver):
-            return picture, [], []
+            return _Located(picture)
         if self._detector is None:
             height, width = picture.rgb.shape[:2]
-            return picture, [Box(0, 0, width, height, 1.0)], [images.as_face(picture.rgb)]
+            return _Located(picture, [Box(0, 0, width, height, 1.0)], [images.as_face(picture.rgb)])
         boxes = self._detector.find(picture.rgb)
         crops = [detection.crop(picture.rgb, box, self._detector.framing) for box in boxes]
-        return picture, [box.within(picture.rgb) for box in boxes], crops
+        return _Located(picture, [box.within(picture.rgb) for box in boxes], crops)
 
-    def _read_held(self, held: list, crops: list[np.ndarray], batch: int) -> Iterator[Reading | PassedOver]:
-        rows = zip(self.probabilities(np.array(crops), batch) if crops else (), crops, strict=True)
-        for picture, boxes in held:
+    def _readings(self, located: Sequence[_Located]) -> Iterator[Reading | PassedOver]:
+        crops = [crop for one in located for crop in one.crops]
+        rows = iter(self.probabilities(np.array(crops)) if crops else ())
+        for picture, boxes, of_picture in located:
             if isinstance(picture, PassedOver):
                 yield picture
-            else:
-                found = zip(boxes, rows, strict=False)  # boxes end first: no row of the next picture is taken
-                faces = tuple(Face(box, tuple(map(float, row)), crop) for box, (row, crop) in found)
-                yield Reading(picture, faces, self.note)
+                continue
+            faces = [
+                Face(box, tuple(map(float, next(rows))), crop) for box, crop in zip(boxes, of_picture, strict=True)
+            ]
+            yield Reading(picture, tuple(faces), self.note)
 
-    def probabilities(self, crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
+    def probabilities(self, crops: np.ndarray) -> np.ndarray:
         """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7).
 
         Raises NotOurModel where the model gives something else: NaN, or scores that are no probabilities.
         """
-        starts = range(0, len(crops), batch)
-        found = np.concatenate([self._predict(crops[i : i + batch, ..., None].astype(np.float32)) for i in starts])
+        starts = range(0, len(crops), BATCH)
+        found = np.concatenate([self._predict(crops[i : i + BATCH, ..., None].astype(np.float32)) for i in starts])
         is_whole = (found >= 0).all(axis=1) & np.isclose(found.sum(axis=1), 1, atol=SUM_ERROR)
         if not is_whole.all():
             shown = ", ".join(f"{value:.3g}" for value in found[~is_whole][0])
@@ -144,28 +163,32 @@ class Reader:
         return found
 
 
+def ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
+    """Yield the items, of which none is None, in order; a thread fetches the next one while this one is used.
+
+    What `items` raises is raised here, after what came before it. The thread ends with this iterator.
+    """
+    iterator = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        coming = pool.submit(next, iterator, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, iterator, None)
+            yield item
+
+
 def load_if_given(path: str) -> Picture | None:
     """The photograph at the path in a notebook's parameter; None for an empty path. Raises UnreadableImage."""
     return photographs.load(places.place(path)) if path else None
 
 
-def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:
-    """See fer_utils.predict.detection.face_finder."""
-    return detection.face_finder(faces)
-
-
 def read_photograph(model_file: Path, photograph: Picture) -> dict[str, Reading]:
-    """The faces of one photograph, found by MTCNN, which needs no file, by the model, and by the shipped one where it is there.
+    """The faces of one photograph, read by the model, and by the shipped one where it is there.
 
-    On Kaggle it is not: the notebooks carry the package without it.
+    On Kaggle it is not: the notebooks carry the package without it. The detector is MTCNN, which needs no file.
     """
     detector = detection.Mtcnn()
-    files_of = {"this run's model": model_file, "the shipped model": places.SHIPPED}
-    readings = {}
-    for name, file in files_of.items():
-        if file.is_file():
-            (readings[name],) = Reader(file, detector).read([photograph])
-    return readings
+    named = {"this run's model": model_file, "the shipped model": places.SHIPPED}
+    return {name: Reader(file, detector).read_one(photograph) for name, file in named.items() if file.is_file()}
 
 
 def note(model_file: Path) -> str:
@@ -173,12 +196,12 @@ def note(model_file: Path) -> str:
 
     The model's file says what it is. For a file that does not, the metrics.json beside it does.
     """
-    from fer_utils.evaluation import report  # pandas takes a while to import
-
     origin, metrics_file = model_files.read_origin(model_file), model_file.parent / "metrics.json"
     if origin is not None:
-        return DRAWN if origin["faces"] == model_files.DRAWN else ""
-    if not metrics_file.is_file():
+        faces = origin["faces"]
+    elif metrics_file.is_file():
+        with files.reading_json(metrics_file) as metrics:
+            faces = model_files.faces_of(metrics["run"]["params"].get("merge_split", {}))
+    else:
         return UNKNOWN
-    with files.reading_json(metrics_file) as metrics:
-        return DRAWN if report.drawn_line(metrics) else ""
+    return DRAWN if faces == model_files.DRAWN else ""
