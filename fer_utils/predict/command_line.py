@@ -1,29 +1,37 @@
-"""The command line `python -m fer_utils.predict PATH…`.
+"""The command line `python -m fer_utils.predict PATH…`, and its output as a table, CSV or JSON.
 
-Decoding is in `photographs`, finding faces in `detection`, applying the model in `reader`, the output in `outputs`, drawing in
-`drawing`, the page in `page`. Exit status: 0 everything was read, 1 something could not be read, 2 wrong usage.
+Exit status: 0 everything was read, 1 something could not be read, 2 wrong usage.
 """
 
 import argparse
-import contextlib
+import csv
+import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fer_utils import files, places
-from fer_utils.predict import detection, drawing, photographs, timeline
-from fer_utils.predict.outputs import Csv, Json, Table, kinds, printable
+from fer_utils.classes import CLASSES
+from fer_utils.predict import detection, drawing, photographs
+from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import PassedOver
-from fer_utils.predict.reader import BATCH, Reader, Reading
-from fer_utils.predict.tracking import Tracker
+from fer_utils.predict.reader import Face, Reader, Reading
+from fer_utils.predict.tracking import Timeline, Tracker, described
 from fer_utils.training import model_files
-from fer_utils.training.model_files import NotOurModel
 
+import numpy as np
 from tqdm import tqdm
 
 LAST_CAMERA = 99  # from 100 on OpenCV takes the hundreds for the name of a driver, and negative numbers end the process
+# Columns of the table and their widths. The path comes last, since it may have any length.
+COLUMNS = {"box": ">22", "expression": "<13", "next": "<13", "detector": "<8", "picture": ""}
+OF_FRAMES = {"seconds": ">8", "track": ">5"}  # only with a video or a webcam
 
 
 def find_model(given: str, outputs_dir: str = "outputs") -> Path:
@@ -47,53 +55,162 @@ def find_model(given: str, outputs_dir: str = "outputs") -> Path:
     return model_files.fastest(model)
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal would obey or cannot show as escapes: a file's name may hold line feeds and colours."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def kinds(files: Mapping[str, int]) -> str:
+    """Numbers of files by kind, most first: `12 .pdf, 3 .txt and 1 hidden`."""
+    *most, last = (f"{n:,} {kind}" for kind, n in Counter(files).most_common())
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+class Table:
+    """Lines for the terminal, one per face."""
+
+    def __init__(self, is_timed: bool, note: str = ""):
+        self._columns = OF_FRAMES | COLUMNS if is_timed else COLUMNS
+        self._is_timed, self._note = is_timed, note
+        self._n_faces = self._n_pictures = 0
+        self._say({name: name for name in self._columns})
+
+    def _say(self, cells: Mapping[str, str]) -> None:
+        line = "  ".join(f"{cells.get(name, ''):{width}}" for name, width in self._columns.items())
+        tqdm.write(printable(line), file=sys.stdout)
+
+    def add(self, reading: Reading) -> None:
+        of_picture = {"picture": reading.picture.source}
+        if reading.picture.seconds is not None:
+            of_picture["seconds"] = f"{reading.picture.seconds:.2f}"
+        self._n_pictures += 1
+        self._n_faces += len(reading.faces)
+        if not reading.faces:
+            self._say(of_picture | {"box": "no face found"})
+        for face in reading.faces:
+            second = int(np.argsort(face.probabilities)[-2])
+            of_face = {
+                "track": str(face.track or ""),
+                "box": f"{face.box.width}×{face.box.height} at {face.box.x},{face.box.y}",
+                "expression": face.label,
+                "next": f"{CLASSES[second]} {face.probabilities[second]:.2f}",
+                "detector": f"{face.box.confidence:.2f}",
+            }
+            self._say(of_picture | of_face)
+
+    def end(self, tracks: list[dict], passed_over: list[PassedOver], left_alone: Mapping, seconds: float) -> None:
+        lines = [described(track, track["source"]) for track in tracks]
+        counts = f"{_counted(self._n_faces, 'face')} in {_counted(self._n_pictures, 'picture')}"
+        counts += f"; passed over: {len(passed_over)}"
+        counts += f"; left alone: {kinds(sum(left_alone.values(), Counter()))}" if left_alone else ""
+        counts += f"; {self._n_pictures / seconds:.1f} pictures a second" if self._is_timed else ""
+        for line in filter(None, [*lines, counts, self._note]):
+            tqdm.write(printable(line), file=sys.stdout)
+
+
+class Csv:
+    """Comma-separated lines, one per face; frame, seconds and track only with a video or a webcam.
+
+    At the end stands a line, with a `reason`, for each file that could not be read and each folder with files that were left
+    alone. Notes are on standard error alone, tracks in the file of --tracks.
+    """
+
+    def __init__(self, is_timed: bool, note: str = ""):
+        of_picture = ["source", "frame", "seconds", "track"] if is_timed else ["source"]
+        of_face = _columns(0, Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)))
+        columns = [*of_picture, *of_face, "reason"]
+        self._writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
+        self._writer.writeheader()
+
+    def add(self, reading: Reading) -> None:
+        rows = [{"track": face.track} | _columns(number, face) for number, face in enumerate(reading.faces)]
+        self._writer.writerows(_of_picture(reading) | row for row in rows or [{}])
+
+    def end(self, tracks: list[dict], passed_over: list[PassedOver], left_alone: Mapping, seconds: float) -> None:
+        self._writer.writerows(asdict(failed) for failed in passed_over)
+        for folder, files_of in left_alone.items():
+            self._writer.writerow({"source": folder, "reason": f"left alone: {kinds(files_of)}"})
+
+
+class Json:
+    """One JSON document, written at the end."""
+
+    def __init__(self, is_timed: bool, note: str = ""):
+        self._pictures: list[dict] = []
+        self._note: dict[str, Any] = {"note": note} if note else {}
+
+    def add(self, reading: Reading) -> None:
+        height, width = reading.picture.rgb.shape[:2]
+        faces = [
+            {
+                "box": _box(face.box),
+                "landmarks": [[round(x, 1), round(y, 1)] for x, y in face.box.landmarks],
+                "expression": face.expression,
+                "probabilities": _rounded(face),
+            }
+            | ({} if face.track is None else {"track": face.track})
+            for face in reading.faces
+        ]
+        self._pictures.append(_of_picture(reading) | {"width": width, "height": height, "faces": faces})
+
+    def end(self, tracks: list[dict], passed_over: list[PassedOver], left_alone: Mapping, seconds: float) -> None:
+        document = self._note | ({"tracks": tracks} if tracks else {}) | {"pictures": self._pictures}
+        document |= {"passed_over": [asdict(failed) for failed in passed_over], "left_alone": left_alone}
+        print(json.dumps(document, indent=2))  # in ASCII, which every output can hold
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _of_picture(reading: Reading) -> dict[str, Any]:
+    picture = reading.picture
+    return {"source": picture.source, "frame": picture.frame, "seconds": picture.seconds}
+
+
+def _columns(number: int, face: Face) -> dict[str, Any]:
+    probabilities = {f"probability_{name}": p for name, p in _rounded(face).items()}
+    return {"face": number} | _box(face.box) | {"expression": face.expression} | probabilities
+
+
+def _box(box: Box) -> dict[str, Any]:
+    return {name: value for name, value in asdict(box).items() if name != "landmarks"}
+
+
+def _rounded(face: Face) -> dict[str, float]:
+    return {name: round(p, 6) for name, p in face.named.items()}
+
+
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m fer_utils.predict", description="Expressions of faces in pictures.")
+    parser = argparse.ArgumentParser(
+        "python -m fer_utils.predict",
+        description="Expressions of faces in pictures.",
+        epilog="A run stands for its fastest file that agrees with Keras. A lower --threshold finds more faces, and more boxes "
+        "that are none. --timeline and --tracks are of videos and webcams.",
+    )
     add, mtcnn, yunet = parser.add_argument, detection.Mtcnn.THRESHOLD, detection.YuNet.THRESHOLD
     add("paths", nargs="*", type=Path, metavar="PATH", help="image files, videos, folders of both")
     add("--webcam", type=int, metavar="N", help="watch this camera until Ctrl-C")
     add("--page", action="store_true", help="open a page for pictures and the camera in the browser")
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="of the page: this machine alone (127.0.0.1)")
     add("--port", type=int, default=7860, metavar="N", help="of the page (7860)")
-    add(
-        "--model",
-        default="shipped",
-        metavar="RUN|FILE",
-        help="a file (.keras, .tflite, .onnx), or a run: its fastest file that agrees with Keras; auto: the newest run; "
-        "shipped: the model that comes with this package (default)",
-    )
+    model = "a run, a file (.keras, .tflite, .onnx), auto: the newest run, or shipped: this package's own (default)"
+    add("--model", default="shipped", metavar="RUN|FILE", help=model)
     add("--outputs", default="outputs", metavar="DIR", help="the folder of all runs")
     add("--no-detect", action="store_true", help="each picture is the crop of one face")
-    add(
-        "--detector",
-        default="auto",
-        metavar="NAME|PATH",
-        help="mtcnn, yunet, or the path of YuNet's file; auto: yunet where its file is there or can be fetched, else mtcnn",
-    )
+    detector = "mtcnn, yunet, or the path of YuNet's file; auto: yunet where its file is there or can be fetched"
+    add("--detector", default="auto", metavar="NAME|PATH", help=detector)
     add("--smallest", type=int, default=detection.SMALLEST, metavar="PX", help="smallest face (20)")
-    add(
-        "--threshold",
-        type=float,
-        metavar="P",
-        help=f"smallest confidence of a face (mtcnn {mtcnn}, yunet {yunet}); a lower one finds more, and more that are none",
-    )
-    add(
-        "--smooth",
-        type=float,
-        default=0,
-        metavar="SECONDS",
-        help="average each face's probabilities over about this time of a video or webcam (0: do not)",
-    )
+    add("--threshold", type=float, metavar="P", help=f"smallest confidence of a face (mtcnn {mtcnn}, yunet {yunet})")
+    smooth = "average each face's probabilities over about this time of a video or webcam (0: do not)"
+    add("--smooth", type=float, default=0, metavar="SECONDS", help=smooth)
     add("--every", type=int, default=1, metavar="N", help="read each N-th frame of a video")
     add("--annotate", type=Path, metavar="DIR", help="write copies with the faces framed to this folder")
-    add("--timeline", type=Path, metavar="FILE.png", help="of videos: draw each track's expressions over time")
-    add("--tracks", type=Path, metavar="FILE.csv", help="of videos: write a summary, a row a track")
-    formats = parser.add_mutually_exclusive_group()
-    for name, form in {
-        "--json": (Json, "all probabilities, one document"),
-        "--csv": (Csv, "all probabilities, a line a face; pictures without one too"),
-    }.items():
-        formats.add_argument(name, dest="format", action="store_const", const=form[0], help=form[1])
+    add("--timeline", type=Path, metavar="FILE.png", help="draw each track's expressions over time")
+    add("--tracks", type=Path, metavar="FILE.csv", help="write a summary, a row a track")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--json", dest="format", action="store_const", const=Json, help="all probabilities, one document")
+    add("--csv", dest="format", action="store_const", const=Csv, help="all probabilities, a line a face")
     arguments = parser.parse_args(given)
     _check(parser, arguments)
     return arguments
@@ -133,14 +250,9 @@ def main(given: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no messages about a missing GPU
     try:
         return _answer(_arguments(given))
-    except (OSError, NotOurModel, detection.DetectorMissing, files.TornFile) as error:
+    except (OSError, model_files.NotOurModel, detection.DetectorMissing, files.TornFile) as error:
         _say(f"error: {error}")
         return 2
-
-
-def _say(text: str) -> None:
-    """Write a line on standard error; standard output is for the rows."""
-    tqdm.write(printable(text), file=sys.stderr)
 
 
 def _answer(given: argparse.Namespace) -> int:
@@ -158,8 +270,13 @@ def _answer(given: argparse.Namespace) -> int:
     return 1 if _run(given, reader) else 0
 
 
+def _say(text: str) -> None:
+    """Write a line on standard error; standard output is for the rows."""
+    tqdm.write(printable(text), file=sys.stderr)
+
+
 def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
-    """Read all pictures and write rows and copies one by one; return what could not be read."""
+    """Read all pictures, write rows and copies one by one, and at the end what sums them up; return what could not be read."""
     sources, passed_over, left_alone = photographs.find(given.paths)
     for failed in passed_over:
         _complain(failed)
@@ -174,14 +291,13 @@ def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     else:
         pictures = (picture for path in sources for picture in photographs.read(path, given.every))
         total = sum(photographs.count(path, given.every) for path in sources)
-    output = (given.format or Table)(is_live or any(map(photographs.is_video, sources)))
-    tracker, times, began = Tracker(given.smooth), timeline.Timeline(), time.perf_counter()
+    output = (given.format or Table)(is_live or any(map(photographs.is_video, sources)), reader.note)
+    tracker, times, began = Tracker(given.smooth), Timeline(), time.perf_counter()
     with (
-        # On standard error, since standard output is for the rows. Its rate is that of pictures read.
         tqdm(desc="pictures", total=total, unit="picture", leave=False, file=sys.stderr, disable=None) as bar,
         drawing.Copies(given.annotate or Path()) as copies,
-        contextlib.closing(reader.read(pictures, batch=1 if is_live else BATCH)) as readings,
-        contextlib.suppress(*([KeyboardInterrupt] if is_live else [])),  # Ctrl-C ends a webcam, and the rest is written
+        closing(reader.read(pictures)) as readings,
+        suppress(*([KeyboardInterrupt] if is_live else [])),  # Ctrl-C ends a webcam, and the rest is written
     ):
         for reading in readings:
             bar.update()
@@ -192,8 +308,11 @@ def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
             shown = tracker.followed(reading)
             output.add(shown)
             times.add(shown)
-            if given.annotate:
-                _copy(copies, shown, given.every)
+            source, seconds, rate = shown.picture.source, shown.picture.seconds, shown.picture.rate or drawing.RATE
+            if given.annotate and seconds is None:
+                copies.add_picture(source, shown.drawn())
+            elif given.annotate and seconds is not None:
+                copies.add_frame(source, shown.drawn(), seconds, rate / given.every)
     tracks = times.tracks()
     output.end(tracks, passed_over, left_alone, time.perf_counter() - began)
     if tracks and given.tracks:
@@ -206,14 +325,6 @@ def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     if not tracks and (given.tracks or given.timeline):
         _say("no face in a video: neither tracks nor a timeline are written")
     return passed_over
-
-
-def _copy(copies: drawing.Copies, reading: Reading, every: int) -> None:
-    picture = reading.picture
-    if picture.seconds is None:
-        copies.add_picture(picture.source, reading.drawn())
-    else:
-        copies.add_frame(picture.source, reading.drawn(), picture.seconds, (picture.rate or drawing.RATE) / every)
 
 
 def _complain(failed: PassedOver) -> None:

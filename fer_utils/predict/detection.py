@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from fer_utils import images
 from fer_utils.predict import yunet_file
@@ -66,24 +65,15 @@ class Box:
         return turn if abs(turn) >= TREMBLE else 0.0
 
 
-class Detector(Protocol):
+class Detector:
     """Finds upright faces, frontal or moderately turned.
 
+    smallest: pixels of the smallest face to find; a larger value is faster, since the picture is shrunk first.
+    threshold: smallest confidence of a face, 0 to 1; a lower value finds more faces and more false ones.
     framing: side of a square cropped as FER2013's pictures are, over the mean side of the detector's box.
     """
 
     framing: float
-
-    def find(self, picture: np.ndarray) -> list[Box]:
-        """The faces in an RGB picture, uint8 (height, width, 3), from left to right."""
-
-
-class _Scaling:
-    """What the detectors have in common: the picture is scaled so that the smallest face has SMALLEST pixels.
-
-    smallest: pixels of the smallest face to find; a larger value is faster. threshold: smallest confidence of a face, 0 to 1; a
-    lower value finds more faces and more false ones.
-    """
 
     def __init__(self, smallest: int, threshold: float):
         if smallest < SMALLEST:
@@ -92,8 +82,12 @@ class _Scaling:
             raise ValueError(f"threshold is {threshold}; it is a confidence between 0 and 1")
         self._scale, self._threshold = SMALLEST / smallest, threshold
 
+    def find(self, picture: np.ndarray) -> list[Box]:
+        """The faces in an RGB picture, uint8 (height, width, 3), from left to right."""
+        raise NotImplementedError
 
-class Mtcnn(_Scaling):
+
+class Mtcnn(Detector):
     """The detector of the package `mtcnn`. It is not given `min_face_size`: with a larger one mtcnn 1.0.0 builds levels too
     small for its network, and then fails or finds no face."""
 
@@ -121,10 +115,9 @@ class Mtcnn(_Scaling):
         self._network = MTCNN()
 
     def find(self, picture: np.ndarray) -> list[Box]:
-        """See Detector."""
-        picture_scaled = scaled(picture, self._scale)
-        bottom, right = (max(0, MIN_SIDE - length) for length in picture_scaled.shape[:2])
-        padded = cv2.copyMakeBorder(picture_scaled, 0, bottom, 0, right, cv2.BORDER_CONSTANT)
+        small = scaled(picture, self._scale)
+        bottom, right = (max(0, MIN_SIDE - length) for length in small.shape[:2])
+        padded = cv2.copyMakeBorder(small, 0, bottom, 0, right, cv2.BORDER_CONSTANT)
         boxes = (
             _box(face["box"], [face["keypoints"][name] for name in LANDMARKS], face["confidence"], self._scale)
             for face in self._network.detect_faces(padded, threshold_onet=self._threshold)
@@ -132,7 +125,7 @@ class Mtcnn(_Scaling):
         return _in_order(boxes, picture)
 
 
-class YuNet(_Scaling):
+class YuNet(Detector):
     """OpenCV's FaceDetectorYN, not for several threads at once. file: see yunet_file.locate. Raises YuNetMissing."""
 
     THRESHOLD = 0.8  # measured by tests/benchmarks/detection.py
@@ -150,16 +143,16 @@ class YuNet(_Scaling):
             cv2.utils.logging.setLogLevel(level)
 
     def find(self, picture: np.ndarray) -> list[Box]:
-        """See Detector. Larger pictures are searched several times, each a quarter of the size before, for larger faces."""
+        # Larger pictures are searched several times, each a quarter of the size before, for larger faces.
         bgr = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR)
         scale, faces, is_last = self._scale, [], False
         while not is_last:
             level = scaled(bgr, scale)
             is_last = max(level.shape[:2]) <= 2 * LARGEST
             self._network.setInputSize(level.shape[1::-1])
-            found = self._network.detect(level)[
-                1
-            ]  # rows of x, y, width, height, ten coordinates of landmarks, confidence
+            _, found = self._network.detect(
+                level
+            )  # rows: x, y, width, height, ten coordinates of landmarks, confidence
             for face in () if found is None else found:
                 if is_last or max(face[2:4]) <= LARGEST:
                     faces.append((face[:14] / scale, float(face[14])))

@@ -31,20 +31,14 @@ def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str], note
         foot = max(box.y - below, height + below)
         cv2.rectangle(copy, (box.x, foot - height - below), (box.x + width, foot + below), COLOUR, cv2.FILLED)
         cv2.putText(copy, label, (box.x, foot), FONT, size, (0, 0, 0), thickness, cv2.LINE_AA)
-    if note:
-        _write_at_foot(copy, note)
+    if note:  # as large as the width allows
+        height, width = copy.shape[:2]
+        (wide, high), below = cv2.getTextSize(note, FONT, 1, 1)
+        size = 0.96 * width / wide
+        strip, base = round(1.6 * size * (high + below)), round(0.3 * size * (high + below)) + round(size * below)
+        cv2.rectangle(copy, (0, max(0, height - strip)), (width, height), (0, 0, 0), cv2.FILLED)
+        cv2.putText(copy, note, (round(0.02 * width), height - base), FONT, size, (255, 255, 255), 1, cv2.LINE_AA)
     return copy
-
-
-def _write_at_foot(picture: np.ndarray, note: str) -> None:
-    """Write the note across the foot of the picture, in place, as large as its width allows."""
-    height, width = picture.shape[:2]
-    (wide, high), below = cv2.getTextSize(note, FONT, 1, 1)
-    size = 0.96 * width / wide
-    foot = max(0, height - round(1.6 * size * (high + below)))
-    cv2.rectangle(picture, (0, foot), (width, height), (0, 0, 0), cv2.FILLED)
-    begin = round(0.02 * width), height - round(0.3 * size * (high + below)) - round(size * below)
-    cv2.putText(picture, note, begin, FONT, size, (255, 255, 255), 1, cv2.LINE_AA)
 
 
 class Copies(contextlib.ExitStack):

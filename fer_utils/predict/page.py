@@ -39,7 +39,18 @@ SHOWN_SIDE = 900  # pixels of the picture in the answer
 HEAT_SIZE = 144, 144  # pixels of Grad-CAM over a face
 KEPT = 600  # seconds
 SMOOTHED = 0.5  # seconds, of the camera
-STREAM_EVERY = 0.06  # seconds between two pictures of the camera
+ONCE: dict[str, Any] = {"concurrency_limit": 1, "api_visibility": "private"}
+STREAM: dict[str, Any] = {"stream_every": 0.06, "show_progress": "hidden", "time_limit": None}  # seconds
+
+# Of Gradio's server. Up to its limit of a file's size `decode` says what is wrong; with a run history the browser would keep
+# what was asked.
+LAUNCH: dict[str, Any] = {
+    "max_file_size": 5 * images.MAX_FILE_BYTES,
+    "run_history": False,
+    "share": False,
+    "quiet": True,
+}
+LAUNCH |= {"prevent_thread_lock": True, "ssr_mode": False, "footer_links": []}
 
 LIMITS = """- An expression is not an emotion: what a face shows does not tell reliably what a person feels.
 - Do not decide about people with it: not in hiring, at work, in education, in policing, at borders, in insurance or credit, in
@@ -64,7 +75,8 @@ CSS = """
 
 ANSWER = Environment(autoescape=True).from_string("""<div class="answer">
 {% if message %}<p class="message" role="alert">{{ message }}</p>{% else %}
-<img class="shown" alt="the picture, its faces framed" data-boxes="{{ boxes }}" src="{{ picture }}">
+<img class="shown" alt="the picture, its faces framed" src="{{ picture }}"
+  data-boxes="{% for face, crop, heat in faces %}{{ face.box.x }},{{ face.box.y }},{{ face.box.width }},{{ face.box.height }} {% endfor %}">
 {% if note %}<p class="note">{{ note }}</p>{% endif %}
 {% if foot %}<p>{{ foot }}</p>{% endif %}
 <div class="faces">{% for face, crop, heat in faces %}<div class="face"><div>
@@ -136,20 +148,20 @@ class Session:
 
         crops = np.array([face.crop for face in faces])
         classes = np.array([CLASSES.index(face.expression) for face in faces])
-        maps = grad_cam.heat_maps(self._keras, crops[..., None], classes)
-        return [_inline(_overlaid(crop, heat)) for crop, heat in zip(crops, maps, strict=True)]
+        shown = []
+        for crop, heat in zip(crops, grad_cam.heat_maps(self._keras, crops[..., None], classes), strict=True):
+            grey = cv2.resize(crop, HEAT_SIZE, interpolation=cv2.INTER_CUBIC)
+            levels = np.rint(255 * cv2.resize(heat.astype(np.float32), HEAT_SIZE).clip(0, 1)).astype(np.uint8)
+            colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+            shown.append(_inline(np.dstack([grey] * 3) // 2 + colours // 2))
+        return shown
 
 
 def _html(reading: Reading, heat: Sequence[str] = (), foot: str = "") -> str:
-    picture = _shrunk(replace(reading, note="").drawn(), SHOWN_SIDE)  # the note stands below
+    picture = _inline(_shrunk(replace(reading, note="").drawn(), SHOWN_SIDE))  # the note stands below
     crops = [_inline(face.crop) for face in reading.faces if face.crop is not None]
-    return ANSWER.render(
-        boxes=" ".join(f"{face.box.x},{face.box.y},{face.box.width},{face.box.height}" for face in reading.faces),
-        picture=_inline(picture),
-        faces=list(itertools.zip_longest(reading.faces, crops, heat)),
-        note=reading.note,
-        foot=foot,
-    )
+    faces = list(itertools.zip_longest(reading.faces, crops, heat))
+    return ANSWER.render(picture=picture, faces=faces, note=reading.note, foot=foot)
 
 
 def decode(path: Path) -> np.ndarray:
@@ -182,13 +194,6 @@ def _inline(rgb: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
-def _overlaid(crop: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    grey = cv2.resize(crop, HEAT_SIZE, interpolation=cv2.INTER_CUBIC)
-    levels = np.rint(255 * cv2.resize(heat.astype(np.float32), HEAT_SIZE).clip(0, 1)).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
-    return np.dstack([grey] * 3) // 2 + colours // 2
-
-
 def about(model_file: Path, note: str) -> str:
     """Which model answers and how it scored, in Markdown, by the metrics.json beside it."""
     run = model_file.parent.parent if model_file.parent.name == model_files.EXPORT else model_file.parent
@@ -218,7 +223,6 @@ def app(model_file: Path, detector: Detector | None):
         raise PageError(f"the page needs Gradio ({error}): {way}") from error
     _give_each_upload_a_folder()
     session = Session(model_file, detector)
-    once: dict[str, Any] = {"concurrency_limit": 1, "api_visibility": "private"}
     with gradio.Blocks(title="Facial expressions", analytics_enabled=False, delete_cache=(60, 60)) as blocks:
         gradio.Markdown("# Facial expressions")
         gradio.Markdown(about(model_file, session.note), elem_classes="about")
@@ -235,21 +239,16 @@ def app(model_file: Path, detector: Detector | None):
             with gradio.Column(scale=3, min_width=280):
                 answer = gradio.HTML(elem_id="answer")
             shown = gradio.State(time_to_live=KEPT)
-            given = upload.upload(session.answer_file, [upload, with_grad_cam], [answer, shown], **once)
+            given = upload.upload(session.answer_file, [upload, with_grad_cam], [answer, shown], **ONCE)
             given.then(lambda: None, outputs=upload, api_visibility="private")  # ready for the next picture
-            with_grad_cam.input(session.answer, [shown, with_grad_cam], answer, **once)
+            with_grad_cam.input(session.answer, [shown, with_grad_cam], answer, **ONCE)
         with gradio.Tab("Camera"), gradio.Row():
             with gradio.Column(scale=1, min_width=280):
                 camera = gradio.Image(sources=["webcam"], streaming=True, label="Camera", elem_id="camera", height=260)
             with gradio.Column(scale=3, min_width=280):
                 live_answer = gradio.HTML(elem_id="live")
             live = gradio.State()
-            stream: dict[str, Any] = {
-                "stream_every": STREAM_EVERY,
-                "show_progress": "hidden",
-                "time_limit": None,
-            } | once
-            camera.stream(session.answer_camera, [camera, live], [live_answer, live], **stream)
+            camera.stream(session.answer_camera, [camera, live], [live_answer, live], **ONCE, **STREAM)
         with gradio.Accordion("Limits", open=True, elem_id="limits"):
             gradio.Markdown(LIMITS)
     return blocks
@@ -271,20 +270,8 @@ def serve(model_file: Path, detector: Detector | None, host: str = "127.0.0.1", 
         blocks = app(model_file, detector)
         from gradio.themes import Base
 
-        blocks.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=5 * images.MAX_FILE_BYTES,  # up to there `decode` says what is wrong, beyond it Gradio
-            ssr_mode=False,
-            run_history=False,  # else the browser keeps what was asked
-            footer_links=[],
-            css=CSS,
-            # Fonts that are fetched from nowhere.
-            theme=Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        )
+        fonts = Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # those of the machine: none is fetched
+        blocks.launch(server_name=host, server_port=port, theme=fonts, css=CSS, **LAUNCH)
         print(f"page: http://{host}:{port}, until Ctrl-C", file=sys.stderr)
         try:
             blocks.block_thread()

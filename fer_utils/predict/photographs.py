@@ -77,14 +77,6 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def load(path: Path) -> Picture:
-    """The picture of one image file. Raises UnreadableImage, naming the file and what is wrong with it."""
-    try:
-        return Picture(str(path), images.decode_photograph(path))
-    except UnreadableImage as error:
-        raise UnreadableImage(f"{path}: {error}") from error
-
-
 def read(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
     """A file's picture, or every `every`-th frame of a video; PassedOver for what could not be read."""
     if is_video(path):

@@ -1,11 +1,11 @@
 """Predicts the expressions of faces in pictures, with a face detector and a model."""
 
-import contextlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-BATCH = 64  # faces per step of the model
-HELD_BYTES = 200_000_000  # limit for pictures that wait for a full batch
+BATCH = 64  # faces per step of the model, at most
 DRAWN = "This model was trained on drawn faces: what it says about a photograph means nothing."
 UNKNOWN = "What this model was trained on is not known: neither its file nor a metrics.json beside it says so."
 SUM_ERROR = 0.01  # of seven probabilities in float16
@@ -80,14 +79,6 @@ class Reading:
         return figure
 
 
-class _Located(NamedTuple):
-    """A picture, the parts of its faces' boxes that lie in it, and the faces' crops."""
-
-    picture: Picture | PassedOver
-    boxes: Sequence[Box] = ()
-    crops: Sequence[np.ndarray] = ()
-
-
 class Reader:
     """Predicts expressions with a model and a detector; without a detector each picture is the crop of one face."""
 
@@ -97,54 +88,34 @@ class Reader:
         self.note = note(model_file)
         self.probabilities(np.zeros((1, images.SIZE, images.SIZE), np.uint8))  # refuses a broken model at once
 
-    def read(
-        self, pictures: Iterable[Picture | PassedOver], batch: int = BATCH
-    ) -> Generator[Reading | PassedOver, None, None]:
-        """Yield each picture's faces, in order; PassedOver is passed on. Decoding, detection and the model each have a thread.
-
-        batch: number of pictures, or of faces, that share a step of the model; with 1 each picture is answered at once.
-        """
-        with (
-            contextlib.closing(ahead(pictures)) as decoded,
-            contextlib.closing(ahead(map(self._located, decoded))) as located,
-        ):
-            held: list[_Located] = []
-            for one in located:
-                held.append(one)
-                n_faces = sum(len(other.crops) for other in held)
-                n_bytes = sum(other.picture.rgb.nbytes for other in held if isinstance(other.picture, Picture))
-                if max(len(held), n_faces) >= batch or n_bytes >= HELD_BYTES:
-                    yield from self._readings(held)
-                    held = []
-            yield from self._readings(held)
+    def read(self, pictures: Iterable[Picture | PassedOver]) -> Generator[Reading | PassedOver, None, None]:
+        """Yield each picture's faces, in order; PassedOver is passed on. Decoding, detection and the model each have a thread."""
+        with closing(ahead(pictures)) as decoded:
+            located = (one if isinstance(one, PassedOver) else self._located(one) for one in decoded)
+            with closing(ahead(located)) as found:
+                for one in found:
+                    yield one if isinstance(one, PassedOver) else self._answered(one)
 
     def read_one(self, picture: Picture) -> Reading:
         """One picture's faces."""
-        (reading,) = self._readings([self._located(picture)])
-        assert isinstance(reading, Reading)
-        return reading
+        return self._answered(self._located(picture))
 
-    def _located(self, picture: Picture | PassedOver) -> _Located:
-        if isinstance(picture, PassedOver):
-            return _Located(picture)
+    def _located(self, picture: Picture) -> Reading:
+        """The faces, still without probabilities; of each box the part that lies in the picture."""
+        rgb = picture.rgb
         if self._detector is None:
-            height, width = picture.rgb.shape[:2]
-            return _Located(picture, [Box(0, 0, width, height, 1.0)], [images.as_face(picture.rgb)])
-        boxes = self._detector.find(picture.rgb)
-        crops = [detection.crop(picture.rgb, box, self._detector.framing) for box in boxes]
-        return _Located(picture, [box.within(picture.rgb) for box in boxes], crops)
+            faces = [Face(Box(0, 0, rgb.shape[1], rgb.shape[0], 1.0), (), images.as_face(rgb))]
+        else:
+            framing, boxes = self._detector.framing, self._detector.find(rgb)
+            faces = [Face(box.within(rgb), (), detection.crop(rgb, box, framing)) for box in boxes]
+        return Reading(picture, tuple(faces), self.note)
 
-    def _readings(self, located: Sequence[_Located]) -> Iterator[Reading | PassedOver]:
-        crops = [crop for one in located for crop in one.crops]
-        rows = iter(self.probabilities(np.array(crops)) if crops else ())
-        for picture, boxes, of_picture in located:
-            if isinstance(picture, PassedOver):
-                yield picture
-                continue
-            faces = [
-                Face(box, tuple(map(float, next(rows))), crop) for box, crop in zip(boxes, of_picture, strict=True)
-            ]
-            yield Reading(picture, tuple(faces), self.note)
+    def _answered(self, located: Reading) -> Reading:
+        if not located.faces:
+            return located
+        rows = self.probabilities(np.array([face.crop for face in located.faces])).tolist()
+        faces = (replace(face, probabilities=tuple(row)) for face, row in zip(located.faces, rows, strict=True))
+        return replace(located, faces=tuple(faces))
 
     def probabilities(self, crops: np.ndarray) -> np.ndarray:
         """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7).
@@ -178,7 +149,10 @@ def ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
 
 def load_if_given(path: str) -> Picture | None:
     """The photograph at the path in a notebook's parameter; None for an empty path. Raises UnreadableImage."""
-    return photographs.load(places.place(path)) if path else None
+    picture = next(photographs.read(places.place(path))) if path else None
+    if isinstance(picture, PassedOver):
+        raise images.UnreadableImage(f"{picture.source}: {picture.reason}")
+    return picture
 
 
 def read_photograph(model_file: Path, photograph: Picture) -> dict[str, Reading]:

@@ -12,7 +12,6 @@ from fer_utils import images
 from fer_utils.classes import CLASSES
 from fer_utils.predict import command_line, detection, drawing, photographs, reader
 from fer_utils.predict.detection import Box
-from fer_utils.predict.outputs import Table
 from fer_utils.predict.photographs import PassedOver, Picture
 from fer_utils.training import model_files
 
@@ -130,7 +129,7 @@ def test_the_table_gives_the_whole_path_of_a_file_after_aligned_columns(capsys):
     folder = "a_folder_with_a_rather_long_name/and_another_one_in_it_with_a_name_that_is_long_too"
     names = [f"{folder}/IMG_20240101_120000.png", f"{folder}/party.avi"]
     face = reader.Face(Box(1234, 2345, 1011, 1213, 0.97), (0.0, 0.0, 0.05, 0.95, 0.0, 0.0, 0.0))
-    table = Table(is_timed=True)
+    table = command_line.Table(is_timed=True)
     table.add(reader.Reading(Picture(names[0], np.empty(0)), (face,)))
     table.add(reader.Reading(Picture(names[1], np.empty(0), 10, 1.0, 10.0), ()))
     lines = capsys.readouterr().out.splitlines()
@@ -142,12 +141,12 @@ def test_the_table_gives_the_whole_path_of_a_file_after_aligned_columns(capsys):
     assert "1.00  " in lines[2] and "no face found" in lines[2]
 
 
-def test_more_pictures_than_a_batch_keep_their_order(outputs):
+def test_many_pictures_keep_their_order(outputs):
     bright = reader.Reader(outputs / "bright" / "model.keras", None)
     values = np.random.default_rng(1).integers(0, 2, 30) * 200 + 20
     pictures = [Picture(str(n), np.full((48, 48, 3), value, np.uint8)) for n, value in enumerate(values)]
     pictures.insert(5, PassedOver("x", "broken"))
-    readings = list(bright.read(pictures, batch=4))
+    readings = list(bright.read(pictures))
     assert readings.pop(5) == PassedOver("x", "broken")
     assert [one.picture.source for one in readings] == [str(n) for n in range(30)]
     assert [one.faces[0].expression for one in readings] == ["happy" if value > 127 else "angry" for value in values]
@@ -476,7 +475,7 @@ def test_a_model_trained_on_drawn_faces_says_so_in_every_output(drawn_run, tmp_p
         assert form != ["--json"] or json.loads(out)["note"] == reader.DRAWN
     foot = images.decode_photograph(copies / "a_faces.png")[-5:]
     assert (foot < 100).mean() > 0.5  # a dark strip on a bright picture
-    readings = reader.read_photograph(drawn_run / "drawn" / "model.keras", photographs.load(picture))
+    readings = reader.read_photograph(drawn_run / "drawn" / "model.keras", reader.load_if_given(str(picture)))
     titles = [reading.figure().axes[0].get_title() for reading in readings.values()]
     assert dict(zip(readings, titles, strict=True)) == {"this run's model": reader.DRAWN, "the shipped model": ""}
 
