@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,8 @@ class Table:
         tqdm.write(printable(line), file=sys.stdout)
 
     def add(self, reading: Reading) -> None:
-        of_picture = {"picture": reading.picture.source}
-        if reading.picture.seconds is not None:
-            of_picture["seconds"] = f"{reading.picture.seconds:.2f}"
+        source, seconds = reading.picture.source, reading.picture.seconds
+        of_picture = {"picture": source, "seconds": "" if seconds is None else f"{seconds:.2f}"}
         self._n_pictures += 1
         self._n_faces += len(reading.faces)
         if not reading.faces:
@@ -277,9 +277,7 @@ def _say(text: str) -> None:
 
 def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     """Read all pictures, write rows and copies one by one, and at the end what sums them up; return what could not be read."""
-    sources, passed_over, left_alone = photographs.find(given.paths)
-    for failed in passed_over:
-        _complain(failed)
+    sources, unreadable, left_alone = photographs.find(given.paths)
     for folder, files_of in left_alone.items():
         _say(f"left alone: {folder}: {kinds(files_of)}")
     for path in filter(None, (given.timeline, given.tracks)):
@@ -289,10 +287,11 @@ def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     if is_live:
         pictures, total = photographs.watch(given.webcam, given.every), None
     else:
-        pictures = (picture for path in sources for picture in photographs.read(path, given.every))
-        total = sum(photographs.count(path, given.every) for path in sources)
+        pictures = chain(unreadable, *(photographs.read(path, given.every) for path in sources))
+        total = len(unreadable) + sum(photographs.count(path, given.every) for path in sources)
     output = (given.format or Table)(is_live or any(map(photographs.is_video, sources)), reader.note)
     tracker, times, began = Tracker(given.smooth), Timeline(), time.perf_counter()
+    passed_over: list[PassedOver] = []
     with (
         tqdm(desc="pictures", total=total, unit="picture", leave=False, file=sys.stderr, disable=None) as bar,
         drawing.Copies(given.annotate or Path()) as copies,
@@ -303,16 +302,13 @@ def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
             bar.update()
             if isinstance(reading, PassedOver):
                 passed_over.append(reading)
-                _complain(reading)
+                _say(f"passed over: {reading.source}: {reading.reason}")
                 continue
             shown = tracker.followed(reading)
             output.add(shown)
             times.add(shown)
-            source, seconds, rate = shown.picture.source, shown.picture.seconds, shown.picture.rate or drawing.RATE
-            if given.annotate and seconds is None:
-                copies.add_picture(source, shown.drawn())
-            elif given.annotate and seconds is not None:
-                copies.add_frame(source, shown.drawn(), seconds, rate / given.every)
+            if given.annotate:
+                copies.add(shown.picture, shown.drawn(), given.every)
     tracks = times.tracks()
     output.end(tracks, passed_over, left_alone, time.perf_counter() - began)
     if tracks and given.tracks:
@@ -325,7 +321,3 @@ def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     if not tracks and (given.tracks or given.timeline):
         _say("no face in a video: neither tracks nor a timeline are written")
     return passed_over
-
-
-def _complain(failed: PassedOver) -> None:
-    _say(f"passed over: {failed.source}: {failed.reason}")

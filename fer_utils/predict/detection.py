@@ -167,10 +167,7 @@ def detector(
     name: str, smallest: int = SMALLEST, threshold: float | None = None, say: Callable[[str], None] = print
 ) -> Detector:
     """The detector called `mtcnn` or `yunet`, YuNet from the file at a path, or for `auto` YuNet if its file is there or can
-    be fetched, else MTCNN, and `say` gets the reason. threshold: None takes the detector's own.
-
-    Raises DetectorMissing.
-    """
+    be fetched, else MTCNN, and `say` gets the reason. threshold: None takes the detector's own. Raises DetectorMissing."""
     if name != "mtcnn":
         try:
             file = None if name in NAMES else Path(name)
@@ -219,10 +216,7 @@ def _completed(begin: int, length: int, whole: int, end: int) -> tuple[int, int]
 
 def crop(picture: np.ndarray, box: Box, framing: float) -> np.ndarray:
     """The face cropped as in FER2013: uint8 grey (48, 48), a square of `framing` times the box's mean side, turned about the
-    box's centre so that the face is upright, if its landmarks are known.
-
-    Outside the picture the edge pixels are repeated.
-    """
+    box's centre so that the face is upright, if its landmarks are known. Outside the picture the edge pixels are repeated."""
     side = max(1, round(framing * (box.width * box.height) ** 0.5))
     turn = box.turn()
     margin = math.ceil(side * (2**0.5 - 1) / 2) if turn else 0  # a square turned by 45° reaches so much further
@@ -240,10 +234,10 @@ def crop(picture: np.ndarray, box: Box, framing: float) -> np.ndarray:
 def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:
     """A function that returns the crops of the faces in an RGB picture, or None for `whole`. faces: `whole` or `detect`.
 
-    It is MTCNN's, which needs no file: what a run trains on must not depend on what a machine has fetched. Raises
-    DetectorMissing.
+    Raises DetectorMissing.
     """
     if faces == "whole":
         return None
+    # It needs no file: what a run trains on must not depend on what a machine has fetched.
     mtcnn = Mtcnn()
     return lambda picture: [crop(picture, box, mtcnn.framing) for box in mtcnn.find(picture)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fer_utils import files
 from fer_utils.predict.detection import Box
+from fer_utils.predict.photographs import Picture
 
 import cv2
 import numpy as np
@@ -52,12 +53,16 @@ class Copies(contextlib.ExitStack):
     def __init__(self, folder: Path):
         super().__init__()  # it holds the video that is being written
         self._folder = folder
-        self._source = ""
-        self._writer: cv2.VideoWriter
-        self._last: (
-            np.ndarray
-        )  # frame of the video, its time, and the frames of the copy that are due by then and written
-        self._seconds, self._due, self._written = 0.0, 0.0, 0
+        self._source, self._writer = "", cv2.VideoWriter()
+        # Frame of the video, its time, and how many frames of the copy are due by then and written.
+        self._last, self._seconds, self._due, self._written = np.empty(0), 0.0, 0.0, 0
+
+    def add(self, picture: Picture, rgb: np.ndarray, every: int) -> None:
+        """Write the annotated copy `rgb` of a picture, or of a frame of a video of which each `every`-th is read."""
+        if picture.seconds is None:
+            self.add_picture(picture.source, rgb)
+        else:
+            self.add_frame(picture.source, rgb, picture.seconds, (picture.rate or RATE) / every)
 
     def add_picture(self, source: str, rgb: np.ndarray) -> Path:
         """Write a picture's copy; return its path."""
@@ -68,29 +73,22 @@ class Copies(contextlib.ExitStack):
 
     def add_frame(self, source: str, rgb: np.ndarray, seconds: float, rate: float) -> None:
         """Write a frame to the copy of its video, which ends with the next source or with this object."""
-        rate = min(rate, MAX_RATE)
+        rate, bgr = min(rate, MAX_RATE), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
         if self._source != source:
             self.close()  # the video before
-            self._begin_video(source, rgb.shape, rate)
+            path, size = self._path(source, ".mp4"), (rgb.shape[1], rgb.shape[0])
+            temporary = self.enter_context(files.replacing(path))
+            self._writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+            if not self._writer.isOpened():
+                raise files.OutputError(f"{path}: this OpenCV cannot write MP4 videos; leave out --annotate")
+            self.callback(self._writer.release)
             self._source, self._seconds, self._due, self._written = source, seconds, 0.0, 0
         self._due += min(seconds - self._seconds, LONGEST) * rate
-        while self._written < round(self._due):
-            self._write(self._last)
-        self._seconds, self._last = seconds, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-        if self._written == round(self._due):  # else a frame was written for this time already
-            self._write(self._last)
-
-    def _write(self, bgr: np.ndarray) -> None:
-        self._writer.write(bgr)
-        self._written += 1
-
-    def _begin_video(self, source: str, shape: tuple[int, ...], rate: float) -> None:
-        path = self._path(source, ".mp4")
-        temporary = self.enter_context(files.replacing(path))
-        self._writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), rate, (shape[1], shape[0]))
-        if not self._writer.isOpened():
-            raise files.OutputError(f"{path}: this OpenCV cannot write MP4 videos; leave out --annotate")
-        self.callback(self._writer.release)
+        # The frame before until this one's time, then this one, unless a frame was written for this time already.
+        due, written = round(self._due), self._written
+        for frame in [self._last] * (due - written) + [bgr] * (due >= written):
+            self._writer.write(frame)
+        self._last, self._seconds, self._written = bgr, seconds, max(written, due + 1)
 
     def _path(self, source: str, suffix: str) -> Path:
         """The first name that is free in this folder."""

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -109,10 +108,8 @@ class Session:
     def _keras(self):
         return _innermost(model_files.load_keras(self._keras_file))
 
-    def answer_file(self, path: str | None, with_grad_cam: bool = False) -> tuple[str, np.ndarray | None]:
+    def answer_file(self, path: str, with_grad_cam: bool = False) -> tuple[str, np.ndarray | None]:
         """The answer to an uploaded file, as HTML, or what is wrong with it; and the picture. The file is deleted."""
-        if path is None:
-            return "", None
         try:
             rgb = decode(Path(path))
         except UnreadableImage as error:
@@ -196,21 +193,20 @@ def _inline(rgb: np.ndarray) -> str:
 
 def about(model_file: Path, note: str) -> str:
     """Which model answers and how it scored, in Markdown, by the metrics.json beside it."""
-    run = model_file.parent.parent if model_file.parent.name == model_files.EXPORT else model_file.parent
-    scores = f"**Scores:** not known, since there is no `metrics.json` beside `{model_file.name}`."
-    metrics_file = model_file.parent / "metrics.json"
-    if metrics_file.is_file():
-        with files.reading_json(metrics_file) as metrics:
-            test, against = metrics["test"], ""
-            if model_file.name == "model_votes.keras":
-                test, against = metrics["label_sets"]["test"]["votes_output"], " against FER+'s majority"
-            low, high = test["accuracy_interval"]
-            scores = (
-                f"**Scores on {test['n']:,} TEST images{against}:** accuracy {test['accuracy']:.3f} ({low:.3f}–{high:.3f}, 95 %), "
-                f"macro F1 {test['macro_f1']:.3f}; a guess is right one time in seven. {report.honesty_line(metrics)}"
-            )
-    lines = [f"**{note}**" if note else "", f"**Model:** {run.name}, `{model_file.name}`", scores]
-    return "\n\n".join(filter(None, lines))
+    folder, name = model_file.parent, model_file.name
+    run = folder.parent if folder.name == model_files.EXPORT else folder
+    lines = [f"**{note}**" if note else "", f"**Model:** {run.name}, `{name}`"]
+    if not (folder / "metrics.json").is_file():
+        lines.append(f"**Scores:** not known, since there is no `metrics.json` beside `{name}`.")
+        return "\n\n".join(filter(None, lines))
+    with files.reading_json(folder / "metrics.json") as metrics:
+        test, against = metrics["test"], ""
+        if name == "model_votes.keras":
+            test, against = metrics["label_sets"]["test"]["votes_output"], " against FER+'s majority"
+        low, high = test["accuracy_interval"]
+        accuracy = f"accuracy {test['accuracy']:.3f} ({low:.3f}–{high:.3f}, 95 %), macro F1 {test['macro_f1']:.3f}"
+        scores = f"**Scores on {test['n']:,} TEST images{against}:** {accuracy}; a guess is right one time in seven."
+        return "\n\n".join(filter(None, [*lines, f"{scores} {report.honesty_line(metrics)}"]))
 
 
 def app(model_file: Path, detector: Detector | None):
@@ -221,7 +217,6 @@ def app(model_file: Path, detector: Detector | None):
     except ImportError as error:
         way = "`pip install 'gradio>=6.31,<7'`, or `uv sync --extra page`"
         raise PageError(f"the page needs Gradio ({error}): {way}") from error
-    _give_each_upload_a_folder()
     session = Session(model_file, detector)
     with gradio.Blocks(title="Facial expressions", analytics_enabled=False, delete_cache=(60, 60)) as blocks:
         gradio.Markdown("# Facial expressions")
@@ -277,15 +272,3 @@ def serve(model_file: Path, detector: Detector | None, host: str = "127.0.0.1", 
             blocks.block_thread()
         finally:
             blocks.close(verbose=False)  # else an upload under way would be written after the folder is removed
-
-
-def _give_each_upload_a_folder() -> None:
-    """Gradio names an upload's folder by its content: the first answer would delete the file of two users' equal pictures."""
-    from gradio import route_utils
-
-    class Upload(route_utils.GradioUploadFile):
-        def __init__(self, *given, **named):
-            super().__init__(*given, **named)
-            self.sha.update(uuid.uuid4().bytes)
-
-    route_utils.GradioUploadFile = Upload  # type: ignore[misc] # Gradio offers no setting for it

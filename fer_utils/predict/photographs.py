@@ -40,12 +40,9 @@ class PassedOver:
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Path], list[PassedOver], dict[str, Counter[str]]]:
-    """The files at `paths`, folders searched recursively, each file once; what is passed over; and for each folder how many
-    files of which kind are left alone, since they are hidden or by their suffix neither picture nor video.
-
-    Passed over are folders without pictures or videos, and what is no file, such as a named pipe, which would wait for a
-    writer, or a link that leads nowhere.
-    """
+    """The files at `paths`, folders searched recursively, each file once; what is passed over, such as an empty folder, a pipe
+    or a link that leads nowhere; and for each folder how many files of which kind are left alone, since they are hidden or by
+    their suffix neither picture nor video."""
     found, passed_over, left_alone = [], [], {}
     for path in paths:
         inside = [path]

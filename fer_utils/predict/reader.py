@@ -118,19 +118,14 @@ class Reader:
         return replace(located, faces=tuple(faces))
 
     def probabilities(self, crops: np.ndarray) -> np.ndarray:
-        """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7).
-
-        Raises NotOurModel where the model gives something else: NaN, or scores that are no probabilities.
-        """
+        """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7). Raises NotOurModel for other values."""
         starts = range(0, len(crops), BATCH)
         found = np.concatenate([self._predict(crops[i : i + BATCH, ..., None].astype(np.float32)) for i in starts])
         is_whole = (found >= 0).all(axis=1) & np.isclose(found.sum(axis=1), 1, atol=SUM_ERROR)
         if not is_whole.all():
             shown = ", ".join(f"{value:.3g}" for value in found[~is_whole][0])
-            raise model_files.NotOurModel(
-                f"{self._file}: gives no probabilities, for example {shown}: its weights are damaged, or its last layer is no "
-                "softmax"
-            )
+            reason = "its weights are damaged, or its last layer is no softmax"
+            raise model_files.NotOurModel(f"{self._file}: gives no probabilities, for example {shown}: {reason}")
         return found
 
 
