@@ -20,7 +20,6 @@ from typing import Any
 from fer_utils import files, places
 from fer_utils.classes import CLASSES
 from fer_utils.predict import detection, drawing, photographs
-from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import PassedOver
 from fer_utils.predict.reader import Face, Reader, Reading
 from fer_utils.predict.tracking import Timeline, Tracker, described
@@ -100,8 +99,8 @@ class Table:
 
     def end(self, tracks: list[dict], passed_over: list[PassedOver], left_alone: Mapping, seconds: float) -> None:
         lines = [described(track, track["source"]) for track in tracks]
-        counts = f"{_counted(self._n_faces, 'face')} in {_counted(self._n_pictures, 'picture')}"
-        counts += f"; passed over: {len(passed_over)}"
+        faces, pictures = _counted(self._n_faces, "face"), _counted(self._n_pictures, "picture")
+        counts = f"{faces} in {pictures}; passed over: {len(passed_over)}"
         counts += f"; left alone: {kinds(sum(left_alone.values(), Counter()))}" if left_alone else ""
         counts += f"; {self._n_pictures / seconds:.1f} pictures a second" if self._is_timed else ""
         for line in filter(None, [*lines, counts, self._note]):
@@ -109,17 +108,13 @@ class Table:
 
 
 class Csv:
-    """Comma-separated lines, one per face; frame, seconds and track only with a video or a webcam.
-
-    At the end stands a line, with a `reason`, for each file that could not be read and each folder with files that were left
-    alone. Notes are on standard error alone, tracks in the file of --tracks.
-    """
+    """Comma-separated lines, one per face, and at the end one, with a `reason`, for each file that could not be read and each
+    folder with files that were left alone. Notes are on standard error alone, tracks in the file of --tracks."""
 
     def __init__(self, is_timed: bool, note: str = ""):
         of_picture = ["source", "frame", "seconds", "track"] if is_timed else ["source"]
-        of_face = _columns(0, Face(Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)))
-        columns = [*of_picture, *of_face, "reason"]
-        self._writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
+        of_face = _columns(0, Face(detection.Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)))
+        self._writer = csv.DictWriter(sys.stdout, [*of_picture, *of_face, "reason"], "", "ignore", lineterminator="\n")
         self._writer.writeheader()
 
     def add(self, reading: Reading) -> None:
@@ -173,7 +168,7 @@ def _columns(number: int, face: Face) -> dict[str, Any]:
     return {"face": number} | _box(face.box) | {"expression": face.expression} | probabilities
 
 
-def _box(box: Box) -> dict[str, Any]:
+def _box(box: detection.Box) -> dict[str, Any]:
     return {name: value for name, value in asdict(box).items() if name != "landmarks"}
 
 
@@ -249,25 +244,23 @@ def main(given: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no messages about a missing GPU
     try:
-        return _answer(_arguments(given))
+        arguments = _arguments(given)
+        model, detector = find_model(arguments.model, arguments.outputs), None
+        if not arguments.no_detect:
+            detector = detection.detector(arguments.detector, arguments.smallest, arguments.threshold, _say)
+        if arguments.page:
+            from fer_utils.predict import page  # Gradio takes seconds to import
+
+            page.serve(model, detector, arguments.host, arguments.port)
+            return 0
+        reader = Reader(model, detector)
+        _say(f"model: {model}")
+        if reader.note:
+            _say(f"note: {reader.note}")
+        return 1 if _run(arguments, reader) else 0
     except (OSError, model_files.NotOurModel, detection.DetectorMissing, files.TornFile) as error:
         _say(f"error: {error}")
         return 2
-
-
-def _answer(given: argparse.Namespace) -> int:
-    model = find_model(given.model, given.outputs)
-    detector = None if given.no_detect else detection.detector(given.detector, given.smallest, given.threshold, _say)
-    if given.page:
-        from fer_utils.predict import page  # Gradio takes seconds to import
-
-        page.serve(model, detector, given.host, given.port)
-        return 0
-    reader = Reader(model, detector)
-    _say(f"model: {model}")
-    if reader.note:
-        _say(f"note: {reader.note}")
-    return 1 if _run(given, reader) else 0
 
 
 def _say(text: str) -> None:

@@ -11,12 +11,10 @@ from pathlib import Path
 
 from fer_utils import images
 from fer_utils.predict import yunet_file
-from fer_utils.predict.yunet_file import YuNetMissing
 
 import cv2
 import numpy as np
 
-NAMES = ("auto", "mtcnn", "yunet")
 LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")  # MTCNN's names, in YuNet's order
 SMALLEST = 20  # pixels; the size of a face for MTCNN's first network
 UPRIGHT = ((-1, -1), (1, -1), (0, 0), (-0.8, 1), (0.8, 1))  # the landmarks of an upright face, in some unit
@@ -50,9 +48,8 @@ class Box:
 
     def within(self, picture: np.ndarray) -> "Box":
         """The part of the box that lies in the picture."""
-        height, width = picture.shape[:2]
-        left, top = min(max(self.x, 0), width), min(max(self.y, 0), height)
-        right, bottom = min(max(self.x + self.width, 0), width), min(max(self.y + self.height, 0), height)
+        left, right = np.clip((self.x, self.x + self.width), 0, picture.shape[1]).tolist()
+        top, bottom = np.clip((self.y, self.y + self.height), 0, picture.shape[0]).tolist()
         return replace(self, x=left, y=top, width=right - left, height=bottom - top)
 
     def turn(self) -> float:
@@ -170,9 +167,9 @@ def detector(
     be fetched, else MTCNN, and `say` gets the reason. threshold: None takes the detector's own. Raises DetectorMissing."""
     if name != "mtcnn":
         try:
-            file = None if name in NAMES else Path(name)
+            file = None if name in ("auto", "yunet") else Path(name)
             return YuNet(smallest, YuNet.THRESHOLD if threshold is None else threshold, file)
-        except YuNetMissing as error:
+        except yunet_file.YuNetMissing as error:
             if name != "auto":
                 raise DetectorMissing(f"--detector {name}: {error}") from error
             say(f"detector: mtcnn; {error}")

@@ -46,16 +46,16 @@ class Copies(contextlib.ExitStack):
     """Writes annotated copies to a folder: PNG files of pictures, one MP4 of each video, all atomically.
 
     A video's copy has a fixed rate and plays as long as its source: it shows a frame until the next one's time. After an
-    error the unfinished one is deleted. A copy takes a free name: it replaces neither a source, nor another file, nor a copy
-    of an earlier call.
+    error the unfinished one is deleted. A copy takes a free name, and replaces no file.
     """
 
     def __init__(self, folder: Path):
         super().__init__()  # it holds the video that is being written
         self._folder = folder
         self._source, self._writer = "", cv2.VideoWriter()
-        # Frame of the video, its time, and how many frames of the copy are due by then and written.
-        self._last, self._seconds, self._due, self._written = np.empty(0), 0.0, 0.0, 0
+        # Of the video: the last frame, its time, and how many frames of the copy are due by then and written.
+        self._last: np.ndarray = np.empty(0)
+        self._seconds, self._due, self._written = 0.0, 0.0, 0
 
     def add(self, picture: Picture, rgb: np.ndarray, every: int) -> None:
         """Write the annotated copy `rgb` of a picture, or of a frame of a video of which each `every`-th is read."""

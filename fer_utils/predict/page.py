@@ -128,8 +128,7 @@ class Session:
         return _html(reading, heat)
 
     def answer_camera(self, rgb: np.ndarray | None, live: tuple | None) -> tuple[str, tuple | None]:
-        """The faces of one of the camera's pictures, as HTML, its labels smoothed; and what the next picture needs: the
-        tracker, and the times of the last 30 pictures."""
+        """The camera's picture answered as HTML; and what the next one needs: the tracker, and the times of the last 30."""
         if rgb is None:
             return "", live
         tracker, times = live or (Tracker(SMOOTHED), deque(maxlen=30))
@@ -195,18 +194,20 @@ def about(model_file: Path, note: str) -> str:
     """Which model answers and how it scored, in Markdown, by the metrics.json beside it."""
     folder, name = model_file.parent, model_file.name
     run = folder.parent if folder.name == model_files.EXPORT else folder
-    lines = [f"**{note}**" if note else "", f"**Model:** {run.name}, `{name}`"]
-    if not (folder / "metrics.json").is_file():
-        lines.append(f"**Scores:** not known, since there is no `metrics.json` beside `{name}`.")
-        return "\n\n".join(filter(None, lines))
-    with files.reading_json(folder / "metrics.json") as metrics:
-        test, against = metrics["test"], ""
-        if name == "model_votes.keras":
-            test, against = metrics["label_sets"]["test"]["votes_output"], " against FER+'s majority"
-        low, high = test["accuracy_interval"]
-        accuracy = f"accuracy {test['accuracy']:.3f} ({low:.3f}–{high:.3f}, 95 %), macro F1 {test['macro_f1']:.3f}"
-        scores = f"**Scores on {test['n']:,} TEST images{against}:** {accuracy}; a guess is right one time in seven."
-        return "\n\n".join(filter(None, [*lines, f"{scores} {report.honesty_line(metrics)}"]))
+    if (folder / "metrics.json").is_file():
+        with files.reading_json(folder / "metrics.json") as metrics:
+            test, against = metrics["test"], ""
+            if name == "model_votes.keras":
+                test, against = metrics["label_sets"]["test"]["votes_output"], " against FER+'s majority"
+            low, high = test["accuracy_interval"]
+            accuracy = f"accuracy {test['accuracy']:.3f} ({low:.3f}–{high:.3f}, 95 %), macro F1 {test['macro_f1']:.3f}"
+            scores = (
+                f"**Scores on {test['n']:,} TEST images{against}:** {accuracy}; a guess is right one time in seven."
+            )
+            scores += f" {report.honesty_line(metrics)}"
+    else:
+        scores = f"**Scores:** not known, since there is no `metrics.json` beside `{name}`."
+    return "\n\n".join([*([f"**{note}**"] if note else []), f"**Model:** {run.name}, `{name}`", scores])
 
 
 def app(model_file: Path, detector: Detector | None):

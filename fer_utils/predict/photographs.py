@@ -4,7 +4,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,26 +84,17 @@ def read(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
         yield PassedOver(str(path), str(error))
 
 
-@contextmanager
-def _captured(given: str | int) -> Iterator[cv2.VideoCapture]:
-    video = cv2.VideoCapture(given)
-    try:
-        yield video
-    finally:
-        video.release()
-
-
 def read_video(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
     """Every `every`-th frame of a video; PassedOver for broken frames, and at the end for missing ones."""
-    with _captured(str(path)) as video:
-        width, height = (int(video.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        if not video.isOpened():
-            yield PassedOver(str(path), "not a video that can be opened: not whole, or of an unknown codec")
-        elif width * height > images.MAX_MEGAPIXELS * 1_000_000:
-            size, limit = f"{width:,} × {height:,} pixels", f"at most {images.MAX_MEGAPIXELS} megapixels are read"
-            yield PassedOver(str(path), f"its pictures have {size}; {limit}")
-        else:
-            yield from _frames(video, str(path), every)
+    video = cv2.VideoCapture(str(path))
+    width, height = (int(video.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    if not video.isOpened():
+        yield PassedOver(str(path), "not a video that can be opened: not whole, or of an unknown codec")
+    elif width * height > images.MAX_MEGAPIXELS * 1_000_000:
+        size, limit = f"{width:,} × {height:,} pixels", f"at most {images.MAX_MEGAPIXELS} megapixels are read"
+        yield PassedOver(str(path), f"its pictures have {size}; {limit}")
+    else:
+        yield from _frames(video, str(path), every)
 
 
 def _frames(video: cv2.VideoCapture, source: str, every: int) -> Iterator[Picture | PassedOver]:
@@ -142,23 +132,20 @@ def _frame(
 
 def count(path: Path, every: int = 1) -> int:
     """The approximate number of pictures from `read`: 1, or the number of frames in a video's header."""
-    if not is_video(path):
-        return 1
-    with _captured(str(path)) as video:
-        return max(1, math.ceil(_promised_frames(video) / every))
+    n_frames = _promised_frames(cv2.VideoCapture(str(path))) if is_video(path) else 1
+    return max(1, math.ceil(n_frames / every))
 
 
 def watch(camera: int, every: int = 1) -> Iterator[Picture | PassedOver]:
     """The pictures of a webcam, until it or the caller stops. Those that come while the last ones are read are left out."""
-    source = f"webcam {camera}"
-    with _captured(camera) as video:
-        if not video.isOpened():
-            yield PassedOver(source, "no such camera, or another program has it")
-            return
-        video.set(cv2.CAP_PROP_BUFFERSIZE, 2)  # one is filled while one is read; the driver leaves out the others
-        started, number = time.monotonic(), 0
-        while video.grab():
-            if number % every == 0:
-                yield _frame(video, source, number, time.monotonic() - started)
-            number += 1
-        yield PassedOver(source, "the camera gives no more pictures", number)
+    source, video = f"webcam {camera}", cv2.VideoCapture(camera)
+    if not video.isOpened():
+        yield PassedOver(source, "no such camera, or another program has it")
+        return
+    video.set(cv2.CAP_PROP_BUFFERSIZE, 2)  # one is filled while one is read; the driver leaves out the others
+    started, number = time.monotonic(), 0
+    while video.grab():
+        if number % every == 0:
+            yield _frame(video, source, number, time.monotonic() - started)
+        number += 1
+    yield PassedOver(source, "the camera gives no more pictures", number)

@@ -151,20 +151,16 @@ def load_if_given(path: str) -> Picture | None:
 
 
 def read_photograph(model_file: Path, photograph: Picture) -> dict[str, Reading]:
-    """The faces of one photograph, read by the model, and by the shipped one where it is there.
-
-    On Kaggle it is not: the notebooks carry the package without it. The detector is MTCNN, which needs no file.
-    """
+    """The faces of one photograph, found by MTCNN, which needs no file, and read by the model, and by the shipped one where
+    the package has it, as it has not on Kaggle."""
     detector = detection.Mtcnn()
     named = {"this run's model": model_file, "the shipped model": places.SHIPPED}
     return {name: Reader(file, detector).read_one(photograph) for name, file in named.items() if file.is_file()}
 
 
 def note(model_file: Path) -> str:
-    """A sentence for every answer about a photograph, by what the model was trained on: DRAWN, UNKNOWN, or none.
-
-    The model's file says what it is. For a file that does not, the metrics.json beside it does.
-    """
+    """A sentence for every answer about a photograph, by what the model was trained on: DRAWN, UNKNOWN, or none. The model's
+    file says it, or else the metrics.json beside it."""
     origin, metrics_file = model_files.read_origin(model_file), model_file.parent / "metrics.json"
     if origin is not None:
         faces = origin["faces"]

@@ -54,7 +54,6 @@ class Tracker:
 
     A face goes on as the one whose expected box overlaps its own, or is near. Where several do, as when faces cross, the
     landmarks that lie nearest decide; without landmarks the corners of the boxes do.
-
     smooth: seconds, 0 to average nothing. The average is exponential: after `smooth` a picture counts 1/e (37 %) of what it
     counted at first. A face that is not seen for longer begins anew.
     """
@@ -139,8 +138,8 @@ class Timeline:
             total = lasts.sum()
             shares = np.bincount(probabilities.argmax(axis=1), lasts, len(CLASSES)) / total
             times = {"first": begins[indices[0]], "last": begins[indices[-1]], "seconds": total}
-            summary = {"source": source, "track": number}
-            summary |= {name: round(float(value), 3) for name, value in times.items()}
+            times = {name: round(float(value), 3) for name, value in times.items()}
+            summary: dict[str, Any] = {"source": source, "track": number} | times
             summary |= {"probability": _named(lasts @ probabilities / total), "share": _named(shares)}
             yield summary, begins, lasts, probabilities
 
