@@ -35,8 +35,8 @@ OF_FRAMES = {"seconds": ">8", "track": ">5"}  # only with a video or a webcam
 
 
 def find_model(given: str, outputs_dir: str = "outputs") -> Path:
-    """The model file for `given`: `shipped`, a file as it is, or the fastest file of a folder, of a run, or for `auto` of the
-    newest run with a model (see model_files.fastest)."""
+    """The model file for `given`: `shipped`, a file as it is, or the fastest file (see model_files.fastest) of a folder,
+    of a run, or for `auto` of the newest run with a model."""
     if given == "shipped":
         return places.SHIPPED
     if given != "auto" and Path(given).is_file():
@@ -56,7 +56,7 @@ def find_model(given: str, outputs_dir: str = "outputs") -> Path:
 
 
 def printable(text: str) -> str:
-    """The text with what a terminal would obey or cannot show as escapes: a file's name may hold line feeds and colours."""
+    """The text with escapes for what a terminal would obey or cannot show: a file's name may hold line feeds."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
@@ -108,8 +108,8 @@ class Table:
 
 
 class Csv:
-    """Comma-separated lines, one per face, and at the end one, with a `reason`, for each file that could not be read and each
-    folder with files that were left alone. Notes are on standard error alone, tracks in the file of --tracks."""
+    """Comma-separated lines, one per face. At the end stands one, with a `reason`, for each file that could not be read
+    and each folder with files that were left alone. Notes are on standard error alone, tracks in the file of --tracks."""
 
     def __init__(self, is_timed: bool, note: str = ""):
         of_picture = ["source", "frame", "seconds", "track"] if is_timed else ["source"]
@@ -180,8 +180,8 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m fer_utils.predict",
         description="Expressions of faces in pictures.",
-        epilog="A run stands for its fastest file that agrees with Keras. A lower --threshold finds more faces, and more boxes "
-        "that are none. --timeline and --tracks are of videos and webcams.",
+        epilog="A run stands for its fastest file that agrees with Keras. A lower --threshold finds more faces, and more "
+        "boxes that are none. --timeline and --tracks are of videos and webcams.",
     )
     add, mtcnn, yunet = parser.add_argument, detection.Mtcnn.THRESHOLD, detection.YuNet.THRESHOLD
     add("paths", nargs="*", type=Path, metavar="PATH", help="image files, videos, folders of both")
@@ -269,7 +269,7 @@ def _say(text: str) -> None:
 
 
 def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
-    """Read all pictures, write rows and copies one by one, and at the end what sums them up; return what could not be read."""
+    """Read all pictures, write rows and copies one by one, then summaries; return what could not be read."""
     sources, unreadable, left_alone = photographs.find(given.paths)
     for folder, files_of in left_alone.items():
         _say(f"left alone: {folder}: {kinds(files_of)}")

@@ -1,7 +1,7 @@
 """Finds faces in photographs with MTCNN or YuNet, and crops them as the training images are cropped.
 
-MTCNN (Zhang et al. 2016, arXiv:1604.02878) comes from the package `mtcnn`, which includes its weights. YuNet (Wu et al. 2023,
-doi:10.1007/s11633-023-1423-y) is run by OpenCV from a file (see yunet_file).
+MTCNN (Zhang et al. 2016, arXiv:1604.02878) comes from the package `mtcnn`, which includes its weights. YuNet (Wu et al.
+2023, doi:10.1007/s11633-023-1423-y) is run by OpenCV from a file (see yunet_file).
 """
 
 import math
@@ -53,7 +53,7 @@ class Box:
         return replace(self, x=left, y=top, width=right - left, height=bottom - top)
 
     def turn(self) -> float:
-        """The angle in degrees by which the face is turned clockwise in the picture; 0 below TREMBLE and without landmarks."""
+        """The angle in degrees by which the face is turned clockwise; 0 below TREMBLE and without landmarks."""
         if not self.landmarks:
             return 0.0
         # Of all landmarks: in a profile the eyes alone lie too near each other.
@@ -85,8 +85,8 @@ class Detector:
 
 
 class Mtcnn(Detector):
-    """The detector of the package `mtcnn`. It is not given `min_face_size`: with a larger one mtcnn 1.0.0 builds levels too
-    small for its network, and then fails or finds no face."""
+    """The detector of the package `mtcnn`. It is not given `min_face_size`: with a larger one mtcnn 1.0.0 builds levels
+    too small for its network, and then fails or finds no face."""
 
     THRESHOLD = 0.9  # measured by tests/benchmarks/detection.py
     # Measured on 240 faces of FER2013's train folder: the box has a mean side of 0.909 of the picture (10 %–90 %: 0.75–1.12)
@@ -99,15 +99,15 @@ class Mtcnn(Detector):
 
         if (backend := keras.config.backend()) != "tensorflow":
             raise DetectorMissing(
-                f"mtcnn computes with TensorFlow alone, and KERAS_BACKEND is {backend}: name YuNet's file with --detector, or "
-                "give crops of faces with --no-detect"
+                f"mtcnn computes with TensorFlow alone, and KERAS_BACKEND is {backend}: name YuNet's file with --detector, "
+                "or give crops of faces with --no-detect"
             )
         try:
             from mtcnn import MTCNN
         except ImportError as error:
             raise DetectorMissing(
-                f"the face detector is not installed ({error}): `pip install 'mtcnn>=1,<2'`, or give crops of faces with "
-                "--no-detect"
+                f"the face detector is not installed ({error}): `pip install 'mtcnn>=1,<2'`, or give crops of faces "
+                "with --no-detect"
             ) from error
         self._network = MTCNN()
 
@@ -163,8 +163,8 @@ class YuNet(Detector):
 def detector(
     name: str, smallest: int = SMALLEST, threshold: float | None = None, say: Callable[[str], None] = print
 ) -> Detector:
-    """The detector called `mtcnn` or `yunet`, YuNet from the file at a path, or for `auto` YuNet if its file is there or can
-    be fetched, else MTCNN, and `say` gets the reason. threshold: None takes the detector's own. Raises DetectorMissing."""
+    """The detector `mtcnn` or `yunet`, YuNet from the file at a path, or for `auto` YuNet if its file is there or can be
+    fetched, else MTCNN, and `say` gets the reason. threshold: None is the detector's own. Raises DetectorMissing."""
     if name != "mtcnn":
         try:
             file = None if name in ("auto", "yunet") else Path(name)
@@ -212,8 +212,8 @@ def _completed(begin: int, length: int, whole: int, end: int) -> tuple[int, int]
 
 
 def crop(picture: np.ndarray, box: Box, framing: float) -> np.ndarray:
-    """The face cropped as in FER2013: uint8 grey (48, 48), a square of `framing` times the box's mean side, turned about the
-    box's centre so that the face is upright, if its landmarks are known. Outside the picture the edge pixels are repeated."""
+    """The face cropped as in FER2013: uint8 grey (48, 48), a square of `framing` times the box's mean side, turned about its
+    centre so that the face is upright, if its landmarks are known. Outside the picture the edge pixels are repeated."""
     side = max(1, round(framing * (box.width * box.height) ** 0.5))
     turn = box.turn()
     margin = math.ceil(side * (2**0.5 - 1) / 2) if turn else 0  # a square turned by 45° reaches so much further

@@ -45,8 +45,8 @@ def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str], note
 class Copies(contextlib.ExitStack):
     """Writes annotated copies to a folder: PNG files of pictures, one MP4 of each video, all atomically.
 
-    A video's copy has a fixed rate and plays as long as its source: it shows a frame until the next one's time. After an
-    error the unfinished one is deleted. A copy takes a free name, and replaces no file.
+    A video's copy has a fixed rate and plays as long as its source: it shows a frame until the next one's time. After
+    an error the unfinished one is deleted. A copy takes a free name, and replaces no file.
     """
 
     def __init__(self, folder: Path):

@@ -41,8 +41,8 @@ SMOOTHED = 0.5  # seconds, of the camera
 ONCE: dict[str, Any] = {"concurrency_limit": 1, "api_visibility": "private"}
 STREAM: dict[str, Any] = {"stream_every": 0.06, "show_progress": "hidden", "time_limit": None}  # seconds
 
-# Of Gradio's server. Up to its limit of a file's size `decode` says what is wrong; with a run history the browser would keep
-# what was asked.
+# Of Gradio's server. Up to its limit of a file's size `decode` says what is wrong; with a run history the browser would
+# keep what was asked.
 LAUNCH: dict[str, Any] = {
     "max_file_size": 5 * images.MAX_FILE_BYTES,
     "run_history": False,
@@ -74,8 +74,8 @@ CSS = """
 
 ANSWER = Environment(autoescape=True).from_string("""<div class="answer">
 {% if message %}<p class="message" role="alert">{{ message }}</p>{% else %}
-<img class="shown" alt="the picture, its faces framed" src="{{ picture }}"
-  data-boxes="{% for face, crop, heat in faces %}{{ face.box.x }},{{ face.box.y }},{{ face.box.width }},{{ face.box.height }} {% endfor %}">
+<img class="shown" alt="the picture, its faces framed" src="{{ picture }}" data-boxes="
+  {% for face, crop, heat in faces %}{{ [face.box.x, face.box.y, face.box.width, face.box.height] }}{% endfor %}">
 {% if note %}<p class="note">{{ note }}</p>{% endif %}
 {% if foot %}<p>{{ foot }}</p>{% endif %}
 <div class="faces">{% for face, crop, heat in faces %}<div class="face"><div>
@@ -85,8 +85,8 @@ ANSWER = Environment(autoescape=True).from_string("""<div class="answer">
     <span class="name{{ best }}">{{ name }}</span>
     <span class="track"><span class="bar" style="display:block;width:{{ "%.1f" % (100 * p) }}%"></span></span>
     <span class="value{{ best }}">{{ "%.0f" % (100 * p) }}%</span>{% endfor %}</div></div>
-{% else %}<p class="no-face">No face found. The detector looks for upright faces from about 20 pixels on.</p>{% endfor %}
-</div>{% endif %}</div>""")
+{% else %}<p class="no-face">No face found. The detector looks for upright faces from about 20 pixels on.</p>
+{% endfor %}</div>{% endif %}</div>""")
 
 
 class PageError(OSError):
@@ -128,7 +128,7 @@ class Session:
         return _html(reading, heat)
 
     def answer_camera(self, rgb: np.ndarray | None, live: tuple | None) -> tuple[str, tuple | None]:
-        """The camera's picture answered as HTML; and what the next one needs: the tracker, and the times of the last 30."""
+        """The camera's picture answered as HTML; and what the next one needs: the tracker, the times of the last 30."""
         if rgb is None:
             return "", live
         tracker, times = live or (Tracker(SMOOTHED), deque(maxlen=30))

@@ -39,9 +39,9 @@ class PassedOver:
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Path], list[PassedOver], dict[str, Counter[str]]]:
-    """The files at `paths`, folders searched recursively, each file once; what is passed over, such as an empty folder, a pipe
-    or a link that leads nowhere; and for each folder how many files of which kind are left alone, since they are hidden or by
-    their suffix neither picture nor video."""
+    """The files at `paths`, folders searched recursively, each file once; what is passed over, such as an empty folder, a
+    pipe or a link that leads nowhere; and for each folder how many files of which kind are left alone, since they are
+    hidden or by their suffix neither picture nor video."""
     found, passed_over, left_alone = [], [], {}
     for path in paths:
         inside = [path]
@@ -137,7 +137,7 @@ def count(path: Path, every: int = 1) -> int:
 
 
 def watch(camera: int, every: int = 1) -> Iterator[Picture | PassedOver]:
-    """The pictures of a webcam, until it or the caller stops. Those that come while the last ones are read are left out."""
+    """The pictures of a webcam, until it or the caller stops, without those that come while the last ones are read."""
     source, video = f"webcam {camera}", cv2.VideoCapture(camera)
     if not video.isOpened():
         yield PassedOver(source, "no such camera, or another program has it")

@@ -89,7 +89,7 @@ class Reader:
         self.probabilities(np.zeros((1, images.SIZE, images.SIZE), np.uint8))  # refuses a broken model at once
 
     def read(self, pictures: Iterable[Picture | PassedOver]) -> Generator[Reading | PassedOver, None, None]:
-        """Yield each picture's faces, in order; PassedOver is passed on. Decoding, detection and the model each have a thread."""
+        """Yield each picture's faces, in order, and PassedOver as it is. Decoding and detection each have a thread."""
         with closing(ahead(pictures)) as decoded:
             located = (one if isinstance(one, PassedOver) else self._located(one) for one in decoded)
             with closing(ahead(located)) as found:
@@ -118,7 +118,7 @@ class Reader:
         return replace(located, faces=tuple(faces))
 
     def probabilities(self, crops: np.ndarray) -> np.ndarray:
-        """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7). Raises NotOurModel for other values."""
+        """Probabilities for grey crops, uint8 (n, height, width): float32 (n, 7). Raises NotOurModel for other values."""
         starts = range(0, len(crops), BATCH)
         found = np.concatenate([self._predict(crops[i : i + BATCH, ..., None].astype(np.float32)) for i in starts])
         is_whole = (found >= 0).all(axis=1) & np.isclose(found.sum(axis=1), 1, atol=SUM_ERROR)
@@ -151,16 +151,16 @@ def load_if_given(path: str) -> Picture | None:
 
 
 def read_photograph(model_file: Path, photograph: Picture) -> dict[str, Reading]:
-    """The faces of one photograph, found by MTCNN, which needs no file, and read by the model, and by the shipped one where
-    the package has it, as it has not on Kaggle."""
+    """The faces of one photograph, found by MTCNN, which needs no file, and read by the model, and by the shipped one
+    where the package has it, as it has not on Kaggle."""
     detector = detection.Mtcnn()
     named = {"this run's model": model_file, "the shipped model": places.SHIPPED}
     return {name: Reader(file, detector).read_one(photograph) for name, file in named.items() if file.is_file()}
 
 
 def note(model_file: Path) -> str:
-    """A sentence for every answer about a photograph, by what the model was trained on: DRAWN, UNKNOWN, or none. The model's
-    file says it, or else the metrics.json beside it."""
+    """A sentence for every answer about a photograph, by what the model was trained on: DRAWN, UNKNOWN, or none. The
+    model's file says it, or else the metrics.json beside it."""
     origin, metrics_file = model_files.read_origin(model_file), model_file.parent / "metrics.json"
     if origin is not None:
         faces = origin["faces"]

@@ -1,4 +1,4 @@
-"""Follows faces through a video or webcam: numbers them, averages their probabilities, sums each up over time, and draws it."""
+"""Follows faces through a video or webcam: numbers and smooths them, sums each up over time, and draws it."""
 
 import math
 from array import array
@@ -16,7 +16,7 @@ from fer_utils.predict.reader import Face, Reading
 import numpy as np
 
 SAME_FACE = 0.3  # smallest overlap (intersection over union) with the box where a face is expected
-# Face widths a second, one width at most: where few pictures are read, a face this near to its expected box is the same one.
+# Face widths a second, one width at most: where few pictures are read, a face so near to its expected box is the same.
 FASTEST = 2.5
 MISSED = 1.0  # seconds for which a face that is not found keeps its number
 SETTLING = 0.15  # seconds over which a face's speed is averaged, since the detectors' boxes tremble
@@ -53,9 +53,9 @@ class Tracker:
     """Numbers the faces of each source, from 1 in the order in which they appear, and averages their probabilities.
 
     A face goes on as the one whose expected box overlaps its own, or is near. Where several do, as when faces cross, the
-    landmarks that lie nearest decide; without landmarks the corners of the boxes do.
-    smooth: seconds, 0 to average nothing. The average is exponential: after `smooth` a picture counts 1/e (37 %) of what it
-    counted at first. A face that is not seen for longer begins anew.
+    nearest landmarks decide, or without landmarks the corners of the boxes.
+    smooth: seconds, 0 to average nothing. The average is exponential: after `smooth` a picture counts 1/e (37 %) of what
+    it counted at first. A face that is not seen for longer begins anew.
     """
 
     def __init__(self, smooth: float = 0.0) -> None:
@@ -126,8 +126,8 @@ class Timeline:
             times.append(seconds)
 
     def _seen(self) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray]]:
-        """For each track its summary, and for each of the source's pictures: when it begins, for how many seconds the track
-        is seen in it, and its probabilities. A picture lasts until the next one, the last one like that before."""
+        """For each track its summary, and for each of the source's pictures: when it begins, for how many seconds the
+        track is seen in it, and its probabilities. A picture lasts until the next one, the last one like that before."""
         for (source, number), seen in sorted(self._tracks.items()):
             begins, table = np.array(self._times[source]), np.array(seen).reshape(-1, 1 + len(CLASSES))
             steps = np.maximum(np.diff(begins), 1e-3)

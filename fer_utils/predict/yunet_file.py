@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-# Name → SHA-256. Both hold the same network and give the same faces. The older one states a fixed size of its input, and some
-# engines then refuse any other (opencv/opencv_zoo#310).
+# Name → SHA-256. Both hold the same network and give the same faces. The older one states a fixed size of its input, and
+# some engines then refuse any other (opencv/opencv_zoo#310).
 KNOWN = {
     "face_detection_yunet_2023mar.onnx": "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
     "face_detection_yunet_2026may.onnx": "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0",
