@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -218,6 +219,7 @@ def app(model_file: Path, detector: Detector | None):
     except ImportError as error:
         way = "`pip install 'gradio>=6.31,<7'`, or `uv sync --extra page`"
         raise PageError(f"the page needs Gradio ({error}): {way}") from error
+    _give_each_upload_a_folder()
     session = Session(model_file, detector)
     with gradio.Blocks(title="Facial expressions", analytics_enabled=False, delete_cache=(60, 60)) as blocks:
         gradio.Markdown("# Facial expressions")
@@ -273,3 +275,15 @@ def serve(model_file: Path, detector: Detector | None, host: str = "127.0.0.1", 
             blocks.block_thread()
         finally:
             blocks.close(verbose=False)  # else an upload under way would be written after the folder is removed
+
+
+def _give_each_upload_a_folder() -> None:
+    """Gradio names an upload's folder by its content: the first answer would delete the file of two users' equal pictures."""
+    from gradio import route_utils
+
+    class Upload(route_utils.GradioUploadFile):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            self.sha.update(uuid.uuid4().bytes)
+
+    route_utils.GradioUploadFile = Upload  # type: ignore[misc]  # there is no hook for it
