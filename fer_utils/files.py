@@ -25,18 +25,13 @@ if TYPE_CHECKING:
 PARTIAL = ".partial-"  # prefix of a file or folder that is being written
 _OLD = "-old-"  # after the prefix: a folder that is being replaced
 WRITTEN = ".written.json"  # in a folder that this project wrote: the time, and the size of each file
-FILE_MANAGERS = {
-    ".ds_store",
-    "thumbs.db",
-    "desktop.ini",
-    "__macosx",
-}  # what they leave in folders, in lower case; no content
-_NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+FILE_MANAGERS = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}  # what they leave in folders, in lower case
+_NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 _CLOCKS = 2  # seconds by which times on one disk may be rounded
 
 
 class OutputError(OSError):
-    """An output place cannot be written: full, read-only or no folder."""
+    """An output path cannot be written: the disk is full, read-only, or there is no folder."""
 
 
 class TornFile(ValueError):
@@ -53,21 +48,24 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
     unchanged. `before` is called with `path` when everything is written, just before the replacement.
     """
     path = Path(path)
-    temporary = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}")
+    prefix = f"{PARTIAL}{uuid.uuid4().hex[:8]}"
+    temporary, old = path.with_name(f"{prefix}-{path.name}"), path.with_name(f"{prefix}{_OLD}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if temporary.is_dir():
+        is_folder = temporary.is_dir()
+        if is_folder:
             note_written(temporary)
             require_own(path)
         else:
-            _flush(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # else a crash could leave an empty file under the final name
         if before is not None:
             before(path)
-        if temporary.is_dir():
-            _swap_folder(temporary, path)
-        else:
-            os.replace(temporary, path)
+        if is_folder and path.exists():
+            os.rename(path, old)
+        os.replace(temporary, path)
+        remove(old)
     except OSError as error:
         raise explained(error, path) from error
     finally:
@@ -98,20 +96,6 @@ def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         held.release()
-
-
-def _flush(path: Path) -> None:
-    """Write the file to disk before it gets its final name, so that a crash leaves no empty file under that name."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _swap_folder(new: Path, path: Path) -> None:
-    old = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8]}{_OLD}{path.name}")
-    if path.exists():
-        os.rename(path, old)
-    os.rename(new, path)
-    remove(old)
 
 
 def note_written(folder: Path) -> None:
@@ -170,7 +154,7 @@ def explained(error: OSError, path: Path) -> OSError:
         return error
     if error.errno == errno.ENOSPC:
         return OutputError(f"no space left on the disk while writing {path}: free some and run again")
-    if error.errno in _NO_PLACE:
+    if error.errno in _NOT_WRITABLE:
         # On Windows a file that a program has open, such as a table in Excel, cannot be replaced.
         close = "close the program that has it open, or " if sys.platform == "win32" else ""
         return OutputError(f"{path} cannot be written ({error.strerror}): {close}choose another output folder")

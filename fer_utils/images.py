@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import io
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SIZE = 48
+LOW = 8  # side of the block of lowest DCT frequencies by which pictures are compared
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp"})
-_OTHERS = {".mpo", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif"}
-PHOTOGRAPHS = SUFFIXES | _OTHERS  # what people bring
+PHOTOGRAPHS = SUFFIXES | {".mpo", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif"}
 FORMATS = ("JPEG", "PNG", "BMP")  # of the files with SUFFIXES; what a file is, its first bytes tell
 _SOMETIMES = {"AVIF": "PIL.AvifImagePlugin", "HEIF": "pillow_heif"}  # format → what opens it, where it is installed
 PHOTOGRAPH_FORMATS = (*FORMATS, "WEBP", "TIFF", "GIF", *(name for name in _SOMETIMES if find_spec(_SOMETIMES[name])))
@@ -183,15 +183,14 @@ def fingerprint(image: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).hexdigest()
 
 
+def low_frequencies(pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """The lowest frequencies of each picture's orthonormal DCT-II: float32 (n, 8, 8). Pictures: uint8 (48, 48)."""
+    spectra = (cv2.dct(picture.astype(np.float32))[:LOW, :LOW] for picture in pictures)
+    return np.fromiter(spectra, np.dtype((np.float32, (LOW, LOW))))
+
+
 def load(paths: Sequence[Path]) -> np.ndarray:
     """Read image files in order: uint8, shape (n, 48, 48). Raises UnreadableImage for the first that cannot be read."""
-    stack = np.empty((len(paths), SIZE, SIZE), np.uint8)
-
-    def read(position: int) -> None:
-        path = paths[position]
-        stack[position] = decode(Path(path).read_bytes(), str(path))[0]
-
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(read, range(len(paths)), chunksize=256):
-            pass
-    return stack
+        pictures = pool.map(lambda path: decode(Path(path).read_bytes(), str(path))[0], paths)
+        return np.fromiter(pictures, np.dtype((np.uint8, (SIZE, SIZE))), len(paths))

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 POLICIES = ("keep", "drop", "fail")
-_STRENGTH = {kind: strength for strength, kind in enumerate(near_duplicates.KINDS)}
 
 
 class LeakageError(ValueError):
@@ -24,17 +23,10 @@ def describe_copies(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     `exact`, `re-encoded`, `cropped` or `flipped`, or "" without a copy. label_conflict: whether the group's labels differ.
     pairs: the result of `near_duplicates.find_pairs` for the table's rows.
     """
-    groups = near_duplicates.group(len(table), pairs)
-    both = pd.concat(
-        [
-            pairs[["first", "kind"]].set_axis(["row", "kind"], axis=1),
-            pairs[["second", "kind"]].set_axis(["row", "kind"], axis=1),
-        ]
-    )
-    closest = both.assign(strength=both["kind"].map(_STRENGTH)).sort_values("strength").drop_duplicates("row")
-    relation = pd.Series("", index=range(len(table)), dtype=object)
-    relation[closest["row"].to_numpy()] = closest["kind"].to_numpy()
-    return mark_conflicts(table.assign(group=groups, relation=relation.to_numpy()))
+    relation = np.full(len(table), "", object)
+    for kind in reversed(near_duplicates.KINDS):  # the closest last
+        relation[pairs.loc[pairs["kind"] == kind, ["first", "second"]].to_numpy(int)] = kind
+    return mark_conflicts(table.assign(group=near_duplicates.group(len(table), pairs), relation=relation))
 
 
 def mark_conflicts(table: pd.DataFrame) -> pd.DataFrame:
@@ -88,11 +80,8 @@ def apply_policy(table: pd.DataFrame, policy: str, train_copies: str) -> pd.Data
     if train_copies == "one":
         train = table[table["split"] == "TRAIN"]
         votes = train.groupby(["group", "label"])["label"].transform("size")
-        first = (
-            train.assign(votes=votes)
-            .sort_values(["group", "votes"], ascending=[True, False], kind="stable")
-            .drop_duplicates("group")
-        )
+        order = votes.sort_values(ascending=False, kind="stable").index
+        first = train.loc[order].drop_duplicates("group")
         _drop(table, (table["split"] == "TRAIN") & ~table.index.isin(first.index), "dropped:copy")
     require_no_leak(table)
     return table
@@ -120,12 +109,13 @@ def require_no_leak(table: pd.DataFrame) -> None:
 
 def cross_split_counts(table: pd.DataFrame) -> dict[str, int]:
     """For each ordered pair of splits, the number of images of the first with a copy in the second."""
-    counts = {}
-    for pair in combinations(SPLITS, 2):
-        for first, second in (pair, pair[::-1]):
-            inside = (table["split"] == first) & shares_group_with(table, second)
-            counts[f"{first.lower()}_images_in_{second.lower()}"] = int(inside.sum())
-    return counts
+    return {
+        f"{first.lower()}_images_in_{second.lower()}": int(
+            ((table["split"] == first) & shares_group_with(table, second)).sum()
+        )
+        for pair in combinations(SPLITS, 2)
+        for first, second in (pair, pair[::-1])
+    }
 
 
 def count_table(counts: dict[str, int]) -> pd.DataFrame:
@@ -156,9 +146,7 @@ def summary(table: pd.DataFrame, pairs: pd.DataFrame, policy: str) -> dict[str, 
         **cross_split_counts(table),
         "images": {split: int((table["split"] == split).sum()) for split in SPLITS},
         "dropped_leaks": int(leaks.sum()),
-        "dropped_leaks_by_source": {
-            name: int(n) for name, n in table.loc[leaks, "source"].value_counts(sort=False).items()
-        },
+        "dropped_leaks_by_source": table.loc[leaks, "source"].value_counts(sort=False).to_dict(),
         "dropped_copies": int(table["flags"].str.contains("dropped:copy").sum()),
         "blank_images": int(table["flags"].str.contains("blank").sum()),
         "distinct_pictures": len(sizes),

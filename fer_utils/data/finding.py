@@ -12,7 +12,7 @@ SECOND = "emotion_detection"  # the dataset without which a run can do
 
 
 def find_or_draw(given: Mapping[str, str], demo_images: int, seed: int, folder: Path) -> dict[str, Path]:
-    """The paths of the source datasets, by name; those given as `demo` are drawn below `folder` first, `none` is left out.
+    """The paths of the source datasets, by name; those given as `demo` are drawn below `folder` first.
 
     given: name → `auto`, a path, `demo`, or for the second dataset `none`. Raises NotFoundHere as find_dataset does.
     """
@@ -46,11 +46,10 @@ def find_votes(given: str, found: Mapping[str, Path]) -> Path | None:
         if not path.is_file():
             raise places.NotFoundHere(f"votes: no file at {path}; {VOTES_FILE} is at {VOTES_ADDRESS}")
         return path
-    drawn = {path.parent / "ferplus" / VOTES_FILE for path in found.values() if path.parent.name == DRAWN}
-    if drawn:
-        return drawn.pop()
+    drawn = [path.parent / "ferplus" / VOTES_FILE for path in found.values() if path.parent.name == DRAWN]
     mounted = places.find_files(places.kaggle_root() / "input", VOTES_FILE) if places.on_kaggle() else []
-    return next((path for path in (*mounted, places.project_root() / "data" / VOTES_FILE) if path.is_file()), None)
+    usual = (*drawn, *mounted, places.project_root() / "data" / VOTES_FILE)
+    return next((path for path in usual if path.is_file()), None)
 
 
 def extra_places(given: str, taken: Sequence[str] = ()) -> dict[str, Path]:
@@ -77,8 +76,7 @@ def find_dataset(name: str, given: str) -> Path:
         if path.exists():
             return path
         raise places.NotFoundHere(f"{name}: nothing at {path}\n{_how_to_get(owner_slug, local)}")
-    inputs = places.kaggle_root() / "input"
-    data = places.project_root() / "data"
+    inputs, data = places.kaggle_root() / "input", places.project_root() / "data"
     for usual in (inputs / "datasets" / owner_slug, inputs / local):
         if usual.exists():
             return usual

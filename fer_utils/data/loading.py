@@ -25,15 +25,12 @@ _LEADS_OUT = r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"  # an absolute path, or o
 
 @dataclass(frozen=True)
 class Faces:
-    """Images with labels. images: uint8 (n, 48, 48, 1); labels: int32 (n,), indices into CLASSES; table: one row per image.
+    """Images with labels."""
 
-    targets: what to train on, the labels or soft labels, float32 (n, 7), or these and the votes, (n, 14).
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    table: pd.DataFrame
-    targets: np.ndarray
+    images: np.ndarray  # uint8 (n, 48, 48, 1)
+    labels: np.ndarray  # int32 (n,), indices into CLASSES
+    table: pd.DataFrame  # one row per image
+    targets: np.ndarray  # what to train on: the labels; soft labels, float32 (n, 7); or these and the votes, (n, 14)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,7 +99,7 @@ def load_other_sets(
     layout, and for a file that names none of the pictures.
     """
     sets = {}
-    seen = images.load([folder / path for path in trained["train_path"]]) if also else None
+    seen = images.load([folder / path for path in trained["train_path"] if also])
     for name, path in finding.extra_places(also).items():
         with extra_sources.open_extra(path, name, "test", classes, find_faces, columns) as source:
             merged = splits.read_all([source], "exclude")
@@ -113,8 +110,7 @@ def load_other_sets(
         table = merged.table.join(known).iloc[used].reset_index(drop=True)
         pixels = merged.pixels[used]
         pairs = near_duplicates.find_pairs(np.concatenate([seen, pixels]))
-        groups = near_duplicates.group(len(seen) + len(pixels), pairs)
-        seen_groups, groups = np.split(groups, [len(seen)])
+        seen_groups, groups = np.split(near_duplicates.group(len(seen) + len(pixels), pairs), [len(seen)])
         is_seen = np.isin(groups, seen_groups)
         table = table.assign(path=name + "/" + table["source_path"], group=groups, seen_in_training=is_seen)
         labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
@@ -151,34 +147,33 @@ def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed
 
 
 def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The table without some pictures; prints how many of those in a split that are.
+    """The table without some pictures; prints how many of those in a split are left out.
 
-    `conflicts`: pictures whose copies have another label; `blanks`; `both` of these; `not_a_face`: pictures of which most of
-    FER+'s votes say so; `all` three; `none`. Raises DatasetError for `not_a_face` and `all` if there are no votes.
+    `conflicts`: pictures whose copies have another label; `blanks`; `conflicts_and_blanks`; `not_a_face`: pictures of which
+    most of FER+'s votes say so; `all` three; `none`. Raises DatasetError for `not_a_face` and `all` if there are no votes.
     """
+    if what == "none":
+        return table
+    if what in (ferplus.NO_FACE, "all") and not (table["votes"] != "").any():
+        raise DatasetError(f"leave_out is {what!r}, but 01 found no votes: put {addresses.VOTES_FILE} into data/")
     flags = table["flags"].str.split()
     masks = {
         "conflicts": table["label_conflict"].astype(bool),
         "blanks": flags.map(lambda names: "blank" in names).astype(bool),
         ferplus.NO_FACE: flags.map(lambda names: ferplus.NO_FACE in names).astype(bool),
     }
-    parts = {"none": (), "both": ("conflicts", "blanks"), "all": tuple(masks)}.get(what, (what,))
-    if ferplus.NO_FACE in parts and not (table["votes"] != "").any():
-        raise DatasetError(f"leave_out is {what!r}, but 01 found no votes: put {addresses.VOTES_FILE} into data/")
-    left_out = pd.Series(False, table.index)
-    for part in parts:
-        left_out |= masks[part]
-    if parts:
-        print(f"left out ({what}): {(left_out & (table['split'] != '')).sum():,} images")
+    parts = masks if what == "all" else what.split("_and_")
+    left_out = pd.concat([masks[part] for part in parts], axis=1).any(axis=1)
+    print(f"left out ({what}): {(left_out & (table['split'] != '')).sum():,} images")
     return table[~left_out]
 
 
 def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
     """At most `limit` rows of each label, drawn by `seed`, in their original order."""
-    kept = []
-    for code, label in enumerate(CLASSES):
-        rows = np.flatnonzero(table["label"] == label)
-        kept.append(np.random.default_rng([seed, code]).permutation(rows)[:limit])
+    kept = [
+        np.random.default_rng([seed, code]).permutation(np.flatnonzero(table["label"] == label))[:limit]
+        for code, label in enumerate(CLASSES)
+    ]
     return table.iloc[np.sort(np.concatenate(kept))].reset_index(drop=True)
 
 
