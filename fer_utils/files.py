@@ -77,8 +77,7 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
 def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
     """Let only one process at a time into the block, by a lock file; `waits` is called once if another one is inside.
 
-    On Kaggle a session is alone with its folders, so no lock is taken and `filelock`, which may be missing there, is not
-    imported.
+    On Kaggle, where a session is alone with its folders and `filelock` may be missing, no lock is taken.
     """
     if places.on_kaggle():
         yield
@@ -211,10 +210,8 @@ def require_space(folder: Path, needed: int) -> None:
         raise explained(error, folder) from error
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OutputError(
-            f"{folder} has {free / 1e6:,.0f} MB free, this stage writes about {needed / 1e6:,.0f} MB: "
-            "free some space or choose another data_dir",
-        )
+        found = f"{folder} has {free / 1e6:,.0f} MB free, this stage writes about {needed / 1e6:,.0f} MB"
+        raise OutputError(f"{found}: free some space or choose another data_dir")
 
 
 def write_text(path: Path, content: str, before: Callable[[Path], None] | None = None) -> None:
@@ -243,10 +240,8 @@ def reading_json(path: Path) -> Iterator[Any]:
     try:
         yield content
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise TornFile(
-            f"{path} does not hold what belongs there ({type(error).__name__}: {error}): remove it, or write it again with what "
-            "wrote it"
-        ) from error
+        found = f"{path} does not hold what belongs there ({type(error).__name__}: {error})"
+        raise TornFile(f"{found}: remove it, or write it again with what wrote it") from error
 
 
 def write_csv(path: Path, table: "pd.DataFrame", before: Callable[[Path], None] | None = None) -> None:

@@ -55,7 +55,7 @@ def read_file(path: Path, at_most: int = MAX_FILE_BYTES) -> bytes:
 
 
 @contextmanager
-def _opened(data: bytes, formats: Sequence[str]) -> Iterator[Image.Image]:
+def _opened(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """The picture in an image file's bytes, not yet decoded: everything that this project decodes is opened here.
 
     Only these formats are tried, since Pillow starts other programs for some. A picture over MAX_MEGAPIXELS is refused by
@@ -66,10 +66,9 @@ def _opened(data: bytes, formats: Sequence[str]) -> Iterator[Image.Image]:
             tags = getattr(picture, "tag_v2", {})
             for width, height in (picture.size, [int(tags.get(tag, 0)) for tag in _TILE]):
                 if width * height > MAX_MEGAPIXELS * 1_000_000 or max(width, height) > MAX_SIDE:
-                    raise UnreadableImage(
-                        f"has {width:,} × {height:,} pixels, {width * height / 1e6:.0f} megapixels; at most "
-                        f"{MAX_MEGAPIXELS} are read, {MAX_SIDE:,} pixels a side: make it smaller"
-                    )
+                    found = f"has {width:,} × {height:,} pixels, {width * height / 1e6:.0f} megapixels"
+                    most = f"at most {MAX_MEGAPIXELS} are read, {MAX_SIDE:,} pixels a side"
+                    raise UnreadableImage(f"{found}; {most}: make it smaller")
             yield picture
     except UnreadableImage:
         raise
@@ -89,9 +88,8 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode an image file's bytes to uint8 grey of shape (48, 48), and list the conversions made.
 
     The second value holds any of `colour` (was not 8-bit grey, is now by ITU-R 601 luma), `resized` (was not 48×48) and
-    `blank` (a picture of one grey, standard deviation under BLANK_STD). What else is done to the pixels, _pixels says.
-    Raises UnreadableImage, naming `name`, for an empty, truncated, foreign or far too large file: Pillow, unlike OpenCV,
-    refuses a JPEG that ends early.
+    `blank` (see is_blank). See _pixels for what else is done. Raises UnreadableImage, naming `name`, for an empty, truncated,
+    foreign or far too large file: Pillow, unlike OpenCV, refuses a JPEG that ends early.
     """
     if not data:
         raise UnreadableImage(f"{name}: the file is empty (zero bytes)")
@@ -110,9 +108,9 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def decode_photograph(file: bytes | Path) -> np.ndarray:
-    """An image file, or its bytes, as RGB uint8 (height, width, 3); of several pictures or frames the first.
+    """An image file, or its bytes, as RGB uint8 (height, width, 3); of several pictures or frames the first. See _pixels.
 
-    What is done to the pixels, _pixels says. Raises UnreadableImage, without the path, if the file is missing, empty,
+    Raises UnreadableImage, without the path, if the file is missing, empty,
     truncated, over MAX_MEGAPIXELS, no regular file, or of none of PHOTOGRAPH_FORMATS.
     """
     if "HEIF" in PHOTOGRAPH_FORMATS:
@@ -136,7 +134,7 @@ def _pixels(picture: Image.Image, mode: Literal["L", "RGB"]) -> np.ndarray:
             rows = Image.fromarray(np.rint((np.asarray(rows, float) - low) * (255 / (high - low))).astype(np.uint8))
         elif rows.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in rows.info:
             rows = Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows.convert("RGBA"))
-        pixels[top : top + _ROWS] = rows.convert(mode)
+        pixels[top : top + _ROWS] = np.asarray(rows.convert(mode))
     return pixels
 
 

@@ -73,28 +73,25 @@ class ArchiveReader:
 
     def __init__(self, path: Path, name: str, image_bytes: int, unpacked_bytes: int):
         self.path, self.image_bytes = path, image_bytes
-        kind = "zip" if path.suffix.lower() == ".zip" else "tar"
+        where, kind = f"{name}: {path}", "zip" if path.suffix.lower() == ".zip" else "tar"
         with ExitStack() as opened:
             try:
                 found = list((_zip if kind == "zip" else _tar)(path, opened, unpacked_bytes))
             except Exception as error:  # zipfile, tarfile and gzip raise about ten types for damaged bytes
-                raise DatasetError(f"{name}: {path} is not a whole {kind} file ({error}): download it again") from error
+                raise DatasetError(f"{where} is not a whole {kind} file ({error}): download it again") from error
             for entry, _, fault, _ in found:
                 parts = entry.replace("\\", "/").split("/")
                 if ".." in parts or not parts[0] or ":" in parts[0]:
                     fault = "whose name leads out of the folder"
                 if fault:
-                    raise DatasetError(
-                        f"{name}: {path} holds the entry {entry[-300:]!r}, {fault}: get the {kind} from its source"
-                    )
+                    fault = f"holds the entry {entry[-300:]!r}, {fault}"
+                    raise DatasetError(f"{where} {fault}: get the {kind} from its source")
             unpacked = sum(size for _, size, _, _ in found)
             if unpacked > unpacked_bytes:
-                raise DatasetError(f"{name}: {path} unpacks to {unpacked:,} bytes; no dataset of faces is that large")
+                raise DatasetError(f"{where} unpacks to {unpacked:,} bytes; no dataset of faces is that large")
             twice = sorted(entry for entry, times in Counter(entry for entry, *_ in found).items() if times > 1)
             if twice:
-                raise DatasetError(
-                    f"{name}: {path} holds the entry {twice[0]} twice ({len(twice)} such): download it again"
-                )
+                raise DatasetError(f"{where} holds the entry {twice[0]} twice ({len(twice)} such): download it again")
             self._entries = {entry: (size, opener) for entry, size, _, opener in found if not entry.endswith("/")}
             self._held = opened.pop_all()
 

@@ -1,6 +1,6 @@
 """The leakage audit: describes copies across and within splits, and applies the leakage policy."""
 
-from itertools import combinations
+from itertools import permutations
 from typing import Any
 
 from fer_utils.data import near_duplicates
@@ -42,12 +42,10 @@ def shares_group_with(table: pd.DataFrame, *splits: str) -> pd.Series:
 def seen_in_training(manifest: pd.DataFrame, trained: pd.Series) -> pd.Series:
     """Whether the model was trained on an image or a copy of it: bool, on the manifest's index.
 
-    trained: paths of the images of TRAIN that the model was trained on, from `loading.originals`. These are fewer than in
-    TRAIN: stage 02 reduces large classes, and `limit_per_class` draws from the rest. Raises ValueError for a path that is
-    not an image of the manifest's TRAIN.
+    trained: paths of the images of TRAIN that the model was trained on, from `loading.originals`; not all of TRAIN, since 02
+    reduces large classes. Raises ValueError for a path that is not an image of the manifest's TRAIN.
     """
-    train = manifest.loc[manifest["split"] == "TRAIN", "path"]
-    unknown = trained[~trained.isin(train)]
+    unknown = trained[~trained.isin(manifest.loc[manifest["split"] == "TRAIN", "path"])]
     if len(unknown):
         raise ValueError(
             f"the model was trained on {unknown.iloc[0]}, which manifest.csv does not list in TRAIN: run 02_balance and "
@@ -57,7 +55,7 @@ def seen_in_training(manifest: pd.DataFrame, trained: pd.Series) -> pd.Series:
 
 
 def _in_groups_of(table: pd.DataFrame, rows: pd.Series) -> pd.Series:
-    return table["group"].isin(set(table.loc[rows, "group"]))
+    return table["group"].isin(table.loc[rows, "group"])
 
 
 def apply_policy(table: pd.DataFrame, policy: str, train_copies: str) -> pd.DataFrame:
@@ -103,25 +101,17 @@ def require_no_leak(table: pd.DataFrame) -> None:
     if any(crossing.values()):
         counts = "; ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in crossing.items() if count)
         raise LeakageError(
-            f"copies of pictures are in two splits: {counts}. leakage=drop (params/clean.yaml) removes them from TRAIN"
+            f"copies are in two splits: {counts}. leakage=drop (params/clean.yaml) removes them from TRAIN"
         )
 
 
 def cross_split_counts(table: pd.DataFrame) -> dict[str, int]:
     """For each ordered pair of splits, the number of images of the first with a copy in the second."""
-    return {
-        f"{first.lower()}_images_in_{second.lower()}": int(
-            ((table["split"] == first) & shares_group_with(table, second)).sum()
-        )
-        for pair in combinations(SPLITS, 2)
-        for first, second in (pair, pair[::-1])
-    }
-
-
-def count_table(counts: dict[str, int]) -> pd.DataFrame:
-    """The counts of cross_split_counts, one row each: `TEST images with a copy in TRAIN`."""
-    names = [" images with a copy in ".join(key.upper().split("_IMAGES_IN_")) for key in counts]
-    return pd.DataFrame({"under the split as specified": counts.values()}, names)
+    counts = {}
+    for first, second in permutations(SPLITS, 2):
+        inside = (table["split"] == first) & shares_group_with(table, second)
+        counts[f"{first.lower()}_images_in_{second.lower()}"] = int(inside.sum())
+    return counts
 
 
 def pairs_across_splits(table: pd.DataFrame) -> list[list[int]]:

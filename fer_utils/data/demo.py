@@ -166,11 +166,7 @@ def write_datasets(folder: Path, n_images: int, seed: int) -> tuple[Path, Path]:
     drawn_as = [label for label, _ in (*train, *test)]
     _blemish(train, test, rng)
     first, second = Path(folder) / "fer2013", Path(folder) / "emotion-detection-fer"
-    usages = [
-        usage
-        for part, faces in (("train", train), ("test", test))
-        for usage in _write_part(first, second, part, faces, rng)
-    ]
+    usages = _write_part(first, second, "train", train, rng) + _write_part(first, second, "test", test, rng)
     _write_votes(Path(folder) / "ferplus", [*train, *test], drawn_as, usages, seed)
     return first, second
 

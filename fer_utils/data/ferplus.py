@@ -85,9 +85,8 @@ def labels_in_row_order(path: Path) -> np.ndarray:
 def _labels_file(path: Path) -> list[str]:
     """The two lines of LABELS_FILE beside `path`, otherwise of FER2013's own."""
     drawn = path.with_name(LABELS_FILE)
-    return (
-        (drawn.read_bytes() if drawn.is_file() else known_pictures.shipped("labels.txt")).decode("ascii").splitlines()
-    )
+    content = drawn.read_bytes() if drawn.is_file() else known_pictures.shipped("labels.txt")
+    return content.decode("ascii").splitlines()
 
 
 def outcome(counts: np.ndarray) -> np.ndarray:
@@ -136,7 +135,7 @@ def soft_targets(labels: np.ndarray, votes: pd.Series, votes_share: float) -> np
     """What to train on with soft labels: float32 (n, 7), rows sum to 1.
 
     The distribution of a picture's votes times `votes_share`, and its label for the rest; the label alone for a picture
-    without votes for a class. labels: int (n,), places in CLASSES. votes: the manifest's column.
+    without votes for a class. labels: int (n,), indices into CLASSES. votes: the manifest's column.
     """
     hard = np.eye(len(CLASSES), dtype=np.float32)[labels]
     shares = distribution(from_text(votes))
@@ -145,9 +144,8 @@ def soft_targets(labels: np.ndarray, votes: pd.Series, votes_share: float) -> np
 
 
 def append_votes(targets: np.ndarray, votes: pd.Series, weight: float) -> np.ndarray:
-    """Targets for a network with two outputs: float32 (n, 14), `targets` (n, 7), and the votes' distribution.
+    """Targets for a network with two outputs: float32 (n, 14), `targets` (n, 7), and the votes' distribution times `weight`.
 
-    The votes' seven columns sum to `weight`, which is what their loss counts beside the labels'; to 0 for a picture without
-    votes for a class.
+    Its loss counts `weight` beside the labels'. The seven columns are 0 for a picture without votes for a class.
     """
     return np.hstack([targets, np.float32(weight) * distribution(from_text(votes))])

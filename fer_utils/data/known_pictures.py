@@ -50,16 +50,17 @@ def find_rows(pixels: np.ndarray, labels: np.ndarray, parts: np.ndarray) -> np.n
     """
     known, row_labels, usages = fer2013()
     row_parts, found = np.array([*map(PARTS.get, usages)]), np.full(len(labels), UNKNOWN)
-    own, pairs = codes(pixels), []
+    own = codes(pixels)
+    pairs: list[tuple[float, int, int]] = []
     for label in np.unique(labels):
         pictures, rows = np.flatnonzero(labels == label), np.flatnonzero((row_labels == label) | (label == ""))
         signs = _signs(known[rows]).T
         for start in range(0, len(pictures), _AT_ONCE):
             some = pictures[start : start + _AT_ONCE]
             far = (_BITS - _signs(own[some]) @ signs) / 2
-            picture, row = np.nonzero(far <= _FAR)
-            other_part = parts[some[picture]] != row_parts[rows[row]]
-            pairs += zip(far[picture, row] + other_part / 2, some[picture], rows[row], strict=True)
+            ours, theirs = np.nonzero(far <= _FAR)
+            other_part = parts[some[ours]] != row_parts[rows[theirs]]
+            pairs += zip(far[ours, theirs] + other_part / 2, some[ours], rows[theirs], strict=True)
     taken = np.zeros(len(usages), bool)
     for _, picture, row in sorted(pairs):
         if found[picture] == UNKNOWN and not taken[row]:

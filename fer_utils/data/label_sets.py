@@ -1,13 +1,12 @@
 """Gives each picture its row of FER2013, its votes of FER+, and the label that a run trains and scores on."""
 
-from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from fer_utils.classes import CLASSES
 from fer_utils.data import addresses, audit, ferplus
 from fer_utils.data.ferplus import Votes
 from fer_utils.data.sources import DatasetError
-from fer_utils.data.splits import EMOTION_DETECTION, FER2013, SPLITS
+from fer_utils.data.splits import EMOTION_DETECTION, FER2013, SPLITS, has_flag
 
 import numpy as np
 import pandas as pd
@@ -24,9 +23,8 @@ def find_rows(table: pd.DataFrame, pixels: np.ndarray, votes: Votes) -> pd.Serie
 
     A picture of the original CSV has its row's number in its path. `train/<class>/imK.png` of Emotion Detection FER is the
     K-th row of that class among the Training rows, `test/<class>/imK.png` among the other rows. A picture of FER2013's
-    folders gets the row of its copy in Emotion Detection FER with the same label and usage; if there are several, each of
-    the group's pictures gets another one, the nearest by mean difference of grey levels. The numbers in `Image name` are
-    no rows.
+    folders gets the row of its copy in Emotion Detection FER with the same label and usage; of several copies each picture
+    gets another one, the nearest by mean difference of grey levels. The numbers in `Image name` are no rows.
 
     table: columns source, part, label, usage, source_path, group. pixels: uint8 (n, 48, 48). Raises DatasetError if a CSV's
     labels are not those of the votes' rows, or if a number is larger than a class has rows.
@@ -55,12 +53,8 @@ def _rows_of_csv(table: pd.DataFrame, votes: Votes) -> np.ndarray:
 
 
 def _rows_of_names(table: pd.DataFrame, votes: Votes) -> list[int]:
-    is_train = votes.usages == "Training"
-    rows_of = {
-        (part, label): np.flatnonzero((is_train == (part == "train")) & (votes.labels == label))
-        for part in ("train", "test")
-        for label in CLASSES
-    }
+    parts = np.where(votes.usages == "Training", "train", "test")
+    rows_of = pd.DataFrame({"part": parts, "label": votes.labels}).groupby(["part", "label"]).indices
     found = []
     for part, label, path in zip(table["part"], table["label"], table["source_path"], strict=True):
         number, rows = PurePosixPath(path).stem.removeprefix("im"), rows_of[part, label]
@@ -81,17 +75,14 @@ def _rows_of_copies(
     known = rows != NO_ROW
     has_usages = (table["usage"][is_copy] != "").all()  # otherwise PublicTest and PrivateTest are one part
     part = np.where(known, votes.usages[rows], table["usage"]) if has_usages else table["part"]
-    block = (table["group"].astype(str) + " " + table["label"] + " " + part).to_numpy()
-    givers, takers = defaultdict(list), defaultdict(list)
-    for members, chosen in ((givers, known), (takers, is_copy)):
-        for picture in np.flatnonzero(chosen):
-            members[block[picture]].append(picture)
+    block = table["group"].astype(str) + " " + table["label"] + " " + part
     found = np.full(len(table), NO_ROW)
-    for name in takers.keys() & givers.keys():
-        wanting, offered = np.array(takers[name]), np.array(givers[name])
-        difference = np.abs(pixels[wanting][:, None].astype(np.int16) - pixels[offered][None]).mean(axis=(2, 3))
-        first, second = linear_sum_assignment(difference) if difference.size > 1 else ([0], [0])
-        found[wanting[first]] = rows[offered[second]]
+    for members in table.groupby(block).indices.values():
+        wanting, offered = members[is_copy[members]], members[known[members]]
+        if len(wanting) and len(offered):
+            difference = np.abs(pixels[wanting][:, None].astype(np.int16) - pixels[offered][None]).mean(axis=(2, 3))
+            first, second = linear_sum_assignment(difference) if difference.size > 1 else ([0], [0])
+            found[wanting[first]] = rows[offered[second]]
     return found[is_copy]
 
 
@@ -180,7 +171,7 @@ def given_by_nobody(table: pd.DataFrame) -> pd.DataFrame:
 def without_face(table: pd.DataFrame) -> pd.DataFrame:
     """Pictures of which most votes say that they show no face; each row once."""
     rows = table[table["row"] != ""].drop_duplicates("row")
-    return rows[rows["flags"].str.split().map(lambda names: ferplus.NO_FACE in names)]
+    return rows[has_flag(rows, ferplus.NO_FACE)]
 
 
 def titles(rows: pd.DataFrame) -> list[str]:

@@ -1,18 +1,9 @@
 """The layouts in which pictures and their classes are shared: each becomes rows of one kind.
 
-| found | result |
-|---|---|
-| folders named as a class, in any usual spelling | read, at any depth; the nearest folder tells the class |
-| folder of another name | error that says how `names` gives it a class or leaves it out |
-| folders or cells with numbers | error until `names` says whose numbers: datasets differ |
-| contempt; in a table any other word | left out and counted |
-| `images/1.jpg` and `annotations/1_exp.npy` | AffectNet's codes |
-| table of pixels or of image files (Parquet) | read where no folder tells a class; 0–7 are FER2013's codes |
-| table of paths, RAF-DB's list, FER+'s votes | read where no folder tells a class; else `columns` decides, differences are counted |
-| the same file again, in a list or at one name in two folders | once |
-| files that are no images | left out |
-| name that has a control character, is not UTF-8 or too long for a disk | error: which image, rename it |
-| table that is not UTF-8, or not whole | error: which row |
+docs/own_pictures.md says what is read. A class comes from the nearest folder with a class's name, from AffectNet's annotations
+(`images/1.jpg` and `annotations/1_exp.npy`), or from a table. What is no class is left out and counted, or an error that says
+how `names` gives it one; a file that is there twice counts once. A name that a CSV cannot hold, and a table that is not whole,
+are errors that name the image or the row.
 """
 
 import csv
@@ -22,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, NamedTuple
 
 from fer_utils import images
 from fer_utils.classes import CLASSES, CSV_CODES, class_of
@@ -31,9 +22,8 @@ from fer_utils.data.archives import ArchiveReader, DatasetError, FolderReader, i
 from fer_utils.data.known_pictures import USAGES
 
 import numpy as np
-import pandas as pd
 
-TABLES = (".csv", ".tsv", ".txt", ".parquet")
+TABLES = (".csv", ".tsv", ".txt")
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 MAX_LINE, MAX_TABLE = 100_000, 500_000_000  # characters of a CSV; FER2013's has 301 million, up to 9,240 in a row
 MAX_NAME = 255  # bytes of a file's name; no usual disk holds a longer one
@@ -83,7 +73,7 @@ class Row(NamedTuple):
 
 class Found(NamedTuple):
     rows: list[Row]
-    cells: dict[str, str | bytes]  # of tables: TABLE#ROW → pixels as text, or an image file's bytes
+    cells: dict[str, str]  # of tables: TABLE#ROW → pixels as text
     left_out: Counter
     notes: list[str]
     ignored: list[str]  # files that are no pictures of it
@@ -96,7 +86,7 @@ def find(
 
     names: folder's name or code → class, "" to leave it out. columns: PICTURE:LABEL of the list to take, or `none` for the
     folders. is_main: a run's own source, which has images of the datasets' formats alone, and FER2013's labels. given: the
-    table that was given by itself.
+    table, where no folder was given.
     """
     everything = [given] if given else reader.files()
     files = [file for file in everything if not is_hidden(file)]
@@ -121,12 +111,13 @@ def find(
     for file in pictures:
         for end in tails(file):
             ends[end].append(file)
-    cells: dict[str, str | bytes] = {}
+    cells: dict[str, str] = {}
     every = [row for table in recognised for row in table.rows_of(ends, names, is_main, cells)]
     listed = [row for row in every if row.file]
     by_folder = {file: row.label for file, row in in_folders.items() if row.label}
     takes_list = bool(listed) and (columns != "" or any(row.file not in by_folder for row in listed))
-    notes, left_out = [], Counter()
+    notes: list[str] = []
+    left_out: Counter[str] = Counter()
     others = [row for row in listed if by_folder.get(row.file, row.label) != row.label]
     if others:
         notes.append(
@@ -191,10 +182,10 @@ def _label(text: str, names: Mapping[str, str]) -> str | None:
 
 def _part(file: str, *words: str) -> tuple[str, str]:
     """Part and usage that the first word, the innermost folder, or another word tells; an image's name may tell the usage too."""
-    place = PurePosixPath(file)
-    tells = (word.lower() for word in (*words[:1], *reversed(place.parent.parts), *words[1:]))
+    path = PurePosixPath(file)
+    tells = (word.lower() for word in (*words[:1], *reversed(path.parent.parts), *words[1:]))
     part, usage = next((_PARTS[word] for word in tells if word in _PARTS), ("", ""))
-    begin = place.name.split("_")[0]
+    begin = path.name.split("_")[0]
     return part, begin if begin in USAGES else usage
 
 
@@ -206,7 +197,7 @@ def _once(rows: Iterable[Row], reader: Reader | None, left_out: Counter) -> list
             return reader is None or reader.read(first) == reader.read(second)
         return False
 
-    kept = defaultdict(list)
+    kept: dict[object, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.file.count("/")):
         same = kept[(row.part, *row.file.split("/")[-2:]) if reader else row.file]
         if any(is_equal(row.file, other.file) for other in same):
@@ -224,14 +215,14 @@ class _Table(NamedTuple):
     votes: list[int]  # FER+'s
     has_header: bool
     is_pixels: bool
-    rows: list[list[Any]] = []  # noqa: RUF012, never changed; cells are text, or an image file's bytes
+    rows: list[list[str]] = []  # noqa: RUF012, never changed
 
     @classmethod
     def read(
         cls, reader: Reader, file: str, where: str, columns: str, is_alone: bool, has_classes: bool
     ) -> "_Table | None":
         """The table; if there is more, None for one that is none of pictures, or of pixels beside class folders."""
-        rows: list[list[Any]] = []
+        rows: list[list[str]] = []
         table = None
         with reader.open(file) as stream:
             try:
@@ -242,7 +233,7 @@ class _Table(NamedTuple):
                     return None
                 for row in raw if table else ():
                     rows.append(row)
-            except Exception as error:  # csv, zipfile, pyarrow and the decoder raise about ten types for damaged bytes
+            except Exception as error:  # csv, zipfile and the decoder raise about ten types for damaged bytes
                 if not table and not is_alone and (has_classes or file.endswith(".txt")):
                     return None
                 raise DatasetError(
@@ -260,11 +251,11 @@ class _Table(NamedTuple):
         return table._replace(rows=rows)
 
     @classmethod
-    def recognise(cls, file: str, first: list[Any], columns: str) -> "_Table | None":
+    def recognise(cls, file: str, first: list[str], columns: str) -> "_Table | None":
         """The table that begins with this row, without its rows."""
         if PurePosixPath(file).name == RAF_DB_LIST:
             return cls(file, 0, 1, -1, [], False, False)
-        cells = ["" if isinstance(cell, bytes) else cell.strip() for cell in first]
+        cells = [cell.strip() for cell in first]
         number = {_plain(cell): column for column, cell in enumerate(cells)}
         wanted = [(_plain(name),) for name in (columns + ":").split(":")[:2]]
         picture, label, usage = (
@@ -288,7 +279,7 @@ class _Table(NamedTuple):
         return None
 
     def rows_of(
-        self, ends: Mapping[str, list[str]], names: Mapping[str, str], is_main: bool, cells: dict[str, str | bytes]
+        self, ends: Mapping[str, list[str]], names: Mapping[str, str], is_main: bool, cells: dict[str, str]
     ) -> Iterator[Row]:
         """A row for each picture."""
         is_raf = PurePosixPath(self.file).name == RAF_DB_LIST
@@ -299,7 +290,7 @@ class _Table(NamedTuple):
             picture, text, usage = (_cell(row, column) for column in (self.picture, self.label, self.usage))
             label = self._label_of(row, text, codes, is_main)
             file, part = f"{self.file}#{number}", ""
-            if self.is_pixels or isinstance(picture, bytes):
+            if self.is_pixels:
                 cells[file] = picture
                 said = (
                     f": {self.file} row {number} has Usage {usage[:20]!r} and emotion {text[:20]!r}; expected one of "
@@ -323,7 +314,7 @@ class _Table(NamedTuple):
                 label = None
             yield Row(*_part(file, usage, *words, part), label, file, said)
 
-    def _label_of(self, row: list[Any], text: str, codes: Mapping[str, str], is_main: bool) -> str | None:
+    def _label_of(self, row: list[str], text: str, codes: Mapping[str, str], is_main: bool) -> str | None:
         if is_main and (self.votes or self.label < 0):
             return ""
         if self.votes:
@@ -347,28 +338,19 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).lower()
 
 
-def _cell(row: list[Any], column: int) -> Any:
-    cell = row[column] if 0 <= column < len(row) else ""
-    return cell if isinstance(cell, bytes) else cell.strip()
+def _cell(row: list[str], column: int) -> str:
+    return row[column].strip() if 0 <= column < len(row) else ""
 
 
-def _raw_rows(stream: Any, suffix: str) -> Iterator[list[str | bytes]]:
-    """The rows of a table, with its header; cells are text, or an image file's bytes."""
-    if suffix == ".parquet":
-        table = pd.read_parquet(io.BytesIO(stream.read(MAX_TABLE)))
-        yield list(map(str, table.columns))
-        for row in table.itertuples(index=False):
-            cells = [(cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell for cell in row]
-            yield [cell if isinstance(cell, bytes) else str(cell) for cell in cells]
-        return
-    lines = _lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+def _raw_rows(stream: IO[bytes], suffix: str) -> Iterator[list[str]]:
+    """The rows of a table, with its header."""
     delimiter = {".tsv": "\t", ".txt": " "}.get(suffix, ",")
-    yield from filter(None, csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))
+    return filter(None, csv.reader(_lines(stream), delimiter=delimiter, skipinitialspace=True, strict=True))
 
 
-def _lines(text: io.TextIOBase) -> Iterator[str]:
-    """The lines of a text, as its own iterator gives them; but no line over MAX_LINE is read, and no text over MAX_TABLE."""
-    total = 0
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """The lines of a text in UTF-8; no line over MAX_LINE is read, and no text over MAX_TABLE."""
+    total, text = 0, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     while line := text.readline(MAX_LINE):
         total += len(line)
         if len(line) == MAX_LINE or total > MAX_TABLE:

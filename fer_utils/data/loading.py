@@ -93,10 +93,10 @@ def load_other_sets(
     """The pictures of other test sets, by short names: see fer_utils.data.extra_sources.
 
     Their tables have path, label, usage, fingerprint, flags, group, attributes (see fer_utils.data.attributes) and
-    seen_in_training: whether a near-duplicate of the picture is among those at `trained["train_path"]`, below `folder`, found
-    as 01 finds copies across splits. Unreadable pictures and those without exactly one face (if find_faces is given) are left
-    out; what is left out is printed. attributes_file: a CSV, from the project's root. Raises DatasetError for an unknown
-    layout, and for a file that names none of the pictures.
+    seen_in_training: whether one of the pictures at `trained["train_path"]`, below `folder`, is a copy, as 01 finds them.
+    Unreadable pictures and those without exactly one face (if find_faces is given) are left out; what is left out is printed.
+    attributes_file: a CSV, from the project's root. Raises DatasetError for an unknown layout, and for a file that names none
+    of the pictures.
     """
     sets = {}
     seen = images.load([folder / path for path in trained["train_path"] if also])
@@ -113,8 +113,7 @@ def load_other_sets(
         seen_groups, groups = np.split(near_duplicates.group(len(seen) + len(pixels), pairs), [len(seen)])
         is_seen = np.isin(groups, seen_groups)
         table = table.assign(path=name + "/" + table["source_path"], group=groups, seen_in_training=is_seen)
-        labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
-        sets[name] = Faces(pixels[..., None], labels, table, labels)
+        sets[name] = _faces(pixels, table)
         print(f"{about}; the model was trained on copies of {is_seen.sum():,}")
     if attributes_file and not any(shown.table.filter(like=attributes.COLUMN).size for shown in sets.values()):
         raise DatasetError(
@@ -142,8 +141,12 @@ def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed
             raise files.TornFile(
                 f"{folder}: {len(others)} images are not those that 01 wrote, such as {others.iloc[0]}: run 01 again (`--from 01`)"
             )
+    return _faces(stack, table)
+
+
+def _faces(pixels: np.ndarray, table: pd.DataFrame) -> Faces:
     labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
-    return Faces(stack[..., None], labels, table, labels)
+    return Faces(pixels[..., None], labels, table, labels)
 
 
 def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
@@ -156,11 +159,10 @@ def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
         return table
     if what in (ferplus.NO_FACE, "all") and not (table["votes"] != "").any():
         raise DatasetError(f"leave_out is {what!r}, but 01 found no votes: put {addresses.VOTES_FILE} into data/")
-    flags = table["flags"].str.split()
     masks = {
         "conflicts": table["label_conflict"].astype(bool),
-        "blanks": flags.map(lambda names: "blank" in names).astype(bool),
-        ferplus.NO_FACE: flags.map(lambda names: ferplus.NO_FACE in names).astype(bool),
+        "blanks": splits.has_flag(table, "blank"),
+        ferplus.NO_FACE: splits.has_flag(table, ferplus.NO_FACE),
     }
     parts = masks if what == "all" else what.split("_and_")
     left_out = pd.concat([masks[part] for part in parts], axis=1).any(axis=1)
@@ -178,9 +180,8 @@ def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
 
 
 def originals_of(train: Faces, manifest: pd.DataFrame) -> pd.DataFrame:
-    """The images of TRAIN among those that train, augmented copies left out: the manifest's rows.
-
-    `row_in_train`: the place of each among the images that train.
+    """The images of TRAIN among those that train, without augmented copies: the manifest's rows, and row_in_train, the row in
+    `train` of each.
     """
     rows = train.table.assign(row_in_train=np.arange(len(train)))
     rows = rows.loc[rows["copy"] == 0, ["train_path", "row_in_train"]]
@@ -189,10 +190,7 @@ def originals_of(train: Faces, manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def originals(*tables: pd.DataFrame) -> pd.DataFrame:
-    """The originals in TRAIN of rows of balanced.csv: column train_path, each once, sorted.
-
-    A model that was trained on an augmented copy has seen the original picture.
-    """
+    """The originals in TRAIN of rows of balanced.csv, which a model trained on has seen: column train_path, each once, sorted."""
     return pd.DataFrame({"train_path": sorted(set().union(*(table["train_path"] for table in tables)))})
 
 

@@ -1,17 +1,16 @@
 """Finds copies of the same picture: re-encoded, resized, changed in brightness or contrast, cropped or mirrored.
 
 Candidates are pairs with a high cosine similarity of the 8 × 8 lowest DCT frequencies, weighted by frequency. The weight
-separates faces: on FER2013, with a cosine of 0.85, it gives 0.3 candidates per image, against 10 without it and 16 for
-8 × 8 pixels. The descriptors of a picture and its mirror image differ only in signs. All pictures are compared with all.
+separates faces: on FER2013, with a cosine of 0.85, it gives 0.3 candidates per image, against 10 without it. All pictures are
+compared with all.
 
 Candidates are then compared by pixels, first without alignment (`picture_distance`). For 2,000 FER2013 images the changes
-above give distances below 0.09 (JPEG 40: 99 % below 0.06). The smallest distance seen between different photographs was
-0.26; crops of one photograph are in between. So the other candidates are aligned (`aligned_distance`). Of 15,650 such
-pairs on FER2013, 2,013 then have a distance of at most 0.20, 134 between 0.20 and 0.25, and from 0.25 on the number
-grows. On inspection the 94 pairs closest below 0.20 were all copies; from 0.23 on there were different photographs. NOT
-found are crops with a larger offset (their descriptors differ), other frames of a series, and retouched, recoloured or
-heavily watermarked versions; docs/measurements.md has their numbers. `tests/benchmarks/near_duplicates.py` measures recall,
-false matches, time and memory, and compares with a second method.
+above give distances below 0.09; the smallest distance seen between different photographs was 0.26; crops of one photograph are
+in between, so the other candidates are aligned (`aligned_distance`). Of 15,650 such pairs on FER2013, 2,013 then have a
+distance of at most 0.20, 134 between 0.20 and 0.25, and from 0.25 on the number grows. On inspection the 94 pairs closest below
+0.20 were all copies; from 0.23 on there were different photographs. NOT found are crops with a larger offset (their descriptors
+differ), other frames of a series, and retouched, recoloured or heavily watermarked versions; docs/measurements.md has their
+numbers, and tests/benchmarks/near_duplicates.py measures them.
 """
 
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ _ALIGNED_AT_ONCE = 16_384  # pairs whose pictures are copied to be aligned: 75 M
 
 _MAX_MOVE = 8.0  # pixels; largest shift of a corner by alignment; FER2013's crops need 6
 _ECC_BLUR = 5  # pixels, size of the Gaussian filter before alignment
+_ECC_MASK = np.ones((SIZE, SIZE), np.uint8)  # all pixels count
 _CORNERS = np.array([(x, y, 1) for x in (0, SIZE - 1) for y in (0, SIZE - 1)])
 _ECC_STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
 
@@ -165,7 +165,8 @@ def _candidates(descriptors: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray
             first, second = first + rows.start, second + start
             keep = first < second
             found.append((first[keep], second[keep], flipped[keep]))
-        yield rows.stop, tuple(np.concatenate(column) for column in zip(*found, strict=True))
+        first, second, flipped = (np.concatenate(column) for column in zip(*found, strict=True))
+        yield rows.stop, (first, second, flipped)
 
 
 def _similar(even: np.ndarray, odd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -205,7 +206,9 @@ def _aligned(images: np.ndarray, candidates: pd.DataFrame, known: pd.DataFrame) 
 def _aligned_correlation(first: np.ndarray, second: np.ndarray) -> float:
     start = np.eye(2, 3, dtype=np.float32)
     try:
-        correlation, warp = cv2.findTransformECC(first, second, start, cv2.MOTION_AFFINE, _ECC_STOP, None, _ECC_BLUR)
+        correlation, warp = cv2.findTransformECC(
+            first, second, start, cv2.MOTION_AFFINE, _ECC_STOP, _ECC_MASK, _ECC_BLUR
+        )
     except cv2.error:  # ECC found no map
         return 0.0
     moved = np.abs(_CORNERS @ warp.T - _CORNERS[:, :2]).max()
@@ -233,13 +236,13 @@ def _residual(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.
     slope = (centred * (target - target_mean)).sum(axis=1, keepdims=True)
     gain = np.maximum(slope / np.maximum((centred * (source - source_mean)).sum(axis=1, keepdims=True), 1e-6), 0)
     left = target - np.clip(gain * (source - source_mean) + target_mean, 0, 255)
-    blur = _blur_matrix(1.0)
+    blur = _blur_matrix()
     left = blur @ left.reshape(-1, SIZE, SIZE) @ blur.T
     return np.sqrt((left**2).mean(axis=(1, 2))) / np.hypot(target.std(axis=1), _CONTRAST_FLOOR)
 
 
-def _blur_matrix(sigma: float) -> np.ndarray:
-    """Gaussian blur of a column of 48 pixels as a matrix, rows summing to 1: float32 (48, 48)."""
-    place = np.arange(SIZE, dtype=np.float32)
-    matrix = np.exp(-((place[:, None] - place[None, :]) ** 2) / (2 * sigma**2))
+def _blur_matrix() -> np.ndarray:
+    """Gaussian blur (1 pixel) of a column of 48 pixels as a matrix, rows summing to 1: float32 (48, 48)."""
+    pixel = np.arange(SIZE, dtype=np.float32)
+    matrix = np.exp(-((pixel[:, None] - pixel[None, :]) ** 2) / 2)
     return matrix / matrix.sum(axis=1, keepdims=True)

@@ -1,21 +1,17 @@
 """Opens the source datasets: a folder, a zip, a tar or a table, in a layout of fer_utils.data.layouts; never writes to them.
 
-Handling of unusual input, besides what layouts.py lists:
-
-| found                                              | result                                                   |
-|----------------------------------------------------|----------------------------------------------------------|
-| dataset, `train` or `test` missing                 | error: what to download, where to put it                 |
-| class folder missing or empty                      | error that names the class                               |
-| one wrapping folder (`archive/train`, `train/train`) | read through; so is the one archive in a folder        |
-| the same part twice (`train/angry` and `train/train/angry`) | equal pictures count once; otherwise error: which two, keep one |
-| FER2013 without usage or labels                    | known by the pixels                                      |
-| links in a folder                                  | followed, each folder once; one that leads nowhere is an unreadable file |
-| pipes, devices, sockets                            | unreadable files: only regular files are opened          |
-| image of another size or in colour                 | repaired when read, flagged (`fer_utils.images.decode`)  |
-| entry that leads out, is a link or is encrypted    | error: which entry                                       |
-| archive that unpacks to more than any dataset      | error before anything is unpacked                        |
-| entry that is longer than it declares              | unreadable; no more than declared is unpacked            |
-| empty, cut-off or foreign image                    | error before anything is written, or excluded and flagged |
+| found | result |
+|---|---|
+| dataset, part or class missing; its folder empty | error: what is missing, what to download |
+| one wrapping folder (`archive/train`), or the one archive in a folder | read through |
+| the same part twice (`train/angry` and `train/train/angry`) | equal pictures count once; otherwise error: keep one |
+| FER2013 without usage or labels | known by the pixels |
+| links in a folder | followed, each folder once |
+| dead links, pipes, devices, sockets; empty, cut-off or foreign images | error before anything is written, or excluded |
+| image of another size or in colour | repaired when read, flagged (`fer_utils.images.decode`) |
+| entry of an archive that leads out, is a link or is encrypted | error: which entry |
+| archive that unpacks to more than any dataset | error before anything is unpacked |
+| entry that is longer than it declares | unreadable; no more than declared is unpacked |
 """
 
 from collections import Counter, defaultdict
@@ -55,15 +51,14 @@ class Source:
     ignored: list[str] = field(default_factory=list)  # files that are no images
     left_out: Counter = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)  # sentences on what was decided
-    cells: dict[str, str | bytes] = field(default_factory=dict)  # of tables: see layouts.Found
+    cells: dict[str, str] = field(default_factory=dict)  # of tables: see layouts.Found
     decode: Callable[[bytes, str], tuple[np.ndarray, tuple[str, ...]]] = images.decode
 
     def read(self, source_path: str) -> bytes:
         """The bytes of one image file of the table (for a table of pixels: these as PNG)."""
-        cell = self.cells.get(source_path)
-        if cell is None:
-            return self.reader.read(source_path)
-        return cell if isinstance(cell, bytes) else _png(cell, f"{self.path}: {source_path}")
+        if source_path in self.cells:
+            return _png(self.cells[source_path], f"{self.path}: {source_path}")
+        return self.reader.read(source_path)
 
 
 @contextmanager
@@ -169,10 +164,8 @@ def _require_one_home(source: Source) -> None:
             homes[part, usage].add("/".join(PurePosixPath(file).parts[:-2]))
     for (part, _), found in homes.items():
         if len(found) > 1:
-            both = "/ and ".join(sorted(found)[:2])
-            raise DatasetError(
-                f"{source.name}: {source.path} holds its {part} images under both {both}/: keep one of them"
-            )
+            held = f"{source.name}: {source.path} holds its {part} images"
+            raise DatasetError(f"{held} under both {'/ and '.join(sorted(found)[:2])}/: keep one of them")
 
 
 def _require_whole(source: Source) -> None:
@@ -188,10 +181,8 @@ def _require_whole(source: Source) -> None:
         if len(missing) == len(CLASSES):
             raise DatasetError(f"{where} has no images under {part}/: download the dataset again")
         if missing:
-            raise DatasetError(
-                f"{where} has no images of {', '.join(sorted(missing))} under {part}/: the class folder is missing or empty; "
-                "download the dataset again"
-            )
+            lacks = f"{where} has no images of {', '.join(sorted(missing))} under {part}/"
+            raise DatasetError(f"{lacks}: the class folder is missing or empty; download the dataset again")
 
 
 def _png(text: str, where: str) -> bytes:

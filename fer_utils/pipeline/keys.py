@@ -46,7 +46,6 @@ _NOT_COUNTED = {
     "run",
     "outputs_dir",
     "data_dir",
-    "workers",
     "cache",
     "cache_dir",
     "tensorboard_dir",
