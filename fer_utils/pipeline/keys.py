@@ -65,8 +65,7 @@ NOT_COMPUTING = {
 _SHOWING = {"print", "display", "pyplot", "plots", "report"}
 _SHOWN_AS = {"round", "to_frame"}  # methods that format a table that a cell shows
 
-# Packages whose version can change a result: import name → distribution. Not faiss: it proposes what the search without it
-# would propose, and a run is not done again because an extra was installed.
+# Packages whose version can change a result: import name → distribution.
 _PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
 _PACKAGES |= {
     name: name for name in ("albumentations", "cleanlab", "jax", "keras", "numpy", "pandas", "scipy", "tensorflow")
