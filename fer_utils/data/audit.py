@@ -1,6 +1,6 @@
 """The leakage audit: describes copies across and within splits, and applies the leakage policy."""
 
-from itertools import permutations
+from itertools import combinations
 from typing import Any
 
 from fer_utils.data import near_duplicates
@@ -108,9 +108,10 @@ def require_no_leak(table: pd.DataFrame) -> None:
 def cross_split_counts(table: pd.DataFrame) -> dict[str, int]:
     """For each ordered pair of splits, the number of images of the first with a copy in the second."""
     counts = {}
-    for first, second in permutations(SPLITS, 2):
-        inside = (table["split"] == first) & shares_group_with(table, second)
-        counts[f"{first.lower()}_images_in_{second.lower()}"] = int(inside.sum())
+    for pair in combinations(SPLITS, 2):
+        for first, second in (pair, pair[::-1]):
+            inside = (table["split"] == first) & shares_group_with(table, second)
+            counts[f"{first.lower()}_images_in_{second.lower()}"] = int(inside.sum())
     return counts
 
 
