@@ -56,10 +56,10 @@ def read_file(path: Path, at_most: int = MAX_FILE_BYTES) -> bytes:
 
 @contextmanager
 def _opened(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """The picture in an image file's bytes, not yet decoded: everything that this project decodes is opened here.
+    """The picture in an image file's bytes, not yet decoded; every picture is opened here, and its limits checked by its header.
 
-    Only these formats are tried, since Pillow starts other programs for some. A picture over MAX_MEGAPIXELS is refused by
-    its header. Raises UnreadableImage, also for what goes wrong inside the block.
+    Only these formats are tried, since Pillow starts other programs for some. Raises UnreadableImage, also for what goes wrong
+    inside the block.
     """
     try:
         with Image.open(io.BytesIO(data), formats=formats) as picture:
@@ -110,8 +110,8 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
 def decode_photograph(file: bytes | Path) -> np.ndarray:
     """An image file, or its bytes, as RGB uint8 (height, width, 3); of several pictures or frames the first. See _pixels.
 
-    Raises UnreadableImage, without the path, if the file is missing, empty,
-    truncated, over MAX_MEGAPIXELS, no regular file, or of none of PHOTOGRAPH_FORMATS.
+    Raises UnreadableImage, without the path, if the file is missing, empty, truncated, over MAX_MEGAPIXELS, no regular file,
+    or of none of PHOTOGRAPH_FORMATS.
     """
     if "HEIF" in PHOTOGRAPH_FORMATS:
         importlib.import_module("pillow_heif.HeifImagePlugin")  # once imported, Pillow opens such files
@@ -144,10 +144,8 @@ def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _range(picture: Image.Image) -> tuple[float, float]:
-    """The values of black and white in a picture of one deep channel: 0, and the smallest of _FULL_SCALES that holds them all.
-
-    Files do not tell how many of their 16 bits a camera used. A picture with negative values, or larger ones, is spread from
-    its smallest to its largest.
+    """The values of black and white in a picture of one deep channel: 0, and the smallest of _FULL_SCALES that holds them all,
+    since files do not say how many of their 16 bits a camera used; for other values the smallest and the largest.
     """
     strips = (np.asarray(rows) for _, rows in _strips(picture))
     ends = np.array([(values.min(), values.max()) for values in strips], float)

@@ -59,7 +59,7 @@ def _in_groups_of(table: pd.DataFrame, rows: pd.Series) -> pd.Series:
 
 
 def apply_policy(table: pd.DataFrame, policy: str, train_copies: str) -> pd.DataFrame:
-    """Apply the leakage policy to the table.
+    """The table under a leakage policy.
 
     `keep` changes nothing. `drop` removes every image from TRAIN whose group is in VAL or TEST, and every image from VAL
     whose group is in TEST. With `train_copies="one"` it keeps one image of each group in TRAIN, the first with the group's

@@ -49,13 +49,8 @@ def plan_balance(table: pd.DataFrame, targets: Mapping[str, int], max_per_class:
         rng = np.random.default_rng([seed, code])
         fill = np.arange(max(0, targets[label] - len(paths)))
         turns = rng.permutation(len(paths))[fill % len(paths)]
-        plan = pd.DataFrame(
-            {
-                "label": label,
-                "path": np.concatenate([paths, paths[turns]]),
-                "copy": np.concatenate([np.zeros(len(paths), int), 1 + fill // len(paths)]),
-            }
-        )
+        copies = np.concatenate([np.zeros(len(paths), int), 1 + fill // len(paths)])
+        plan = pd.DataFrame({"label": label, "path": np.concatenate([paths, paths[turns]]), "copy": copies})
         kept = np.sort(rng.permutation(len(plan))[:max_per_class])
         parts.append(plan.iloc[kept].sort_values(["path", "copy"]))
     return pd.concat(parts, ignore_index=True)

@@ -51,9 +51,9 @@ def load_training(
 ) -> tuple[Faces, Faces]:
     """The training images listed in balanced.csv, and the images of VAL: see load_faces.
 
-    votes_share: the share, 0 to 1, of FER+'s votes in TRAIN's targets (ferplus.soft_targets). votes_output: the weight of the
-    votes beside these targets (ferplus.append_votes). An augmented copy has the target of its original. Raises DatasetError if
-    one of the two is above 0 and there are no votes.
+    votes_share: of the votes in TRAIN's targets, 0 to 1: see ferplus.soft_targets. votes_output: weight of the votes beside
+    them: see ferplus.append_votes. An augmented copy has the target of its original. Raises DatasetError if votes are wanted
+    and there are none.
     """
     tables = balanced, manifest[manifest["split"] == "VAL"]
     train, val = (load_faces(table, folder, limit_per_class, seed) for table in tables)
