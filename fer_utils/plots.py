@@ -291,10 +291,10 @@ def corruptions(table: pd.DataFrame, accuracy: float) -> Figure:
 
 
 def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> Figure:
-    """Histograms of the distances of copies, by kind, and of nearest different pictures; `line` is the threshold."""
+    """Histograms of the distances of copies, by kind, and of candidates that are none; `line` is the threshold."""
     figure, axes = plt.subplots(figsize=(10, 3.5), layout="constrained")
     finite = strangers[np.isfinite(strangers)]
-    shown = {f"nearest others (sample of {len(finite):,})": (finite, "#777777")}
+    shown = {f"candidates that are no copies ({len(finite):,})": (finite, "#777777")}
     for kind, colour in (("re-encoded", "#66ccee"), ("cropped", "#ccbb44"), ("flipped", "#aa3377")):
         distances = pairs.loc[pairs["kind"] == kind, "distance"].to_numpy()
         if len(distances):

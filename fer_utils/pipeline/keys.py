@@ -41,7 +41,7 @@ INPUTS = {
 OPTIONAL_INPUTS = {"evaluate": {"model_votes.keras": "fine_tune"}}
 
 # Parameters that do not affect results. The content of the sources counts as an input.
-_NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "workers", "cache", "cache_dir", "tensorboard_dir"}
+_NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "cache", "cache_dir", "tensorboard_dir"}
 _NOT_COUNTED |= {"votes", *addresses.DATASETS}
 
 # Subpackages and modules that do not affect results: they find, check, move, record, measure time and show.
@@ -55,8 +55,7 @@ NOT_COMPUTING = {
 _SHOWING = {"display", "pyplot", "plots", "report"}  # imported functions, and modules whose functions, that only show
 _SHOWN_AS = {"round", "to_frame"}  # methods that format a table that a cell shows
 
-# Packages whose version can change a result: import name → distribution. Not faiss: it proposes what the search without it
-# would propose, and a run is not done again because an extra was installed.
+# Packages whose version can change a result: import name → distribution.
 _PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
 _PACKAGES |= {name: name for name in ("albumentations", "cleanlab", "jax", "keras")}
 _PACKAGES |= {name: name for name in ("numpy", "pandas", "scipy", "tensorflow")}

@@ -145,7 +145,7 @@ def _pictures(folder: Path) -> None:
 def _balanced(folder: Path) -> None:
     from fer_utils.data import balance
 
-    balance.write_balanced(pd.DataFrame(columns=["label", "path", "copy"]), folder, 1, 1)
+    balance.write_balanced(pd.DataFrame(columns=["label", "path", "copy"]), folder, 1)
 
 
 def _drawn(folder: Path) -> None:

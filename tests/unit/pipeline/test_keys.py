@@ -201,7 +201,6 @@ def test_where_and_how_fast_are_no_parameters_of_the_key():
     before, values = _keys(), _values()
     for own in values.values():
         own |= {"run": "other", "outputs_dir": "elsewhere", "profile": "cpu", "data_dir": "images"}
-    values["balance"]["workers"] = 3
     assert _changed(before, _keys(values)) == {}
 
 
