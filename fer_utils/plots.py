@@ -3,7 +3,6 @@
 No scores are computed here, and no results are read or written.
 """
 
-import itertools
 from collections.abc import Sequence
 
 from fer_utils.classes import CLASSES
@@ -13,13 +12,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Paul Tol's bright and muted colour schemes, safe for colour-blind readers. A split has the same colour in every figure.
 COLOURS = {"TRAIN": "#4477aa", "VAL": "#cc6677", "TEST": "#228833"}
 RUN_COLOURS = ("#ee7733", "#aa3377", "#33bbee", "#222222", "#999933", "#882255")  # different from the splits' colours
 _HATCH = "////"  # for a changed version of a split: balanced, or at another temperature
-FACES_IN_A_ROW = 9  # in figures with groups of faces
+_GREY = {"cmap": "gray", "vmin": 0, "vmax": 255}
+_HEAT = {"cmap": "Blues", "linewidths": 0.5, "cbar": False}
+_AS_SHARES = {"fmt": ".2f", "vmin": 0, "vmax": 1}
 _CURVES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
@@ -38,21 +40,10 @@ def class_counts(counts: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def faces(
-    images: np.ndarray, titles: list[str], columns: int, title: str = "", colours: list[str] | None = None
-) -> Figure:
+def faces(images: np.ndarray, titles: Sequence[str], columns: int, title: str = "") -> Figure:
     """A grid of grey faces, uint8 (n, 48, 48), each under its own title."""
-    rows = -(-len(images) // columns)
-    height = 1.25 * rows + 0.35 * (title.count("\n") + 1 if title else 0)
-    figure, grid = plt.subplots(rows, columns, figsize=(1.15 * columns, height), squeeze=False, layout="constrained")
-    for place, axes in enumerate(grid.flat):
-        axes.set_axis_off()
-        if place < len(images):
-            axes.imshow(images[place], cmap="gray", vmin=0, vmax=255)
-            axes.set_title(titles[place], fontsize=7, color=colours[place] if colours else "black")
-    if title:
-        figure.suptitle(title, fontsize=10)
-    return figure
+    rows = [slice(start, start + columns) for start in range(0, len(images), columns)]
+    return groups_of_faces([(images[row], titles[row]) for row in rows], title, columns, framed=False)
 
 
 def batch(images: np.ndarray, labels: np.ndarray, title: str) -> Figure:
@@ -61,30 +52,32 @@ def batch(images: np.ndarray, labels: np.ndarray, title: str) -> Figure:
     return faces(images[..., 0], [CLASSES[code] for code in codes], 6, title)
 
 
-def groups_of_faces(groups: Sequence[tuple[np.ndarray, Sequence[str]]], title: str) -> Figure:
-    """Groups of faces that belong together, each with a frame around it, arranged in rows.
+def groups_of_faces(
+    groups: Sequence[tuple[np.ndarray, Sequence[str]]], title: str, columns: int = 9, framed: bool = True
+) -> Figure:
+    """Groups of faces that belong together, each in a frame, in rows of at most `columns` faces.
 
     groups: grey faces, uint8 (n, 48, 48), and a title for each; at least one group.
     """
-    step, gap, frame = 1.05, 0.25, 0.06  # in faces: from face to face, between groups, around a group
+    # in faces: from face to face, between groups, around a group
+    step, gap, frame = (1.05, 0.25, 0.06) if framed else (1.15, 0.05, 0.0)
     head = 0.06 + 0.115 * max(text.count("\n") + 1 for _, titles in groups for text in titles)  # room for titles
-    row_of, place_of, row, place = [], [], 0, 0.0
-    for faces_of_group, _ in groups:
-        if place and place + step * len(faces_of_group) > FACES_IN_A_ROW:
-            row, place = row + 1, 0.0
-        row_of.append(row)
-        place_of.append(place)
-        place += step * len(faces_of_group) + gap
-    width = max(place + step * len(shown) for place, (shown, _) in zip(place_of, groups, strict=True))
-    height = (row + 1) * (1 + head + gap) - gap
-    figure, axes = plt.subplots(figsize=(max(1.2 * width, 3), 1.2 * height + 0.35), layout="constrained")
-    for (faces_of_group, titles), row, place in zip(groups, row_of, place_of, strict=True):
-        top = row * (1 + head + gap) + head
-        size = step * len(faces_of_group) - (step - 1) + 2 * frame, 1 + head + 2 * frame
-        axes.add_patch(plt.Rectangle((place - frame, top - head - frame), *size, color="#e4e4e4", zorder=-1))
-        for left, image, text in zip(itertools.count(place, step), faces_of_group, titles, strict=False):
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(left, left + 1, top + 1, top))
-            axes.text(left + 0.5, top - 0.04, text, fontsize=7, ha="center", va="bottom")
+    figure, axes = plt.subplots(layout="constrained")
+    left = top = width = 0.0
+    for images, titles in groups:
+        if left and left + step * len(images) > columns:
+            left, top = 0.0, top + 1 + head + gap
+        size = step * (len(images) - 1) + 1 + 2 * frame, 1 + head + 2 * frame
+        if framed:
+            axes.add_patch(plt.Rectangle((left - frame, top - frame), *size, color="#e4e4e4", zorder=-1))
+        for image, text in zip(images, titles, strict=True):
+            axes.imshow(image, **_GREY, extent=(left, left + 1, top + head + 1, top + head))
+            axes.text(left + 0.5, top + head - 0.04, text, fontsize=7, ha="center", va="bottom")
+            left += step
+        width = max(width, left)
+        left += gap
+    height = top + 1 + head
+    figure.set_size_inches(max(1.2 * width, 3), 1.2 * height + (0.35 if title else 0))
     axes.set(xlim=(-2 * frame, width + 2 * frame), ylim=(height + 2 * frame, -2 * frame), aspect="equal")
     axes.set_axis_off()
     axes.set_title(title, fontsize=10)
@@ -97,30 +90,31 @@ def heat_on_faces(images: np.ndarray, heat: np.ndarray, table: pd.DataFrame) -> 
     heat: (n, squares, squares), 0 to 1; higher values cover more of the face. table: label, predicted and
     confidence of each face, at most one right and one wrong prediction of each label.
     """
-    rows = {"predicted right": "never right", "predicted wrong": "never wrong"}  # name → text where there is no face
+    kinds = {True: "right", False: "wrong"}
+    shown = {(row.label == row.predicted, row.label): place for place, row in enumerate(table.itertuples())}
     titles = [f"{row.predicted} {row.confidence:.2f}" for row in table.itertuples()]
-    places = [(int(row.label != row.predicted), CLASSES.index(row.label)) for row in table.itertuples()]
-    figure, grid = plt.subplots(
-        2 * len(rows), len(CLASSES), figsize=(1.3 * len(CLASSES) + 1, 2.75 * len(rows)), layout="constrained"
-    )
+    figure, grid = plt.subplots(4, len(CLASSES), figsize=(1.3 * len(CLASSES) + 1, 5.5), layout="constrained")
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         sns.despine(ax=axes, left=True, bottom=True)
-    for row, (name, nothing) in enumerate(rows.items()):
-        grid[2 * row, 0].set_ylabel(name, fontsize=9)
-        grid[2 * row + 1, 0].set_ylabel("Grad-CAM", fontsize=8, color="grey")
-        for column in {*range(len(CLASSES))} - {column for place, column in places if place == row}:
-            grid[2 * row, column].set(xlim=(0, 1), ylim=(1, 0), aspect="equal")
-            grid[2 * row, column].text(0.5, 0.5, nothing, fontsize=8, color="grey", ha="center", va="center")
-            grid[2 * row + 1, column].set_visible(column == 0)  # the first one has the row's name
-    for image, hot, title, (row, column) in zip(images, heat, titles, places, strict=True):
-        for axes in grid[2 * row : 2 * row + 2, column]:
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        grid[2 * row, column].set_xlabel(title, fontsize=7)
-        smooth = cv2.resize(hot.astype(np.float32), image.shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
-        grid[2 * row + 1, column].imshow(smooth, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.5 * smooth)
     for axes, label in zip(grid[0], CLASSES, strict=True):
         axes.set_title(label, fontsize=9)
+    for (kind, name), (above, below) in zip(kinds.items(), (grid[:2], grid[2:]), strict=True):
+        above[0].set_ylabel(f"predicted {name}", fontsize=9)
+        below[0].set_ylabel("Grad-CAM", fontsize=8, color="grey")
+        for label, face, map_ in zip(CLASSES, above, below, strict=True):
+            if (kind, label) not in shown:
+                face.set(xlim=(0, 1), ylim=(1, 0), aspect="equal")
+                face.text(0.5, 0.5, f"never {name}", fontsize=8, color="grey", ha="center", va="center")
+                map_.set_visible(map_ is below[0])  # the first one has the row's name
+                continue
+            place = shown[kind, label]
+            image, hot = images[place], heat[place].astype(np.float32)
+            smooth = cv2.resize(hot, image.shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
+            face.imshow(image, **_GREY)
+            face.set_xlabel(titles[place], fontsize=7)
+            map_.imshow(image, **_GREY)
+            map_.imshow(smooth, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.5 * smooth)
     return figure
 
 
@@ -128,18 +122,15 @@ def rows_of_faces(rows: dict[str, np.ndarray]) -> Figure:
     """Rows of faces, uint8 (n, 48, 48), each row with its title."""
     columns = max(map(len, rows.values()))
     # Not constrained layout: it would widen the first column to the width of the title.
+    apart = {"wspace": 0.05, "hspace": 0.3}
     figure, grid = plt.subplots(
-        len(rows),
-        columns,
-        figsize=(columns, 1.2 * len(rows)),
-        squeeze=False,
-        gridspec_kw={"wspace": 0.05, "hspace": 0.3},
+        len(rows), columns, figsize=(columns, 1.2 * len(rows)), squeeze=False, gridspec_kw=apart
     )
     for (title, images), row in zip(rows.items(), grid, strict=True):
         for axes in row:
             axes.set_axis_off()
         for axes, image in zip(row, images, strict=False):
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+            axes.imshow(image, **_GREY)
         row[0].set_title(title, fontsize=9, loc="left")
     return figure
 
@@ -157,15 +148,8 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         axes.set(xlabel="epoch", title=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
     best = history["val_loss"].idxmin()
-    row[0].plot(
-        history["epoch"][best],
-        history["val_loss"][best],
-        "o",
-        mfc="none",
-        ms=10,
-        color=COLOURS["VAL"],
-        label="lowest VAL loss",
-    )
+    ring = {"mfc": "none", "ms": 10, "color": COLOURS["VAL"], "label": "lowest VAL loss"}
+    row[0].plot(history["epoch"][best], history["val_loss"][best], "o", **ring)
     row[0].legend(fontsize=8)
     sns.despine(figure)
     return figure
@@ -196,12 +180,9 @@ def compared_confusions(counts: dict[str, np.ndarray]) -> Figure:
     for axes in list(grid.flat)[len(counts) :]:
         axes.set_axis_off()
     for axes, (run, counts_of_run) in zip(grid.flat, counts.items(), strict=False):
-        shares = counts_of_run / np.maximum(counts_of_run.sum(axis=1, keepdims=True), 1)
-        style = {"cmap": "Blues", "square": True, "linewidths": 0.5, "cbar": False, "annot_kws": {"fontsize": 7}}
-        sns.heatmap(shares, annot=True, fmt=".2f", vmin=0, vmax=1, ax=axes, **style)
-        axes.set_xticklabels(CLASSES, rotation=45, fontsize=7)
-        axes.set_yticklabels(CLASSES, rotation=0, fontsize=7)
-        axes.set(title=_as_text(run), xlabel="predicted", ylabel="true")
+        _confusion(axes, _shares(counts_of_run), _as_text(run), **_AS_SHARES, annot_kws={"fontsize": 7})
+        axes.tick_params(labelsize=7)
+        axes.tick_params("x", rotation=45)
     return figure
 
 
@@ -214,12 +195,12 @@ def rates(history: pd.DataFrame) -> Figure:
     """Learning rate, weight decay and their product, the share by which a step shrinks a weight, over the epochs."""
     figure, row = plt.subplots(1, 3, figsize=(14, 2.8), layout="constrained")
     product = history["learning_rate"] * history["weight_decay"]
-    columns = {
-        "learning rate": history["learning_rate"],
-        "weight decay": history["weight_decay"],
-        "rate × decay": product,
-    }
-    for axes, (title, values) in zip(row, columns.items(), strict=True):
+    shown = (
+        ("learning rate", history["learning_rate"]),
+        ("weight decay", history["weight_decay"]),
+        ("rate × decay", product),
+    )
+    for axes, (title, values) in zip(row, shown, strict=True):
         axes.plot(history["epoch"], values, drawstyle="steps-mid", color="#555555", marker=".")
         axes.set(title=title, xlabel="epoch", ylim=(0, max(values.max() * 1.1, 1e-12)))
         axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
@@ -229,25 +210,23 @@ def rates(history: pd.DataFrame) -> Figure:
 
 
 def confusion_matrix(counts: np.ndarray, title: str) -> Figure:
-    """Two heatmaps of (7, 7) counts: the counts, and each row as shares of its true class."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    """Two heat maps of (7, 7) counts: the counts, and each row as shares of its true class."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
-    common = {
-        "cmap": "Blues",
-        "xticklabels": CLASSES,
-        "yticklabels": CLASSES,
-        "square": True,
-        "linewidths": 0.5,
-        "cbar": False,
-    }
-    sns.heatmap(counts, annot=True, fmt=",d", ax=left, **common)
-    sns.heatmap(shares, annot=True, fmt=".2f", vmin=0, vmax=1, ax=right, **common)
-    left.set(title="images", xlabel="predicted", ylabel="true")
-    right.set(title="share of the true class", xlabel="predicted", ylabel="true")
-    for axes in (left, right):
-        axes.tick_params("y", rotation=0)
+    _confusion(left, counts, "images", fmt=",d")
+    _confusion(right, _shares(counts), "share of the true class", **_AS_SHARES)
     figure.suptitle(title)
     return figure
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
+def _confusion(axes: Axes, values: np.ndarray, title: str, **style) -> None:
+    names = {"xticklabels": CLASSES, "yticklabels": CLASSES}
+    sns.heatmap(values, annot=True, ax=axes, square=True, **_HEAT, **names, **style)
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    axes.tick_params("y", rotation=0)
 
 
 def label_agreement(counts: pd.DataFrame) -> Figure:
@@ -258,8 +237,7 @@ def label_agreement(counts: pd.DataFrame) -> Figure:
         for pair in zip(shares.to_numpy(), counts.to_numpy(), strict=True)
     ]
     figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
-    style = {"cmap": "Blues", "linewidths": 0.5, "cbar": False, "annot_kws": {"fontsize": 8}}
-    sns.heatmap(shares, annot=np.array(texts), fmt="", vmin=0, vmax=1, ax=axes, **style)
+    sns.heatmap(shares, annot=np.array(texts), fmt="", vmin=0, vmax=1, ax=axes, annot_kws={"fontsize": 8}, **_HEAT)
     axes.axvline(len(CLASSES), color="black", linewidth=1)
     axes.set(title="What ten people say of the pictures of each label", xlabel="FER+ (majority)", ylabel="FER2013")
     axes.tick_params("y", rotation=0)
@@ -304,9 +282,8 @@ def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> F
     for label, (values, colour) in shown.items():
         axes.hist(values, edges, histtype="stepfilled", facecolor=(colour, 0.35), edgecolor=colour, label=label)
     axes.axvline(line, color="black", linestyle=":", label=f"a copy: at most {line}")
-    axes.set(
-        yscale="log", xlim=(0, end), xlabel="distance: what one picture does not explain of the other", ylabel="pairs"
-    )
+    explained = "distance: what one picture does not explain of the other"
+    axes.set(yscale="log", xlim=(0, end), xlabel=explained, ylabel="pairs")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(fontsize=8)
     sns.despine(figure)
@@ -335,8 +312,7 @@ def reliability(bins: dict[str, pd.DataFrame]) -> Figure:
     below.set(xlabel="confidence", ylabel="images")
     below.yaxis.set_major_formatter("{x:,.0f}")
     below.margins(y=0.35)
-    above.legend(
-        fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(bins) + 1
-    )  # inside it would cover bars
+    # Inside the axes the legend would cover bars.
+    above.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(bins) + 1)
     sns.despine(figure)
     return figure

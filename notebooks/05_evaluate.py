@@ -92,9 +92,9 @@ for split, shown in faces.items():
 
 # %% [markdown]
 # ## Scores
-# Precision, recall and F1 are macro averages: every class counts the same, however rare. TEST also in its Public and
-# Private parts, where the source tells them apart: published scores are of Private. The intervals say how far accuracy and
-# macro F1 would move with other pictures of the same kind (95 % bootstrap; copies of one picture are drawn together). Macro
+# F1 is the macro average: every class counts the same, however rare. TEST has rows for its Public and Private parts too,
+# where the source has them; published scores are those of Private. The intervals are 95 % bootstrap intervals of accuracy
+# and macro F1: the range to expect with other pictures of the same kind. Copies of one picture are drawn together. Macro
 # precision and recall are in `metrics.json`.
 
 # %%
@@ -119,34 +119,6 @@ if scores.has_votes(predictions):
     print(report.disagreement_line(metrics, "TEST"))
 
 # %% [markdown]
-# ## Other test sets
-# With `also`: your own pictures, RAF-DB, AffectNet. They are not part of TEST. How many of them the model has seen in
-# training is counted as for TEST: by copies. Where attributes are known, from RAF-DB's own annotation or with `also_groups`,
-# a second table has the scores of each group of people.
-
-# %%
-others = loading.load_other_sets(
-    also,
-    also_classes,
-    reader.face_finder(also_faces),
-    stage.read("trained.csv"),
-    stage.images,
-    also_columns,
-    also_groups,
-)
-for name, shown in others.items():
-    table = scores.prediction_table(shown.table, predict_with_views(model, shown.images, "none"))
-    metrics["also"] = metrics.get("also", {}) | {name: scores.scores_of_set(table)}
-    figure = plots.confusion_matrix(scores.confusion(table), report.other_title(metrics, name))
-    stage.show(figure, f"confusion_matrix_also_{name}")
-    stage.save(table, f"predictions_also_{name}.csv")
-if others:
-    display(report.other_sets_table(metrics).round(4))
-    groups = report.groups_table(metrics)
-    if len(groups):
-        display(groups.round(4))
-
-# %% [markdown]
 # ## Class by class
 
 # %%
@@ -167,23 +139,22 @@ for split, table in predictions.items():
     stage.show(figure, f"confusion_matrix_{split.lower()}")
 
 # %% [markdown]
-# What is most often taken for what on TEST, and the most confident mistakes of each kind: are the labels right?
+# The pairs of classes most often confused on TEST, and the most confident mistakes of each: are the labels right?
 
 # %%
 confused = scores.most_confused(predictions["TEST"], n_confused)
 display(confused.round(3))
 rows = scores.surest_of_pairs(predictions["TEST"], confused)
 if rows:
-    stage.show(
-        plots.rows_of_faces({title: faces["TEST"].grey(places) for title, places in rows.items()}), "confused_pairs"
-    )
+    shown = {title: faces["TEST"].grey(numbers) for title, numbers in rows.items()}
+    stage.show(plots.rows_of_faces(shown), "confused_pairs")
     n_wrong = (predictions["TEST"]["label"] != predictions["TEST"]["predicted"]).sum()
     print(f"these {len(confused)} pairs are {confused['n'].sum() / n_wrong:.0%} of all mistakes")
 
 # %% [markdown]
 # ## Can its confidence be trusted?
 # Of the predictions with a confidence of 80 %, 80 % should be right. Where bars stay below the diagonal, the model is
-# overconfident. Below, how many images each bin holds: a bin with few images says little.
+# overconfident. The lower figure shows the number of images in each bin: a bin with few images says little.
 
 # %%
 stage.show(plots.reliability({split: scores.reliability(table) for split, table in predictions.items()}), "reliability")
@@ -191,7 +162,7 @@ errors = {split: f"{metrics[split.lower()]['calibration_error']:.3f}" for split 
 print(f"expected calibration error: VAL {errors['VAL']}, TEST {errors['TEST']}")
 
 # %% [markdown]
-# Temperature scaling divides the scores before softmax by one number. It can mend a confidence that is too high or too
+# Temperature scaling divides the scores before softmax by one number. It corrects a confidence that is too high or too
 # low throughout, and changes no prediction. The temperature is fitted on VAL; TEST shows whether it helps.
 
 # %%
@@ -206,25 +177,11 @@ stage.show(plots.reliability(bins), "temperature")
 report.calibration_table(metrics).round(4)
 
 # %% [markdown]
-# ## How does it stand up to harder pictures?
-# With `corruptions`: TEST under blur, noise, JPEG, low light, low resolution, rotation, a covered mouth and covered eyes,
-# each in five strengths. The mean over all of them is one number that runs are compared by.
-
-# %%
-if corruptions:
-    stage.show(plots.rows_of_faces(robustness.examples(faces["TEST"].images[0], seed)), "corruption_examples")
-    harder = robustness.score(model, faces["TEST"], seed)
-    stage.save(harder, "corruptions_test.csv")
-    metrics["corruptions"] = robustness.summary(harder)
-    stage.show(plots.corruptions(harder, metrics["test"]["accuracy"]), "corruptions")
-    display(robustness.shown(harder).round(3))
-
-# %% [markdown]
-# ## Where does it look?
-# Grad-CAM: the parts of a face that speak for the class that the model predicted. For each class, the most confident right
+# ## Grad-CAM
+# Which parts of a face raise the score of the predicted class? For each class, the figure shows the most confident right
 # prediction on TEST and the most confident wrong one, with the predicted class and its probability. Heat on hair or
-# background means that the model learned something else than expressions. A picture without heat has no part that speaks
-# for the predicted class by this measure.
+# background means that the model uses something other than the expression. In a picture without heat no part raises the
+# score.
 
 # %%
 extremes = scores.surest_of_each_class(predictions["TEST"])
@@ -245,8 +202,44 @@ if len(worst):
     print(f"the most confident mistake has a probability of {worst['confidence'].iloc[0]:.3f}")
 
 # %% [markdown]
-# With `find_label_issues` confident learning (cleanlab) lists labels that the model's probabilities contradict. The model
-# did not train on these pictures, unless copies were left in TRAIN. FER+'s votes say how often the list is right.
+# ## Optional: other test sets
+# With `also`: your own pictures, RAF-DB, AffectNet. They are not part of TEST. How many of them the model has seen in
+# training is counted as for TEST, by copies. Where attributes are known, from RAF-DB's own annotation or from
+# `also_groups`, a second table has the scores of each group of people.
+
+# %%
+finder, trained = reader.face_finder(also_faces), stage.read("trained.csv")
+others = loading.load_other_sets(also, also_classes, finder, trained, stage.images, also_columns, also_groups)
+for name, shown in others.items():
+    table = scores.prediction_table(shown.table, predict_with_views(model, shown.images, "none"))
+    metrics["also"] = metrics.get("also", {}) | {name: scores.scores_of_set(table)}
+    figure = plots.confusion_matrix(scores.confusion(table), report.other_title(metrics, name))
+    stage.show(figure, f"confusion_matrix_also_{name}")
+    stage.save(table, f"predictions_also_{name}.csv")
+if others:
+    display(report.other_sets_table(metrics).round(4))
+    groups = report.groups_table(metrics)
+    if len(groups):
+        display(groups.round(4))
+
+# %% [markdown]
+# ## Optional: harder pictures
+# With `corruptions`: TEST under blur, noise, JPEG compression, low light, low resolution, rotation, a covered mouth and
+# covered eyes, each in five strengths. The mean accuracy over all of them is one number for comparing runs.
+
+# %%
+if corruptions:
+    stage.show(plots.rows_of_faces(robustness.examples(faces["TEST"].images[0], seed)), "corruption_examples")
+    harder = robustness.score(model, faces["TEST"], seed)
+    stage.save(harder, "corruptions_test.csv")
+    metrics["corruptions"] = robustness.summary(harder)
+    stage.show(plots.corruptions(harder, metrics["test"]["accuracy"]), "corruptions")
+    display(robustness.shown(harder).round(3))
+
+# %% [markdown]
+# ## Optional: wrong labels
+# With `find_label_issues`: confident learning (cleanlab) lists labels that the model's probabilities contradict. The model
+# did not train on these pictures, unless copies were left in TRAIN. FER+'s votes show how often the list is right.
 
 # %%
 for split, table in predictions.items() if find_label_issues else ():
@@ -262,6 +255,17 @@ for split, table in predictions.items() if find_label_issues else ():
         display(worth.round(3))
 
 # %% [markdown]
+# ## Optional: a picture of your choice
+# With `picture`: each face found in it, and what this run's model predicts for it, beside the model that comes with the
+# project.
+
+# %%
+if photograph:
+    for number, (name, reading) in enumerate(reader.read_photograph(stage.path("model.keras"), photograph).items()):
+        stage.show(reading.figure(), f"picture_{number}" if number else "picture")
+        print(f"{name}, faces found: {len(reading.faces)}; {', '.join(face.label for face in reading.faces)}")
+
+# %% [markdown]
 # ## Save
 # Tables, `metrics.json` and the report.
 
@@ -274,17 +278,6 @@ metrics["run"] = stage.about_run()
 stage.save(metrics, "metrics.json")
 stage.save(report.page(metrics, run, stage.figure_file, stage.executed_notebooks()), "report.html")
 print(f"report: {stage.path('report.html')}")
-
-# %% [markdown]
-# ## On a picture of your choice
-# With `picture` set: each face found in it, and what this run's model predicts for it, beside the model that comes with the
-# project.
-
-# %%
-if photograph:
-    for number, (name, reading) in enumerate(reader.read_photograph(stage.path("model.keras"), photograph).items()):
-        stage.show(reading.figure(), f"picture_{number}" if number else "picture")
-        print(f"{name}, faces found: {len(reading.faces)}; {', '.join(face.label for face in reading.faces)}")
 
 # %% [markdown]
 # ## Summary

@@ -36,23 +36,17 @@ def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: in
     principal components of the features, on which it converges in a few steps. Raises ValueError for a class with fewer groups than folds.
     """
     for code, label in enumerate(CLASSES):
-        n_groups = len(set(groups[labels == code]))
-        if n_groups < FOLDS:
+        if (n_groups := len(set(groups[labels == code]))) < FOLDS:
             raise ValueError(f"TRAIN has {n_groups} different pictures of {label}; {FOLDS} folds need as many")
     probabilities = np.zeros((len(labels), len(CLASSES)))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     for fitted, held_out in folds.split(features, labels, groups):
-        n_components = min(COMPONENTS, len(fitted), features.shape[1])
-        components = PCA(n_components, whiten=True, svd_solver=_solver(len(fitted), features.shape[1]))
+        solver = "covariance_eigh" if len(fitted) >= features.shape[1] else "full"  # both are exact; this one is faster
+        components = PCA(min(COMPONENTS, len(fitted), features.shape[1]), whiten=True, svd_solver=solver)
         model = make_pipeline(components, LogisticRegression(C=PROBE_C, max_iter=MOST_STEPS))
         model.fit(features[fitted], labels[fitted])
         probabilities[held_out] = model.predict_proba(features[held_out])
     return probabilities
-
-
-def _solver(n_pictures: int, n_features: int) -> str:
-    """The faster of the two solvers of PCA that are exact: an eigendecomposition of d × d, or the SVD of n × d."""
-    return "covariance_eigh" if n_pictures >= n_features else "full"
 
 
 def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
@@ -67,12 +61,11 @@ def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
     except ImportError as error:
-        raise CleanlabMissing(
-            "label issues need cleanlab: `pip install cleanlab` (2.9 or newer), the extra `labels` of this project"
-        ) from error
+        install = "`pip install cleanlab` (2.9 or newer), the extra `labels` of this project"
+        raise CleanlabMissing(f"label issues need cleanlab: {install}") from error
     codes = pictures["label"].map(CLASSES.index).to_numpy(int)
     rows = pictures[[column for column in COLUMNS if column in pictures]].assign(
-        suggested=[CLASSES[place] for place in probabilities.argmax(axis=1)],
+        suggested=np.array(CLASSES)[probabilities.argmax(axis=1)],
         quality=get_label_quality_scores(codes, probabilities, method="normalized_margin").round(6),
         is_issue=find_label_issues(codes, probabilities, filter_by="prune_by_noise_rate", n_jobs=1),
     )
@@ -100,13 +93,6 @@ def find_in_predictions(predictions: pd.DataFrame) -> pd.DataFrame:
     return find(predictions, probabilities / probabilities.sum(axis=1, keepdims=True))
 
 
-def is_contradicted(pictures: pd.DataFrame) -> pd.Series:
-    """Whether FER+'s majority gives another answer than the label: True, False, or None where there is no majority."""
-    said = pd.Series(ferplus.outcome(ferplus.from_text(pictures["votes"])), pictures.index)
-    answers = (said != pictures["label"]).astype(object)
-    return answers.where((pictures["votes"] != "") & (said != ferplus.NO_MAJORITY), None)
-
-
 def worth(issues: pd.DataFrame, tops: Sequence[int] = TOPS) -> pd.DataFrame:
     """How often FER+ contradicts the labels that `find` doubts: one row for its own threshold and for each of `tops`.
 
@@ -114,22 +100,18 @@ def worth(issues: pd.DataFrame, tops: Sequence[int] = TOPS) -> pd.DataFrame:
     recall (share of all contradicted pictures), chance (the precision of pictures drawn at random), times chance.
     issues: from `find`, in its order, with the column votes. Empty if FER+ contradicts no label.
     """
-    contradicted = is_contradicted(issues)
-    judged = issues.assign(wrong=contradicted)[contradicted.notna()]
+    said = pd.Series(ferplus.outcome(ferplus.from_text(issues["votes"])), issues.index)
+    judged = issues.assign(wrong=said != issues["label"])[(issues["votes"] != "") & (said != ferplus.NO_MAJORITY)]
     chance, n_wrong = judged["wrong"].mean(), judged["wrong"].sum()
     if not n_wrong:  # FER+'s own labels, or no votes
         return pd.DataFrame()
     flagged = {"cleanlab's own threshold": judged[judged["is_issue"]]}
     flagged |= {f"first {n:,}": judged.head(n) for n in tops if n < len(judged)}
-    rows = {
-        name: {
-            "pictures": len(found),
-            "precision": found["wrong"].mean(),
-            "recall": found["wrong"].sum() / n_wrong,
-            "chance": chance,
-            "times chance": found["wrong"].mean() / chance,
+    table = pd.DataFrame(
+        {
+            name: {"pictures": len(found), "precision": found["wrong"].mean(), "recall": found["wrong"].sum() / n_wrong}
+            for name, found in flagged.items()
+            if len(found)
         }
-        for name, found in flagged.items()
-        if len(found)
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    ).T
+    return table.astype({"pictures": int}).assign(**{"chance": chance, "times chance": table["precision"] / chance})

@@ -1,7 +1,7 @@
 """The HTML report of a run: one file with embedded figures, readable without Jupyter."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fer_utils.data.ferplus import RULE
@@ -9,6 +9,7 @@ from fer_utils.training import model_files
 
 import pandas as pd
 from jinja2 import Environment
+from markupsafe import Markup
 
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
@@ -37,8 +38,10 @@ LABEL_SET_NAMES = {
     "votes_output": "FER+ majority, second output",
 }
 
-# Sections of the report after its opening: caption → name under which a notebook saved the figure.
+# Sections of the report after its opening: caption → name under which a notebook saved the figure. Which of the figures a
+# run has depends on its data and parameters.
 _SECTIONS = {
+    "VAL": {"Confusion matrix of VAL": "confusion_matrix_val"},
     "Mistakes": {
         "Classes most often confused on TEST, the most confident predictions first": "confused_pairs",
         "Grad-CAM on TEST: for each class the most confident right and the most confident wrong prediction": "grad_cam",
@@ -72,20 +75,9 @@ _SECTIONS = {
     },
 }
 
-# Figures that a run has only with votes of FER+, with find_label_issues, or with corruptions.
-_OPTIONAL = (
-    "label_agreement",
-    "labels_by_nobody",
-    "not_a_face",
-    "label_issues",
-    "label_issues_test",
-    "corruptions",
-    "corruption_examples",
-)
-
-_PAGE = """{% macro figure(title, data) %}<figure>
-{% if data %}<img alt="{{ title }}" src="data:image/png;base64,{{ data }}">{% endif %}
-<figcaption>{{ title }}</figcaption></figure>{% endmacro %}<!doctype html>
+_PAGE = """{% macro show(figures) %}{% for caption, data in figures %}<figure>
+<img alt="{{ caption }}" src="data:image/png;base64,{{ data }}">
+<figcaption>{{ caption }}</figcaption></figure>{% endfor %}{% endmacro %}<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>FER run {{ run }}</title>
 <style>{{ style }}</style></head><body>
@@ -93,23 +85,22 @@ _PAGE = """{% macro figure(title, data) %}<figure>
 <p><b>TEST accuracy {{ "%.3f"|format(metrics.test.accuracy) }}, macro F1 {{ "%.3f"|format(metrics.test.macro_f1) }}</b>
 on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val.accuracy) }} and
 {{ "%.3f"|format(metrics.val.macro_f1) }} on {{ "{:,}".format(metrics.val.n) }}); a guess is right one time in seven.</p>
-{% if drawn %}<p class="honesty">{{ drawn }}</p>{% endif %}
-{% if labels %}<p class="honesty">{{ labels }}</p>{% endif %}
-<p class="{{ 'warning' if honesty.startswith('WARNING') else 'honesty' }}">{{ honesty }}</p>
-{{ figure(*opening) }}
-<h2>Scores</h2>{{ scores }}
-{% if label_sets %}<h2>Against both label sets</h2><p>{{ disagreement }}</p>{{ label_sets }}<p>{{ rule }}.</p>{{ label_set_classes }}
-{% endif %}{% if others %}<h2>Other test sets</h2>{{ others }}
-{% if groups %}<h3>By group</h3>{{ groups }}{% endif %}{% for shown in other_figures %}{{ figure(*shown) }}{% endfor %}
-{% endif %}<h2>TEST, class by class</h2>{{ per_class }}
-{% for title, figures in sections if figures %}<h2>{{ title }}</h2>
-{% if title == "Confidence" %}{{ calibration }}{% endif %}
-{% for shown in figures %}{{ figure(*shown) }}{% endfor %}
-{% endfor %}
-<h2>Stages</h2>{{ seconds }}
+{% for line in lines if line %}<p class="{{ 'warning' if line.startswith('WARNING') else 'honesty' }}">{{ line }}</p>
+{% endfor %}{{ show(opening) }}
+<h2>Scores</h2>{{ scores|table }}
+{% if metrics.label_sets %}<h2>Against both label sets</h2><p>{{ disagreement_line(metrics, "TEST") }}</p>
+{{ label_set_table(metrics)|table }}<p>{{ rule }}.</p>{{ label_set_classes(metrics, "TEST")|table }}
+{% endif %}{% if metrics.also %}<h2>Other test sets</h2>{{ other_sets_table(metrics)|table }}
+{% if groups|length %}<h3>By group</h3>{{ groups|table }}{% endif %}{{ show(others) }}
+{% endif %}<h2>TEST, class by class</h2>{{ per_class|table }}
+{% for title, figures in sections %}{% if figures or title == "Confidence" %}<h2>{{ title }}</h2>
+{% if title == "Confidence" %}{{ calibration_table(metrics)|table }}{% endif %}
+{{ show(figures) }}
+{% endif %}{% endfor %}
+<h2>Stages</h2>{{ seconds|table }}
 <h2>Parameters</h2><div class="parameters">
-{% for stage, table in parameters %}<div><h3>{{ stage }}</h3>{{ table }}</div>{% endfor %}</div>
-<h2>Versions</h2>{{ versions }}
+{% for stage, values in parameters %}<div><h3>{{ stage }}</h3>{{ values|table }}</div>{% endfor %}</div>
+<h2>Versions</h2>{{ versions|table }}
 {% if notebooks %}<h2>Executed notebooks</h2><ul>
 {% for name in notebooks %}<li><a href="notebooks/{{ name }}">{{ name }}</a></li>{% endfor %}</ul>{% endif %}
 </body></html>
@@ -121,15 +112,20 @@ def score_table(metrics: dict) -> pd.DataFrame:
 
     With test-time augmentation, the same rows follow again for its scores.
     """
-    rows = {}
-    augmented = metrics.get("test_time_augmentation", {})
-    for found, views in ((metrics, ""), (augmented, f", {augmented.get('kind')}")):
+    variants, rows = [(metrics, "")], {}
+    if augmented := metrics.get("test_time_augmentation"):
+        variants.append((augmented, f", {augmented['kind']}"))
+    for found, ending in variants:
         for split in ("VAL", "TEST"):
-            whole = found.get(split.lower(), {})
-            parts = {f"{split}, {part}": whole[part] for part in ("public", "private", "unseen") if part in whole}
-            rows |= {f"{name}{views}": row for name, row in ({split: whole} | parts).items() if row}
+            rows |= _with_parts(split, found[split.lower()], ending)
     columns = ["n", "accuracy", "macro_f1", "macro_precision", "macro_recall", "loss", "calibration_error"]
-    return _with_intervals(rows, columns).astype({"n": int})
+    return _with_intervals(rows, columns)
+
+
+def _with_parts(split: str, scores: dict, ending: str) -> dict[str, dict]:
+    """The scores of a split and of its parts, by the names of their rows."""
+    parts = {f", {part}": scores[part] for part in ("public", "private", "unseen") if part in scores}
+    return {f"{split}{part}{ending}": row for part, row in ({"": scores} | parts).items()}
 
 
 def _with_intervals(rows: dict[str, dict], columns: Sequence[str]) -> pd.DataFrame:
@@ -137,9 +133,9 @@ def _with_intervals(rows: dict[str, dict], columns: Sequence[str]) -> pd.DataFra
     table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
     for score in ("accuracy", "macro_f1"):
         ends = [row[f"{score}_interval"] for row in rows.values()]
-        place = table.columns.get_loc(score) + 1
-        table.insert(place, f"{score} 95 %", ["{:.3f}–{:.3f}".format(*end) if end else "too few" for end in ends])
-    return table
+        texts = ["{:.3f}–{:.3f}".format(*end) if end else "too few" for end in ends]
+        table.insert(list(table).index(score) + 1, f"{score} 95 %", texts)
+    return table.astype({column: int for column in ("n", "classes", "seen_in_training") if column in table})
 
 
 def other_sets_table(metrics: dict) -> pd.DataFrame:
@@ -149,8 +145,7 @@ def other_sets_table(metrics: dict) -> pd.DataFrame:
         rows[name] = whole
         if "unseen" in whole:
             rows[f"{name}, unseen"] = whole["unseen"] | {"classes": whole["classes"], "seen_in_training": 0}
-    columns = ["n", "classes", "seen_in_training", "accuracy", "macro_f1"]
-    return _with_intervals(rows, columns).astype(dict.fromkeys(columns[:3], int))
+    return _with_intervals(rows, ["n", "classes", "seen_in_training", "accuracy", "macro_f1"])
 
 
 def groups_table(metrics: dict) -> pd.DataFrame:
@@ -158,12 +153,11 @@ def groups_table(metrics: dict) -> pd.DataFrame:
     nothing = {"accuracy": float("nan"), "macro_f1": float("nan"), "accuracy_interval": None, "macro_f1_interval": None}
     rows = {
         f"{name}, {attribute}: {group}": nothing | found
-        for name, whole in metrics["also"].items()
+        for name, whole in metrics.get("also", {}).items()
         for attribute, groups in whole.get("groups", {}).items()
         for group, found in groups.items()
     }
-    columns = ["n", "classes", "accuracy", "macro_f1"]
-    return _with_intervals(rows, columns).astype({"n": int, "classes": int}) if rows else pd.DataFrame()
+    return _with_intervals(rows, ["n", "classes", "accuracy", "macro_f1"]) if rows else pd.DataFrame()
 
 
 def other_title(metrics: dict, name: str) -> str:
@@ -182,13 +176,10 @@ def label_set_table(metrics: dict) -> pd.DataFrame:
     """The scores against FER2013's label and against FER+'s majority, per split and part."""
     rows = {}
     for split in ("VAL", "TEST"):
-        for name, shown in label_set_names(metrics["label_sets"][split.lower()]).items():
-            whole = metrics["label_sets"][split.lower()][name]
-            parts = {"": whole} | {
-                f", {part}": whole[part] for part in ("public", "private", "unseen") if part in whole
-            }
-            rows |= {f"{split}{part}: {shown}": found for part, found in parts.items()}
-    return _with_intervals(rows, ["n", "accuracy", "macro_f1"]).astype({"n": int})
+        found = metrics["label_sets"][split.lower()]
+        for name, shown in label_set_names(found).items():
+            rows |= _with_parts(split, found[name], f": {shown}")
+    return _with_intervals(rows, ["n", "accuracy", "macro_f1"])
 
 
 def label_set_classes(metrics: dict, split: str) -> pd.DataFrame:
@@ -225,12 +216,9 @@ def calibration_table(metrics: dict) -> pd.DataFrame:
 def seen_in_training(metrics: dict, split: str) -> int | None:
     """How many scored images of VAL or TEST have a copy among the images that the model was trained on.
 
-    None for a run that was scored by an earlier version of this project, which counted the copies in TRAIN: only part of
-    TRAIN is trained on. If that count is 0, the result is 0.
+    None for a run of an early version, which did not count them.
     """
-    leakage = metrics["leakage"]
-    counted = leakage.get(f"{split.lower()}_images_seen_in_training")
-    return 0 if counted is None and leakage.get(f"{split.lower()}_images_in_train") == 0 else counted
+    return metrics["leakage"].get(f"{split.lower()}_images_seen_in_training")
 
 
 def drawn_line(metrics: dict) -> str:
@@ -251,10 +239,7 @@ def honesty_line(metrics: dict) -> str:
     """One sentence that says how much of VAL and TEST the model has seen in training."""
     val, test = (seen_in_training(metrics, split) for split in ("VAL", "TEST"))
     if val is None or test is None:
-        return (
-            "WARNING: copies of VAL and TEST images are in TRAIN. How many of them the model was trained on is not on "
-            "record, since an earlier version of this project scored it: these scores measure memory as well as skill."
-        )
+        return "WARNING: how many copies of VAL and TEST images the model was trained on is not on record."
     if not val and not test:
         return "The model was trained on no copy of a VAL or TEST picture: these scores are of pictures it never saw."
     return (
@@ -264,102 +249,63 @@ def honesty_line(metrics: dict) -> str:
     )
 
 
-def leak_note(metrics: dict, split: str) -> str:
-    """A short note for a figure's title: how much of a split the model has seen in training."""
-    seen, n = seen_in_training(metrics, split), metrics[split.lower()]["n"]
-    if not seen:
-        return "the model was trained on no copy of these pictures"
-    return f"WARNING: the model was trained on copies of {seen:,} of {n:,} pictures (params/clean.yaml avoids it)"
-
-
 def confusion_title(metrics: dict, split: str) -> str:
     """The title of a split's confusion matrix: its scores, and how much of it the model has seen in training."""
-    found = metrics[split.lower()]
-    return f"{split}: accuracy {found['accuracy']:.3f}, macro F1 {found['macro_f1']:.3f}\n{leak_note(metrics, split)}"
+    found, seen = metrics[split.lower()], seen_in_training(metrics, split)
+    note = "the model was trained on no copy of these pictures"
+    if seen:
+        note = f"WARNING: the model was trained on copies of {seen:,} of {found['n']:,} pictures (params/clean.yaml avoids it)"
+    return f"{split}: accuracy {found['accuracy']:.3f}, macro F1 {found['macro_f1']:.3f}\n{note}"
 
 
 def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequence[str] = ()) -> str:
-    """The report of the run called `run`, as HTML. A figure that does not exist is named as missing.
+    """The report of the run called `run`, as HTML, with those of its figures that exist.
 
     figure: returns the PNG file for a figure's name. notebooks: file names of the executed notebooks, which the report
     links to in the folder `notebooks` beside it.
     """
-    sections = [
-        (title, [_embedded(caption, figure(name)) for caption, name in shown.items() if _is_due(name, figure)])
-        for title, shown in _SECTIONS.items()
-    ]
-    sections.insert(0, ("VAL", [_embedded("Confusion matrix of VAL", figure("confusion_matrix_val"))]))
-    template = Environment(autoescape=True).from_string(_PAGE)
-    return template.render(
+
+    def embedded(captions: Mapping[str, str]) -> list[tuple[str, str]]:
+        there = {caption: figure(name) for caption, name in captions.items() if figure(name).is_file()}
+        return [(caption, base64.b64encode(path.read_bytes()).decode()) for caption, path in there.items()]
+
+    environment = Environment(autoescape=True)
+    environment.filters["table"] = _named_table
+    tables = (calibration_table, disagreement_line, label_set_classes, label_set_table, other_sets_table)
+    others = {f"Confusion matrix of {name}": f"confusion_matrix_also_{name}" for name in metrics.get("also", {})}
+    return environment.from_string(_PAGE, globals={function.__name__: function for function in tables}).render(
         style=STYLE,
         run=run,
         metrics=metrics,
-        drawn=drawn_line(metrics),
-        labels=labels_line(metrics),
-        honesty=honesty_line(metrics),
-        scores=html_table(score_table(metrics).rename(columns=lambda name: name.replace("_", " ")), index=True),
-        calibration=html_table(calibration_table(metrics), index=True),
-        **_label_sets(metrics),
-        **_other_sets(metrics, figure),
-        opening=_embedded("Confusion matrix of TEST", figure("confusion_matrix_test")),
-        sections=sections,
-        per_class=html_table(pd.DataFrame(metrics["per_class"]["test"])),
-        seconds=html_table(pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"])),
+        lines=(drawn_line(metrics), labels_line(metrics), honesty_line(metrics)),
+        rule=RULE,
+        scores=score_table(metrics),
+        groups=groups_table(metrics),
+        opening=embedded({"Confusion matrix of TEST": "confusion_matrix_test"}),
+        others=embedded(others),
+        sections=[(title, embedded(captions)) for title, captions in _SECTIONS.items()],
+        per_class=pd.DataFrame(metrics["per_class"]["test"]),
+        seconds=pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"]),
         parameters=[
-            (stage, html_table(pd.DataFrame(values.items(), columns=["name", "value"], dtype=str)))
+            (stage, pd.DataFrame(values.items(), columns=["name", "value"], dtype=str))
             for stage, values in metrics["run"]["params"].items()
         ],
-        versions=html_table(pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"])),
+        versions=pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"]),
         notebooks=sorted(notebooks),
     )
 
 
-def _is_due(name: str, figure: Callable[[str], Path]) -> bool:
-    return name not in _OPTIONAL or figure(name).is_file()
+def _named_table(table: pd.DataFrame) -> Markup:
+    """The table with its index where that holds names, and with spaces in the names of its columns."""
+    has_names = not isinstance(table.index, pd.RangeIndex)
+    return html_table(table.rename(columns=lambda name: name.replace("_", " ")), has_names)
 
 
-def _label_sets(metrics: dict) -> dict:
-    """The template's values for the section on both label sets; empty for a run without votes."""
-    if "label_sets" not in metrics:
-        return {}
-    return {
-        "label_sets": html_table(label_set_table(metrics), index=True),
-        "label_set_classes": html_table(label_set_classes(metrics, "TEST")),
-        "disagreement": disagreement_line(metrics, "TEST"),
-        "rule": RULE,
-    }
-
-
-def _other_sets(metrics: dict, figure: Callable[[str], Path]) -> dict:
-    """The template's values for the section on other test sets; empty for a run without them."""
-    if "also" not in metrics:
-        return {}
-    others, groups = (
-        html_table(table.rename(columns=lambda name: name.replace("_", " ")), index=True) if len(table) else ""
-        for table in (other_sets_table(metrics), groups_table(metrics))
-    )
-    figures = [
-        _embedded(f"Confusion matrix of {name}", figure(f"confusion_matrix_also_{name}")) for name in metrics["also"]
-    ]
-    return {"others": others, "groups": groups, "other_figures": figures}
-
-
-def _embedded(caption: str, path: Path) -> tuple[str, str]:
-    if not path.is_file():
-        return f"{caption} (missing: {path.name})", ""
-    return caption, base64.b64encode(path.read_bytes()).decode()
-
-
-class _Safe(str):
-    def __html__(self) -> str:
-        return str(self)
-
-
-def html_table(table: pd.DataFrame, index: bool = False) -> _Safe:
+def html_table(table: pd.DataFrame, index: bool = False) -> Markup:
     """A table as HTML, with text escaped and numbers formatted by `significant`; a wide table scrolls."""
     whole = dict.fromkeys(table.select_dtypes("integer").columns, "{:,}".format)
     html = table.to_html(index=index, border=0, float_format=significant, formatters=whole, escape=True)
-    return _Safe(f'<div class="wide">{html}</div>')
+    return Markup(f'<div class="wide">{html}</div>')
 
 
 def significant(value: float) -> str:

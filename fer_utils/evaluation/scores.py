@@ -9,6 +9,7 @@ from fer_utils.data.archives import natural_key
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
+from scipy.special import rel_entr
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
@@ -49,23 +50,20 @@ def overall(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
     n, loss (sparse categorical cross-entropy, nats), accuracy, macro precision, recall and F1 (zero_division 0);
     accuracy_interval and macro_f1_interval, 95 % bootstrap; calibration_error (see calibration_error).
     """
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        predictions["label"], predictions["predicted"], labels=CLASSES, average="macro", zero_division=0
-    )
+    true, predicted = predictions["label"], predictions["predicted"]
+    macro = precision_recall_fscore_support(true, predicted, labels=CLASSES, average="macro", zero_division=0)
     return {
         "n": len(predictions),
         "loss": _loss(predictions),
-        "accuracy": float((predictions["label"] == predictions["predicted"]).mean()),
-        "macro_precision": float(precision),
-        "macro_recall": float(recall),
-        "macro_f1": float(f1),
+        "accuracy": float((true == predicted).mean()),
+        **{f"macro_{name}": float(value) for name, value in zip(("precision", "recall", "f1"), macro[:3], strict=True)},
         **bootstrap_intervals(*_counts_to_draw(predictions)),
         "calibration_error": calibration_error(reliability(predictions)),
     }
 
 
 def _loss(predictions: pd.DataFrame) -> float:
-    true = predictions["label"].map(CLASSES.index).to_numpy()
+    true = class_codes(predictions["label"])
     chosen = predictions[list(PROBABILITIES)].to_numpy()[np.arange(len(true)), true]
     return float(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1)).mean())
 
@@ -133,11 +131,12 @@ def fit_temperature(predictions: pd.DataFrame) -> float:
     Temperature scaling (Guo et al. 2017, section 4.2): above 1 the model is overconfident, below 1 underconfident. The
     predicted classes stay the same.
     """
-
-    def loss(log_temperature: float) -> float:
-        return _loss(at_temperature(predictions, float(np.exp(log_temperature))))
-
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+    found = minimize_scalar(
+        lambda log: _loss(at_temperature(predictions, float(np.exp(log)))),
+        bounds=np.log(TEMPERATURES),
+        method="bounded",
+    )
+    return float(np.exp(found.x))
 
 
 def scores_at(predictions: pd.DataFrame, temperature: float) -> dict[str, float]:
@@ -175,12 +174,10 @@ def scores_of_parts(predictions: pd.DataFrame) -> dict[str, dict]:
 
     An empty part is left out, and so is `unseen` if it would be all images.
     """
-    found = {
-        "public": predictions[predictions["usage"] == "PublicTest"],
-        "private": predictions[predictions["usage"] == "PrivateTest"],
-    }
-    if predictions["seen_in_training"].any():
-        found["unseen"] = predictions[~predictions["seen_in_training"]]
+    usage, seen = predictions["usage"], predictions["seen_in_training"]
+    found = {"public": predictions[usage == "PublicTest"], "private": predictions[usage == "PrivateTest"]}
+    if seen.any():
+        found["unseen"] = predictions[~seen]
     return {part: overall(rows) for part, rows in found.items() if len(rows)}
 
 
@@ -251,17 +248,11 @@ def class_codes(labels: pd.Series) -> np.ndarray:
 
 def class_report(predictions: pd.DataFrame) -> pd.DataFrame:
     """Precision, recall, F1 and support: one row per class, then macro and weighted averages."""
-    report = classification_report(
-        predictions["label"], predictions["predicted"], labels=CLASSES, output_dict=True, zero_division=0
-    )
-    rows = {name: report[name] for name in (*CLASSES, "macro avg", "weighted avg")}
-    return (
-        pd.DataFrame(rows)
-        .T.rename_axis("class")
-        .rename(columns={"f1-score": "f1"})
-        .astype({"support": int})
-        .reset_index()
-    )
+    true, predicted = predictions["label"], predictions["predicted"]
+    report = classification_report(true, predicted, labels=CLASSES, output_dict=True, zero_division=0)
+    table = pd.DataFrame({name: report[name] for name in (*CLASSES, "macro avg", "weighted avg")}).T
+    table = table.rename(columns={"f1-score": "f1"}).astype({"support": int})
+    return table.rename_axis("class").reset_index()
 
 
 def confusion(predictions: pd.DataFrame) -> np.ndarray:
@@ -369,7 +360,6 @@ def divergence(predictions: pd.DataFrame) -> dict[str, float]:
     """Mean Kullback-Leibler divergence, in nats, of the probabilities from the distribution of the votes, and its n."""
     votes = ferplus.distribution(ferplus.from_text(predictions["votes"])).astype(float)
     has_class = votes.sum(axis=1) > 0
-    votes = votes[has_class]
-    model = np.clip(predictions[list(PROBABILITIES)].to_numpy(float)[has_class], SMALLEST_PROBABILITY, 1)
-    each = np.where(votes > 0, votes * (np.log(np.where(votes > 0, votes, 1)) - np.log(model)), 0).sum(axis=1)
+    model = np.clip(predictions[list(PROBABILITIES)].to_numpy(float), SMALLEST_PROBABILITY, 1)
+    each = rel_entr(votes, model)[has_class].sum(axis=1)
     return {"n": int(has_class.sum()), "mean": float(each.mean())}

@@ -20,7 +20,6 @@ from fer_utils.data.loading import Faces
 from fer_utils.export import model_card
 from fer_utils.pipeline import runs
 from fer_utils.pipeline.runs import RunFolders
-from fer_utils.places import NotFoundHere
 from fer_utils.training import model_files
 from fer_utils.training.model_files import Predict
 
@@ -30,14 +29,10 @@ import pandas as pd
 import tensorflow as tf
 from keras import ops
 
-PACKAGES = {
-    "ai_edge_litert": "ai-edge-litert",
-    "tf2onnx": "tf2onnx",
-    "onnxruntime": "onnxruntime",
-}  # to import, to install
+PACKAGES = {"ai_edge_litert": "ai-edge-litert", "tf2onnx": "tf2onnx", "onnxruntime": "onnxruntime"}  # import → install
 PARITY = 1e-3  # largest difference of a probability from Keras for a float32 format
 PARITY_FLOAT16 = 5e-3  # weights rounded to 11 bits: 0.0016 was measured on a fine-tuned ResNet50
-COMPARED, TIMED = 500, 50  # images of VAL, single images timed
+COMPARED = 500  # images of VAL, not of TEST
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in `images.decode`; the sum is 1
 OPSET = 17
 
@@ -57,9 +52,7 @@ class Measured:
     largest_difference: float
     same_class: float
     accuracy: float
-    allowed: (
-        float | None
-    )  # largest difference allowed; None: only the class counts, on model_files.SAME_CLASS of the images
+    allowed: float | None  # largest difference; None: only the class counts, on model_files.SAME_CLASS of the images
 
 
 def export(folders: RunFolders, folder: Path) -> list[Measured]:
@@ -68,53 +61,39 @@ def export(folders: RunFolders, folder: Path) -> list[Measured]:
     The folder is written atomically. Raises ExportError for missing packages, for a folder that is no earlier export, and
     if a float format differs from Keras by more than is allowed; NotFoundHere if the run is not finished.
     """
-    _require_packages()
-    _require_run(folders)
-    if fault := files.foreign(folder):
-        raise ExportError(f"{fault}, so that {folder} is no earlier export: choose another folder")
-    compared = _images(folders)
-    model = for_any_colour(keras.saving.load_model(folders.path("model.keras"), compile=False, safe_mode=True))
-    with files.replacing(folder) as temporary:
-        temporary.mkdir()
-        _write_formats(model, temporary)
-        if origin := model_files.read_origin(folders.path("model.keras")):
-            for name in ("model.keras", "model_float16.tflite", "model_int8.tflite", "model.onnx"):
-                model_files.write_origin(temporary / name, origin)
-        measured = _agreeing(temporary, measure(temporary, compared))
-        card = model_card.text(
-            files.read_json(folders.path("metrics.json")), folders.run.name, table(measured), len(compared)
-        )
-        (temporary / model_card.FILE).write_text(card, encoding="utf-8")
-        shutil.copy2(folders.path("metrics.json"), temporary / folders.path("metrics.json").name)
-        _write_record(folders, temporary, measured)
-    return measured
-
-
-def _require_packages() -> None:
     missing = [package for name, package in PACKAGES.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"--export-model needs {' and '.join(missing)}: `pip install {' '.join(missing)}`")
-
-
-def _require_run(folders: RunFolders) -> None:
-    for path in (
-        folders.path("model.keras"),
-        folders.path("metrics.json"),
-        folders.path("manifest.csv"),
-        folders.path("balanced.csv"),
-    ):
-        if not path.is_file():
-            raise NotFoundHere(
-                f"{path} is not there: finish the run first (`python run_all.py --run {folders.run.name}` with its --params and -p)"
-            )
+    model_file, metrics_file = folders.path("model.keras"), folders.path("metrics.json")
     runs.require_scored(folders)
+    if fault := files.foreign(folder):
+        raise ExportError(f"{fault}, so that {folder} is no earlier export: choose another folder")
+    compared = pictures(folders, ("VAL",), COMPARED)
+    model = for_any_colour(keras.saving.load_model(model_file, compile=False, safe_mode=True))
+    origin = model_files.read_origin(model_file)
+    with files.replacing(folder) as temporary:
+        temporary.mkdir()
+        write_formats(model, temporary)
+        measured = measure(temporary, compared)
+        for row in measured:
+            if origin:
+                model_files.write_origin(temporary / row.file, origin)
+        measured = _agreeing(temporary, measured)
+        card = model_card.text(files.read_json(metrics_file), folders.run.name, table(measured), len(compared))
+        (temporary / model_card.FILE).write_text(card, encoding="utf-8")
+        shutil.copy2(metrics_file, temporary / metrics_file.name)
+        # what fer_utils.predict needs to choose the fastest file that agrees with the model
+        rows = [asdict(row) | {"sha256": model_files.sha256(temporary / row.file)} for row in measured]
+        record = {"run": folders.run.name, "model_sha256": model_files.sha256(model_file), "formats": rows}
+        files.write_json(temporary / model_files.RECORD, record)
+    return measured
 
 
-def _images(folders: RunFolders) -> Faces:
-    """Images of VAL for the comparison. TEST is not used."""
+def pictures(folders: RunFolders, splits: Sequence[str], n: int) -> Faces:
+    """At most n images of these splits of a run, drawn at random."""
     manifest = loading.read_table(folders.path("manifest.csv"), ("split", "label", "path"))
-    table = manifest[manifest["split"] == "VAL"]
-    return loading.load_faces(table.sample(min(COMPARED, len(table)), random_state=0), folders.data)
+    table = manifest[manifest["split"].isin(splits)]
+    return loading.load_faces(table.sample(min(n, len(table)), random_state=0), folders.data)
 
 
 def for_any_colour(model: keras.Model) -> keras.Model:
@@ -127,35 +106,25 @@ def for_any_colour(model: keras.Model) -> keras.Model:
     return keras.Model(pixels, model(grey), name=model.name)
 
 
-def _write_formats(model: keras.Model, folder: Path) -> None:
+def write_formats(model: keras.Model, folder: Path) -> None:
+    """Write the model as Keras, weights, TFLite with float16 and with int8 weights, and ONNX.
+
+    With int8 weights, which have a scale for each output channel, activations get their range with each picture
+    (dynamic-range quantization). With ranges fixed beforehand on 200 training images, 79 % of the classes were those of Keras.
+    """
     model.save(folder / "model.keras")
     model.save_weights(folder / "model.weights.h5")
-    with tempfile.TemporaryDirectory() as name:
-        saved = Path(name) / "saved_model"
-        pixels = keras.InputSpec(shape=(None, None, None, None), dtype="float32", name="pixels")
-        model.export(saved, format="tf_saved_model", verbose=False, input_signature=[pixels])
-        (folder / "model_float16.tflite").write_bytes(_tflite(saved, tf.float16))
-        (folder / "model_int8.tflite").write_bytes(_tflite(saved, None))
-        _write_onnx(saved, folder / "model.onnx")
-
-
-def _tflite(saved: Path, weights: tf.DType | None) -> bytes:
-    """The model for TFLite, its weights as float16, or without a type as int8 with a scale for each output channel.
-
-    Activations get their range with each picture (dynamic-range quantization). With ranges fixed beforehand on 200 training
-    images, 79 % of the classes were those of Keras.
-    """
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_types = [weights] if weights else []
-    return converter.convert()
-
-
-def _write_onnx(saved: Path, file: Path) -> None:
-    # In a separate process: for a SavedModel, tf2onnx documents its command line.
-    command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(saved), "--output", str(file)]
-    done = subprocess.run([*command, "--opset", str(OPSET)], capture_output=True, text=True)
-    if done.returncode or not file.is_file():
+    pixels = keras.InputSpec(shape=(None, None, None, None), dtype="float32", name="pixels")
+    common = {"verbose": False, "input_signature": [pixels]}
+    for name, types in (("float16", [tf.float16]), ("int8", [])):
+        smaller = {"optimizations": [tf.lite.Optimize.DEFAULT], "target_spec": {"supported_types": types}}
+        model.export(folder / f"model_{name}.tflite", format="litert", **common, **smaller)
+    with tempfile.TemporaryDirectory() as saved:  # Keras' own export to ONNX renames the input of a ResNet50
+        model.export(saved, format="tf_saved_model", **common)
+        # In a separate process: for a SavedModel, tf2onnx documents its command line.
+        command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", saved, "--opset", str(OPSET)]
+        done = subprocess.run([*command, "--output", str(folder / "model.onnx")], capture_output=True, text=True)
+    if done.returncode:
         raise ExportError(f"tf2onnx failed: {done.stderr[-2000:]}")
 
 
@@ -167,30 +136,30 @@ def measure(folder: Path, compared: Faces) -> list[Measured]:
         "TFLite, int8 weights": ("model_int8.tflite", None),
         "ONNX": ("model.onnx", PARITY),
     }
-    ready = {kind: model_files.load(folder / file) for kind, (file, _) in kinds.items()}
-    pixels = compared.images.astype(np.float32)
-    answers = {kind: np.concatenate([predict(image[None]) for image in pixels]) for kind, predict in ready.items()}
-    seconds = _seconds(ready, pixels[:TIMED])
-    rows = []
+    answers = {kind: timed(model_files.load(folder / file), compared.images) for kind, (file, _) in kinds.items()}
+    expected, rows = answers["Keras"][0], []
     for kind, (file, allowed) in kinds.items():
-        found, expected = answers[kind], answers["Keras"]
-        difference = float(np.abs(found - expected).max())
-        same = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
-        right = float((found.argmax(axis=1) == compared.labels).mean())
+        given, milliseconds = answers[kind]
+        right = float((given.argmax(axis=1) == compared.labels).mean())
         size = (folder / file).stat().st_size / 1e6
-        rows.append(Measured(kind, file, size, 1000 * seconds[kind], difference, same, right, allowed))
+        rows.append(Measured(kind, file, size, milliseconds, *agreement(given, expected), right, allowed))
     return rows
 
 
-def _seconds(ready: dict[str, Predict], pixels: np.ndarray) -> dict[str, float]:
-    """The median time for one image in seconds, for each format; the formats take turns."""
-    found: dict[str, list[float]] = {kind: [] for kind in ready}
-    for image in pixels:
-        for kind, predict in ready.items():
-            began = time.perf_counter()
-            predict(image[None])
-            found[kind].append(time.perf_counter() - began)
-    return {kind: statistics.median(seconds) for kind, seconds in found.items()}
+def timed(predict: Predict, images: np.ndarray) -> tuple[np.ndarray, float]:
+    """The probabilities of images, one a call, and the median time of a call in milliseconds."""
+    answers, seconds = [], []
+    for pixels in images.astype(np.float32):
+        began = time.perf_counter()
+        answers.append(predict(pixels[None]))
+        seconds.append(time.perf_counter() - began)
+    return np.concatenate(answers), 1000 * statistics.median(seconds)
+
+
+def agreement(given: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """The largest difference of two arrays of probabilities, and the share of rows with the same likeliest class."""
+    same = given.argmax(axis=1) == expected.argmax(axis=1)
+    return float(np.abs(given - expected).max()), float(same.mean())
 
 
 def _agreeing(folder: Path, measured: Sequence[Measured]) -> list[Measured]:
@@ -199,26 +168,15 @@ def _agreeing(folder: Path, measured: Sequence[Measured]) -> list[Measured]:
     kept = []
     for row in measured:
         if row.allowed is not None and not row.largest_difference <= row.allowed:
-            raise ExportError(
-                f"{row.format}: probabilities differ from Keras by up to {row.largest_difference:.2g}, allowed are {row.allowed}; "
-                "nothing was written"
-            )
+            differ = f"differ from Keras by up to {row.largest_difference:.2g}, allowed are {row.allowed}"
+            raise ExportError(f"{row.format}: probabilities {differ}; nothing was written")
         if row.allowed is None and not row.same_class >= model_files.SAME_CLASS:
-            print(
-                f"{row.format}: left out, since it gives the class of Keras to {row.same_class:.1%} of the images only; "
-                f"expected are {model_files.SAME_CLASS:.0%}"
-            )
+            said = f"gives the class of Keras to {row.same_class:.1%} of the images only"
+            print(f"{row.format}: left out, since it {said}; expected are {model_files.SAME_CLASS:.0%}")
             (folder / row.file).unlink()
             continue
         kept.append(row)
     return kept
-
-
-def _write_record(folders: RunFolders, folder: Path, measured: Sequence[Measured]) -> None:
-    """What fer_utils.predict needs to choose the fastest file that agrees with the model."""
-    rows = [asdict(row) | {"sha256": model_files.sha256(folder / row.file)} for row in measured]
-    record = {"run": folders.run.name, "model_sha256": model_files.sha256(folders.path("model.keras")), "formats": rows}
-    files.write_json(folder / model_files.RECORD, record)
 
 
 def table(measured: Sequence[Measured]) -> pd.DataFrame:

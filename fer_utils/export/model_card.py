@@ -1,5 +1,7 @@
 """The model card: training data, scores, limits and prohibited uses of a run's model."""
 
+import itertools
+
 from fer_utils.classes import CLASSES
 from fer_utils.data import ferplus
 from fer_utils.evaluation import report
@@ -35,12 +37,12 @@ Against both label sets: FER2013's label, and the majority of the votes that ten
 
 A second output, where there is one, learned the votes; it is not in these files.
 {% endif %}{% if corruptions %}
-Accuracy on TEST under corruptions, means of five strengths; without any it is {{ "%.3f"|format(accuracy) }}:
+Accuracy on TEST under corruptions, means of five strengths; without any it is {{ "%.3f"|format(metrics.test.accuracy) }}:
 
 {{ corruptions }}
 {% endif %}
-The temperature that minimises the loss on VAL is {{ "%.2f"|format(temperature) }}. With it the expected calibration error on
-TEST, the mean distance of confidence and accuracy, is {{ "%.3f"|format(calibrated) }}, without it {{ "%.3f"|format(uncalibrated) }}.
+The temperature that minimises the loss on VAL is {{ "%.2f"|format(scaled.temperature) }}. With it the expected calibration error on
+TEST, the mean distance of confidence and accuracy, is {{ "%.3f"|format(scaled.test.calibration_error) }}, without it {{ "%.3f"|format(metrics.test.calibration_error) }}.
 {%- if is_scaled %} This file has it in its last layer. The table above is without it; classes are the same.{% endif %}
 
 ## Data
@@ -50,7 +52,7 @@ TEST, the mean distance of confidence and accuracy, is {{ "%.3f"|format(calibrat
 re-encoded. The pictures were collected by web searches. No licence by their authors was found, copies of the dataset name
 different ones, and none of the pictures is distributed with this model. FER+'s votes are under the MIT licence.{% endif %}
 {% if labels %}{{ labels }}{% endif %}
-Leakage policy of this run: `{{ policy }}` ({{ meaning }}). Backbone: `{{ backbone }}`, which began with {{ weights }}.
+Leakage policy of this run: `{{ metrics.leakage.policy }}` ({{ meaning }}). Backbone: `{{ backbone }}`, which began with {{ weights }}.
 
 ## Meant for, and its limits
 
@@ -95,64 +97,51 @@ probabilities = interpreter.get_tensor(interpreter.get_output_details()[0]["inde
 TAKES = """Input: pixels 0–255, grey `(n, height, width, 1)` or RGB `(n, height, width, 3)`, a face cropped as FER2013 does, of
 any size (the model resizes to SIZE px itself)."""
 _NETWORKS = {"resnet50": "A ResNet50", "small": "A small residual network"}
+_WEIGHTS = {"imagenet": "weights from ImageNet", "none": "random weights"}
 _MEANING = {
     "keep": "TRAIN as specified, with copies of VAL and TEST in it",
     "drop": "TRAIN lost every copy of a VAL or TEST picture",
 }
 
 
-def text(
-    metrics: dict,
-    run: str,
-    formats: pd.DataFrame,
-    n_compared: int,
-    takes: str = TAKES,
-    use: str = USE,
-    is_scaled: bool = False,
-) -> str:
+def text(metrics: dict, run: str, formats: pd.DataFrame, n_compared: int, takes=TAKES, use=USE, is_scaled=False) -> str:
     """The card of a finished run with these metrics, in Markdown, its head as the Hugging Face Hub reads it.
 
     formats: one row per file, compared on `n_compared` pictures. takes: what the model takes as input. use: how the files
     are read. is_scaled: whether they hold the temperature.
     """
-    trained, scaled = metrics["run"]["params"]["fine_tune"], metrics["temperature_scaling"]
-    backbone = trained.get("backbone", "resnet50")  # runs of earlier versions have no other
-    policy = metrics["leakage"]["policy"]
-    corruptions = metrics.get("corruptions", {}).get("by_kind")
-    return (
-        Environment(autoescape=False, keep_trailing_newline=True)
-        .from_string(_CARD)
-        .render(
-            head=yaml.safe_dump(_head(metrics, run), sort_keys=False, allow_unicode=True),
-            run=run,
-            network=_NETWORKS[backbone],
-            backbone=backbone,
-            takes=takes.replace("SIZE", str(trained["image_size"])),
-            classes=", ".join(CLASSES),
-            drawn=report.drawn_line(metrics),
-            labels=report.labels_line(metrics),
-            honesty=report.honesty_line(metrics),
-            scores=_markdown(report.score_table(metrics).round(3).rename_axis("images")),
-            per_class=_markdown(pd.DataFrame(metrics["per_class"]["test"]).round(3).set_index("class")),
-            label_sets="label_sets" in metrics and _markdown(report.label_set_table(metrics).round(3)),
-            corruptions=corruptions
-            and _markdown(
-                pd.DataFrame(corruptions).T[["accuracy", "macro_f1"]].astype(float).round(3).rename_axis("corruption")
-            ),
-            accuracy=metrics["test"]["accuracy"],
-            temperature=scaled["temperature"],
-            calibrated=scaled["test"]["calibration_error"],
-            uncalibrated=metrics["test"]["calibration_error"],
-            is_scaled=is_scaled,
-            policy=policy,
-            meaning=_MEANING.get(policy, "the run stops where copies are found"),
-            weights={"imagenet": "weights from ImageNet", "none": "random weights"}.get(
-                trained["weights"], "weights from a file"
-            ),
-            files=_markdown(formats),
-            compared=n_compared,
-            use=use,
-        )
+    trained = metrics["run"]["params"]["fine_tune"]
+    backbone = trained.get("backbone", "resnet50")  # runs of early versions have no other
+    per_class = pd.DataFrame(metrics["per_class"]["test"]).set_index("class")
+    label_sets = corruptions = None
+    if "label_sets" in metrics:
+        label_sets = _markdown(report.label_set_table(metrics).round(3))
+    if "corruptions" in metrics:
+        by_kind = pd.DataFrame(metrics["corruptions"]["by_kind"]).T[["accuracy", "macro_f1"]].astype(float)
+        corruptions = _markdown(by_kind.round(3).rename_axis("corruption"))
+    card = Environment(autoescape=False, keep_trailing_newline=True).from_string(_CARD)
+    return card.render(
+        head=yaml.safe_dump(_head(metrics, run), sort_keys=False, allow_unicode=True),
+        run=run,
+        metrics=metrics,
+        scaled=metrics["temperature_scaling"],
+        network=_NETWORKS[backbone],
+        backbone=backbone,
+        weights=_WEIGHTS.get(trained["weights"], "weights from a file"),
+        takes=takes.replace("SIZE", str(trained["image_size"])),
+        classes=", ".join(CLASSES),
+        drawn=report.drawn_line(metrics),
+        labels=report.labels_line(metrics),
+        honesty=report.honesty_line(metrics),
+        meaning=_MEANING.get(metrics["leakage"]["policy"], "the run stops where copies are found"),
+        scores=_markdown(report.score_table(metrics).round(3).rename_axis("images")),
+        per_class=_markdown(per_class.round(3)),
+        label_sets=label_sets,
+        corruptions=corruptions,
+        is_scaled=is_scaled,
+        files=_markdown(formats),
+        compared=n_compared,
+        use=use,
     )
 
 
@@ -162,23 +151,15 @@ def _head(metrics: dict, run: str) -> dict:
     Format: huggingface/hub-docs, modelcard.md. `license` is that of the weights; the Hub has no field for that of the data.
     """
     by_labels = metrics["label_sets"]["test"] if "label_sets" in metrics else {"fer2013": metrics["test"]}
-    results = [
-        {
-            "task": {"type": "image-classification", "name": "Facial expression recognition"},
-            "dataset": {
-                "type": "fer2013",
-                "name": f"{report.LABEL_SET_NAMES[labels]}, {part} half of TEST",
-                "split": "test",
-            },
-            "metrics": [
-                {"type": score, "name": name, "value": round(by_labels[labels][part][key], 4)}
-                for score, name, key in (("accuracy", "accuracy", "accuracy"), ("f1", "macro F1", "macro_f1"))
-            ],
-        }
-        for labels in ferplus.LABEL_SETS
-        for part in ("public", "private")
-        if part in by_labels.get(labels, {})
-    ]
+    results = []
+    for labels, part in itertools.product(ferplus.LABEL_SETS, ("public", "private")):
+        if found := by_labels.get(labels, {}).get(part):
+            name = f"{report.LABEL_SET_NAMES[labels]}, {part} half of TEST"
+            values = [("accuracy", "accuracy", found["accuracy"]), ("f1", "macro F1", found["macro_f1"])]
+            task = {"type": "image-classification", "name": "Facial expression recognition"}
+            dataset = {"type": "fer2013", "name": name, "split": "test"}
+            scores = [{"type": kind, "name": shown, "value": round(value, 4)} for kind, shown, value in values]
+            results.append({"task": task, "dataset": dataset, "metrics": scores})
     head = {
         "license": "mit",
         "library_name": "keras",

@@ -3,16 +3,13 @@
 python -m fer_utils.export.shipping outputs/small
 """
 
-import statistics
 import sys
-import time
 from pathlib import Path
 
 from fer_utils import entry, files, places
 from fer_utils.classes import PROBABILITIES
-from fer_utils.data import loading
 from fer_utils.evaluation import scores
-from fer_utils.export import model_card
+from fer_utils.export import formats, model_card
 from fer_utils.pipeline import runs
 from fer_utils.pipeline.runs import RunFolders
 from fer_utils.training import loop, model_files, small_onnx
@@ -48,23 +45,20 @@ def ship(folders: RunFolders, file: Path = places.SHIPPED) -> pd.DataFrame:
     """
     runs.require_scored(folders)
     metrics = files.read_json(folders.path("metrics.json"))
-    temperature, model = (
-        metrics["temperature_scaling"]["temperature"],
-        model_files.load_keras(folders.path("model.keras")),
-    )
-    manifest = loading.read_table(folders.path("manifest.csv"), ("split", "label", "path"))
-    table = manifest[manifest["split"].isin(("TRAIN", "VAL"))]
-    pictures = loading.load_faces(table.sample(min(COMPARED, len(table)), random_state=0), folders.data).images
+    temperature = metrics["temperature_scaling"]["temperature"]
+    model = model_files.load_keras(folders.path("model.keras"))
+    pictures = formats.pictures(folders, ("TRAIN", "VAL"), COMPARED).images
     with files.replacing(file) as temporary:
         small_onnx.write(model, temporary, temperature)
         model_files.write_origin(temporary, model_files.read_origin(folders.path("model.keras")))
-        found = _compared(temporary, model, pictures.astype(np.float32), temperature).rename(
-            {temporary.name: file.name}
-        )
-        if (same := found["same class"].iloc[0]) < SAME_CLASS:
-            raise ValueError(
-                f"{file}: Keras' class for {same:.1%} of the pictures, expected {SAME_CLASS:.0%}; not replaced"
-            )
+        answers, milliseconds = formats.timed(model_files.opencv(temporary), pictures)
+        difference, same = formats.agreement(answers, _scaled(model, pictures, temperature))
+        if same < SAME_CLASS:
+            said = f"Keras' class for {same:.1%} of the pictures, expected {SAME_CLASS:.0%}"
+            raise ValueError(f"{file}: {said}; not replaced")
+        row = {"MB": round(temporary.stat().st_size / 1e6, 1), "ms a picture": round(milliseconds, 1)}
+        row |= {"largest difference": f"{difference:.1e}", "same class": round(same, 4)}
+    found = pd.DataFrame({file.name: row}).T.rename_axis("file")
     files.write_json(file.parent / folders.path("metrics.json").name, _without_paths(metrics))
     card = model_card.text(metrics, folders.run.name, found, len(pictures), TAKES, USE, is_scaled=True)
     (file.parent / "README.md").write_text(card, encoding="utf-8")
@@ -80,22 +74,10 @@ def _without_paths(metrics: dict) -> dict:
     return metrics | {"run": metrics["run"] | {"params": params}}
 
 
-def _compared(file: Path, model, pixels: np.ndarray, temperature: float) -> pd.DataFrame:
-    predict, answers, seconds = model_files.opencv(file), [], []
-    unscaled = pd.DataFrame(loop.predict(model, pixels), columns=list(PROBABILITIES))
-    expected = scores.at_temperature(unscaled, temperature)[list(PROBABILITIES)].to_numpy()
-    for picture in pixels:
-        began = time.perf_counter()
-        answers.append(predict(picture[None]))
-        seconds.append(time.perf_counter() - began)
-    given = np.concatenate(answers)
-    row = {
-        "MB": round(file.stat().st_size / 1e6, 1),
-        "ms a picture": round(1000 * statistics.median(seconds), 1),
-        "largest difference": f"{np.abs(given - expected).max():.1e}",
-        "same class": round(float((given.argmax(axis=1) == expected.argmax(axis=1)).mean()), 4),
-    }
-    return pd.DataFrame({file.name: row}).T.rename_axis("file")
+def _scaled(model, pictures: np.ndarray, temperature: float) -> np.ndarray:
+    """Keras' probabilities at a temperature."""
+    unscaled = pd.DataFrame(loop.predict(model, pictures), columns=list(PROBABILITIES))
+    return scores.at_temperature(unscaled, temperature)[list(PROBABILITIES)].to_numpy()
 
 
 def main() -> int:

@@ -73,14 +73,15 @@ def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, we
     empty. Raises ExportError for values that Kaggle or its client would reject.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", owner):
-        raise ExportError(
-            f"the Kaggle user name is {owner!r}, expected letters, digits and dashes, as in your profile's URL"
-        )
-    _check_weights_source(weights)
+        expected = "letters, digits and dashes, as in your profile's URL"
+        raise ExportError(f"the Kaggle user name is {owner!r}, expected {expected}")
+    if not re.fullmatch(r"|[\w.-]+/[\w.-]+|[\w.-]+/[\w.-]+/[\w.-]+/[\w.-]+/\d+", weights):
+        expected = f"a dataset such as {WEIGHTS} or a model version such as owner/model/keras/variation/1"
+        raise ExportError(f"the source of the weights is {weights!r}, expected {expected}")
     if not all(stage_values["data_dir"] for stage_values in values.values()):
-        raise ExportError("data_dir is empty: on Kaggle the image folders need a place outside the results")
+        raise ExportError("data_dir is empty: on Kaggle the image folders need a folder outside the results")
     notebook = new_notebook(
-        cells=[NotebookNode(cell, id=f"cell-{place:03}") for place, cell in enumerate(_all_stages(values))],
+        cells=[NotebookNode(cell, id=f"cell-{number:03}") for number, cell in enumerate(_all_stages(values))],
         metadata={
             "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
@@ -88,10 +89,8 @@ def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, we
     )
     nbformat.validate(notebook)
     text = nbformat.writes(notebook)
-    if len(text.encode()) > MAX_BYTES:
-        raise ExportError(
-            f"{TITLE}: the notebook has {len(text.encode()):,} bytes, Kaggle takes less than {MAX_BYTES:,}"
-        )
+    if (size := len(text.encode())) > MAX_BYTES:
+        raise ExportError(f"{TITLE}: the notebook has {size:,} bytes, Kaggle takes less than {MAX_BYTES:,}")
     target = folder / SLUG
     with files.replacing(target) as temporary:
         temporary.mkdir()
@@ -99,14 +98,6 @@ def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, we
         metadata = json.dumps(_metadata(owner, weights), indent=2)
         (temporary / "kernel-metadata.json").write_text(metadata + "\n", encoding="utf-8")
     return target
-
-
-def _check_weights_source(weights: str) -> None:
-    if not re.fullmatch(r"|[\w.-]+/[\w.-]+|[\w.-]+/[\w.-]+/[\w.-]+/[\w.-]+/\d+", weights):
-        raise ExportError(
-            f"the source of the weights is {weights!r}, expected a dataset such as {WEIGHTS} or a model version such as "
-            "owner/model/keras/variation/1"
-        )
 
 
 def _metadata(owner: str, weights: str) -> dict[str, Any]:
@@ -134,21 +125,14 @@ def _package() -> NotebookNode:
     """The cell that contains this package, the notebooks' source and the profiles, unpacks them, and chooses Keras' backend."""
     root = places.source_root()
     buffer = io.BytesIO()
+    kinds = ("fer_utils/**/*.py", "fer_utils/**/*.yaml", "fer_utils/**/*.xz", "notebooks/*.py", "params/*.yaml")
     with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as packed:
-        for pattern in (
-            "fer_utils/**/*.py",
-            "fer_utils/**/*.yaml",
-            "fer_utils/**/*.xz",
-            "notebooks/*.py",
-            "params/*.yaml",
-        ):
-            for path in sorted(root.glob(pattern)):
-                entry = tarfile.TarInfo(
-                    path.relative_to(root).as_posix()
-                )  # without a date: equal sources give equal hashes
-                entry.size = path.stat().st_size
-                with path.open("rb") as file:
-                    packed.addfile(entry, file)
+        for path in (path for kind in kinds for path in sorted(root.glob(kind))):
+            data = path.read_bytes()
+            # without a date: equal sources give equal hashes
+            entry = tarfile.TarInfo(path.relative_to(root).as_posix())
+            entry.size = len(data)
+            packed.addfile(entry, io.BytesIO(data))
     data = buffer.getvalue()
     source = _UNPACK.format(
         encoded="\n".join(textwrap.wrap(base64.b64encode(data).decode(), 120)),
@@ -161,7 +145,8 @@ def _package() -> NotebookNode:
 def _all_stages(values: Mapping[str, Mapping[str, Any]]) -> list[NotebookNode]:
     package = _package()
     cells_of = {stage: _stage_cells(stage, stage_values) for stage, stage_values in values.items()}
-    contents = "\n".join(f"- [{_headline(cells[0].source)}](#{stage})" for stage, cells in cells_of.items())
+    headlines = {stage: cells[0].source.splitlines()[0].lstrip("# ") for stage, cells in cells_of.items()}
+    contents = "\n".join(f"- [{headline}](#{stage})" for stage, headline in headlines.items())
     top = (
         f"# Facial expression recognition with ResNet50\n\nFive stages in one notebook, first to last cell.\n\n{contents}\n"
         "- [Results](#results)\n\nEach stage has its own parameters cell; stages pass state through files alone. "
@@ -181,10 +166,6 @@ def _all_stages(values: Mapping[str, Mapping[str, Any]]) -> list[NotebookNode]:
         new_markdown_cell(end),
         new_code_cell("from fer_utils.kaggle import results\n\nresults.deliver(stage.run);"),
     ]
-
-
-def _headline(markdown: str) -> str:
-    return next(line.lstrip("# ") for line in markdown.splitlines() if line.startswith("#"))
 
 
 def _stage_cells(stage: str, values: Mapping[str, Any]) -> list[NotebookNode]:

@@ -62,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     model = trained(sample(options.fer2013, "train", options.images), options)
     with tempfile.TemporaryDirectory() as folder:
-        formats._write_formats(formats.for_any_colour(model), Path(folder))
+        formats.write_formats(formats.for_any_colour(model), Path(folder))
         measured = formats.measure(Path(folder), sample(options.fer2013, "test", options.compared))
     print(formats.table(measured).to_string())
 

@@ -1,4 +1,4 @@
-"""What an MLflow store holds after an export is what the run's files say, each state of a run once."""
+"""What an MLflow store holds after an export is what the run's files say, each run once."""
 
 import importlib.util
 
@@ -48,17 +48,17 @@ def _in_store(store: str, name: str) -> list:
     return [found for found in client.search_runs([experiment]) if found.data.tags["fer.run"] == name]
 
 
-def _export(fake, store: str) -> mlflow_export.Exported:
-    (exported,) = mlflow_export.export([runs.read(fake.folders.run)], store)
-    return exported
+def _export(fake, store: str) -> str:
+    (run_id,) = mlflow_export.export([runs.read(fake.folders.run)], store).values()
+    return run_id
 
 
 @needs_mlflow
 def test_parameters_scores_history_and_files_arrive(done, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exported = _export(done, store)
+    run_id = _export(done, store)
     (found,) = _in_store(store, done.folders.run.name)
-    assert exported.is_new and found.info.run_id == exported.run_id and found.info.status == "FINISHED"
+    assert found.info.run_id == run_id and found.info.status == "FINISHED"
     wanted = {f"{stage}.{name}": str(value) for stage, own in done.values.items() for name, value in own.items()}
     assert found.data.params == wanted
     metrics = files.read_json(done.folders.path("metrics.json"))
@@ -68,7 +68,7 @@ def test_parameters_scores_history_and_files_arrive(done, store, tmp_path, monke
             stored = [found.data.metrics[f"{split}_{score}{end}"] for end in ("", "_low", "_high")]
             assert stored == [metrics[split][score], low, high]
         assert found.data.metrics[f"leakage_{split}_images_seen_in_training"] == 0
-    history = _client(store).get_metric_history(exported.run_id, "history/val_loss")
+    history = _client(store).get_metric_history(run_id, "history/val_loss")
     tables = [
         pd.read_csv(path)
         for path in (done.folders.path("history_head.csv"), done.folders.path("history_fine_tune.csv"))
@@ -77,7 +77,7 @@ def test_parameters_scores_history_and_files_arrive(done, store, tmp_path, monke
     assert [[point.step, point.value] for point in history] == expected
     copied = tmp_path / "copied"
     copied.mkdir()
-    _client(store).download_artifacts(exported.run_id, "", str(copied))
+    _client(store).download_artifacts(run_id, "", str(copied))
     for name in ("model.keras", "metrics.json", "report.html", "history_head.csv"):
         assert (copied / name).read_bytes() == (done.folders.run / name).read_bytes()
     assert sorted(path.name for path in (copied / "figures").iterdir()) == ["confusion_matrix_test.png", "rates.png"]
@@ -85,13 +85,14 @@ def test_parameters_scores_history_and_files_arrive(done, store, tmp_path, monke
 
 
 @needs_mlflow
-def test_the_same_state_is_written_once_and_a_new_one_beside_it(done, store):
-    first, again = _export(done, store), _export(done, store)
-    assert (again.run_id, again.is_new) == (first.run_id, False)
+def test_a_run_that_is_exported_again_replaces_itself_and_no_other(done, fake_run, store):
+    other = _export(fake_run("a run beside it's").do(), store)
+    first = _export(done, store)
     done.do("fine_tune", "evaluate", content="x")
-    changed = _export(done, store)
-    assert changed.is_new and changed.earlier == (first.run_id,)
-    assert {found.info.run_id for found in _in_store(store, changed.run)} == {first.run_id, changed.run_id}
+    second = _export(done, store)
+    name = done.folders.run.name
+    assert second != first and [found.info.run_id for found in _in_store(store, name)] == [second]
+    assert [found.info.run_id for found in _in_store(store, "a run beside it's")] == [other]
 
 
 @needs_mlflow
@@ -106,7 +107,7 @@ def test_an_interrupted_export_is_done_again_and_its_remains_go(done, store, mon
         with pytest.raises(KeyboardInterrupt):
             _export(done, store)
     assert [found.info.status for found in _in_store(store, done.folders.run.name)] == ["RUNNING"]
-    assert _export(done, store).is_new
+    _export(done, store)
     assert [found.info.status for found in _in_store(store, done.folders.run.name)] == ["FINISHED"]
 
 
@@ -122,7 +123,7 @@ def test_the_command_takes_several_runs_and_a_store_seen_from_where_the_user_sta
     assert "one: written as" in capsys.readouterr().out and (tmp_path / "here.db").is_file()
     monkeypatch.chdir(tmp_path)
     assert run_all.main(arguments) == 0
-    assert capsys.readouterr().out.count("there already") == 2
+    assert capsys.readouterr().out.count("written as") == 2
 
 
 @needs_mlflow

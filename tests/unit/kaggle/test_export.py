@@ -158,7 +158,7 @@ def test_the_package_unpacks_to_files_and_says_its_hash(exported, tmp_path):
 
 IMAGE_HAS = {  # the versions' file, and what its packages require
     *("cv2", "albumentations", "keras", "tensorflow", "h5py", "numpy", "pandas", "scipy", "sklearn", "matplotlib"),
-    *("seaborn", "PIL", "yaml", "jinja2", "tqdm", "psutil", "IPython"),
+    *("seaborn", "PIL", "yaml", "jinja2", "markupsafe", "tqdm", "psutil", "IPython"),
 }
 
 
