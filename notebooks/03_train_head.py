@@ -43,7 +43,6 @@ run: str = "auto"  # name of the run's folder; auto takes the profile's name
 outputs_dir: str = "outputs"  # folder of all runs, from the project's root
 data_dir: str = ""  # folder of the image folders; empty: the run's own
 cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
-cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
 cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
 precision: str = "auto"  # auto | float32 | mixed_float16 | mixed_bfloat16; auto: float16 on GPUs with tensor cores
 deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
@@ -91,10 +90,8 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 # leaves out precision and recall, which are in `history_head.csv`.
 
 # %%
-plan = frozen_prefix.plan(prefix, len(train) + len(val), cache, cache_dtype, stage.cache_folder)
-print(plan)
 image_sets = train.images, val.images
-trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, head, image_sets, plan, stage.cache_folder)
+trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, head, image_sets, cache, stage.cache_folder)
 adam = optimizers.make_optimizer("adam", learning_rate, weight_decay=0.0)
 loop.compile_for_training(trained, adam, steps_per_execution=loop.HEAD_STEPS)
 
@@ -132,7 +129,7 @@ print(f"there VAL's accuracy is {best['val_accuracy']:.3f}, its macro F1 {best['
 # %%
 if find_label_issues:
     originals, features = loading.originals_of(train, manifest), train_inputs
-    if plan.place == "none":
+    if trained is not head:  # no features were kept
         features = loop.predict(prefix, train.images)
     issues = label_issues.find_in_training(originals, features, seed)
     stage.save(issues, "label_issues_train.csv")
@@ -153,7 +150,7 @@ if find_label_issues:
 
 # %%
 difference = frozen_prefix.largest_difference(model, trained, val.images, val_inputs)
-assert difference < frozen_prefix.tolerance(model, plan), difference
+assert difference < frozen_prefix.tolerance(model, val_inputs), difference
 stage.save(network.plain_copy(head).save_weights, "head.weights.h5")
 stage.save(history, "history_head.csv")
 stage.save(loading.originals(train.table), "trained_head.csv")

@@ -61,7 +61,6 @@ run: str = "auto"  # name of the run's folder; auto takes the profile's name
 outputs_dir: str = "outputs"  # folder of all runs, from the project's root
 data_dir: str = ""  # folder of the image folders; empty: the run's own
 cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
-cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
 cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
 precision: str = "auto"  # auto | float32 | mixed_float16 | mixed_bfloat16; auto: float16 on GPUs with tensor cores
 deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
@@ -134,12 +133,10 @@ print(
 # training begins where they end.
 
 # %%
-n_images = len(train) + len(val)
 rate = optimizers.make_rate(schedule, learning_rate, len(raw_batches), epochs, warmup_epochs)
-plan = frozen_prefix.plan(prefix, n_images, cache, cache_dtype, stage.cache_folder, changes.of_pictures)
-print(plan)
-image_sets = train.images, val.images
-trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, suffix, image_sets, plan, stage.cache_folder)
+trained, (train_inputs, val_inputs) = frozen_prefix.prepare(
+    prefix, suffix, (train.images, val.images), cache, stage.cache_folder, changes.of_pictures
+)
 batches = loop.Batches(train_inputs, train.targets, batch_size, seed, first_epoch, changes)
 loop.compile_for_training(trained, optimizers.make_optimizer(optimizer, rate, weight_decay, clip_norm))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from fer_utils import progress
 from fer_utils.training import devices, time_budget
 from fer_utils.training.checkpoint import TrainingCheckpoint
+from fer_utils.training.devices import compiled
 from fer_utils.training.metrics import Accuracy, MacroScores, cross_entropy
-from fer_utils.training.network import compiled
 from fer_utils.training.optimizers import innermost
 from fer_utils.training.time_budget import TimeBudget
 
@@ -230,13 +230,13 @@ def predict(model: keras.Model, inputs, batch_size: int = PREDICT_BATCH) -> np.n
 def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDICT_BATCH) -> Iterator:
     """Yield the result of `step` for each batch, in order.
 
-    step: a function such as from fer_utils.training.network.compiled. inputs: as for Batches. description: the progress
+    step: a function such as from fer_utils.training.devices.compiled. inputs: as for Batches. description: the progress
     bar's text.
     """
     n = len(keras.tree.flatten(inputs)[0])
     starts = range(0, n, batch_size)
-    # JAX compiles for each length: the last of several batches then begins with rows of the one before, left out again below.
-    last = max(0, n - batch_size) if devices.BACKEND == "jax" else n
+    # Each length is compiled anew: the last of several batches begins with rows of the one before, left out again below.
+    last = max(0, n - batch_size)
     try:
         with progress.bar(description=description, total=n) as bar:
             for start in time_budget.announced(starts, description):

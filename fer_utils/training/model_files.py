@@ -196,7 +196,7 @@ def _reason(error: Exception) -> str:
 
 
 def _keras(path: Path) -> Predict:
-    from fer_utils.training.network import compiled
+    from fer_utils.training.devices import compiled
 
     return compiled(load_keras(path))
 
