@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 03 · Phase 1: train the head
 #
-# **Question.** How far do the features take us that ResNet50 brings along?
+# **Question.** How well can a small head tell expressions apart from ResNet50's features as they are?
 #
 # **In:** `TRAIN_BALANCED/`, `VAL/`. **Out:** `head.weights.h5`, `history_head.csv`, `trained_head.csv`, learning curves.
 #
@@ -86,16 +86,16 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %% [markdown]
 # ## Do
-# One pass through the frozen backbone, unless an earlier run left its features. Then the head trains on them. The table
-# leaves out precision and recall, which are in `history_head.csv`.
+# One pass through the frozen backbone computes the features, unless an earlier run kept them. Then the head trains on them.
+# The table leaves out precision and recall, which are in `history_head.csv`.
 
 # %%
 image_sets = train.images, val.images
 trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, head, image_sets, cache, stage.cache_folder)
-adam = optimizers.make_optimizer("adam", learning_rate, weight_decay=0.0)
-loop.compile_for_training(trained, adam, steps_per_execution=loop.HEAD_STEPS)
 
 # %%
+adam = optimizers.make_optimizer("adam", learning_rate, weight_decay=0.0)
+loop.compile_for_training(trained, adam, steps_per_execution=loop.HEAD_STEPS)
 history = loop.fit(
     trained,
     loop.Batches(train_inputs, train.targets, batch_size, seed),
@@ -121,10 +121,10 @@ print(f"there VAL's accuracy is {best['val_accuracy']:.3f}, its macro F1 {best['
 
 # %% [markdown]
 # ## Which labels are probably wrong?
-# With `find_label_issues` a linear probe on the features of phase 1 says of each picture what it shows, each time fitted
-# without that picture and its copies. Confident learning (cleanlab) lists the labels that contradict it. FER+'s votes, where
-# there are some, say how often that is right, beside pictures drawn at random. To train without
-# the listed ones, name the file in `issues_file` of 02 in another run.
+# With `find_label_issues` a linear probe predicts the class of each picture from the features of phase 1; it is fitted
+# without that picture and its copies. Confident learning (cleanlab) lists the labels that contradict the predictions. Where
+# FER+ has votes, a table compares how often they reject a listed label and the label of a picture drawn at random. To train
+# without the listed labels, set `issues_file` of 02 to the file in another run.
 
 # %%
 if find_label_issues:

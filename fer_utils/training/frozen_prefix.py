@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,40 +114,30 @@ def prepare(
     prefix: keras.Model,
     suffix: keras.Model,
     image_sets: Sequence[np.ndarray],
-    place: str,
+    place: str | Plan,
     folder: Path,
     pictures_change: bool = False,
 ) -> tuple[keras.Model, list]:
     """The model to train and its inputs: (model, inputs), with an entry of `inputs` for each of `image_sets`.
 
-    image_sets: raw images, uint8 (n, height, width, 1). place, folder, pictures_change: see `plan`, whose decision is
-    printed. If activations are kept, the model is `suffix` and an entry has the activations for its inputs; otherwise the
-    model is the whole network and an entry has the images. Raises FloatingPointError if activations do not fit into float16.
+    image_sets: raw images, uint8 (n, height, width, 1). place, folder, pictures_change: as for `plan`, whose decision is
+    printed; or `place` is a Plan. If activations are kept, the model is `suffix` and an entry has the activations for its
+    inputs; otherwise the model is the whole network and an entry has the images. Raises FloatingPointError if activations
+    do not fit into float16.
     """
-    chosen = plan(prefix, sum(map(len, image_sets)), place, folder, pictures_change)
-    print(chosen)
-    return as_planned(prefix, suffix, image_sets, chosen, folder)
-
-
-def as_planned(
-    prefix: keras.Model, suffix: keras.Model, image_sets: Sequence[np.ndarray], chosen: Plan, folder: Path
-) -> tuple[keras.Model, list]:
-    """The result of `prepare` for this plan."""
+    chosen = place
+    if not isinstance(chosen, Plan):
+        chosen = plan(prefix, sum(map(len, image_sets)), chosen, folder, pictures_change)
+        print(chosen)
     if chosen.place == "none":
         return joined(prefix, suffix), list(image_sets)
-    step = devices.compiled(prefix)
-    if chosen.place == "disk":
-        entries = [folder / _key(prefix, images, chosen.dtype) for images in image_sets]
-        kept = [
-            _on_disk(prefix, step, images, chosen.dtype, entry, needed=entries)
-            for images, entry in zip(image_sets, entries, strict=True)
-        ]
+    if chosen.place == "memory":
+        shapes, dtype = [tensor.shape[1:] for tensor in prefix.outputs], chosen.dtype
+        kept = [_filled([np.empty((len(images), *s), dtype) for s in shapes], prefix, images) for images in image_sets]
     else:
-        shapes = [tensor.shape[1:] for tensor in prefix.outputs]
-        kept = [
-            _filled([np.empty((len(images), *shape), chosen.dtype) for shape in shapes], step, images)
-            for images in image_sets
-        ]
+        entries = [folder / _key(prefix, images, chosen.dtype) for images in image_sets]
+        pairs = zip(image_sets, entries, strict=True)
+        kept = [_on_disk(prefix, images, chosen.dtype, entry, entries) for images, entry in pairs]
     return suffix, [arrays[0] if len(arrays) == 1 else tuple(arrays) for arrays in kept]
 
 
@@ -197,8 +187,8 @@ def _size(entry: Path) -> int:
 
 
 def _on_disk(
-    prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, entry: Path, needed: Collection[Path]
-) -> list[np.ndarray]:
+    prefix: keras.Model, images: np.ndarray, dtype: str, entry: Path, needed: Collection[Path]
+) -> Sequence[np.ndarray]:
     """Activations at `entry`, computed unless they are there; `needed`: entries that must not make room for them."""
     folder = entry.parent
     with files.one_at_a_time(
@@ -220,7 +210,7 @@ def _on_disk(
             files.remove(entry)
         _make_room(folder, needed, _bytes(prefix, len(images), dtype))
         with files.replacing(entry) as temporary:
-            _write(temporary, prefix, step, images, dtype)
+            _write(temporary, prefix, images, dtype)
         return _open(entry)
 
 
@@ -234,7 +224,7 @@ def _open(entry: Path) -> list[np.ndarray]:
     return arrays
 
 
-def _write(entry: Path, prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str) -> None:
+def _write(entry: Path, prefix: keras.Model, images: np.ndarray, dtype: str) -> None:
     """Write a file of activations for each output of the prefix, and their checksums."""
     entry.mkdir()
     arrays = []
@@ -244,14 +234,14 @@ def _write(entry: Path, prefix: keras.Model, step: Callable, images: np.ndarray,
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process without an error (SIGBUS)
             with path.open("rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    _filled(arrays, step, images)
+    _filled(arrays, prefix, images)
     np.save(entry / CHECKSUMS, np.array([zlib.crc32(array.data) for array in arrays], np.uint32))
 
 
-def _filled(arrays: list[np.ndarray], step: Callable, images: np.ndarray) -> list[np.ndarray]:
+def _filled(arrays: Sequence[np.ndarray], prefix: keras.Model, images: np.ndarray) -> Sequence[np.ndarray]:
     """The arrays, filled with the activations of the images, one array for each output of the prefix."""
     done = 0
-    for batch in _computed(step, images, arrays[0].dtype):
+    for batch in _computed(prefix, images, arrays[0].dtype):
         for array, values in zip(arrays, batch, strict=True):
             array[done : done + len(values)] = values
         done += len(batch[0])
@@ -286,9 +276,9 @@ def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
     return digest.hexdigest()
 
 
-def _computed(step: Callable, images: np.ndarray, dtype: np.dtype) -> Iterator[list[np.ndarray]]:
+def _computed(prefix: keras.Model, images: np.ndarray, dtype: np.dtype) -> Iterator[list[np.ndarray]]:
     """The activations of each batch of images. Raises FloatingPointError for what `dtype` cannot hold."""
-    for outputs in loop.in_batches(step, images, "frozen layers"):
+    for outputs in loop.in_batches(devices.compiled(prefix), images, "frozen layers"):
         batch = keras.tree.flatten(outputs)
         highest = max(float(np.abs(values).max()) for values in batch) if dtype == np.float16 else 0.0
         if not highest <= FLOAT16_LIMIT:

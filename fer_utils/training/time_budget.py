@@ -18,12 +18,10 @@ SHARE_LEFT = 0.05  # of the budget; minimum reserve, since stage 05 runs the who
 class TimeBudget(keras.callbacks.Callback):
     """Print the estimated time after the first steps of a phase, and keep training within a budget.
 
-    minutes: the session's time limit, from the kernel's start; 0 only prints. Training stops after an epoch if another
-    one would not fit, and within an epoch if the time runs out there. Both leave time to validate, evaluate and save
-    (PASSES_LEFT validation passes, and the larger of SAVING and SHARE_LEFT). Which weights the model then has is what
-    other callbacks decide, such as EarlyStopping.
-
-    began: the session's start on `clock`, in seconds; None: when this process, the kernel, was started.
+    minutes: the session's time limit; 0 only prints. began: the session's start on `clock`, in seconds; None: when this
+    process, the kernel, was started. Training stops after an epoch if another one would not fit, and within an epoch if the
+    time runs out there. Both leave time to validate, evaluate and save (PASSES_LEFT validation passes, and the larger of
+    SAVING and SHARE_LEFT). The weights that the model then has depend on other callbacks, such as EarlyStopping.
     """
 
     STATE = ("stopped",)  # restored from a checkpoint
