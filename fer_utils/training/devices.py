@@ -67,8 +67,8 @@ def set_up(seed: int, deterministic: str = "auto", precision: str = "float32") -
 def skip_graph_optimizer() -> None:
     """Without a GPU, switch off TensorFlow's graph optimizer (Grappler) for the functions that are traced from now on.
 
-    It takes seconds before the first step and again before the second epoch, and a step takes as long without it
-    (docs/measurements.md). On a GPU it chooses the layout of the tensors, and stays on.
+    It costs seconds before the first and the second epoch, and makes no step faster (docs/measurements.md). On a GPU it
+    chooses the layout of the tensors, and stays on.
     """
     if BACKEND == "tensorflow" and not has_gpu():
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})

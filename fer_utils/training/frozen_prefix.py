@@ -132,8 +132,7 @@ def prepare(
     if chosen.place == "none":
         return joined(prefix, suffix), list(image_sets)
     if chosen.place == "memory":
-        shapes, dtype = [tensor.shape[1:] for tensor in prefix.outputs], chosen.dtype
-        kept = [_filled([np.empty((len(images), *s), dtype) for s in shapes], prefix, images) for images in image_sets]
+        kept = [_filled(prefix, images, chosen.dtype) for images in image_sets]
     else:
         entries = [folder / _key(prefix, images, chosen.dtype) for images in image_sets]
         pairs = zip(image_sets, entries, strict=True)
@@ -188,13 +187,10 @@ def _size(entry: Path) -> int:
 
 def _on_disk(
     prefix: keras.Model, images: np.ndarray, dtype: str, entry: Path, needed: Collection[Path]
-) -> Sequence[np.ndarray]:
+) -> list[np.ndarray]:
     """Activations at `entry`, computed unless they are there; `needed`: entries that must not make room for them."""
-    folder = entry.parent
-    with files.one_at_a_time(
-        folder.with_name(f"{folder.name}.locks") / entry.name,
-        lambda: print("another process computes these activations; waiting"),
-    ):
+    folder, waiting = entry.parent, "another process computes these activations; waiting"
+    with files.one_at_a_time(folder.with_name(f"{folder.name}.locks") / entry.name, lambda: print(waiting)):
         for partial in folder.glob(f"{files.PARTIAL}*{entry.name}"):  # of a process that was killed
             files.remove(partial)
         try:
@@ -210,7 +206,9 @@ def _on_disk(
             files.remove(entry)
         _make_room(folder, needed, _bytes(prefix, len(images), dtype))
         with files.replacing(entry) as temporary:
-            _write(temporary, prefix, images, dtype)
+            temporary.mkdir()
+            checksums = [zlib.crc32(array.data) for array in _filled(prefix, images, dtype, temporary)]
+            np.save(temporary / CHECKSUMS, np.array(checksums, np.uint32))
         return _open(entry)
 
 
@@ -224,24 +222,21 @@ def _open(entry: Path) -> list[np.ndarray]:
     return arrays
 
 
-def _write(entry: Path, prefix: keras.Model, images: np.ndarray, dtype: str) -> None:
-    """Write a file of activations for each output of the prefix, and their checksums."""
-    entry.mkdir()
-    arrays = []
+def _filled(prefix: keras.Model, images: np.ndarray, dtype: str, folder: Path | None = None) -> list[np.ndarray]:
+    """The activations of the images, one array for each output of the prefix: in files `cut_N.npy` of a folder, or in memory."""
+    arrays: list[np.ndarray] = []
     for number, tensor in enumerate(prefix.outputs):
-        path = entry / f"cut_{number}.npy"
-        arrays.append(np.lib.format.open_memmap(path, "w+", dtype, (len(images), *tensor.shape[1:])))
+        shape = len(images), *tensor.shape[1:]
+        if folder is None:
+            arrays.append(np.empty(shape, dtype))
+            continue
+        path = folder / f"cut_{number}.npy"
+        arrays.append(np.lib.format.open_memmap(path, "w+", dtype, shape))
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process without an error (SIGBUS)
             with path.open("rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    _filled(arrays, prefix, images)
-    np.save(entry / CHECKSUMS, np.array([zlib.crc32(array.data) for array in arrays], np.uint32))
-
-
-def _filled(arrays: Sequence[np.ndarray], prefix: keras.Model, images: np.ndarray) -> Sequence[np.ndarray]:
-    """The arrays, filled with the activations of the images, one array for each output of the prefix."""
     done = 0
-    for batch in _computed(prefix, images, arrays[0].dtype):
+    for batch in _computed(prefix, images, dtype):
         for array, values in zip(arrays, batch, strict=True):
             array[done : done + len(values)] = values
         done += len(batch[0])
@@ -276,11 +271,11 @@ def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
     return digest.hexdigest()
 
 
-def _computed(prefix: keras.Model, images: np.ndarray, dtype: np.dtype) -> Iterator[list[np.ndarray]]:
+def _computed(prefix: keras.Model, images: np.ndarray, dtype: str) -> Iterator[list[np.ndarray]]:
     """The activations of each batch of images. Raises FloatingPointError for what `dtype` cannot hold."""
     for outputs in loop.in_batches(devices.compiled(prefix), images, "frozen layers"):
         batch = keras.tree.flatten(outputs)
-        highest = max(float(np.abs(values).max()) for values in batch) if dtype == np.float16 else 0.0
+        highest = max(float(np.abs(values).max()) for values in batch) if dtype == "float16" else 0.0
         if not highest <= FLOAT16_LIMIT:
             raise FloatingPointError(f"an activation of {highest:.3g} does not fit into float16: set cache to none")
         yield batch

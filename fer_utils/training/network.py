@@ -80,8 +80,8 @@ def _load_small(backbone: keras.Model, weights: str) -> None:
 def with_votes_output(model: keras.Model) -> keras.Model:
     """The same layers with a second output, which learns FER+'s votes beside the first, which learns the labels.
 
-    It shares the head but for its last layer. Output: the probabilities of both in one row, shape (n, 14). It is for training;
-    `for_inference` takes it apart again.
+    It shares the head except the last layer. Output: the probabilities of both in one row, shape (n, 14). It is for training;
+    `for_inference` separates the two.
     """
     hidden = model.get_layer(HEAD_LAYERS[-2]).output
     votes = layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=VOTES_LAYER)(hidden)

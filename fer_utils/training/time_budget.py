@@ -82,14 +82,13 @@ class TimeBudget(keras.callbacks.Callback):
 
     def _announce(self, step: float, now: float) -> None:
         steps, epochs = self.params["steps"], self.params["epochs"] - self._epoch
+        total, shown = epochs * steps * step, f"{1000 * step:,.0f}" if step >= 0.01 else f"{1000 * step:.2g}"
         left = "" if self.deadline == float("inf") else f"; the budget leaves {in_words(max(0, self.deadline - now))}"
-        shown = f"{1000 * step:,.0f}" if step >= 0.01 else f"{1000 * step:.2g}"
-        announce(
+        text = (
             f"{self.phase}: {shown} ms a step; without validation {in_words(steps * step)} an epoch of {steps:,} "
-            f"steps, at most {in_words(epochs * steps * step)} for {epochs} epochs{left}",
-            epochs * steps * step,
-            is_longest=self.phase == "fine_tune",
+            f"steps, at most {in_words(total)} for {epochs} epochs{left}"
         )
+        announce(text, total, is_longest=self.phase == "fine_tune")
 
     def _reserve(self) -> float:
         return PASSES_LEFT * self._validation + self.margin
