@@ -72,7 +72,7 @@ def first_epoch(model: keras.Model, faces: np.ndarray, labels: np.ndarray) -> di
     network.unfreeze_top(model, TOP_LAYERS, "trained")
     prefix, suffix = frozen_prefix.split(model)
     plan = frozen_prefix.Plan("memory", "float32", 0, "")
-    trained, (inputs,) = frozen_prefix.as_planned(prefix, suffix, [faces], plan, Path())
+    trained, (inputs,) = frozen_prefix.prepare(prefix, suffix, [faces], plan, Path())
     loop.compile_for_training(trained, optimizers.make_optimizer("adamw", 1e-3, 0.01))
     batches = loop.Batches(inputs, labels, 8, seed=3), loop.Batches(inputs, labels, 16)
     return loop.fit(trained, *batches, "test", 0, 1)[["loss", "val_loss"]].to_dict("list")

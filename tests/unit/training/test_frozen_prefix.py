@@ -82,7 +82,7 @@ def trained(unfrozen) -> Callable:
         if folder:
             prefix, suffix = frozen_prefix.split(model)
             plan = frozen_prefix.Plan("disk", dtype, 0, "")
-            subject, (inputs,) = frozen_prefix.as_planned(prefix, suffix, [images], plan, folder)
+            subject, (inputs,) = frozen_prefix.prepare(prefix, suffix, [images], plan, folder)
             optimizer = optimizers.AdamW(**ADAM)
         keras.utils.set_random_seed(9)  # dropout's masks
         for layer in (model.get_layer(name) for name in network.HEAD_LAYERS):

@@ -28,7 +28,7 @@ def images() -> np.ndarray:
 
 def _kept(prefix, images, folder, dtype="float32", place="disk"):
     plan = frozen_prefix.Plan(place, dtype, 0, "")
-    _, (inputs,) = frozen_prefix.as_planned(prefix, prefix, [images], plan, folder)
+    _, (inputs,) = frozen_prefix.prepare(prefix, prefix, [images], plan, folder)
     return inputs
 
 
