@@ -68,7 +68,7 @@ def _answer(options: argparse.Namespace, outputs: Path) -> int:
 
         name, folder = options.export_model
         (run,) = runs.find(outputs, [name])
-        table = formats.table(formats.export(run.folders, Path(folder))).reset_index().astype(str)
+        table = formats.table(formats.export(run, Path(folder))).reset_index().astype(str)
         terminal.print_table([list(table), *table.to_numpy().tolist()])
         print(folder)
     elif options.to_mlflow:
@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace) -> int:
         runner.print_plan(chosen, values, is_part)
     else:
         n_ran = runner.run(profile, chosen, values, is_part, options.verbose, is_afresh=options.force)
-        terminal.print_summary(runner.folders_of(values), n_ran)
+        terminal.print_summary(runner.run_of(values), n_ran)
     return 0
 
 

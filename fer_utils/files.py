@@ -77,12 +77,12 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
 def acquired(lock: Path, seconds: float) -> "BaseFileLock | None":
     """The lock of a lock file, acquired within `seconds`, -1 for any time. Raises TimeoutError if another process keeps it.
 
-<<<<<<< HEAD
-    A process may acquire it several times. On Kaggle a session is alone with its folders: there it is None, and `filelock`,
-    which may be missing there, is not imported.
-=======
-    On Kaggle, where a session is alone with its folders and `filelock` may be missing, no lock is taken.
->>>>>>> room_data
+    <<<<<<< HEAD
+        A process may acquire it several times. On Kaggle a session is alone with its folders: there it is None, and `filelock`,
+        which may be missing there, is not imported.
+    =======
+        On Kaggle, where a session is alone with its folders and `filelock` may be missing, no lock is taken.
+    >>>>>>> room_data
     """
     if places.on_kaggle():
         return None

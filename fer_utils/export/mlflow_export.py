@@ -62,7 +62,7 @@ def export(runs: Sequence[Run], uri: str) -> dict[str, str]:
         install = "`uv sync --extra mlflow`, or `pip install mlflow-skinny sqlalchemy alembic`"
         raise NotFoundHere(f"--to-mlflow needs {', '.join(missing)}, the extra `mlflow`: {install}")
     for run in runs:
-        require_scored(run.folders)
+        require_scored(run)
     written = {}
     with _store(uri) as client:
         experiment = _experiment(client, uri)
@@ -117,9 +117,7 @@ def _write(client, experiment: str, run: Run) -> str:
     ]
     metrics = [Metric(name, value, ended["evaluate"], 0) for name, value in _scores(run)]
     for stage, name in (("train_head", "history_head.csv"), ("fine_tune", "history_fine_tune.csv")):
-        history = (
-            loading.read_table(run.folders.path(name), ("epoch", "phase")).drop(columns="phase").set_index("epoch")
-        )
+        history = loading.read_table(run.path(name), ("epoch", "phase")).drop(columns="phase").set_index("epoch")
         metrics += [
             Metric(f"history/{column}", float(value), ended[stage], int(epoch))
             for column, values in history.items()
@@ -129,7 +127,7 @@ def _write(client, experiment: str, run: Run) -> str:
     run_id = client.create_run(experiment, start_time=began, run_name=run.name).info.run_id
     client.log_batch(run_id, metrics, params, [RunTag(*tag) for tag in tags.items()])
     for patterns, folder in ((ARTIFACTS, None), (FIGURES, "figures")):
-        for path in sorted(path for pattern in patterns for path in run.folders.run.glob(pattern)):
+        for path in sorted(path for pattern in patterns for path in run.folder.glob(pattern)):
             client.log_artifact(run_id, str(path), folder)
     client.set_terminated(run_id, "FINISHED", end_time=ended["evaluate"])
     return run_id
@@ -138,7 +136,7 @@ def _write(client, experiment: str, run: Run) -> str:
 def _scores(run: Run) -> Iterator[tuple[str, float]]:
     """The numbers of a finished run by their names in MLflow, such as `test_accuracy`, `test_accuracy_low`."""
     parts = {name: part for name, part in run.metrics.items() if name not in ("run", "per_class")}
-    leakage = {**files.read_json(run.folders.run / "leakage.json"), **run.metrics["leakage"]}
+    leakage = {**files.read_json(run.folder / "leakage.json"), **run.metrics["leakage"]}
     classes = {
         split: {row["class"]: {name: value for name, value in row.items() if name != "class"} for row in rows}
         for split, rows in run.metrics.get("per_class", {}).items()

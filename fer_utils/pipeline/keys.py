@@ -23,7 +23,7 @@ from fer_utils.pipeline import parameters
 from fer_utils.pipeline.cells import imports
 
 if TYPE_CHECKING:
-    from fer_utils.pipeline.runs import RunFolders
+    from fer_utils.pipeline.runs import Run
 
 # The inputs of each stage: name → the stage that writes it.
 _TRAINING = {"manifest.csv": "merge_split", "images/VAL": "merge_split"}
@@ -70,7 +70,7 @@ def inputs_of(stage: str, records: Mapping[str, dict]) -> dict[str, str]:
     return INPUTS[stage] | {name: by for name, by in optional if name in records.get(by, {}).get("outputs", {})}
 
 
-def key_of(stage: str, values: Mapping[str, Any], folders: "RunFolders", records: Mapping[str, dict]) -> dict:
+def key_of(stage: str, values: Mapping[str, Any], run: "Run", records: Mapping[str, dict]) -> dict:
     """The key of a stage if it ran now: notebook, code, parameters, inputs, versions, each name → digest or value.
 
     values: the stage's resolved parameters. records: stage → record of the run's finished stages.
@@ -83,7 +83,7 @@ def key_of(stage: str, values: Mapping[str, Any], folders: "RunFolders", records
         "notebook": notebook,
         "code": code,
         "parameters": counted(values),
-        "inputs": _inputs(stage, values, folders, records),
+        "inputs": _inputs(stage, values, run, records),
         "versions": {package: version(package) for package in packages},
     }
 
@@ -218,7 +218,7 @@ def _content_digest(folder: Path, found: list[tuple[str, os.stat_result]]) -> st
 # --- inputs ------------------------------------------------------------------------------------------------------------
 
 
-def _inputs(stage: str, values: Mapping, folders: "RunFolders", records: Mapping[str, dict]) -> dict[str, str]:
+def _inputs(stage: str, values: Mapping, run: "Run", records: Mapping[str, dict]) -> dict[str, str]:
     if stage == "merge_split":
         found = {name: _source_digest(name, given) for name, given in finding.taken(values).items()}
         are_drawn = values["votes"] == "auto" and "demo" in found.values()  # then they follow from other parameters
@@ -226,7 +226,7 @@ def _inputs(stage: str, values: Mapping, folders: "RunFolders", records: Mapping
         return found | {"votes": votes} | _extra_digests(values["extra"])
     found = {}
     for name, writer in inputs_of(stage, records).items():
-        path, written = folders.path(name), records.get(writer, {}).get("outputs", {})
+        path, written = run.path(name), records.get(writer, {}).get("outputs", {})
         found[name] = file_digest(path) if path.is_file() else written.get(name, {}).get("digest", "not on record")
     for name in ("weights", "issues_file", "also_groups"):
         path = places.SHIPPED if values.get(name) == "shipped" else places.project_root() / values.get(name, "")

@@ -126,14 +126,14 @@ def mcnemar_tests(compared: Sequence[Run]) -> pd.DataFrame | None:
 
 def _predictions(run: Run, split: str) -> pd.DataFrame:
     needed = ("path", "label", "predicted")
-    table = loading.read_table(run.folders.path(f"predictions_{split.lower()}.csv"), needed)
-    manifest = loading.read_table(run.folders.path("manifest.csv"), ("path", "fingerprint"))
+    table = loading.read_table(run.path(f"predictions_{split.lower()}.csv"), needed)
+    manifest = loading.read_table(run.path("manifest.csv"), ("path", "fingerprint"))
     in_a_split = manifest[manifest["path"] != ""].set_index("path")
     return table.assign(path=table["path"] + " " + table["path"].map(in_a_split["fingerprint"]).fillna(""))
 
 
 def _history(run: Run) -> pd.DataFrame:
-    paths = {"train_head": run.folders.path("history_head.csv"), "fine_tune": run.folders.path("history_fine_tune.csv")}
+    paths = {"train_head": run.path("history_head.csv"), "fine_tune": run.path("history_fine_tune.csv")}
     found = [path for stage, path in paths.items() if stage in run.records]
     return pd.concat([loading.read_table(path, ("epoch", "phase", "val_loss")) for path in found], ignore_index=True)
 

@@ -62,7 +62,7 @@ def layers(
 
 def _profile_of_run(name: str | None, outputs_dir: str | None) -> tuple[str, str] | None:
     """The profile that a run was last made with, and the reason to take it; None for a new run."""
-    folder = runs.run_folders(name, outputs_dir or "outputs", "").folder if name else None
+    folder = runs.run_named(name, outputs_dir or "outputs", "").folder if name else None
     if folder is None or not (folder / "run.json").is_file():
         return None
     profile = runs.description(folder, {"profile": str})["profile"]
@@ -82,16 +82,16 @@ def resolve(profile: str, layers: Sequence[tuple[str, Mapping]]) -> dict[str, di
         found = {own[name] for own in values.values()}
         if len(found) > 1:
             raise ParameterError(f"{name} differs between stages ({', '.join(sorted(found))}): set common.{name}")
-    folders_of(values)  # a name that no folder can have is refused here
+    run_of(values)  # a name that no folder can have is refused here
     return values
 
 
-def folders_of(values: Mapping[str, Mapping[str, Any]]) -> Run:
+def run_of(values: Mapping[str, Mapping[str, Any]]) -> Run:
     """The run whose stages have these parameters; its folders are the same for all stages.
 
     Raises ParameterError for a run name that is no plain folder name, and for a folder inside a source.
     """
-    run = runs.run_folders(*(values["merge_split"][name] for name in ("run", "outputs_dir", "data_dir")))
+    run = runs.run_named(*(values["merge_split"][name] for name in ("run", "outputs_dir", "data_dir")))
     given = [values["merge_split"][name] for name in addresses.DATASETS]
     sources = [places.place(path) for path in given if path not in ("auto", "demo")]
     sources += [places.place(f"data/{local}") for _, local in addresses.DATASETS.values()]
@@ -120,7 +120,7 @@ def run(
     another process computes such a stage now, this one waits for it. Holds the run's lock. Prints for each stage whether it
     runs and why. Raises StageFailed, RunIsBusy, OutputError.
     """
-    target = folders_of(values)
+    target = run_of(values)
 
     @cache
     def key(stage: str) -> dict:
@@ -188,7 +188,7 @@ def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: boo
 
     Raises NotFoundHere if an input of a chosen stage is missing.
     """
-    run = folders_of(values)
+    run = run_of(values)
     _check_earlier_outputs(chosen, run)
     due: list[str] = []
     for stage in chosen:

@@ -66,10 +66,6 @@ class Run:
         """The name of the run's folder."""
         return self.folder.name
 
-    # Names by which other modules still call these: see RunFolders.
-    folders = property(lambda self: self)
-    run = property(lambda self: self.folder)
-
     def path(self, name: str) -> Path:
         """A file or folder by its name in records: `model.keras` is in the run's folder, `images/VAL` in that of images.
 
@@ -222,9 +218,6 @@ class Run:
             files.require_own(self.path(name))
 
 
-RunFolders = Run
-
-
 def _is_held(file: Path) -> bool:
     """Whether a lock cannot be shared. It is shared for a moment; who wants it then waits, see _PATIENCE."""
     try:
@@ -246,7 +239,7 @@ def _is_held(file: Path) -> bool:
     return False
 
 
-def run_folders(name: str, outputs_dir: str, data_dir: str) -> Run:
+def run_named(name: str, outputs_dir: str, data_dir: str) -> Run:
     """The run of this name; relative paths start at the project's root.
 
     An empty `data_dir` means `<run folder>/images`. For a folder in Kaggle's `content` that cannot be made, the images are in
@@ -274,7 +267,7 @@ def read(folder: Path) -> Run:
     """Read a run's folder. Raises TornFile, naming the file, if one is damaged."""
     described = description(folder, _DESCRIPTION)
     try:
-        run = run_folders(folder.name, str(folder.parent.absolute()), described["parameters"]["evaluate"]["data_dir"])
+        run = run_named(folder.name, str(folder.parent.absolute()), described["parameters"]["evaluate"]["data_dir"])
     except ParameterError as error:
         raise files.TornFile(f"{error}: rename this folder in {folder.parent}") from error
     run = replace(run, profile=described["profile"], parameters=described["parameters"])

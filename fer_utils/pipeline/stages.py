@@ -224,7 +224,7 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
     is kept until one of its outputs is replaced.
     """
     profile, all_values, from_profile, origins = _resolve(stage, namespace)
-    values, run = all_values[stage], runner.folders_of(all_values)
+    values, run = all_values[stage], runner.run_of(all_values)
     namespace.update(values)
     _print_setup(stage, values, origins, profile if from_profile else None, run)
     run.require_own_images(stage)

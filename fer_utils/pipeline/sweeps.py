@@ -216,7 +216,7 @@ def print_plan(plan: Plan) -> int:
 
 def sweep(plan: Plan, storage: str) -> int:
     """Run a sweep, then write and print its ranking; return the exit status."""
-    outputs = runner.folders_of(plan.resolve({})).run.parent
+    outputs = runner.run_of(plan.resolve({})).folder.parent
     study = open_study(plan, outputs, storage)
     failed = work(plan, study, outputs)
     print_ranking(plan, study, outputs)
@@ -368,7 +368,7 @@ def _run_trial(plan: Plan, study: "optuna.Study", trial: "optuna.Trial", point: 
     try:
         for run, parameters_of_run in plan.runs(point):
             runner.run(plan.profile, list(STAGES), parameters_of_run, verbose=plan.verbose, is_shared=True)
-            metrics = files.read_json(runner.folders_of(parameters_of_run).path("metrics.json"))
+            metrics = files.read_json(runner.run_of(parameters_of_run).path("metrics.json"))
             values[run] = float(metrics["val"][plan.objective])
             trial.set_user_attr("values", values)
     except Exception as error:  # whatever it is, the other trials can run

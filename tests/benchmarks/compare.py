@@ -135,7 +135,7 @@ def prepare_job(options: argparse.Namespace, folder: Path) -> dict:
 
     import keras
 
-    folders = runs.run_folders(options.run.name, str(options.run.absolute().parent), "")
+    folders = runs.run_named(options.run.name, str(options.run.absolute().parent), "")
     manifest = loading.read_table(folders.path("manifest.csv"), ("split", "label", "path"))
     sources = {
         "train": loading.read_table(folders.path("balanced.csv"), ("label", "path")),

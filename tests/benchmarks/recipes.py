@@ -52,7 +52,7 @@ def settings(recipe: str, options: argparse.Namespace) -> dict[str, dict]:
 
 def load(options: argparse.Namespace, seed: int) -> dict[str, loading.Faces]:
     """The pictures to `train` on, to `choose` the epoch by, and the ones to `score`."""
-    folders = runs.RunFolders(options.run, options.run / "images")
+    folders = runs.Run(options.run, options.run / "images")
     manifest = loading.read_table(folders.path("manifest.csv"), ("split", "label", "path"))
     balanced = loading.read_table(folders.path("balanced.csv"), ("label", "path"))
     val = manifest[manifest["split"] == "VAL"]

@@ -41,7 +41,7 @@ def _values() -> dict:
 
 
 def _keys(values=None) -> dict:
-    values, folders = values or _values(), runs.RunFolders(Path("run"), Path("run/images"))
+    values, folders = values or _values(), runs.Run(Path("run"), Path("run/images"))
     return {stage: keys.key_of(stage, values[stage], folders, {}) for stage in STAGES}
 
 
@@ -348,9 +348,9 @@ def test_a_folder_with_links_that_lead_nowhere_and_back_and_a_pipe_has_a_digest(
 def test_scores_are_of_the_model_that_the_run_has_now(fake_run, again, state, left, capsys):
     run = fake_run().do()
     run.do(*again, content="x")
-    found = runs.read(run.folders.run)
+    found = runs.read(run.folders.folder)
     assert (found.state, list(found.records), found.metrics is None) == (state, left, state != "done")
-    ((row,), _) = terminal.list_rows(run.folders.run.parent)
+    ((row,), _) = terminal.list_rows(run.folders.folder.parent)
     assert row[1] == state and (row[5] == "") == (state != "done")
     capsys.readouterr()
     terminal.print_summary(run.folders, 0)
@@ -361,7 +361,7 @@ def test_scores_are_of_the_model_that_the_run_has_now(fake_run, again, state, le
 def test_a_stage_that_came_out_as_before_leaves_the_scores(fake_run):
     run = fake_run().do()
     run.do("balance", "fine_tune")
-    assert runs.read(run.folders.run).state == "done"
+    assert runs.read(run.folders.folder).state == "done"
 
 
 def test_a_model_file_of_another_training_has_no_scores(fake_run):

@@ -111,7 +111,7 @@ def sweep(fake_run, monkeypatch, tmp_path):
             executed.setdefault(values["run"], []).append(stage)
             if failing and failing in values["run"]:
                 raise runner.StageFailed(f"{stage} failed")
-            fake = fake_run(values["run"], **files.read_json(folders.run / "run.json")["parameters"])
+            fake = fake_run(values["run"], **files.read_json(folders.folder / "run.json")["parameters"])
             fake.do(stage, content=content(stage, values["run"]) if stage in ("fine_tune", "evaluate") else "")
 
         monkeypatch.setattr(runner, "execute", execute)
@@ -264,7 +264,7 @@ def test_any_failure_of_a_run_is_a_failed_trial_and_poisons_nothing(sweep, tmp_p
 def test_damage_beside_a_sweep_fails_none_of_its_trials(sweep, fake_run):
     torn = fake_run("demo__balance.seed=9").do("merge_split")
     torn.folders.stage_record("merge_split").write_text("{")
-    (torn.folders.run.parent / f"demo__{'y' * 200}").mkdir()
+    (torn.folders.folder.parent / f"demo__{'y' * 200}").mkdir()
     executed, failed, *_ = sweep("balance.seed=1,2")
     assert failed == [] and len(executed) == 2
 
@@ -379,7 +379,7 @@ def test_pictures_taken_over_take_no_room_and_outlive_their_donor(sweep, fake_ru
     names = list(executed)
     one, two = (fake_run(name).folders.path("images/TRAIN") / "angry" / "a.png" for name in names)
     assert one.stat().st_ino == two.stat().st_ino
-    files.remove(fake_run(names[0]).folders.run)
+    files.remove(fake_run(names[0]).folders.folder)
     assert two.read_text() == "TRAIN angry "
 
 
