@@ -23,6 +23,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from fer_utils import entry, files, places
 from fer_utils.data import download
@@ -38,7 +39,7 @@ USER = "your-user-name"  # of Kaggle
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for; return the exit status."""
-    options = _parsed(arguments)
+    options = _parser().parse_args(arguments)
     os.chdir(ROOT)
     try:
         return _answer(options, places.project_root() / (options.outputs_dir or "outputs"))
@@ -67,7 +68,7 @@ def _answer(options: argparse.Namespace, outputs: Path) -> int:
 
         name, folder = options.export_model
         (run,) = runs.find(outputs, [name])
-        table = formats.table(formats.export(run.folders, Path(folder))).reset_index().astype(str)
+        table = formats.table(formats.export(run, Path(folder))).reset_index().astype(str)
         terminal.print_table([list(table), *table.to_numpy().tolist()])
         print(folder)
     elif options.to_mlflow:
@@ -95,7 +96,7 @@ def _run(options: argparse.Namespace) -> int:
             raise ParameterError(
                 "--sweep makes whole runs and skips what is done: leave --force, --from and --only out"
             )
-        how = {name: getattr(options, name) for name in ("trials", "objective", "pruner", "verbose")}
+        how = {name: getattr(options, name) for name in ("trials", "objective", "verbose")}
         plan = sweeps.plan(options.sweep, profile, layers, options.seeds, **how)
         return sweeps.print_plan(plan) if options.dry_run else sweeps.sweep(plan, options.storage)
     values = runner.resolve(profile, layers)
@@ -110,21 +111,16 @@ def _run(options: argparse.Namespace) -> int:
     elif options.dry_run:
         runner.print_plan(chosen, values, is_part)
     else:
-        if options.force:
-            runner.start_afresh(chosen, values)
-        n_ran = runner.run(profile, chosen, values, is_part, options.verbose)
-        terminal.print_summary(runner.folders_of(values), n_ran)
+        n_ran = runner.run(profile, chosen, values, is_part, options.verbose, is_afresh=options.force)
+        terminal.print_summary(runner.run_of(values), n_ran)
     return 0
 
 
-def _parsed(arguments: list[str] | None) -> argparse.Namespace:
-    """The options. The paths among them start where the user stands, and not in the project's folder."""
-    options = _parser().parse_args(arguments)
-    if options.outputs_dir and not options.export_kaggle:  # there it names a folder on Kaggle
-        options.outputs_dir = _path(options.outputs_dir)
-    if options.export_model:
-        options.export_model[1] = _path(options.export_model[1])
-    return options
+class _RunAndFolder(argparse.Action):
+    """Takes the name of a run and the path of a folder."""
+
+    def __call__(self, parser: object, options: argparse.Namespace, given: Any, option: str | None = None) -> None:
+        setattr(options, self.dest, [given[0], _path(given[1])])
 
 
 def _path(given: str) -> str:
@@ -171,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         help="one parameter (repeatable)",
     )
     say("--run", metavar="NAME", help="name of the run's folder; default: the profile's name")
-    say("--outputs-dir", metavar="DIR", help="folder of all runs; default: outputs in the project's folder")
+    say("--outputs-dir", metavar="DIR", type=_path, help="folder of all runs; default: outputs in the project's folder")
     span = parser.add_mutually_exclusive_group()
     span.add_argument(
         "--from", dest="first", metavar="STAGE", type=_stage, help=f"this stage and all after it: {_numbered()}"
@@ -195,12 +191,6 @@ def _parser() -> argparse.ArgumentParser:
     say("--trials", metavar="N", type=int, default=0, help="points to search where a range is given")
     say("--seeds", metavar="N", type=int, default=1, help="seeds of training for each point, averaged; default: 1")
     say("--objective", choices=sweeps.OBJECTIVES, default="macro_f1", help="what VAL ranks by; default: macro_f1")
-    say(
-        "--pruner",
-        choices=sweeps.PRUNERS,
-        default="none",
-        help="median: end a training whose VAL score falls below the median of the earlier trials; default: none",
-    )
     say(
         "--storage", metavar="URL", type=_store, default="", help="an Optuna database, not a file in the outputs folder"
     )
@@ -227,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         "--export-model",
         metavar=("RUN", "DIR"),
         nargs=2,
+        action=_RunAndFolder,
         help="write a run's model to DIR as Keras, weights, TFLite and ONNX, compared with each other, and a model card",
     )
     say(

@@ -16,8 +16,7 @@ _SPELLINGS = {spelling: name for name, spelling in EMOTION_DETECTION_SPELLINGS.i
     **dict.fromkeys(("neutrality", "natural", "nuetral"), "neutral"),
 }
 
-# The `emotion` column of fer2013.csv: Goodfellow et al. 2013, "Challenges in Representation Learning".
-CSV_CODES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+CSV_CODES = CLASSES  # 0 to 6 in fer2013.csv (Goodfellow et al. 2013, "Challenges in Representation Learning")
 
 
 def class_of(spelling: str) -> str | None:

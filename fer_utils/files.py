@@ -21,22 +21,18 @@ from fer_utils import places
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and not needed to list runs
+    from filelock import BaseFileLock
 
 PARTIAL = ".partial-"  # prefix of a file or folder that is being written
 _OLD = "-old-"  # after the prefix: a folder that is being replaced
 WRITTEN = ".written.json"  # in a folder that this project wrote: the time, and the size of each file
-FILE_MANAGERS = {
-    ".ds_store",
-    "thumbs.db",
-    "desktop.ini",
-    "__macosx",
-}  # what they leave in folders, in lower case; no content
-_NO_PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+FILE_MANAGERS = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}  # what they leave in folders, in lower case
+_NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 _CLOCKS = 2  # seconds by which times on one disk may be rounded
 
 
 class OutputError(OSError):
-    """An output place cannot be written: full, read-only or no folder."""
+    """An output path cannot be written: the disk is full, read-only, or there is no folder."""
 
 
 class TornFile(ValueError):
@@ -53,21 +49,24 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
     unchanged. `before` is called with `path` when everything is written, just before the replacement.
     """
     path = Path(path)
-    temporary = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}")
+    prefix = f"{PARTIAL}{uuid.uuid4().hex[:8]}"
+    temporary, old = path.with_name(f"{prefix}-{path.name}"), path.with_name(f"{prefix}{_OLD}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if temporary.is_dir():
+        is_folder = temporary.is_dir()
+        if is_folder:
             note_written(temporary)
             require_own(path)
         else:
-            _flush(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # else a crash could leave an empty file under the final name
         if before is not None:
             before(path)
-        if temporary.is_dir():
-            _swap_folder(temporary, path)
-        else:
-            os.replace(temporary, path)
+        if is_folder and path.exists():
+            os.rename(path, old)
+        os.replace(temporary, path)
+        remove(old)
     except OSError as error:
         raise explained(error, path) from error
     finally:
@@ -75,43 +74,44 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
             remove(temporary)
 
 
-@contextlib.contextmanager
-def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
-    """Let only one process at a time into the block, by a lock file; `waits` is called once if another one is inside.
+def acquired(lock: Path, seconds: float) -> "BaseFileLock | None":
+    """The lock of a lock file, acquired within `seconds`, -1 for any time. Raises TimeoutError if another process keeps it.
 
-    On Kaggle a session is alone with its folders, so no lock is taken and `filelock`, which may be missing there, is not
-    imported.
+    <<<<<<< HEAD
+        A process may acquire it several times. On Kaggle a session is alone with its folders: there it is None, and `filelock`,
+        which may be missing there, is not imported.
+    =======
+        On Kaggle, where a session is alone with its folders and `filelock` may be missing, no lock is taken.
+    >>>>>>> room_data
     """
     if places.on_kaggle():
-        yield
-        return
-    from filelock import FileLock, Timeout
+        return None
+    from filelock import FileLock
 
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)
     try:
-        held.acquire(timeout=0)
-    except Timeout:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock, is_singleton=True)
+        held.acquire(timeout=seconds)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise explained(error, lock.parent) from error
+    return held
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Let only one process at a time into the block, by a lock file; `waits` is called once if another one is inside."""
+    try:
+        held = acquired(lock, 0)
+    except TimeoutError:
         waits()
-        held.acquire()
+        held = acquired(lock, -1)
     try:
         yield
     finally:
-        held.release()
-
-
-def _flush(path: Path) -> None:
-    """Write the file to disk before it gets its final name, so that a crash leaves no empty file under that name."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _swap_folder(new: Path, path: Path) -> None:
-    old = path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8]}{_OLD}{path.name}")
-    if path.exists():
-        os.rename(path, old)
-    os.rename(new, path)
-    remove(old)
+        if held:
+            held.release()
 
 
 def note_written(folder: Path) -> None:
@@ -170,7 +170,7 @@ def explained(error: OSError, path: Path) -> OSError:
         return error
     if error.errno == errno.ENOSPC:
         return OutputError(f"no space left on the disk while writing {path}: free some and run again")
-    if error.errno in _NO_PLACE:
+    if error.errno in _NOT_WRITABLE:
         # On Windows a file that a program has open, such as a table in Excel, cannot be replaced.
         close = "close the program that has it open, or " if sys.platform == "win32" else ""
         return OutputError(f"{path} cannot be written ({error.strerror}): {close}choose another output folder")
@@ -227,10 +227,8 @@ def require_space(folder: Path, needed: int) -> None:
         raise explained(error, folder) from error
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OutputError(
-            f"{folder} has {free / 1e6:,.0f} MB free, this stage writes about {needed / 1e6:,.0f} MB: "
-            "free some space or choose another data_dir",
-        )
+        found = f"{folder} has {free / 1e6:,.0f} MB free, this stage writes about {needed / 1e6:,.0f} MB"
+        raise OutputError(f"{found}: free some space or choose another data_dir")
 
 
 def write_text(path: Path, content: str, before: Callable[[Path], None] | None = None) -> None:
@@ -259,10 +257,8 @@ def reading_json(path: Path) -> Iterator[Any]:
     try:
         yield content
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise TornFile(
-            f"{path} does not hold what belongs there ({type(error).__name__}: {error}): remove it, or write it again with what "
-            "wrote it"
-        ) from error
+        found = f"{path} does not hold what belongs there ({type(error).__name__}: {error})"
+        raise TornFile(f"{found}: remove it, or write it again with what wrote it") from error
 
 
 def write_csv(path: Path, table: "pd.DataFrame", before: Callable[[Path], None] | None = None) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import io
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SIZE = 48
+LOW = 8  # side of the block of lowest DCT frequencies by which pictures are compared
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp"})
-_OTHERS = {".mpo", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif"}
-PHOTOGRAPHS = SUFFIXES | _OTHERS  # what people bring
+PHOTOGRAPHS = SUFFIXES | {".mpo", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".hif"}
 FORMATS = ("JPEG", "PNG", "BMP")  # of the files with SUFFIXES; what a file is, its first bytes tell
 _SOMETIMES = {"AVIF": "PIL.AvifImagePlugin", "HEIF": "pillow_heif"}  # format → what opens it, where it is installed
 PHOTOGRAPH_FORMATS = (*FORMATS, "WEBP", "TIFF", "GIF", *(name for name in _SOMETIMES if find_spec(_SOMETIMES[name])))
@@ -55,21 +55,20 @@ def read_file(path: Path, at_most: int = MAX_FILE_BYTES) -> bytes:
 
 
 @contextmanager
-def _opened(data: bytes, formats: Sequence[str]) -> Iterator[Image.Image]:
-    """The picture in an image file's bytes, not yet decoded: everything that this project decodes is opened here.
+def _opened(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """The picture in an image file's bytes, not yet decoded; every picture is opened here, and its limits checked by its header.
 
-    Only these formats are tried, since Pillow starts other programs for some. A picture over MAX_MEGAPIXELS is refused by
-    its header. Raises UnreadableImage, also for what goes wrong inside the block.
+    Only these formats are tried, since Pillow starts other programs for some. Raises UnreadableImage, also for what goes wrong
+    inside the block.
     """
     try:
         with Image.open(io.BytesIO(data), formats=formats) as picture:
             tags = getattr(picture, "tag_v2", {})
             for width, height in (picture.size, [int(tags.get(tag, 0)) for tag in _TILE]):
                 if width * height > MAX_MEGAPIXELS * 1_000_000 or max(width, height) > MAX_SIDE:
-                    raise UnreadableImage(
-                        f"has {width:,} × {height:,} pixels, {width * height / 1e6:.0f} megapixels; at most "
-                        f"{MAX_MEGAPIXELS} are read, {MAX_SIDE:,} pixels a side: make it smaller"
-                    )
+                    found = f"has {width:,} × {height:,} pixels, {width * height / 1e6:.0f} megapixels"
+                    most = f"at most {MAX_MEGAPIXELS} are read, {MAX_SIDE:,} pixels a side"
+                    raise UnreadableImage(f"{found}; {most}: make it smaller")
             yield picture
     except UnreadableImage:
         raise
@@ -89,9 +88,8 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode an image file's bytes to uint8 grey of shape (48, 48), and list the conversions made.
 
     The second value holds any of `colour` (was not 8-bit grey, is now by ITU-R 601 luma), `resized` (was not 48×48) and
-    `blank` (a picture of one grey, standard deviation under BLANK_STD). What else is done to the pixels, _pixels says.
-    Raises UnreadableImage, naming `name`, for an empty, truncated, foreign or far too large file: Pillow, unlike OpenCV,
-    refuses a JPEG that ends early.
+    `blank` (see is_blank). See _pixels for what else is done. Raises UnreadableImage, naming `name`, for an empty, truncated,
+    foreign or far too large file: Pillow, unlike OpenCV, refuses a JPEG that ends early.
     """
     if not data:
         raise UnreadableImage(f"{name}: the file is empty (zero bytes)")
@@ -110,10 +108,10 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def decode_photograph(file: bytes | Path) -> np.ndarray:
-    """An image file, or its bytes, as RGB uint8 (height, width, 3); of several pictures or frames the first.
+    """An image file, or its bytes, as RGB uint8 (height, width, 3); of several pictures or frames the first. See _pixels.
 
-    What is done to the pixels, _pixels says. Raises UnreadableImage, without the path, if the file is missing, empty,
-    truncated, over MAX_MEGAPIXELS, no regular file, or of none of PHOTOGRAPH_FORMATS.
+    Raises UnreadableImage, without the path, if the file is missing, empty, truncated, over MAX_MEGAPIXELS, no regular file,
+    or of none of PHOTOGRAPH_FORMATS.
     """
     if "HEIF" in PHOTOGRAPH_FORMATS:
         importlib.import_module("pillow_heif.HeifImagePlugin")  # once imported, Pillow opens such files
@@ -136,7 +134,7 @@ def _pixels(picture: Image.Image, mode: Literal["L", "RGB"]) -> np.ndarray:
             rows = Image.fromarray(np.rint((np.asarray(rows, float) - low) * (255 / (high - low))).astype(np.uint8))
         elif rows.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in rows.info:
             rows = Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows.convert("RGBA"))
-        pixels[top : top + _ROWS] = rows.convert(mode)
+        pixels[top : top + _ROWS] = np.asarray(rows.convert(mode))
     return pixels
 
 
@@ -146,10 +144,8 @@ def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _range(picture: Image.Image) -> tuple[float, float]:
-    """The values of black and white in a picture of one deep channel: 0, and the smallest of _FULL_SCALES that holds them all.
-
-    Files do not tell how many of their 16 bits a camera used. A picture with negative values, or larger ones, is spread from
-    its smallest to its largest.
+    """The values of black and white in a picture of one deep channel: 0, and the smallest of _FULL_SCALES that holds them all,
+    since files do not say how many of their 16 bits a camera used; for other values the smallest and the largest.
     """
     strips = (np.asarray(rows) for _, rows in _strips(picture))
     ends = np.array([(values.min(), values.max()) for values in strips], float)
@@ -183,15 +179,14 @@ def fingerprint(image: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).hexdigest()
 
 
+def low_frequencies(pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """The lowest frequencies of each picture's orthonormal DCT-II: float32 (n, 8, 8). Pictures: uint8 (48, 48)."""
+    spectra = (cv2.dct(picture.astype(np.float32))[:LOW, :LOW] for picture in pictures)
+    return np.fromiter(spectra, np.dtype((np.float32, (LOW, LOW))))
+
+
 def load(paths: Sequence[Path]) -> np.ndarray:
     """Read image files in order: uint8, shape (n, 48, 48). Raises UnreadableImage for the first that cannot be read."""
-    stack = np.empty((len(paths), SIZE, SIZE), np.uint8)
-
-    def read(position: int) -> None:
-        path = paths[position]
-        stack[position] = decode(Path(path).read_bytes(), str(path))[0]
-
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(read, range(len(paths)), chunksize=256):
-            pass
-    return stack
+        pictures = pool.map(lambda path: decode(Path(path).read_bytes(), str(path))[0], paths)
+        return np.fromiter(pictures, np.dtype((np.uint8, (SIZE, SIZE))), len(paths))

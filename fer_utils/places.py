@@ -33,7 +33,8 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    folders, files = [], []
+    folders: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in islice(entries, MAX_ENTRIES):
@@ -75,16 +76,13 @@ def describe(root: Path, lines: int = 40) -> str:
 
 
 class NotFoundHere(FileNotFoundError):
-    """Something that a stage needs is not where it should be."""
+    """A file or folder that a stage needs is missing."""
 
 
 def project_root() -> Path:
     """The working folder or its nearest parent that has `notebooks/`; without one, the working folder."""
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if _holds_notebooks(folder):
-            return folder
-    return here
+    return next((folder for folder in (here, *here.parents) if _holds_notebooks(folder)), here)
 
 
 def source_root() -> Path:

@@ -4,6 +4,7 @@ No scores are computed here, and no results are read or written.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from fer_utils.classes import CLASSES
 
@@ -19,9 +20,9 @@ from matplotlib.figure import Figure
 COLOURS = {"TRAIN": "#4477aa", "VAL": "#cc6677", "TEST": "#228833"}
 RUN_COLOURS = ("#ee7733", "#aa3377", "#33bbee", "#222222", "#999933", "#882255")  # different from the splits' colours
 _HATCH = "////"  # for a changed version of a split: balanced, or at another temperature
-_GREY = {"cmap": "gray", "vmin": 0, "vmax": 255}
-_HEAT = {"cmap": "Blues", "linewidths": 0.5, "cbar": False}
-_AS_SHARES = {"fmt": ".2f", "vmin": 0, "vmax": 1}
+_GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
+_HEAT: dict[str, Any] = {"cmap": "Blues", "linewidths": 0.5, "cbar": False}
+_AS_SHARES: dict[str, Any] = {"fmt": ".2f", "vmin": 0, "vmax": 1}
 _CURVES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
@@ -29,7 +30,8 @@ def class_counts(counts: pd.DataFrame, title: str) -> Figure:
     """Bars of the number of images of each class (rows) for each column, a split's name or TRAIN_BALANCED."""
     figure, axes = plt.subplots(figsize=(12, 4), layout="constrained")
     counts.plot.bar(ax=axes, width=0.9, rot=0, color=[COLOURS[name.split("_")[0]] for name in counts])
-    for name, bars in zip(counts, axes.containers, strict=True):
+    groups: list[Any] = axes.containers  # of bars
+    for name, bars in zip(counts, groups, strict=True):
         if name not in COLOURS:
             plt.setp(bars, hatch=_HATCH, edgecolor="white")
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=1)
@@ -122,7 +124,7 @@ def rows_of_faces(rows: dict[str, np.ndarray]) -> Figure:
     """Rows of faces, uint8 (n, 48, 48), each row with its title."""
     columns = max(map(len, rows.values()))
     # Not constrained layout: it would widen the first column to the width of the title.
-    how = {"squeeze": False, "gridspec_kw": {"wspace": 0.05, "hspace": 0.3}}
+    how: dict[str, Any] = {"squeeze": False, "gridspec_kw": {"wspace": 0.05, "hspace": 0.3}}
     figure, grid = plt.subplots(len(rows), columns, figsize=(columns, 1.2 * len(rows)), **how)
     for (title, images), row in zip(rows.items(), grid, strict=True):
         for axes in row:
@@ -166,18 +168,6 @@ def compared_curves(histories: dict[str, pd.DataFrame]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
     row[0].plot([], [], color="grey", linestyle=":", label="end of phase 1")
     row[0].legend(fontsize=8)
-    sns.despine(figure)
-    return figure
-
-
-def sweep_history(trials: Sequence[int], scores: Sequence[float], name: str) -> Figure:
-    """The score of each trial of a sweep, in order, and the best so far."""
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    axes.plot(trials, scores, "o", color=COLOURS["VAL"], label="trial")
-    axes.step(trials, np.maximum.accumulate(scores), where="post", color="#222222", linewidth=1, label="best so far")
-    axes.set(xlabel="trial", ylabel=f"VAL {_CURVES[name]}", title="Trials in the order in which they were begun")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(fontsize=8)
     sns.despine(figure)
     return figure
 
@@ -256,7 +246,7 @@ def corruptions(table: pd.DataFrame, accuracy: float) -> Figure:
     table: columns corruption, level, accuracy, from fer_utils.evaluation.robustness.score.
     """
     kinds = list(dict.fromkeys(table["corruption"]))
-    common = {"sharex": True, "sharey": True, "layout": "constrained"}
+    common: dict[str, Any] = {"sharex": True, "sharey": True, "layout": "constrained"}
     figure, grid = plt.subplots(2, -(-len(kinds) // 2), figsize=(12, 5.5), **common)
     for axes, kind in zip(grid.flat, kinds, strict=False):
         rows = table[table["corruption"] == kind]
@@ -271,10 +261,10 @@ def corruptions(table: pd.DataFrame, accuracy: float) -> Figure:
 
 
 def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> Figure:
-    """Histograms of the distances of copies, by kind, and of nearest different pictures; `line` is the threshold."""
+    """Histograms of the distances of copies, by kind, and of candidates that are none; `line` is the threshold."""
     figure, axes = plt.subplots(figsize=(10, 3.5), layout="constrained")
     finite = strangers[np.isfinite(strangers)]
-    shown = {f"nearest others (sample of {len(finite):,})": (finite, "#777777")}
+    shown = {f"candidates that are no copies ({len(finite):,})": (finite, "#777777")}
     for kind, colour in (("re-encoded", "#66ccee"), ("cropped", "#ccbb44"), ("flipped", "#aa3377")):
         distances = pairs.loc[pairs["kind"] == kind, "distance"].to_numpy()
         if len(distances):
@@ -282,7 +272,9 @@ def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> F
     end = np.ceil(100 * max(line + 0.05, *(values.max() for values, _ in shown.values() if len(values)))) / 100
     edges = np.arange(0, end + 0.005, 0.01)
     for label, (values, colour) in shown.items():
-        axes.hist(values, edges, histtype="stepfilled", facecolor=(colour, 0.35), edgecolor=colour, label=label)
+        axes.hist(
+            values, edges.tolist(), histtype="stepfilled", facecolor=(colour, 0.35), edgecolor=colour, label=label
+        )
     axes.axvline(line, color="black", linestyle=":", label=f"a copy: at most {line}")
     explained = "distance: what one picture does not explain of the other"
     axes.set(yscale="log", xlim=(0, end), xlabel=explained, ylabel="pairs")
@@ -297,7 +289,7 @@ def reliability(bins: dict[str, pd.DataFrame]) -> Figure:
 
     bins: name → table of `evaluation.scores.reliability`; a name begins with a split's. A second table of a split is hatched.
     """
-    rows = {"height_ratios": (2, 1), "sharex": True, "layout": "constrained"}
+    rows: dict[str, Any] = {"height_ratios": (2, 1), "sharex": True, "layout": "constrained"}
     figure, (above, below) = plt.subplots(2, 1, figsize=(10, 5.5), **rows)
     seen = set()
     for number, (name, table) in enumerate(bins.items()):

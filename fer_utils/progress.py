@@ -36,10 +36,10 @@ def announce(text: str, seconds: float, is_longest: bool = False) -> None:
 
     is_longest: most of the run's time is in this step: run_all.py then says how long the run will take.
     """
-    if seconds > SHORT:
-        say(text, seconds if is_longest else 0)
-    else:
+    if seconds <= SHORT:
         print(text)
+    else:
+        say(text, seconds if is_longest else 0)
 
 
 def in_words(seconds: float) -> str:
@@ -60,8 +60,8 @@ class _Reporter(tqdm):
         self.display()
 
     def display(self, *_, **__) -> None:
-        place = {"done": self.n, "total": self.total, "unit": self.unit}
-        _report({"task": self.desc.removesuffix(": "), **place, "scores": self.postfix})
+        task = self.desc.removesuffix(": ")
+        _report({"task": task, "done": self.n, "total": self.total, "unit": self.unit, "scores": self.postfix})
 
     def close(self) -> None:
         if not self.disable:

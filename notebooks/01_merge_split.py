@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 01 · Merge the datasets and split them
 #
-# **Question.** Which images are there, which of them are the same picture, and who trains on what?
+# **Question.** Which images are there, which of them show the same picture, and which are for training, validation and test?
 #
 # **In:** the two source datasets, read-only: FER2013 and Emotion Detection FER. **Out:** the folders `TRAIN/ VAL/ TEST/`
 # with one folder per class, `manifest.csv` with one row per image, `leakage.json`.
@@ -74,8 +74,8 @@ stage = stages.begin("merge_split", globals())
 found = finding.find_or_draw(
     {splits.FER2013: fer2013, splits.EMOTION_DETECTION: emotion_detection}, demo_images, seed, stage.images
 )
-for name, place in found.items():
-    print(f"{name}: {place}")
+for name, path in found.items():
+    print(f"{name}: {path}")
 
 # %% [markdown]
 # Every image is decoded before TRAIN, VAL and TEST are written. A file that cannot be read stops the stage here, or is left
@@ -110,27 +110,25 @@ splits.count_table(table)
 
 # %% [markdown]
 # ## Audit
-# Which images are the same picture? Hashes cannot tell, since the copies are re-encoded. A compact descriptor proposes
-# pairs, and their pixels confirm them. Where they do not, one picture is moved onto the other and compared again, which
-# finds other crops of one photograph.
+# Which images are the same picture? The copies are re-encoded, so hashes of the files differ. Pairs with similar descriptors
+# are candidates, and their pixels are compared. Where these differ too much, one picture is aligned with the other and
+# compared again: this finds other crops of one photograph.
 
 # %%
-pairs = near_duplicates.find_pairs(merged.pixels)
+pairs, others = near_duplicates.compare(merged.pixels)
 table = audit.describe_copies(table, pairs)
-audit.count_table(audit.cross_split_counts(table))
+pd.Series(audit.cross_split_counts(table)).to_frame("under the split as specified")
 
 # %% [markdown]
-# How well are copies and other pictures separated? The figure shows the distances of the pairs found, and for a sample of
-# pictures the distance to the nearest one that is no copy of it.
+# How well are copies and other pictures separated? The figure shows the distances of the pairs found, and of the candidates
+# whose pixels did not confirm that they are copies.
 
 # %%
-others = near_duplicates.nearest_strangers(merged.pixels, table["group"].to_numpy(), sample=500, seed=seed)
-stage.show(plots.pair_distances(pairs, others, near_duplicates.MAX_DISTANCE), "pair_distances")
+distances = others["distance"]
+stage.show(plots.pair_distances(pairs, distances.to_numpy(), near_duplicates.MAX_DISTANCE), "pair_distances")
 copies = pairs.loc[pairs["kind"] != "exact", "distance"]
 print(f"copies: median {copies.median():.3f}, 99th percentile {copies.quantile(0.99):.3f}")
-print(f"nearest others: 1st percentile {np.nanpercentile(others, 1):.3f}, median {np.nanmedian(others):.3f}")
-missed = (others <= near_duplicates.MAX_DISTANCE).sum()
-print(f"{missed} of the sample's {len(others)} pictures are that close to one that was not found to be a copy")
+print(f"other candidates: 1st percentile {distances.quantile(0.01):.3f}, median {distances.median():.3f}")
 
 # %% [markdown]
 # Pairs across splits: on the left the image of VAL or TEST, on the right its copy in TRAIN.
@@ -138,7 +136,7 @@ print(f"{missed} of the sample's {len(others)} pictures are that close to one th
 # %%
 across = audit.pairs_across_splits(table)
 titles = table["split"] + "\n" + table["label"]
-chosen = [across[place] for place in rng.permutation(len(across))[:9]]
+chosen = [across[pair] for pair in rng.permutation(len(across))[:9]]
 if chosen:
     groups = [(merged.pixels[rows], list(titles[rows])) for rows in chosen]
     stage.show(plots.groups_of_faces(groups, "The same picture on both sides of the split"), "pairs_across_splits")
@@ -149,7 +147,7 @@ print(f"{len(across):,} images of VAL and TEST have a copy in TRAIN under the sp
 
 # %%
 conflicts = audit.groups_with_conflicting_labels(table)
-chosen = [conflicts[place] for place in rng.permutation(len(conflicts))[:9]]
+chosen = [conflicts[group] for group in rng.permutation(len(conflicts))[:9]]
 if chosen:
     groups = [(merged.pixels[rows], list(table["label"][rows])) for rows in chosen]
     stage.show(plots.groups_of_faces(groups, "One picture, several labels"), "label_conflicts")
@@ -202,7 +200,7 @@ if has_votes:
 
 # %% [markdown]
 # ## Do
-# The policy decides. `keep` leaves TRAIN as specified. `drop` takes every copy of a VAL or TEST picture out of TRAIN, and
+# The parameter `leakage` decides. `keep` leaves TRAIN as specified. `drop` takes every copy of a VAL or TEST picture out of TRAIN, and
 # every copy of a TEST picture out of VAL. Of copies within TRAIN it leaves one.
 
 # %%
@@ -239,7 +237,7 @@ display(flags.to_frame() if len(flags) else "no image needed a flag")
 
 # %% [markdown]
 # ## Save
-# The image folders first, the manifest last. Where there is a manifest, the folders are whole.
+# The image folders are written first and the manifest last, so that a manifest always has complete folders.
 
 # %%
 stage.require_space(len(manifest))

@@ -19,7 +19,7 @@
 # **In:** `TRAIN/`, `manifest.csv`. **Out:** `TRAIN_BALANCED/`, `balanced.csv` with one row per image, distributions before
 # and after.
 #
-# **Takes** under half a minute on the full datasets with two CPU cores. A GPU makes no difference.
+# **Takes** under half a minute on the full datasets. A GPU makes no difference.
 #
 # **Expect** `disgust` to stay far smaller than the rest. It has so few faces that many copies of each would be learned by
 # heart, so its target is lower.
@@ -31,14 +31,13 @@ target: int = 7000  # >= 0; specification: images that a smaller class is filled
 target_disgust: int = 1200  # >= 0; specification: the same for disgust
 max_per_class: int = 9000  # >= 1; specification: larger classes are thinned to it
 # Beyond it
-leave_out: str = "none"  # none | conflicts | blanks | both | not_a_face | all; images kept out
+leave_out: str = "none"  # none | conflicts | blanks | conflicts_and_blanks | not_a_face | all; images kept out
 issues_file: str = ""  # label_issues_train.csv of another run: its issues are kept out; empty: none
 # The machine
 profile: str = "auto"  # none, a profile's name in params/, or auto: the one that suits this machine
 run: str = "auto"  # name of the run's folder; auto takes the profile's name
 outputs_dir: str = "outputs"  # folder of all runs, from the project's root
 data_dir: str = ""  # folder of the image folders; empty: the run's own
-workers: int = 0  # >= 0; processes that augment, 0: one a core where there is enough to do
 
 # %% [markdown]
 # ## Setup
@@ -65,9 +64,8 @@ print(f"TRAIN has {len(train):,} images")
 
 # %% [markdown]
 # ## Look
-# One face beside several of its augmentations: flip, rotation, shear, brightness, contrast, hue shift. The hue shift is in
-# the pipeline because the specification names it. A grey picture has no hue, so that it stays
-# as it is.
+# One face beside several of its augmentations: flip, rotation, shear, brightness, contrast, hue shift. The specification
+# names the hue shift; a grey picture has no hue, and the shift does not change it.
 
 # %%
 example = train["path"].iloc[0]
@@ -88,7 +86,7 @@ targets = dict.fromkeys(CLASSES, target) | {"disgust": target_disgust}
 plan = balance.plan_balance(train, targets, max_per_class, seed)
 stage.require_space(len(plan))
 stage.discard("balanced.csv")
-balance.write_balanced(plan, stage.images, seed, workers)
+balance.write_balanced(plan, stage.images, seed)
 
 # %% [markdown]
 # ## Check

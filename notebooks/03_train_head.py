@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 03 · Phase 1: train the head
 #
-# **Question.** How far do the features take us that ResNet50 brings along?
+# **Question.** How well can a small head tell expressions apart from ResNet50's features as they are?
 #
 # **In:** `TRAIN_BALANCED/`, `VAL/`. **Out:** `head.weights.h5`, `history_head.csv`, `trained_head.csv`, learning curves.
 #
@@ -43,7 +43,6 @@ run: str = "auto"  # name of the run's folder; auto takes the profile's name
 outputs_dir: str = "outputs"  # folder of all runs, from the project's root
 data_dir: str = ""  # folder of the image folders; empty: the run's own
 cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
-cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
 cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
 precision: str = "auto"  # auto | float32 | mixed_float16 | mixed_bfloat16; auto: float16 on GPUs with tensor cores
 deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
@@ -87,18 +86,16 @@ pd.Series(network.parameter_counts(model), name="weights").to_frame()
 
 # %% [markdown]
 # ## Do
-# One pass through the frozen backbone, unless an earlier run left its features. Then the head trains on them. The table
-# leaves out precision and recall, which are in `history_head.csv`.
+# One pass through the frozen backbone computes the features, unless an earlier run kept them. Then the head trains on them.
+# The table leaves out precision and recall, which are in `history_head.csv`.
 
 # %%
-plan = frozen_prefix.plan(prefix, len(train) + len(val), cache, cache_dtype, stage.cache_folder)
-print(plan)
 image_sets = train.images, val.images
-trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, head, image_sets, plan, stage.cache_folder)
+trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, head, image_sets, cache, stage.cache_folder)
+
+# %%
 adam = optimizers.make_optimizer("adam", learning_rate, weight_decay=0.0)
 loop.compile_for_training(trained, adam, steps_per_execution=loop.HEAD_STEPS)
-
-# %%
 history = loop.fit(
     trained,
     loop.Batches(train_inputs, train.targets, batch_size, seed),
@@ -124,15 +121,15 @@ print(f"there VAL's accuracy is {best['val_accuracy']:.3f}, its macro F1 {best['
 
 # %% [markdown]
 # ## Which labels are probably wrong?
-# With `find_label_issues` a linear probe on the features of phase 1 says of each picture what it shows, each time fitted
-# without that picture and its copies. Confident learning (cleanlab) lists the labels that contradict it. FER+'s votes, where
-# there are some, say how often that is right, beside pictures drawn at random. To train without
-# the listed ones, name the file in `issues_file` of 02 in another run.
+# With `find_label_issues` a linear probe predicts the class of each picture from the features of phase 1; it is fitted
+# without that picture and its copies. Confident learning (cleanlab) lists the labels that contradict the predictions. Where
+# FER+ has votes, a table compares how often they reject a listed label and the label of a picture drawn at random. To train
+# without the listed labels, set `issues_file` of 02 to the file in another run.
 
 # %%
 if find_label_issues:
     originals, features = loading.originals_of(train, manifest), train_inputs
-    if plan.place == "none":
+    if trained is not head:  # no features were kept
         features = loop.predict(prefix, train.images)
     issues = label_issues.find_in_training(originals, features, seed)
     stage.save(issues, "label_issues_train.csv")
@@ -153,7 +150,7 @@ if find_label_issues:
 
 # %%
 difference = frozen_prefix.largest_difference(model, trained, val.images, val_inputs)
-assert difference < frozen_prefix.tolerance(model, plan), difference
+assert difference < frozen_prefix.tolerance(model, val_inputs), difference
 stage.save(network.plain_copy(head).save_weights, "head.weights.h5")
 stage.save(history, "history_head.csv")
 stage.save(loading.originals(train.table), "trained_head.csv")

@@ -61,7 +61,6 @@ run: str = "auto"  # name of the run's folder; auto takes the profile's name
 outputs_dir: str = "outputs"  # folder of all runs, from the project's root
 data_dir: str = ""  # folder of the image folders; empty: the run's own
 cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
-cache_dtype: str = "auto"  # auto | float32 | float16; auto takes float16 where float32 finds no room
 cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
 precision: str = "auto"  # auto | float32 | mixed_float16 | mixed_bfloat16; auto: float16 on GPUs with tensor cores
 deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
@@ -130,16 +129,14 @@ print(
 
 # %% [markdown]
 # ## Do
-# What the frozen layers compute for an image never changes, unless the image itself does. It is computed once, and
-# training begins where they end.
+# The output of the frozen layers for an image never changes, unless the image itself does. It is computed once, and
+# training begins with the first layer that is not frozen.
 
 # %%
-n_images = len(train) + len(val)
 rate = optimizers.make_rate(schedule, learning_rate, len(raw_batches), epochs, warmup_epochs)
-plan = frozen_prefix.plan(prefix, n_images, cache, cache_dtype, stage.cache_folder, changes.of_pictures)
-print(plan)
-image_sets = train.images, val.images
-trained, (train_inputs, val_inputs) = frozen_prefix.prepare(prefix, suffix, image_sets, plan, stage.cache_folder)
+trained, (train_inputs, val_inputs) = frozen_prefix.prepare(
+    prefix, suffix, (train.images, val.images), cache, stage.cache_folder, changes.of_pictures
+)
 batches = loop.Batches(train_inputs, train.targets, batch_size, seed, first_epoch, changes)
 loop.compile_for_training(trained, optimizers.make_optimizer(optimizer, rate, weight_decay, clip_norm))
 
@@ -157,8 +154,8 @@ if schedule == "plateau":
 callbacks.append(keras.callbacks.EarlyStopping(monitor="val_loss", patience=stop_patience, restore_best_weights=True))
 
 # %% [markdown]
-# VAL's loss is the plain cross-entropy whatever TRAIN's is, so that runs compare. TRAIN's scores are of the pictures as
-# training sees them. Under `mixup` the larger share of a label counts as the right answer. With `votes_output` TRAIN's loss is
+# VAL's loss is always the plain cross-entropy, so that runs can be compared. TRAIN's scores are of the pictures as training
+# sees them. Under `mixup` the larger share of a label counts as the right answer. With `votes_output` TRAIN's loss is
 # the sum of both outputs' losses; all else, VAL's loss too, is of the output for the labels. The table leaves out precision,
 # recall and weight decay, which are in `history_fine_tune.csv`.
 
@@ -197,8 +194,9 @@ ends = history[["learning_rate", "weight_decay"]].iloc[[0, -1]].to_numpy().T
 print(f"rate {ends[0, 0]:.2g} → {ends[0, 1]:.2g}, decay {ends[1, 0]:.2g} → {ends[1, 1]:.2g}")
 
 # %% [markdown]
-# A model prefers the classes that it saw often. With `logit_adjustment` the scores before softmax are lowered by a strength
-# times the logarithm of the class's share in TRAIN_BALANCED (Menon et al. 2021, arXiv:2007.07314). VAL chooses the strength.
+# A model prefers the classes that are frequent in TRAIN. With `logit_adjustment` the scores before softmax are lowered by a
+# strength times the logarithm of the class's share in TRAIN_BALANCED (Menon et al. 2021, arXiv:2007.07314). The strength with
+# VAL's highest macro F1 is taken.
 
 # %%
 plain = network.for_inference(model)
@@ -210,11 +208,11 @@ if logit_adjustment:
 
 # %% [markdown]
 # ## Save and check
-# The best weights are back in place, and the layers that trained are the whole network's own. The saved file holds layers
-# of Keras alone, so it loads without this project, and computes in float32 whatever it was trained in. It also says what it
-# was trained on, drawn faces or photographs, so that no copy of it passes for something else. `trained.csv` lists
-# the images that the model has seen in either phase. 05 says of every score how many of its pictures are among them. With
-# `votes_output` there is a second file, `model_votes.keras`: the same network, but with the answers of the second output.
+# The best weights are restored. The trained layers belong to the whole network, which is saved. The file
+# holds layers of Keras alone: it loads without this project, and computes in float32 whatever it was trained in. It also
+# says what it was trained on, drawn faces or photographs. `trained.csv` lists the images that either phase trained on; 05
+# reports for every score how many of its pictures are among them. With `votes_output` there is a second file,
+# `model_votes.keras`: the same network with the second output instead of the first.
 
 # %%
 sources = stage.about_run()["params"].get("merge_split")

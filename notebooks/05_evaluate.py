@@ -30,7 +30,7 @@
 seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
 # Beyond it
 limit_per_class: int = 0  # >= 0; images of each class to evaluate, 0: all
-leave_out: str = "none"  # none | conflicts | blanks | both | not_a_face | all; images kept out
+leave_out: str = "none"  # none | conflicts | blanks | conflicts_and_blanks | not_a_face | all; images kept out
 find_label_issues: bool = False  # lists labels that are probably wrong; needs cleanlab, an extra
 n_mistakes: int = 24  # >= 0; wrong predictions shown
 n_confused: int = 6  # >= 0; pairs of classes most often confused, shown with faces

@@ -7,24 +7,23 @@ in each other.
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from fer_utils.data.sources import DatasetError, Source
+from fer_utils.data.archives import DatasetError, tails
+from fer_utils.data.sources import Source
 
 import pandas as pd
 
 # Lines 6 to 8 of a file, after five landmarks, are codes from 0 on; their meanings are those of RAF-DB's readme.
 RAF_DB = {
-    "gender": ("male", "female", "unsure"),
-    "race": ("Caucasian", "African-American", "Asian"),
+    "gender": ("male", "female", "unsure"), "race": ("Caucasian", "African-American", "Asian"),
     "age": ("0–3", "4–19", "20–39", "40–69", "70+"),
-}
+}  # fmt: skip
 RAF_DB_FILE = "_manu_attri.txt"
 COLUMN = "attribute_"  # begins the names of columns with attributes
 MOST_GROUPS = 20  # of an attribute: one with more values, such as an age in years or a name, tells no groups apart
 
 
 def read(source: Source, pictures: Sequence[str], given: Path | None) -> pd.DataFrame:
-    """The attributes of these pictures of `source`: a row for each in order, a column for each attribute, its name begins with
-    COLUMN. Empty text stands for what is not known.
+    """The attributes of these pictures: a row for each, a column COLUMN + name for each attribute, "" where it is not known.
 
     given: a CSV. Raises DatasetError, naming the file, for one that is not whole, or whose names fit several pictures.
     """
@@ -69,14 +68,8 @@ def _of_csv(path: Path, pictures: Sequence[str]) -> list[dict[str, str]]:
     named: dict[str, str] = {}
     rows = []
     for picture in pictures:
-        name = next(filter(known.__contains__, _tails(picture)), "")
+        name = next(filter(known.__contains__, tails(picture)), "")
         if name and named.setdefault(name, picture) != picture:
             raise DatasetError(f"{path}: {name} names {named[name]} and {picture}: give the paths inside the set")
         rows.append(dict(known.get(name, {})))
     return rows
-
-
-def _tails(path: str) -> list[str]:
-    """A path, and what remains of it without its outer folders: a/b/c.jpg, b/c.jpg, c.jpg."""
-    parts = PurePosixPath(path).parts
-    return ["/".join(parts[place:]) for place in range(len(parts))]

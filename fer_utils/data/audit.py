@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 POLICIES = ("keep", "drop", "fail")
-_STRENGTH = {kind: strength for strength, kind in enumerate(near_duplicates.KINDS)}
 
 
 class LeakageError(ValueError):
@@ -24,17 +23,10 @@ def describe_copies(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     `exact`, `re-encoded`, `cropped` or `flipped`, or "" without a copy. label_conflict: whether the group's labels differ.
     pairs: the result of `near_duplicates.find_pairs` for the table's rows.
     """
-    groups = near_duplicates.group(len(table), pairs)
-    both = pd.concat(
-        [
-            pairs[["first", "kind"]].set_axis(["row", "kind"], axis=1),
-            pairs[["second", "kind"]].set_axis(["row", "kind"], axis=1),
-        ]
-    )
-    closest = both.assign(strength=both["kind"].map(_STRENGTH)).sort_values("strength").drop_duplicates("row")
-    relation = pd.Series("", index=range(len(table)), dtype=object)
-    relation[closest["row"].to_numpy()] = closest["kind"].to_numpy()
-    return mark_conflicts(table.assign(group=groups, relation=relation.to_numpy()))
+    relation = np.full(len(table), "", object)
+    for kind in reversed(near_duplicates.KINDS):  # the closest last
+        relation[pairs.loc[pairs["kind"] == kind, ["first", "second"]].to_numpy(int)] = kind
+    return mark_conflicts(table.assign(group=near_duplicates.group(len(table), pairs), relation=relation))
 
 
 def mark_conflicts(table: pd.DataFrame) -> pd.DataFrame:
@@ -50,12 +42,10 @@ def shares_group_with(table: pd.DataFrame, *splits: str) -> pd.Series:
 def seen_in_training(manifest: pd.DataFrame, trained: pd.Series) -> pd.Series:
     """Whether the model was trained on an image or a copy of it: bool, on the manifest's index.
 
-    trained: paths of the images of TRAIN that the model was trained on, from `loading.originals`. These are fewer than in
-    TRAIN: stage 02 reduces large classes, and `limit_per_class` draws from the rest. Raises ValueError for a path that is
-    not an image of the manifest's TRAIN.
+    trained: paths of the images of TRAIN that the model was trained on, from `loading.originals`; not all of TRAIN, since 02
+    reduces large classes. Raises ValueError for a path that is not an image of the manifest's TRAIN.
     """
-    train = manifest.loc[manifest["split"] == "TRAIN", "path"]
-    unknown = trained[~trained.isin(train)]
+    unknown = trained[~trained.isin(manifest.loc[manifest["split"] == "TRAIN", "path"])]
     if len(unknown):
         raise ValueError(
             f"the model was trained on {unknown.iloc[0]}, which manifest.csv does not list in TRAIN: run 02_balance and "
@@ -65,11 +55,11 @@ def seen_in_training(manifest: pd.DataFrame, trained: pd.Series) -> pd.Series:
 
 
 def _in_groups_of(table: pd.DataFrame, rows: pd.Series) -> pd.Series:
-    return table["group"].isin(set(table.loc[rows, "group"]))
+    return table["group"].isin(table.loc[rows, "group"])
 
 
 def apply_policy(table: pd.DataFrame, policy: str, train_copies: str) -> pd.DataFrame:
-    """Apply the leakage policy to the table.
+    """The table under a leakage policy.
 
     `keep` changes nothing. `drop` removes every image from TRAIN whose group is in VAL or TEST, and every image from VAL
     whose group is in TEST. With `train_copies="one"` it keeps one image of each group in TRAIN, the first with the group's
@@ -88,11 +78,8 @@ def apply_policy(table: pd.DataFrame, policy: str, train_copies: str) -> pd.Data
     if train_copies == "one":
         train = table[table["split"] == "TRAIN"]
         votes = train.groupby(["group", "label"])["label"].transform("size")
-        first = (
-            train.assign(votes=votes)
-            .sort_values(["group", "votes"], ascending=[True, False], kind="stable")
-            .drop_duplicates("group")
-        )
+        order = votes.sort_values(ascending=False, kind="stable").index
+        first = train.loc[order].drop_duplicates("group")
         _drop(table, (table["split"] == "TRAIN") & ~table.index.isin(first.index), "dropped:copy")
     require_no_leak(table)
     return table
@@ -114,7 +101,7 @@ def require_no_leak(table: pd.DataFrame) -> None:
     if any(crossing.values()):
         counts = "; ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in crossing.items() if count)
         raise LeakageError(
-            f"copies of pictures are in two splits: {counts}. leakage=drop (params/clean.yaml) removes them from TRAIN"
+            f"copies are in two splits: {counts}. leakage=drop (params/clean.yaml) removes them from TRAIN"
         )
 
 
@@ -126,12 +113,6 @@ def cross_split_counts(table: pd.DataFrame) -> dict[str, int]:
             inside = (table["split"] == first) & shares_group_with(table, second)
             counts[f"{first.lower()}_images_in_{second.lower()}"] = int(inside.sum())
     return counts
-
-
-def count_table(counts: dict[str, int]) -> pd.DataFrame:
-    """The counts of cross_split_counts, one row each: `TEST images with a copy in TRAIN`."""
-    names = [" images with a copy in ".join(key.upper().split("_IMAGES_IN_")) for key in counts]
-    return pd.DataFrame({"under the split as specified": counts.values()}, names)
 
 
 def pairs_across_splits(table: pd.DataFrame) -> list[list[int]]:
@@ -156,9 +137,7 @@ def summary(table: pd.DataFrame, pairs: pd.DataFrame, policy: str) -> dict[str, 
         **cross_split_counts(table),
         "images": {split: int((table["split"] == split).sum()) for split in SPLITS},
         "dropped_leaks": int(leaks.sum()),
-        "dropped_leaks_by_source": {
-            name: int(n) for name, n in table.loc[leaks, "source"].value_counts(sort=False).items()
-        },
+        "dropped_leaks_by_source": table.loc[leaks, "source"].value_counts(sort=False).to_dict(),
         "dropped_copies": int(table["flags"].str.contains("dropped:copy").sum()),
         "blank_images": int(table["flags"].str.contains("blank").sum()),
         "distinct_pictures": len(sizes),

@@ -39,18 +39,16 @@ ERASED_ASPECT = (0.3, 3.3)
 class Changes:
     """The changes of each training batch: changes(inputs, labels, rng) returns the inputs and labels to train on.
 
-    augmentation: `none` or a name of STRENGTHS. mixup: alpha of the Beta distribution of the mixing shares (Zhang et al.
-    2018, arXiv:1710.09412), 0 for none. label_smoothing: the share of each label that is spread over all seven classes
-    (Szegedy et al. 2016, arXiv:1512.00567).
-
     Inputs are uint8 (n, height, width, 1) and keep type and shape; mixup returns float32. Without augmentation and mixup
     inputs may be anything and are returned unchanged. Labels are int (n,) or shares, float32 (n, 7), or (n, 14) with those
     of the votes; with mixup or smoothing they become shares. The result depends on the arguments and the generator alone.
     """
 
-    augmentation: str = "none"
-    mixup: float = 0.0
-    label_smoothing: float = 0.0
+    augmentation: str = "none"  # or a name of STRENGTHS
+    mixup: float = (
+        0.0  # alpha of the Beta distribution of the mixing shares (Zhang et al. 2018, arXiv:1710.09412); 0: none
+    )
+    label_smoothing: float = 0.0  # share of each label spread over all classes (Szegedy et al. 2016, arXiv:1512.00567)
 
     @property
     def of_pictures(self) -> bool:
@@ -73,7 +71,7 @@ def augment(images: np.ndarray, strength: Strength, rng: np.random.Generator) ->
 
     Half of the pictures are mirrored. Each is zoomed and turned about its centre and moved, in one step (bilinear, borders
     reflected: no black corners for the network to learn). Then contrast changes about the picture's own mean, and
-    brightness. Last, a rectangle becomes noise in the share `strength.erased` of them, its area, aspect and place uniform.
+    brightness. Last, a rectangle becomes noise in the share `strength.erased` of them, its area, aspect and position uniform.
     With OpenCV and NumPy alone, since albumentations takes about eight times as long (docs/measurements.md).
     """
     n, height, width = images.shape[:3]
@@ -86,14 +84,16 @@ def augment(images: np.ndarray, strength: Strength, rng: np.random.Generator) ->
     moved = np.empty_like(images)
     for image, matrix, result in zip(images, maps, moved, strict=True):
         cv2.warpAffine(image, matrix, (width, height), result, cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101)
-    steps = np.float32([1 + strength.light * contrast, 255 * strength.light * brightness])[..., None, None, None]
+    steps = np.array([1 + strength.light * contrast, 255 * strength.light * brightness], np.float32)[
+        ..., None, None, None
+    ]
     mean = moved.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
     seen = np.clip(np.rint(steps[0] * moved + ((1 - steps[0]) * mean + steps[1])), 0, 255).astype(np.uint8)
-    for place in np.flatnonzero(rng.random(n) < strength.erased):
+    for row in np.flatnonzero(rng.random(n) < strength.erased):
         area, aspect = height * width * rng.uniform(*ERASED_AREA), rng.uniform(*ERASED_ASPECT)
         tall, wide = min(height, round(np.sqrt(area / aspect))), min(width, round(np.sqrt(area * aspect)))
         top, left = rng.integers(height - tall + 1), rng.integers(width - wide + 1)
-        seen[place, top : top + tall, left : left + wide] = rng.integers(0, 256, (tall, wide, 1), np.uint8)
+        seen[row, top : top + tall, left : left + wide] = rng.integers(0, 256, (tall, wide, 1), np.uint8)
     return seen
 
 
@@ -120,10 +120,9 @@ def mix(
 
 @lru_cache(maxsize=1)
 def offline_pipeline():
-    """The specification's pipeline: flip, rotation, shear, brightness, contrast, hue shift.
+    """The specification's pipeline: flip, rotation, shear, brightness, contrast, hue shift. It takes and returns RGB.
 
-    It takes and returns RGB. The hue shift does not change grey pictures (their saturation is 0); it is in the pipeline
-    because the specification names it, and would act on colour pictures.
+    The specification names the hue shift; it changes colour pictures, and no grey ones, whose saturation is 0.
     """
     import albumentations as A  # noqa: N812 (the library's own convention); slow to import
 
@@ -143,10 +142,9 @@ def offline_pipeline():
 
 
 def augmented_copy(image: np.ndarray, path: str, copy: int, seed: int) -> np.ndarray:
-    """The `copy`-th augmentation of one image: uint8 grey (48, 48) in and out.
+    """The `copy`-th augmentation of one image: uint8 grey (48, 48) in and out; it depends on (seed, path, copy) alone.
 
-    It depends on (seed, path, copy) alone, not on the number of workers or the order of the work. It is never the image
-    itself: the steps may leave it as it is, one time in a hundred, and are then drawn again.
+    It is never the image itself: the steps may leave it as it is, one time in a hundred, and are then drawn again.
     """
     copy_seed = np.random.SeedSequence([seed, copy, *path.encode()]).generate_state(1)[0]
     pipeline = offline_pipeline()

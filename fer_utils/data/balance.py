@@ -1,21 +1,16 @@
 """Balances TRAIN: adds augmented copies to small classes, and removes random images from large ones."""
 
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Mapping
 from pathlib import Path
 
 from fer_utils import files, images, places, progress
 from fer_utils.classes import CLASSES
 from fer_utils.data import augmentation, loading
 
-import cv2
 import numpy as np
 import pandas as pd
 
 BALANCED = "TRAIN_BALANCED"
-_POOL_PAYS_FROM = 2_000  # augmentations; below about two seconds of work, starting processes takes longer
 
 
 def without_issues(train: pd.DataFrame, issues_file: str) -> pd.DataFrame:
@@ -54,13 +49,8 @@ def plan_balance(table: pd.DataFrame, targets: Mapping[str, int], max_per_class:
         rng = np.random.default_rng([seed, code])
         fill = np.arange(max(0, targets[label] - len(paths)))
         turns = rng.permutation(len(paths))[fill % len(paths)]
-        plan = pd.DataFrame(
-            {
-                "label": label,
-                "path": np.concatenate([paths, paths[turns]]),
-                "copy": np.concatenate([np.zeros(len(paths), int), 1 + fill // len(paths)]),
-            }
-        )
+        copies = np.concatenate([np.zeros(len(paths), int), 1 + fill // len(paths)])
+        plan = pd.DataFrame({"label": label, "path": np.concatenate([paths, paths[turns]]), "copy": copies})
         kept = np.sort(rng.permutation(len(plan))[:max_per_class])
         parts.append(plan.iloc[kept].sort_values(["path", "copy"]))
     return pd.concat(parts, ignore_index=True)
@@ -89,37 +79,17 @@ def balanced_name(path: str, copy: int) -> str:
     return f"{file.parent.name}/{name}"
 
 
-def write_balanced(plan: pd.DataFrame, folder: Path, seed: int, workers: int) -> None:
+def write_balanced(plan: pd.DataFrame, folder: Path, seed: int) -> None:
     """Write every planned image to TRAIN_BALANCED below `folder`; `plan["path"]` is relative to `folder` too.
 
-    Originals are copied byte for byte, augmented copies are written as PNG by `workers` processes. 0 workers: one per
-    core, or only this process if there is little to do.
+    Originals are copied byte for byte, augmented copies are written as PNG.
     """
-    with files.replacing(folder / BALANCED) as temporary, progress.bar(None, "writing images", len(plan)) as bar:
+    with files.replacing(folder / BALANCED) as temporary:
         for label in CLASSES:
             (temporary / label).mkdir(parents=True)
-        originals, copies = plan[plan["copy"] == 0], plan[plan["copy"] > 0]
-        for path in originals["path"]:
-            (temporary / balanced_name(path, 0)).write_bytes((folder / path).read_bytes())
-            bar.update()
-        jobs = [(path, int(copy), folder, temporary, seed) for path, copy in copies[["path", "copy"]].to_numpy()]
-        workers = workers or (os.cpu_count() or 1 if len(jobs) >= _POOL_PAYS_FROM else 1)
-        for _ in _augmented(jobs, workers):
-            bar.update()
-
-
-def _augmented(jobs: list[tuple], workers: int) -> Iterator[None]:
-    if workers == 1:
-        yield from map(_write_augmented, jobs)
-        return
-    one_thread = {"initializer": cv2.setNumThreads, "initargs": (1,)}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **one_thread) as pool:
-        yield from pool.map(_write_augmented, jobs, chunksize=64)
-
-
-def _write_augmented(job: tuple) -> None:
-    path, copy, read_from, folder, seed = job
-    image, _ = images.decode((read_from / path).read_bytes(), path)
-    (folder / balanced_name(path, copy)).write_bytes(
-        images.encode_png(augmentation.augmented_copy(image, path, copy, seed))
-    )
+        for path, copy in progress.bar(plan[["path", "copy"]].to_numpy(), "writing images"):
+            content = (folder / path).read_bytes()
+            if copy:
+                image, _ = images.decode(content, path)
+                content = images.encode_png(augmentation.augmented_copy(image, path, int(copy), seed))
+            (temporary / balanced_name(path, copy)).write_bytes(content)

@@ -10,7 +10,7 @@ from fer_utils.classes import CLASSES, CSV_CODES, EMOTION_DETECTION_SPELLINGS
 from fer_utils.data.addresses import VOTES_FILE
 from fer_utils.data.ferplus import ANSWERS, HEADER, LABELS_FILE, digest
 from fer_utils.data.known_pictures import USAGES
-from fer_utils.images import SIZE
+from fer_utils.images import SIZE, encode_png
 
 import cv2
 import numpy as np
@@ -18,33 +18,20 @@ import numpy as np
 _CANVAS = 4 * SIZE  # drawn large, then shrunk, for smooth lines
 
 # Class shares in FER2013's train folder (3995, 436, 4097, 7215, 4830, 3171, 4965 of 28,709).
-_SHARES = {
-    "angry": 0.139,
-    "disgust": 0.015,
-    "fear": 0.143,
-    "happy": 0.251,
-    "sad": 0.168,
-    "surprise": 0.110,
-    "neutral": 0.173,
-}
+_SHARES = dict(zip(CLASSES, (0.139, 0.015, 0.143, 0.251, 0.168, 0.110, 0.173), strict=True))
 
 
 @dataclass(frozen=True)
 class Expression:
-    """Movements of the face; 0 is a face at rest, ±1 the full movement.
+    """Movements of the face; 0 is a face at rest, ±1 the full movement."""
 
-    brow_raise: whole brow up (+) or down (-). brow_tilt: inner ends up (+, worry) or down (-, anger).
-    eye_open: wide (+) or narrowed (-). mouth_curve: corners up (+) or down (-).
-    mouth_open: 0 closed … 1 wide. mouth_width: wide (+) or round (-). nose_wrinkle: 0 … 1.
-    """
-
-    brow_raise: float = 0.0
-    brow_tilt: float = 0.0
-    eye_open: float = 0.0
-    mouth_curve: float = 0.0
-    mouth_open: float = 0.0
-    mouth_width: float = 0.0
-    nose_wrinkle: float = 0.0
+    brow_raise: float = 0.0  # whole brow up (+) or down (-)
+    brow_tilt: float = 0.0  # inner ends up (+, worry) or down (-, anger)
+    eye_open: float = 0.0  # wide (+) or narrowed (-)
+    mouth_curve: float = 0.0  # corners up (+) or down (-)
+    mouth_open: float = 0.0  # 0 closed … 1 wide
+    mouth_width: float = 0.0  # wide (+) or round (-)
+    nose_wrinkle: float = 0.0  # 0 … 1
 
 
 # After the action units of Ekman & Friesen's Facial Action Coding System, much simplified.
@@ -61,15 +48,7 @@ EXPRESSIONS = {
 }
 
 # The expression that people take another one for, in the votes on drawn faces.
-_TAKEN_FOR = {
-    "angry": "disgust",
-    "disgust": "angry",
-    "fear": "surprise",
-    "happy": "neutral",
-    "sad": "neutral",
-    "surprise": "fear",
-    "neutral": "sad",
-}
+_TAKEN_FOR = dict(zip(CLASSES, ("disgust", "angry", "surprise", "neutral", "neutral", "fear", "sad"), strict=True))
 _VOTERS = 10
 
 
@@ -92,9 +71,7 @@ def draw_face(label: str, rng: np.random.Generator) -> np.ndarray:
 def _perform(expression: Expression, rng: np.random.Generator) -> Expression:
     strength = rng.uniform(0.75, 1.1)
     moved = {name: strength * value + rng.normal(0, 0.1) for name, value in vars(expression).items()}
-    moved["mouth_open"] = max(0.0, moved["mouth_open"])
-    moved["nose_wrinkle"] = max(0.0, moved["nose_wrinkle"])
-    return replace(expression, **moved)
+    return replace(expression, **moved | {name: max(0.0, moved[name]) for name in ("mouth_open", "nose_wrinkle")})
 
 
 def _draw_head(canvas: np.ndarray, skin: float, rng: np.random.Generator) -> None:
@@ -110,29 +87,22 @@ def _draw_features(canvas: np.ndarray, face: Expression, skin: float, rng: np.ra
     eye_gap, eye_y, mouth_y = rng.uniform(27, 33), rng.uniform(80, 86), rng.uniform(142, 149)
     brow_thick = int(rng.integers(4, 8))
     for side in (-1, 1):
-        _draw_eye(canvas, (96 + side * eye_gap, eye_y), face.eye_open, dark)
+        _draw_eye(canvas, 96 + side * eye_gap, eye_y, max(2.0, 8 + 5 * face.eye_open), dark)
         brow_y = eye_y - 22 - 9 * face.brow_raise
         inner = (96 + side * (eye_gap - 15), brow_y - 8 * face.brow_tilt)
         middle = (96 + side * eye_gap, brow_y - 4)
         outer = (96 + side * (eye_gap + 17), brow_y + 5 * face.brow_tilt)
         _polyline(canvas, [inner, middle, outer], dark, brow_thick)
-    _draw_nose(canvas, face.nose_wrinkle, skin)
+    _polyline(canvas, [(96, 90), (88, 122), (103, 124)], skin * 0.7, 3)  # the nose, and wrinkles on it
+    for y in (88, 96, 104):
+        _polyline(canvas, [(82, y + 5), (96, y), (110, y + 5)], skin * (1 - 0.55 * min(1.0, face.nose_wrinkle)), 3)
     _draw_mouth(canvas, mouth_y, face, dark, light)
 
 
-def _draw_eye(canvas: np.ndarray, centre: tuple[float, float], eye_open: float, dark: float) -> None:
-    height = max(2.0, 8 + 5 * eye_open)
-    _ellipse(canvas, centre, (15, height), 240)
-    _ellipse(canvas, centre, (min(6.5, height), min(6.5, height)), dark)
-    x, y = centre
+def _draw_eye(canvas: np.ndarray, x: float, y: float, height: float, dark: float) -> None:
+    _ellipse(canvas, (x, y), (15, height), 240)
+    _ellipse(canvas, (x, y), (min(6.5, height), min(6.5, height)), dark)
     _polyline(canvas, [(x - 16, y), (x, y - height - 1), (x + 16, y)], dark, 3)
-
-
-def _draw_nose(canvas: np.ndarray, wrinkle: float, skin: float) -> None:
-    _polyline(canvas, [(96, 90), (88, 122), (103, 124)], skin * 0.7, 3)
-    for row in range(3):
-        y = 88 + 8 * row
-        _polyline(canvas, [(82, y + 5), (96, y), (110, y + 5)], skin * (1 - 0.55 * min(1.0, wrinkle)), 3)
 
 
 def _draw_mouth(canvas: np.ndarray, y: float, face: Expression, dark: float, light: float) -> None:
@@ -153,9 +123,9 @@ def _draw_mouth(canvas: np.ndarray, y: float, face: Expression, dark: float, lig
 
 
 def _pose(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    turn = cv2.getRotationMatrix2D((96, 100), rng.normal(0, 4), rng.uniform(0.95, 1.05))
+    turn = np.asarray(cv2.getRotationMatrix2D((96, 100), rng.normal(0, 4), rng.uniform(0.95, 1.05)), float)
     turn[:, 2] += rng.normal(0, 3, 2)
-    turn[0, :2] += [0, rng.normal(0, 0.03)]
+    turn[0, 1] += rng.normal(0, 0.03)
     return cv2.warpAffine(canvas, turn, (_CANVAS, _CANVAS), borderMode=cv2.BORDER_REFLECT_101)
 
 
@@ -167,13 +137,12 @@ def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(lit + rng.normal(0, rng.uniform(2, 6), image.shape), 0, 255).astype(np.uint8)
 
 
-def _fixed(points: np.ndarray) -> np.ndarray:
+def _fixed(points: np.ndarray | list | tuple) -> np.ndarray:
     return np.round(np.asarray(points) * 16).astype(np.int32)  # 4 fractional bits, as cv2's `shift=4` reads them
 
 
 def _ellipse(canvas: np.ndarray, centre: tuple, axes: tuple, value: float) -> None:
-    centre, axes = tuple(map(int, _fixed(centre))), tuple(map(int, _fixed(axes)))
-    cv2.ellipse(canvas, centre, axes, 0, 0, 360, float(value), -1, cv2.LINE_AA, 4)
+    cv2.ellipse(canvas, _fixed(centre).tolist(), _fixed(axes).tolist(), 0, 0, 360, float(value), -1, cv2.LINE_AA, 4)
 
 
 def _polyline(canvas: np.ndarray, points: np.ndarray | list, value: float, thickness: int) -> None:
@@ -197,9 +166,7 @@ def write_datasets(folder: Path, n_images: int, seed: int) -> tuple[Path, Path]:
     drawn_as = [label for label, _ in (*train, *test)]
     _blemish(train, test, rng)
     first, second = Path(folder) / "fer2013", Path(folder) / "emotion-detection-fer"
-    usages = []
-    for part, faces in (("train", train), ("test", test)):
-        usages += _write_part(first, second, part, faces, rng)
+    usages = _write_part(first, second, "train", train, rng) + _write_part(first, second, "test", test, rng)
     _write_votes(Path(folder) / "ferplus", [*train, *test], drawn_as, usages, seed)
     return first, second
 
@@ -211,34 +178,34 @@ def _draw_part(n: int, rng: np.random.Generator) -> list[tuple[str, np.ndarray]]
 
 
 def _blemish(train: list, test: list, rng: np.random.Generator) -> None:
-    copied = [position for position in range(len(test)) if test[position][0] != "disgust"]
+    copied = [row for row, (label, _) in enumerate(test) if label != "disgust"]
     chosen = rng.choice(copied, size=max(3, len(test) // 60), replace=False)
-    for position in chosen:
-        label = test[position][0]
-        test[position] = (label, next(image for name, image in train[position:] + train if name == label))
-    wrong_label = "sad" if test[chosen[0]][0] != "sad" else "neutral"
-    test[chosen[0]] = (wrong_label, test[chosen[0]][1])
+    for row in chosen:
+        label = test[row][0]
+        test[row] = (label, next(image for name, image in train[row:] + train if name == label))
+    label, image = test[chosen[0]]
+    test[chosen[0]] = ("sad" if label != "sad" else "neutral", image)
     train[-1] = (train[-1][0], np.zeros((SIZE, SIZE), np.uint8))
 
 
 def _write_part(first: Path, second: Path, part: str, faces: list, rng: np.random.Generator) -> list[str]:
     """Write one part of both datasets; return the usage of each face."""
     numbers = rng.permutation(len(faces) * 10)[: len(faces)]  # FER2013 numbers its files with gaps
-    usages = ["Training" if part == "train" else USAGES[1 + place % 2] for place in range(len(faces))]
+    usages = ["Training" if part == "train" else USAGES[1 + row % 2] for row in range(len(faces))]
     number_in_class = dict.fromkeys(CLASSES, 0)
-    for place in _csv_order(usages):
-        label, image = faces[place]
+    for row in _csv_order(usages):
+        label, image = faces[row]
         jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-        _write(first / part / label / f"{usages[place]}_{numbers[place]}.jpg", jpeg)
-        spelled, png = EMOTION_DETECTION_SPELLINGS.get(label, label), cv2.imencode(".png", image)[1].tobytes()
-        _write(second / part / spelled / f"im{number_in_class[label]}.png", png)
+        _write(first / part / label / f"{usages[row]}_{numbers[row]}.jpg", jpeg)
+        spelled = EMOTION_DETECTION_SPELLINGS.get(label, label)
+        _write(second / part / spelled / f"im{number_in_class[label]}.png", encode_png(image))
         number_in_class[label] += 1
     return usages
 
 
 def _csv_order(usages: list[str]) -> list[int]:
     """The faces in the order in which a CSV would list them: Training, then PublicTest, then PrivateTest."""
-    return sorted(range(len(usages)), key=lambda place: USAGES.index(usages[place]))
+    return sorted(range(len(usages)), key=lambda row: USAGES.index(usages[row]))
 
 
 def _write_votes(folder: Path, faces: list, drawn_as: list[str], usages: list[str], seed: int) -> None:
@@ -246,19 +213,16 @@ def _write_votes(folder: Path, faces: list, drawn_as: list[str], usages: list[st
 
     Most voters name the expression that was drawn, some the one it is taken for; of a blank picture all say: not a face.
     """
-    rng, rows, digits, counts = np.random.default_rng([seed, 1]), [",".join(HEADER)], "", []
-    order = _csv_order(usages)
-    for number, place in enumerate(order):
-        label, image = faces[place]
-        shares = dict.fromkeys(ANSWERS, 0.015)
-        shares[drawn_as[place]], shares[_TAKEN_FOR[drawn_as[place]]] = 0.7, 0.18
-        chances = np.array([*shares.values()]) if image.any() else np.eye(len(ANSWERS))[-1]
-        votes = rng.multinomial(_VOTERS, chances / chances.sum())
-        counts.append(votes)
-        rows.append(",".join([usages[place], f"fer{number:07}.png", *map(str, votes)]))
-        digits += str(CSV_CODES.index(label))
-    _write(folder / VOTES_FILE, "\n".join([*rows, ""]).encode())
-    _write(folder / LABELS_FILE, f"{digits}\n{digest([usages[place] for place in order], counts)}\n".encode())
+    rng, order = np.random.default_rng([seed, 1]), _csv_order(usages)
+    counts = np.empty((len(order), len(ANSWERS)), int)
+    for number, row in enumerate(order):
+        shares = dict.fromkeys(ANSWERS, 0.015) | {drawn_as[row]: 0.7, _TAKEN_FOR[drawn_as[row]]: 0.18}
+        chances = np.array([*shares.values()]) if faces[row][1].any() else np.eye(len(ANSWERS))[-1]
+        counts[number] = rng.multinomial(_VOTERS, chances / chances.sum())
+    rows = [[usages[row], f"fer{number:07}.png", *counts[number]] for number, row in enumerate(order)]
+    _write(folder / VOTES_FILE, "".join(",".join(map(str, row)) + "\n" for row in [HEADER, *rows]).encode())
+    digits = "".join(str(CSV_CODES.index(faces[row][0])) for row in order)
+    _write(folder / LABELS_FILE, f"{digits}\n{digest([usages[row] for row in order], counts)}\n".encode())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -11,18 +11,16 @@ from fer_utils.data import addresses, finding
 
 def download() -> None:
     """Fetch both datasets, unless they are there, and FER+'s votes into data/. Raises NotFoundHere with the way out."""
-    missing = {}
+    missing, by_hand = {}, "By hand, download"
     for slug, local in addresses.DATASETS.values():
         target = Path("data") / local
         if there := finding.held_as(target.parent, local):
             print(f"{there} is there already")
         else:
             missing[slug] = target
-    wanted = [
-        f"  https://www.kaggle.com/datasets/{slug} → {target} or {target}.zip" for slug, target in missing.items()
-    ]
+            by_hand += f"\n  https://www.kaggle.com/datasets/{slug} → {target} or {target}.zip"
     for slug, target in missing.items():
-        fetched = _fetched(slug, "\n".join(["By hand, download", *wanted]))
+        fetched = _fetched(slug, by_hand)
         with files.replacing(target) as temporary:
             shutil.copytree(fetched, temporary)
         (target / files.WRITTEN).unlink()  # nothing ever replaces a source
@@ -58,8 +56,6 @@ def download_votes() -> None:
     except OSError as error:
         raise places.NotFoundHere(f"FER+'s votes could not be fetched ({error}): {by_hand}") from error
     if hashlib.sha256(data).hexdigest() != addresses.VOTES_SHA256:
-        raise places.NotFoundHere(
-            f"what {addresses.VOTES_ADDRESS} gave is not the file that this project knows: {by_hand}"
-        )
+        raise places.NotFoundHere(f"what {addresses.VOTES_ADDRESS} gave is not the file that FER+ published: {by_hand}")
     with files.replacing(target) as temporary:
         temporary.write_bytes(data)

@@ -1,9 +1,7 @@
 """Opens pictures beside the two datasets, to train on or to test with, in a layout of fer_utils.data.layouts; never writes to them.
 
-| found                                               | result                                                         |
-|-----------------------------------------------------|----------------------------------------------------------------|
-| `train/` beside `test/` or `val/`                   | training takes the first, testing the second, both are counted |
-| pictures of any size, in colour, any common format  | 48×48 grey, flagged                                            |
+Of `train/` beside `test/` or `val/` training takes the first and testing the second; what is left out is counted. Pictures of
+any size, in colour and of any common format become 48×48 grey, flagged.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +26,7 @@ FindFaces = Callable[[np.ndarray], Sequence[np.ndarray]]  # RGB picture → crop
 def open_extra(
     path: Path, name: str, part: str, classes: str = "", find_faces: FindFaces | None = None, columns: str = ""
 ) -> Iterator[Source]:
-    """Open the pictures at `path`, as open_layout does; see the table above.
+    """Open the pictures at `path`, as open_layout does.
 
     part: `train` or `test`, the part to take of a dataset that has both; its rows get that part. classes: see
     parse_classes. find_faces: finds the faces of a picture, which are read instead of the whole; a picture with none or
@@ -44,7 +42,7 @@ def open_extra(
         taken = found[found["part"].isin(wanted)]
         is_class = taken["label"].isin(CLASSES)
         if not is_class.any():
-            holds = ", ".join(f"{part or 'no part'}" for part in sorted(parts)) or "no pictures in class folders"
+            holds = ", ".join(part or "no part" for part in sorted(parts)) or "no pictures in class folders"
             others = "".join(f", {label.strip('()')}" for label in dict.fromkeys(taken["label"]))[:99]
             raise DatasetError(
                 f"{name}: {path} has no pictures of the seven classes for its {part} part; it holds {holds}{others}. To take another "
@@ -64,18 +62,17 @@ def decoder(find_faces: FindFaces | None) -> Callable[[bytes, str], tuple[np.nda
             rgb = images.decode_photograph(data)
         except images.UnreadableImage as error:
             raise images.UnreadableImage(f"{name}: {error}") from error
-        faces = None if find_faces is None else find_faces(rgb)
-        is_one = faces is not None and len(faces) == 1
-        face = faces[0] if is_one else images.as_face(rgb)
         flags = [] if (rgb[..., :1] == rgb).all() else ["colour"]
-        if is_one:
+        faces = find_faces(rgb) if find_faces else ()
+        if len(faces) == 1:
+            face = faces[0]
             flags.append("face_cropped")
-        elif rgb.shape[:2] != (images.SIZE, images.SIZE):
-            flags.append("resized")
+        else:
+            face = images.as_face(rgb)
+            flags += ["resized"] if rgb.shape[:2] != face.shape else []
         flags = flags or ["converted"]
-        if images.is_blank(face):
-            flags.append("blank")
-        if faces is not None and not is_one:
+        flags += ["blank"] if images.is_blank(face) else []
+        if find_faces and len(faces) != 1:
             flags.append(SEVERAL_FACES if len(faces) else NO_FACE)
         return face, tuple(flags)
 

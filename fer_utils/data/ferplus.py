@@ -5,35 +5,22 @@ original fer2013.csv, in its order.
 """
 
 import hashlib
-import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fer_utils.classes import CLASSES, CSV_CODES
-from fer_utils.data import addresses
+from fer_utils.classes import CLASSES, class_of
+from fer_utils.data import addresses, known_pictures
 from fer_utils.data.archives import DatasetError
-from fer_utils.data.known_pictures import USAGES
 
 import numpy as np
 import pandas as pd
 
 LABEL_SETS = ("fer2013", "ferplus")
 NO_FACE = "not_a_face"  # flag of a picture of which most votes say so
-# Column of the file → what the vote says.
-VOTES = {
-    "neutral": "neutral",
-    "happiness": "happy",
-    "surprise": "surprise",
-    "sadness": "sad",
-    "anger": "angry",
-    "disgust": "disgust",
-    "fear": "fear",
-    "contempt": "contempt",
-    "unknown": "unknown",
-    "NF": "not a face",
-}
-ANSWERS = tuple(VOTES.values())
+# The file's columns, and what a vote in each says.
+VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
+ANSWERS = (*(class_of(name) or name for name in VOTES[:-1]), "not a face")
 NO_MAJORITY = "no majority"
 OUTCOMES = (*CLASSES, "contempt", "unknown", "not a face", NO_MAJORITY)
 RULE = "FER+ majority: single votes dropped, more than half of the rest; contempt, unknown and not a face left out"
@@ -45,7 +32,6 @@ MAX_BYTES = 20_000_000  # of the votes; FER+'s have 1.6 million
 
 HEADER = ("Usage", "Image name", *VOTES)
 _CLASS_COLUMNS = [ANSWERS.index(label) for label in CLASSES]
-_SHIPPED = Path(__file__).with_name(f"{LABELS_FILE}.xz")
 
 
 @dataclass(frozen=True)
@@ -70,9 +56,8 @@ def read(path: Path) -> Votes:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is not a table of votes ({error}): {remedy}") from error
     if tuple(table.columns) != HEADER:
-        raise DatasetError(
-            f"{path} has the columns {', '.join(table.columns[:12])}, expected {', '.join(HEADER)}: {remedy}"
-        )
+        found = ", ".join(table.columns[:12])
+        raise DatasetError(f"{path} has the columns {found}, expected {', '.join(HEADER)}: {remedy}")
     labels = labels_in_row_order(path)
     if len(table) != len(labels):
         raise DatasetError(f"{path} has {len(table):,} rows, FER2013 has {len(labels):,}: {remedy}")
@@ -80,16 +65,7 @@ def read(path: Path) -> Votes:
         counts = table[list(VOTES)].astype(int).to_numpy()
     except (ValueError, OverflowError) as error:
         raise DatasetError(f"{path} has a vote that is no whole number ({error}): {remedy}") from error
-    wrong = np.flatnonzero((counts < 0).any(axis=1) | (counts.sum(axis=1) == 0) | (counts.sum(axis=1) > 10))
-    if len(wrong):
-        raise DatasetError(
-            f"{path}: row {wrong[0]} has the votes {counts[wrong[0]].tolist()}, expected 1 to 10 in all: {remedy}"
-        )
     usages = table["Usage"].astype(str).to_numpy(object)
-    unknown = sorted({*usages} - {*USAGES})
-    if unknown or (np.diff([USAGES.index(usage) for usage in usages]) < 0).any():
-        found = f"the Usage {unknown[0]!r}" if unknown else "its rows in another order"
-        raise DatasetError(f"{path} has {found}; FER2013 lists {', then '.join(USAGES)}: {remedy}")
     if digest(usages, counts) != _labels_file(path)[1]:
         raise DatasetError(f"{path}: its rows were changed, or are not in the order of fer2013.csv: {remedy}")
     return Votes(counts, usages, labels)
@@ -103,14 +79,14 @@ def digest(usages: Sequence[str], counts: np.ndarray) -> str:
 
 def labels_in_row_order(path: Path) -> np.ndarray:
     """FER2013's label of each row of fer2013.csv, str (n,): from LABELS_FILE beside `path`, otherwise the real ones."""
-    return np.array(CSV_CODES)[[int(digit) for digit in _labels_file(path)[0]]]
+    return known_pictures.labels_of(_labels_file(path)[0])
 
 
 def _labels_file(path: Path) -> list[str]:
     """The two lines of LABELS_FILE beside `path`, otherwise of FER2013's own."""
     drawn = path.with_name(LABELS_FILE)
-    text = drawn.read_text("ascii") if drawn.is_file() else lzma.decompress(_SHIPPED.read_bytes()).decode("ascii")
-    return text.splitlines()
+    content = drawn.read_bytes() if drawn.is_file() else known_pictures.shipped("labels.txt")
+    return content.decode("ascii").splitlines()
 
 
 def outcome(counts: np.ndarray) -> np.ndarray:
@@ -159,7 +135,7 @@ def soft_targets(labels: np.ndarray, votes: pd.Series, votes_share: float) -> np
     """What to train on with soft labels: float32 (n, 7), rows sum to 1.
 
     The distribution of a picture's votes times `votes_share`, and its label for the rest; the label alone for a picture
-    without votes for a class. labels: int (n,), places in CLASSES. votes: the manifest's column.
+    without votes for a class. labels: int (n,), indices into CLASSES. votes: the manifest's column.
     """
     hard = np.eye(len(CLASSES), dtype=np.float32)[labels]
     shares = distribution(from_text(votes))
@@ -168,9 +144,8 @@ def soft_targets(labels: np.ndarray, votes: pd.Series, votes_share: float) -> np
 
 
 def append_votes(targets: np.ndarray, votes: pd.Series, weight: float) -> np.ndarray:
-    """Targets for a network with two outputs: float32 (n, 14), `targets` (n, 7), and the votes' distribution.
+    """Targets for a network with two outputs: float32 (n, 14), `targets` (n, 7), and the votes' distribution times `weight`.
 
-    The votes' seven columns sum to `weight`, which is what their loss counts beside the labels'; to 0 for a picture without
-    votes for a class.
+    Its loss counts `weight` beside the labels'. The seven columns are 0 for a picture without votes for a class.
     """
     return np.hstack([targets, np.float32(weight) * distribution(from_text(votes))])

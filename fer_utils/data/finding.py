@@ -12,7 +12,7 @@ SECOND = "emotion_detection"  # the dataset without which a run can do
 
 
 def find_or_draw(given: Mapping[str, str], demo_images: int, seed: int, folder: Path) -> dict[str, Path]:
-    """The paths of the source datasets, by name; those given as `demo` are drawn below `folder` first, `none` is left out.
+    """The paths of the source datasets, by name; those given as `demo` are drawn below `folder` first.
 
     given: name → `auto`, a path, `demo`, or for the second dataset `none`. Raises NotFoundHere as find_dataset does.
     """
@@ -23,8 +23,8 @@ def find_or_draw(given: Mapping[str, str], demo_images: int, seed: int, folder: 
         with files.replacing(drawn) as temporary:
             demo.write_datasets(temporary, demo_images, seed)
     return {
-        name: drawn / DATASETS[name][1] if place == "demo" else find_dataset(name, place)
-        for name, place in taken(given).items()
+        name: drawn / DATASETS[name][1] if path == "demo" else find_dataset(name, path)
+        for name, path in taken(given).items()
     }
 
 
@@ -34,10 +34,10 @@ def taken(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_votes(given: str, found: Mapping[str, Path]) -> Path | None:
-    """FER+'s votes on FER2013: the file `given`, with `none` None, with `auto` the first that exists of the usual places.
+    """FER+'s votes on FER2013: the file `given`, with `none` None, with `auto` the first that exists of the usual paths.
 
-    These are the drawn faces' own votes where `found`, the sources, are drawn; any `fer2013new.csv` mounted on Kaggle;
-    `data/fer2013new.csv`. `auto` gives None if there is none. Raises NotFoundHere if `given` does not exist.
+    These are the votes drawn with `found`, the sources; any `fer2013new.csv` mounted on Kaggle; `data/fer2013new.csv`. `auto`
+    gives None if there is none. Raises NotFoundHere if `given` does not exist.
     """
     if given == "none":
         return None
@@ -46,11 +46,10 @@ def find_votes(given: str, found: Mapping[str, Path]) -> Path | None:
         if not path.is_file():
             raise places.NotFoundHere(f"votes: no file at {path}; {VOTES_FILE} is at {VOTES_ADDRESS}")
         return path
-    drawn = {path.parent / "ferplus" / VOTES_FILE for path in found.values() if path.parent.name == DRAWN}
-    if drawn:
-        return drawn.pop()
+    drawn = [path.parent / "ferplus" / VOTES_FILE for path in found.values() if path.parent.name == DRAWN]
     mounted = places.find_files(places.kaggle_root() / "input", VOTES_FILE) if places.on_kaggle() else []
-    return next((path for path in (*mounted, places.project_root() / "data" / VOTES_FILE) if path.is_file()), None)
+    usual = (*drawn, *mounted, places.project_root() / "data" / VOTES_FILE)
+    return next((path for path in usual if path.is_file()), None)
 
 
 def extra_places(given: str, taken: Sequence[str] = ()) -> dict[str, Path]:
@@ -65,7 +64,7 @@ def extra_places(given: str, taken: Sequence[str] = ()) -> dict[str, Path]:
 
 
 def find_dataset(name: str, given: str) -> Path:
-    """The path of a source dataset: `given`, or with `auto` the first that exists of the usual places.
+    """The path of a source dataset: `given`, or with `auto` the first that exists of the usual paths.
 
     These are, in order: `/kaggle/input/datasets/<owner>/<slug>`, `/kaggle/input/<slug>`, any folder mounted on Kaggle that
     has `train/` and `test/` with the dataset's class folders, `data/<slug>` in one of its forms. Raises NotFoundHere,
@@ -77,16 +76,14 @@ def find_dataset(name: str, given: str) -> Path:
         if path.exists():
             return path
         raise places.NotFoundHere(f"{name}: nothing at {path}\n{_how_to_get(owner_slug, local)}")
-    inputs = places.kaggle_root() / "input"
-    data = places.project_root() / "data"
+    inputs, data = places.kaggle_root() / "input", places.project_root() / "data"
     for usual in (inputs / "datasets" / owner_slug, inputs / local):
         if usual.exists():
             return usual
     mounted = places.find_parts(inputs, ("train", "test"), CLASS_FOLDERS[name])
     if len(mounted) > 1:
-        raise places.NotFoundHere(
-            f"{name}: {' and '.join(map(str, mounted))} both look like it: set the parameter {name} to one of them"
-        )
+        both = " and ".join(map(str, mounted))
+        raise places.NotFoundHere(f"{name}: {both} both look like it: set the parameter {name} to one of them")
     if found := mounted[0] if mounted else held_as(data, local):
         return found
     looked = f"looked for {data / local} and {data / local}.zip; data/ holds {', '.join(held_data()) or 'nothing'}"
@@ -108,7 +105,7 @@ def held_data() -> list[str]:
 
 
 def has_datasets() -> bool:
-    """Whether both source datasets are in one of the usual places."""
+    """Whether `auto` finds both source datasets."""
     try:
         return all(find_dataset(name, "auto") for name in DATASETS)
     except places.NotFoundHere:

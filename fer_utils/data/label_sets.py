@@ -6,7 +6,7 @@ from fer_utils.classes import CLASSES
 from fer_utils.data import addresses, audit, ferplus
 from fer_utils.data.ferplus import Votes
 from fer_utils.data.sources import DatasetError
-from fer_utils.data.splits import EMOTION_DETECTION, FER2013, SPLITS
+from fer_utils.data.splits import EMOTION_DETECTION, FER2013, SPLITS, has_flag
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,12 @@ CLEAR_VOTES = 9  # of ten: pictures with so many votes for another class are sho
 
 
 def find_rows(table: pd.DataFrame, pixels: np.ndarray, votes: Votes) -> pd.Series:
-    """The row of fer2013.csv that each picture is, NO_ROW if it cannot be told: int, on the table's index.
+    """The row of fer2013.csv that each picture is, NO_ROW if it is not known: int, on the table's index.
 
     A picture of the original CSV has its row's number in its path. `train/<class>/imK.png` of Emotion Detection FER is the
     K-th row of that class among the Training rows, `test/<class>/imK.png` among the other rows. A picture of FER2013's
-    folders gets the row of its copy in Emotion Detection FER with the same label and usage; if there are several, each of
-    the group's pictures gets another one, the nearest by mean difference of grey levels. Never by `Image name`, whose
-    numbers are not rows.
+    folders gets the row of its copy in Emotion Detection FER with the same label and usage; of several copies each picture
+    gets another one, the nearest by mean difference of grey levels. The numbers in `Image name` are no rows.
 
     table: columns source, part, label, usage, source_path, group. pixels: uint8 (n, 48, 48). Raises DatasetError if a CSV's
     labels are not those of the votes' rows, or if a number is larger than a class has rows.
@@ -36,7 +35,7 @@ def find_rows(table: pd.DataFrame, pixels: np.ndarray, votes: Votes) -> pd.Serie
     is_numbered = ~is_csv & (table["source"] == EMOTION_DETECTION)
     rows[is_numbered] = _rows_of_names(table[is_numbered], votes)
     is_copy = ~is_csv & (table["source"] == FER2013)
-    rows[is_copy] = _rows_of_copies(table, pixels, rows, is_copy.to_numpy(), votes)
+    rows[is_copy] = _rows_of_copies(table, pixels, rows.to_numpy(), is_copy.to_numpy(), votes)
     return rows
 
 
@@ -54,12 +53,8 @@ def _rows_of_csv(table: pd.DataFrame, votes: Votes) -> np.ndarray:
 
 
 def _rows_of_names(table: pd.DataFrame, votes: Votes) -> list[int]:
-    is_train = votes.usages == "Training"
-    rows_of = {
-        (part, label): np.flatnonzero((is_train == (part == "train")) & (votes.labels == label))
-        for part in ("train", "test")
-        for label in CLASSES
-    }
+    parts = np.where(votes.usages == "Training", "train", "test")
+    rows_of = pd.DataFrame({"part": parts, "label": votes.labels}).groupby(["part", "label"]).indices
     found = []
     for part, label, path in zip(table["part"], table["label"], table["source_path"], strict=True):
         number, rows = PurePosixPath(path).stem.removeprefix("im"), rows_of[part, label]
@@ -74,26 +69,20 @@ def _rows_of_names(table: pd.DataFrame, votes: Votes) -> list[int]:
 
 
 def _rows_of_copies(
-    table: pd.DataFrame, pixels: np.ndarray, rows: pd.Series, is_copy: np.ndarray, votes: Votes
+    table: pd.DataFrame, pixels: np.ndarray, rows: np.ndarray, is_copy: np.ndarray, votes: Votes
 ) -> np.ndarray:
     """The rows of the pictures `is_copy`, from the pictures of the same group, label and usage whose rows are known."""
-    known = (rows != NO_ROW).to_numpy()
-    tells_usage = (table["usage"][is_copy] != "").all()  # otherwise PublicTest and PrivateTest are one part
-    part = np.where(known, votes.usages[rows], table["usage"]) if tells_usage else table["part"]
+    known = rows != NO_ROW
+    has_usages = (table["usage"][is_copy] != "").all()  # otherwise PublicTest and PrivateTest are one part
+    part = np.where(known, votes.usages[rows], table["usage"]) if has_usages else table["part"]
     block = table["group"].astype(str) + " " + table["label"] + " " + part
-    givers: dict[str, list[int]] = {}
-    for place in np.flatnonzero(known):
-        givers.setdefault(block.iat[place], []).append(place)
-    takers: dict[str, list[int]] = {}
-    for place in np.flatnonzero(is_copy):
-        takers.setdefault(block.iat[place], []).append(place)
     found = np.full(len(table), NO_ROW)
-    for name, wanting in takers.items():
-        offered = givers.get(name, [])
-        if offered:
+    for members in table.groupby(block).indices.values():
+        wanting, offered = members[is_copy[members]], members[known[members]]
+        if len(wanting) and len(offered):
             difference = np.abs(pixels[wanting][:, None].astype(np.int16) - pixels[offered][None]).mean(axis=(2, 3))
             first, second = linear_sum_assignment(difference) if difference.size > 1 else ([0], [0])
-            found[np.array(wanting)[first]] = rows.to_numpy()[np.array(offered)[second]]
+            found[wanting[first]] = rows[offered[second]]
     return found[is_copy]
 
 
@@ -120,12 +109,11 @@ def add_votes(table: pd.DataFrame, pixels: np.ndarray, file: Path | None) -> pd.
 def choose(table: pd.DataFrame, labels: str) -> pd.DataFrame:
     """Set `label` to FER2013's label or to FER+'s (see ferplus.RULE); a picture without one leaves its split, flagged.
 
-    Pictures of other sources keep their label. labels: `fer2013` or `ferplus`. Splits are assigned before, so that both sets of labels are trained and scored on the
-    same pictures. Under `ferplus` a picture whose label changes gets FER2013's label in its file name: names repeat from
-    class to class. Raises DatasetError if there are no votes, or a split would have no picture left.
+    labels: `fer2013` or `ferplus`. Pictures of other sources keep their label. Splits are assigned before, so that both sets
+    of labels are trained and scored on the same pictures. Under `ferplus` a picture whose label changes gets FER2013's label
+    in its file name: names repeat from class to class. Raises DatasetError if there are no votes, or a split would have no
+    picture left.
     """
-    if labels not in ferplus.LABEL_SETS:
-        raise ValueError(f"labels is {labels!r}, expected one of {', '.join(ferplus.LABEL_SETS)}")
     if labels == "fer2013":
         return table
     if not (table["votes"] != "").any():
@@ -159,15 +147,10 @@ def outcomes(table: pd.DataFrame) -> pd.Series:
 
 
 def count_outcomes(table: pd.DataFrame) -> pd.DataFrame:
-    """How many pictures of each source and usage (columns) FER+ says what of (rows); `a class` sums the seven classes."""
-    said = outcomes(table)
+    """How many pictures of each source and usage (columns) FER+ says what of (rows), with totals."""
     columns = table["source"] + " " + table["usage"].where(table["usage"] != "", table["part"])
-    counts = pd.crosstab(said, columns)[list(dict.fromkeys(columns))]
-    rows = [name for name in (*ferplus.OUTCOMES, *WITHOUT_VOTES) if name in counts.index]
-    sums = {"a class": counts.loc[counts.index.isin(CLASSES)].sum(), "total": counts.sum()}
-    counts = pd.concat([counts.loc[rows], pd.DataFrame(sums).T])
-    counts.columns.name = None
-    return counts
+    counts = pd.crosstab(outcomes(table), columns, margins=True, margins_name="total").rename_axis(None, axis=1)
+    return counts.loc[[name for name in (*ferplus.OUTCOMES, *WITHOUT_VOTES, "total") if name in counts.index]]
 
 
 def agreement(table: pd.DataFrame) -> pd.DataFrame:
@@ -188,16 +171,15 @@ def given_by_nobody(table: pd.DataFrame) -> pd.DataFrame:
 def without_face(table: pd.DataFrame) -> pd.DataFrame:
     """Pictures of which most votes say that they show no face; each row once."""
     rows = table[table["row"] != ""].drop_duplicates("row")
-    return rows[rows["flags"].str.split().map(lambda names: ferplus.NO_FACE in names)]
+    return rows[has_flag(rows, ferplus.NO_FACE)]
 
 
 def titles(rows: pd.DataFrame) -> list[str]:
     """For each picture FER2013's label and the most frequent answer of the votes, for a figure."""
     counts = ferplus.from_text(rows["votes"])
-    answers = [
-        f"{ferplus.ANSWERS[place]} {n}" for place, n in zip(counts.argmax(axis=1), counts.max(axis=1), strict=True)
-    ]
-    return [f"label: {label}\nvotes: {answer}" for label, answer in zip(rows["fer2013_label"], answers, strict=True)]
+    answers = np.array(ferplus.ANSWERS)[counts.argmax(axis=1)]
+    shown = zip(rows["fer2013_label"], answers, counts.max(axis=1), strict=True)
+    return [f"label: {label}\nvotes: {answer} {n}" for label, answer, n in shown]
 
 
 def share_agreeing(counts: pd.DataFrame) -> float:

@@ -1,37 +1,29 @@
 """The layouts in which pictures and their classes are shared: each becomes rows of one kind.
 
-| found                                                | result                                                         |
-|------------------------------------------------------|----------------------------------------------------------------|
-| folders named as a class, in any usual spelling      | read, at any depth; the nearest folder tells the class         |
-| folder of another name                               | error that says how `names` gives it a class or leaves it out  |
-| folders or cells with numbers                        | error until `names` says whose numbers: datasets differ        |
-| contempt; in a table any other word                  | left out and counted                                           |
-| `images/1.jpg` and `annotations/1_exp.npy`           | AffectNet's codes                                              |
-| table of pixels or of image files (Parquet)          | read where no folder tells a class; 0–7 are FER2013's codes    |
-| table of pictures' paths, RAF-DB's list, FER+'s votes | read where no folder tells a class; else `columns` decides, and differences are counted |
-| the same file again, in a list or at one name in two folders | once                                                   |
-| files that are no images                             | left out                                                       |
-| name that has a control character, is not UTF-8 or too long for a disk | error: which image, rename it                |
-| table that is not UTF-8, or not whole                | error: which row                                               |
+docs/own_pictures.md says what is read. A class comes from the nearest folder with a class's name, from AffectNet's annotations
+(`images/1.jpg` and `annotations/1_exp.npy`), or from a table. What is no class is left out and counted, or an error that says
+how `names` gives it one; a file that is there twice counts once. A name that a CSV cannot hold, and a table that is not whole,
+are errors that name the image or the row.
 """
 
 import csv
 import io
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from fer_utils import images
 from fer_utils.classes import CLASSES, CSV_CODES, class_of
-from fer_utils.data.archives import ArchiveReader, DatasetError, FolderReader, is_hidden, natural_key
+from fer_utils.data import ferplus
+from fer_utils.data.archives import ArchiveReader, DatasetError, FolderReader, is_hidden, natural_key, tails
 from fer_utils.data.known_pictures import USAGES
 
 import numpy as np
-import pandas as pd
 
-TABLES = (".csv", ".tsv", ".txt", ".parquet")
+TABLES = (".csv", ".tsv", ".txt")
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 MAX_LINE, MAX_TABLE = 100_000, 500_000_000  # characters of a CSV; FER2013's has 301 million, up to 9,240 in a row
 MAX_NAME = 255  # bytes of a file's name; no usual disk holds a longer one
@@ -39,12 +31,11 @@ MAX_NAME = 255  # bytes of a file's name; no usual disk holds a longer one
 # RAF-DB basic (Li, Deng & Du 2017, doi:10.1109/CVPR.2017.277); the codes are those of its readme.
 RAF_DB = {"1": "surprise", "2": "fear", "3": "disgust", "4": "happy", "5": "sad", "6": "angry", "7": "neutral"}
 RAF_DB_LIST = "list_patition_label.txt"  # spelled so in the dataset
-# AffectNet (Mollahosseini et al. 2017, arXiv:1708.03985), section 3; "" for what is none of the seven classes.
+# AffectNet (Mollahosseini et al. 2017, arXiv:1708.03985), section 3; in brackets what is none of the seven classes.
 AFFECTNET = {
     "0": "neutral", "1": "happy", "2": "sad", "3": "surprise", "4": "fear", "5": "disgust", "6": "angry",
-    "7": "", "8": "", "9": "", "10": "",
+    "7": "(contempt)", "8": "(none)", "9": "(uncertain)", "10": "(no face)",
 }  # fmt: skip
-_NOTES = AFFECTNET | {"7": "(contempt)", "8": "(none)", "9": "(uncertain)", "10": "(no face)"}
 FER_CODES = {str(code): label for code, label in enumerate((*CSV_CODES, "(contempt)"))}  # 7: of ckextended.csv
 NUMBERED = {"affectnet": AFFECTNET, "fer2013": FER_CODES, "raf-db": RAF_DB}
 _NUMBERED = f"datasets number their classes differently: say one of {', '.join(NUMBERED)}"
@@ -66,7 +57,6 @@ _PICTURE = (
 )
 _LABEL = ("emotion", "emotions", "label", "labels", "expression", "class", "classname", "category", "target")
 _USAGE = ("usage", "split", "set", "part", "subset")
-_VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "nf")
 _NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what a CSV or UTF-8 cannot hold in a file's name
 _RAF_NAME = re.compile(r"(train|test)_\d+(_aligned)?")
 
@@ -83,7 +73,7 @@ class Row(NamedTuple):
 
 class Found(NamedTuple):
     rows: list[Row]
-    cells: dict[str, str | bytes]  # of tables: TABLE#ROW → pixels as text, or an image file's bytes
+    cells: dict[str, str]  # of tables: TABLE#ROW → pixels as text
     left_out: Counter
     notes: list[str]
     ignored: list[str]  # files that are no pictures of it
@@ -96,14 +86,16 @@ def find(
 
     names: folder's name or code → class, "" to leave it out. columns: PICTURE:LABEL of the list to take, or `none` for the
     folders. is_main: a run's own source, which has images of the datasets' formats alone, and FER2013's labels. given: the
-    table that was given by itself.
+    table, where no folder was given.
     """
     everything = [given] if given else reader.files()
     files = [file for file in everything if not is_hidden(file)]
     pictures = _pictures(files, is_main, where)
-    in_folders = {file: _row_of_folder(file, names) for file in pictures}
-    if any(file.endswith("_exp.npy") for file in files):
-        in_folders = {file: _row_of_affectnet(file, set(files), reader, where) for file in pictures}
+    annotations = {file for file in files if file.endswith("_exp.npy")}
+    in_folders = {
+        file: _row_of_affectnet(file, annotations, reader, where) if annotations else _row_of_folder(file, names)
+        for file in pictures
+    }
     has_classes = any(row.label for row in in_folders.values())
     tables = [] if columns == "none" else sorted(file for file in files if PurePosixPath(file).suffix.lower() in TABLES)
     own = [file for file in tables if PurePosixPath(file).name in (CSV_NAMES if not pictures else (RAF_DB_LIST,))]
@@ -115,19 +107,20 @@ def find(
         raise DatasetError(f"{where} holds no table with the columns {columns!r}; expected PICTURE:LABEL, their names")
     if given and not recognised[0].is_pixels:
         pictures = _pictures(reader.files(), is_main, where)
-    index: dict[str, list[str]] = {}
+    ends = defaultdict(list)  # end of a path → the pictures whose paths end so
     for file in pictures:
-        parts = file.split("/")
-        for n in range(len(parts)):
-            index.setdefault("/".join(parts[n:]), []).append(file)
-    found = Found([], {}, Counter(), [], [])
-    every = [row for table in recognised for row in table.rows_of(index, names, is_main, found.cells)]
+        for end in tails(file):
+            ends[end].append(file)
+    cells: dict[str, str] = {}
+    every = [row for table in recognised for row in table.rows_of(ends, names, is_main, cells)]
     listed = [row for row in every if row.file]
     by_folder = {file: row.label for file, row in in_folders.items() if row.label}
     takes_list = bool(listed) and (columns != "" or any(row.file not in by_folder for row in listed))
+    notes: list[str] = []
+    left_out: Counter[str] = Counter()
     others = [row for row in listed if by_folder.get(row.file, row.label) != row.label]
     if others:
-        found.notes.append(
+        notes.append(
             f"{recognised[0].file} and the folders differ on {len(others):,} of {len(listed):,} pictures, such as "
             f"{others[0].file}; the {'list is' if takes_list else 'folders are'} taken (extra_columns and also_columns decide: "
             "PICTURE:LABEL takes the list, none the folders)"
@@ -135,19 +128,15 @@ def find(
     if every and not listed and not has_classes:
         raise DatasetError(where + every[0].said)
     rows = listed if takes_list else list(in_folders.values())
-    for row in rows:
-        if row.label is None:
-            table = (
-                f"; or name the columns of {tables[0]} in extra_columns, as PICTURE:LABEL"
-                if tables and not listed
-                else ""
-            )
-            raise DatasetError(where + row.said + table)
+    if unknown := next((row for row in rows if row.label is None), None):
+        may_name = bool(tables) and not listed
+        more = f"; or name the columns of {tables[0]} in extra_columns, as PICTURE:LABEL" if may_name else ""
+        raise DatasetError(where + unknown.said + more)
     if takes_list and len(every) > len(listed):
-        found.left_out["(not there)"] = len(every) - len(listed)
-    taken = {row.file.rsplit("#", 1)[0] if row.file in found.cells else row.file for row in rows}
-    found.ignored.extend(sorted(file for file in everything if file not in taken))
-    return found._replace(rows=_once(rows, None if takes_list else reader, found.left_out))
+        left_out["(not there)"] = len(every) - len(listed)
+    taken = {row.file.rsplit("#", 1)[0] if row.file in cells else row.file for row in rows}
+    ignored = sorted(file for file in everything if file not in taken)
+    return Found(_once(rows, None if takes_list else reader, left_out), cells, left_out, notes, ignored)
 
 
 def _pictures(files: Iterable[str], is_main: bool, where: str) -> list[str]:
@@ -165,26 +154,24 @@ def _pictures(files: Iterable[str], is_main: bool, where: str) -> list[str]:
 
 def _row_of_folder(file: str, names: Mapping[str, str]) -> Row:
     folder = PurePosixPath(file).parent
-    label = _label(folder.name, names)
-    way_out = f"the classes are {', '.join(CLASSES)} (also disgusted, fearful, surprised): rename or remove it, or say"
-    if folder.name.isdecimal():
-        way_out = f"{_NUMBERED}, or"
-    said = f" holds {file} in the folder {folder}, which stands for no class; {way_out} {folder.name}=happy, or "
-    said += f"{folder.name}= to leave the folder out, {_PARAMETER}"
-    said = said if folder.name else f" holds {file}; pictures should lie in folders named as their class"
-    return Row(*_part(file), label, file, said)
+    name, said = folder.name, f" holds {file}; pictures should lie in folders named as their class"
+    if name:
+        known = f"the classes are {', '.join(CLASSES)} (also disgusted, fearful, surprised): rename or remove it"
+        way_out = f"{_NUMBERED if name.isdecimal() else known}, or say {name}=happy, or {name}= to leave the folder out"
+        said = f" holds {file} in the folder {folder}, which stands for no class; {way_out}, {_PARAMETER}"
+    return Row(*_part(file), _label(name, names), file, said)
 
 
-def _row_of_affectnet(file: str, files: set[str], reader: Reader, where: str) -> Row:
-    place = PurePosixPath(file)
-    note = (place.parent.parent / "annotations" / f"{place.stem}_exp.npy").as_posix()
-    if place.parent.name != "images" or note not in files:
+def _row_of_affectnet(file: str, annotations: set[str], reader: Reader, where: str) -> Row:
+    path = PurePosixPath(file)
+    note = (path.parent.parent / "annotations" / f"{path.stem}_exp.npy").as_posix()
+    if path.parent.name != "images" or note not in annotations:
         raise DatasetError(f"{where} holds {file}, but no {note} that tells its expression")
     try:
         code = str(np.load(io.BytesIO(reader.read(note)), allow_pickle=False).item())
     except (ValueError, EOFError, OSError, MemoryError) as error:
         raise DatasetError(f"{where}: {note} is not a whole annotation ({error})") from error
-    return Row(*_part(file), _NOTES.get(code), file, f": {note} holds {code!r}; expected 0 to {len(_NOTES) - 1}")
+    return Row(*_part(file), AFFECTNET.get(code), file, f": {note} holds {code!r}; expected 0 to {len(AFFECTNET) - 1}")
 
 
 def _label(text: str, names: Mapping[str, str]) -> str | None:
@@ -195,30 +182,29 @@ def _label(text: str, names: Mapping[str, str]) -> str | None:
 
 def _part(file: str, *words: str) -> tuple[str, str]:
     """Part and usage that the first word, the innermost folder, or another word tells; an image's name may tell the usage too."""
-    place = PurePosixPath(file)
-    tells = (word.lower() for word in (*words[:1], *reversed(place.parent.parts), *words[1:]))
+    path = PurePosixPath(file)
+    tells = (word.lower() for word in (*words[:1], *reversed(path.parent.parts), *words[1:]))
     part, usage = next((_PARTS[word] for word in tells if word in _PARTS), ("", ""))
-    begin = place.name.split("_")[0]
+    begin = path.name.split("_")[0]
     return part, begin if begin in USAGES else usage
 
 
 def _once(rows: Iterable[Row], reader: Reader | None, left_out: Counter) -> list[Row]:
     """The rows in natural order, each file once; with `reader`, also equal files of one name, class folder and part."""
-    kept: dict[tuple, list[Row]] = {}
+
+    def is_equal(first: str, second: str) -> bool:
+        with suppress(images.UnreadableImage):
+            return reader is None or reader.read(first) == reader.read(second)
+        return False
+
+    kept: dict[object, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.file.count("/")):
-        same = kept.setdefault((row.part, *row.file.split("/")[-2:]) if reader else (row.file,), [])
-        if same and (not reader or any(_is_equal(reader, row.file, other.file) for other in same)):
+        same = kept[(row.part, *row.file.split("/")[-2:]) if reader else row.file]
+        if any(is_equal(row.file, other.file) for other in same):
             left_out["(listed twice)"] += 1
         else:
             same.append(row)
     return sorted((row for same in kept.values() for row in same), key=lambda row: natural_key(row.file))
-
-
-def _is_equal(reader: Reader, first: str, second: str) -> bool:
-    try:
-        return reader.read(first) == reader.read(second)
-    except images.UnreadableImage:
-        return False
 
 
 class _Table(NamedTuple):
@@ -229,106 +215,110 @@ class _Table(NamedTuple):
     votes: list[int]  # FER+'s
     has_header: bool
     is_pixels: bool
-    rows: list[list[str | bytes]] = []  # noqa: RUF012, never changed
+    rows: list[list[str]] = []  # noqa: RUF012, never changed
 
     @classmethod
     def read(
         cls, reader: Reader, file: str, where: str, columns: str, is_alone: bool, has_classes: bool
     ) -> "_Table | None":
         """The table; if there is more, None for one that is none of pictures, or of pixels beside class folders."""
-        rows, table, stream = [], None, reader.open(file)
-        try:
-            with stream:
-                for row in _raw_rows(stream, PurePosixPath(file).suffix.lower()):
-                    table = table if rows else cls.recognise(file, row, columns)
-                    if not is_alone and table is not None and table.is_pixels and has_classes:
-                        return None
+        rows: list[list[str]] = []
+        table = None
+        with reader.open(file) as stream:
+            try:
+                raw = _raw_rows(stream, PurePosixPath(file).suffix.lower())
+                first = next(raw, [])
+                table = cls.recognise(file, first, columns)
+                if table and table.is_pixels and has_classes and not is_alone:
+                    return None
+                for row in raw if table else ():
                     rows.append(row)
-                    if table is None:
-                        break
-        except Exception as error:  # csv, zipfile, pyarrow and the decoder raise about ten types for damaged bytes
-            if not rows and not is_alone and (has_classes or file.endswith(".txt")):
-                return None
-            raise DatasetError(
-                f"{where}: {file} cannot be read past its first {max(len(rows) - 1, 0):,} rows ({error}): save it as CSV in "
-                "UTF-8, or download it again"
-            ) from error
-        if table is None and (columns or not is_alone):
+            except Exception as error:  # csv, zipfile and the decoder raise about ten types for damaged bytes
+                if not table and not is_alone and (has_classes or file.endswith(".txt")):
+                    return None
+                raise DatasetError(
+                    f"{where}: {file} cannot be read past its first {len(rows):,} rows ({error}): save it as CSV in UTF-8, or "
+                    "download it again"
+                ) from error
+        if not table and (columns or not is_alone):
             return None
-        if table is None or len(rows) <= table.has_header:
+        rows = rows if table and table.has_header else [first, *rows]
+        if not table or not rows:
             raise DatasetError(
                 f"{where}: {file} lacks the column(s) emotion, pixels, usage; a table needs a column of pixels or pictures and "
                 "one of classes, which PICTURE:LABEL in extra_columns or also_columns may name"
             )
-        return table._replace(rows=rows[table.has_header :])
+        return table._replace(rows=rows)
 
     @classmethod
-    def recognise(cls, file: str, first: list[str | bytes], columns: str) -> "_Table | None":
+    def recognise(cls, file: str, first: list[str], columns: str) -> "_Table | None":
         """The table that begins with this row, without its rows."""
         if PurePosixPath(file).name == RAF_DB_LIST:
             return cls(file, 0, 1, -1, [], False, False)
-        cells = ["" if isinstance(cell, bytes) else cell.strip() for cell in first]
-        places = {_plain(cell): place for place, cell in enumerate(cells)}
+        cells = [cell.strip() for cell in first]
+        number = {_plain(cell): column for column, cell in enumerate(cells)}
         wanted = [(_plain(name),) for name in (columns + ":").split(":")[:2]]
-        known = (*(wanted if columns else (_PICTURE, _LABEL)), _USAGE)
-        found = [next((places[name] for name in names if name in places), -1) for names in known]
-        votes = [places[name] for name in _VOTES] if places.keys() >= {*_VOTES} else []
-        is_pixels = 0 <= found[0] == places.get("pixels")
-        if found[0] >= 0 and (found[1] >= 0 or votes or is_pixels):
-            return cls(file, *found, votes, True, is_pixels)
+        picture, label, usage = (
+            next((number[name] for name in names if name in number), -1)
+            for names in (*(wanted if columns else (_PICTURE, _LABEL)), _USAGE)
+        )
+        votes = [number[name] for name in map(_plain, ferplus.VOTES) if name in number]
+        votes = votes if len(votes) == len(ferplus.VOTES) else []
+        is_pixels = 0 <= picture == number.get("pixels")
+        if picture >= 0 and (label >= 0 or votes or is_pixels):
+            return cls(file, picture, label, usage, votes, True, is_pixels)
         for picture, cell in enumerate([] if columns else cells):  # without a header
             is_pixels = re.match(r"\d+ \d+ \d+ ", cell) is not None
             if is_pixels or PurePosixPath(cell).suffix.lower() in images.PHOTOGRAPHS:
-                others = [place for place in range(len(cells)) if place != picture]
+                others = [column for column in range(len(cells)) if column != picture]
                 votes = others[1:] if len(others) == 11 and all(map(str.isdecimal, cells[2:])) else []
-                words = sorted(others, key=lambda place: cells[place].isdecimal())  # a class's name before an index
-                label = next((place for place in words if _label(cells[place], FER_CODES)), -1)
-                usage = next((place for place in others if cells[place].lower() in _PARTS), -1)
+                words = sorted(others, key=lambda column: cells[column].isdecimal())  # a class's name before an index
+                label = next((column for column in words if _label(cells[column], FER_CODES)), -1)
+                usage = next((column for column in others if cells[column].lower() in _PARTS), -1)
                 return cls(file, picture, label, usage, votes, False, is_pixels) if votes or label >= 0 else None
         return None
 
     def rows_of(
-        self, index: Mapping[str, list[str]], names: Mapping[str, str], is_main: bool, cells: dict[str, str | bytes]
+        self, ends: Mapping[str, list[str]], names: Mapping[str, str], is_main: bool, cells: dict[str, str]
     ) -> Iterator[Row]:
         """A row for each picture."""
         is_raf = PurePosixPath(self.file).name == RAF_DB_LIST
         codes = {**(RAF_DB if is_raf else FER_CODES if self.is_pixels else {}), **names}
-        usages = USAGES if _cell(self.rows[0], self.usage) in USAGES else ()
+        usages = USAGES if _cell(self.rows[0], self.usage) in USAGES else _PARTS
         words = re.split(r"[\W_]+", PurePosixPath(self.file).stem)
         for number, row in enumerate(self.rows):
-            picture, text, usage = (_cell(row, place) for place in (self.picture, self.label, self.usage))
+            picture, text, usage = (_cell(row, column) for column in (self.picture, self.label, self.usage))
             label = self._label_of(row, text, codes, is_main)
-            file = f"{self.file}#{number}"
-            if self.is_pixels or isinstance(picture, bytes):
+            file, part = f"{self.file}#{number}", ""
+            if self.is_pixels:
                 cells[file] = picture
                 said = (
                     f": {self.file} row {number} has Usage {usage[:20]!r} and emotion {text[:20]!r}; expected one of "
                 )
-                said, begin = f"{said}{', '.join(USAGES)} and 0–{len(FER_CODES) - 1}", None
+                said += f"{', '.join(USAGES)} and 0–{len(FER_CODES) - 1}"
             else:
                 line = ("," if self.file.lower().endswith("csv") else " ").join(row)[:80]
                 said = f": {self.file}, line {number + self.has_header + 1} is {line!r}; expected such as train_00001.jpg 5"
                 said += f": {_NUMBERED}, {_PARAMETER}" if text.isdecimal() and not is_raf else ""
-                picture = PurePosixPath(picture.replace("\\", "/"))
-                begin = _RAF_NAME.fullmatch(picture.stem)
-                if is_raf and not (begin and label):
+                path = PurePosixPath(picture.replace("\\", "/"))
+                if begin := _RAF_NAME.fullmatch(path.stem):
+                    part = begin[1]
+                if is_raf and not (part and label):
                     label = None
-                elif not (file := self._file_of(picture, index, words)):
+                elif not (file := self._file_of(path, ends, words)):
                     what = "there is no such picture: give the folder that holds both"
                     if is_raf:
-                        what = f"no folder aligned/ holds {picture.stem}_aligned.jpg: unpack Image/aligned.zip beside EmoLabel/"
-                    said = f": {self.file} lists {str(picture)[:99]}, but {what}"
-            if self.usage >= 0 and (usage not in usages if usages else usage.lower() not in _PARTS):
+                        what = f"no folder aligned/ holds {path.stem}_aligned.jpg: unpack Image/aligned.zip beside EmoLabel/"
+                    said = f": {self.file} lists {str(path)[:99]}, but {what}"
+            if self.usage >= 0 and (usage if usages is USAGES else usage.lower()) not in usages:
                 label = None
-            yield Row(*_part(file, usage, *words, begin[1] if begin else ""), label, file, said)
+            yield Row(*_part(file, usage, *words, part), label, file, said)
 
-    def _label_of(self, row: list, text: str, codes: Mapping[str, str], is_main: bool) -> str | None:
+    def _label_of(self, row: list[str], text: str, codes: Mapping[str, str], is_main: bool) -> str | None:
         if is_main and (self.votes or self.label < 0):
             return ""
         if self.votes:
-            from fer_utils.data import ferplus  # which imports this module
-
-            counts = [_cell(row, place) for place in self.votes]
+            counts = [_cell(row, column) for column in self.votes]
             answer = ferplus.outcome(np.array([counts], int))[0] if all(map(str.isdecimal, counts)) else None
             return answer if answer in (*CLASSES, None) else f"({answer})"
         if self.label < 0:
@@ -336,12 +326,11 @@ class _Table(NamedTuple):
         label = _label(text, codes)
         return f"({text[:40]})" if label is None and any(map(str.isalpha, text)) else label
 
-    def _file_of(self, picture: PurePosixPath, index: Mapping[str, list[str]], words: Sequence[str]) -> str:
+    def _file_of(self, picture: PurePosixPath, ends: Mapping[str, list[str]], words: Sequence[str]) -> str:
         """The file that is meant: RAF-DB's aligned one, that beside the table, or the one with the most of its path."""
         beside = (PurePosixPath(self.file).parent / picture).as_posix()
-        ends = (PurePosixPath(*picture.parts[n:]).as_posix() for n in range(len(picture.parts)))
-        names = (f"{picture.stem}_aligned{picture.suffix or '.jpg'}", beside, *ends)
-        files = next((index[name] for name in names if name in index), ())
+        names = (f"{picture.stem}_aligned{picture.suffix or '.jpg'}", beside, *tails(picture.as_posix()))
+        files = next((ends[name] for name in names if name in ends), ())
         return max(files, key=lambda file: _part(file)[0] == _part(self.file, *words)[0], default="")
 
 
@@ -349,28 +338,19 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).lower()
 
 
-def _cell(row: list[str | bytes], place: int) -> str | bytes:
-    cell = row[place] if 0 <= place < len(row) else ""
-    return cell if isinstance(cell, bytes) else cell.strip()
+def _cell(row: list[str], column: int) -> str:
+    return row[column].strip() if 0 <= column < len(row) else ""
 
 
-def _raw_rows(stream, suffix: str) -> Iterator[list[str | bytes]]:
-    """The rows of a table, with its header; cells are text, or an image file's bytes."""
-    if suffix == ".parquet":
-        table = pd.read_parquet(io.BytesIO(stream.read(MAX_TABLE)))
-        yield list(map(str, table.columns))
-        for row in table.itertuples(index=False):
-            cells = [(cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell for cell in row]
-            yield [cell if isinstance(cell, bytes) else str(cell) for cell in cells]
-        return
-    lines = _lines(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+def _raw_rows(stream: IO[bytes], suffix: str) -> Iterator[list[str]]:
+    """The rows of a table, with its header."""
     delimiter = {".tsv": "\t", ".txt": " "}.get(suffix, ",")
-    yield from filter(None, csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))
+    return filter(None, csv.reader(_lines(stream), delimiter=delimiter, skipinitialspace=True, strict=True))
 
 
-def _lines(text: io.TextIOBase) -> Iterator[str]:
-    """The lines of a text, as its own iterator gives them; but no line over MAX_LINE is read, and no text over MAX_TABLE."""
-    total = 0
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """The lines of a text in UTF-8; no line over MAX_LINE is read, and no text over MAX_TABLE."""
+    total, text = 0, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     while line := text.readline(MAX_LINE):
         total += len(line)
         if len(line) == MAX_LINE or total > MAX_TABLE:

@@ -25,15 +25,12 @@ _LEADS_OUT = r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"  # an absolute path, or o
 
 @dataclass(frozen=True)
 class Faces:
-    """Images with labels. images: uint8 (n, 48, 48, 1); labels: int32 (n,), indices into CLASSES; table: one row per image.
+    """Images with labels."""
 
-    targets: what to train on, the labels or soft labels, float32 (n, 7), or these and the votes, (n, 14).
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    table: pd.DataFrame
-    targets: np.ndarray
+    images: np.ndarray  # uint8 (n, 48, 48, 1)
+    labels: np.ndarray  # int32 (n,), indices into CLASSES
+    table: pd.DataFrame  # one row per image
+    targets: np.ndarray  # what to train on: the labels; soft labels, float32 (n, 7); or these and the votes, (n, 14)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,9 +51,9 @@ def load_training(
 ) -> tuple[Faces, Faces]:
     """The training images listed in balanced.csv, and the images of VAL: see load_faces.
 
-    votes_share: the share, 0 to 1, of FER+'s votes in TRAIN's targets (ferplus.soft_targets). votes_output: the weight of the
-    votes beside these targets (ferplus.append_votes). An augmented copy has the target of its original. Raises DatasetError if
-    one of the two is above 0 and there are no votes.
+    votes_share: of the votes in TRAIN's targets, 0 to 1: see ferplus.soft_targets. votes_output: weight of the votes beside
+    them: see ferplus.append_votes. An augmented copy has the target of its original. Raises DatasetError if votes are wanted
+    and there are none.
     """
     tables = balanced, manifest[manifest["split"] == "VAL"]
     train, val = (load_faces(table, folder, limit_per_class, seed) for table in tables)
@@ -96,13 +93,13 @@ def load_other_sets(
     """The pictures of other test sets, by short names: see fer_utils.data.extra_sources.
 
     Their tables have path, label, usage, fingerprint, flags, group, attributes (see fer_utils.data.attributes) and
-    seen_in_training: whether a near-duplicate of the picture is among those at `trained["train_path"]`, below `folder`, found
-    as 01 finds copies across splits. Unreadable pictures and those without exactly one face (if find_faces is given) are left
-    out; what is left out is printed. attributes_file: a CSV, from the project's root. Raises DatasetError for an unknown
-    layout, and for a file that names none of the pictures.
+    seen_in_training: whether one of the pictures at `trained["train_path"]`, below `folder`, is a copy, as 01 finds them.
+    Unreadable pictures and those without exactly one face (if find_faces is given) are left out; what is left out is printed.
+    attributes_file: a CSV, from the project's root. Raises DatasetError for an unknown layout, and for a file that names none
+    of the pictures.
     """
     sets = {}
-    seen = images.load([folder / path for path in trained["train_path"]]) if also else None
+    seen = images.load([folder / path for path in trained["train_path"] if also])
     for name, path in finding.extra_places(also).items():
         with extra_sources.open_extra(path, name, "test", classes, find_faces, columns) as source:
             merged = splits.read_all([source], "exclude")
@@ -113,12 +110,10 @@ def load_other_sets(
         table = merged.table.join(known).iloc[used].reset_index(drop=True)
         pixels = merged.pixels[used]
         pairs = near_duplicates.find_pairs(np.concatenate([seen, pixels]))
-        groups = near_duplicates.group(len(seen) + len(pixels), pairs)
-        seen_groups, groups = np.split(groups, [len(seen)])
+        seen_groups, groups = np.split(near_duplicates.group(len(seen) + len(pixels), pairs), [len(seen)])
         is_seen = np.isin(groups, seen_groups)
         table = table.assign(path=name + "/" + table["source_path"], group=groups, seen_in_training=is_seen)
-        labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
-        sets[name] = Faces(pixels[..., None], labels, table, labels)
+        sets[name] = _faces(pixels, table)
         print(f"{about}; the model was trained on copies of {is_seen.sum():,}")
     if attributes_file and not any(shown.table.filter(like=attributes.COLUMN).size for shown in sets.values()):
         raise DatasetError(
@@ -146,46 +141,47 @@ def load_faces(table: pd.DataFrame, folder: Path, limit_per_class: int = 0, seed
             raise files.TornFile(
                 f"{folder}: {len(others)} images are not those that 01 wrote, such as {others.iloc[0]}: run 01 again (`--from 01`)"
             )
+    return _faces(stack, table)
+
+
+def _faces(pixels: np.ndarray, table: pd.DataFrame) -> Faces:
     labels = table["label"].map(CLASSES.index).to_numpy(np.int32)
-    return Faces(stack[..., None], labels, table, labels)
+    return Faces(pixels[..., None], labels, table, labels)
 
 
 def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The table without some pictures; prints how many of those in a split that are.
+    """The table without some pictures; prints how many of those in a split are left out.
 
-    `conflicts`: pictures whose copies have another label; `blanks`; `both` of these; `not_a_face`: pictures of which most of
-    FER+'s votes say so; `all` three; `none`. Raises DatasetError for `not_a_face` and `all` if there are no votes.
+    `conflicts`: pictures whose copies have another label; `blanks`; `conflicts_and_blanks`; `not_a_face`: pictures of which
+    most of FER+'s votes say so; `all` three; `none`. Raises DatasetError for `not_a_face` and `all` if there are no votes.
     """
-    flags = table["flags"].str.split()
+    if what == "none":
+        return table
+    if what in (ferplus.NO_FACE, "all") and not (table["votes"] != "").any():
+        raise DatasetError(f"leave_out is {what!r}, but 01 found no votes: put {addresses.VOTES_FILE} into data/")
     masks = {
         "conflicts": table["label_conflict"].astype(bool),
-        "blanks": flags.map(lambda names: "blank" in names).astype(bool),
-        ferplus.NO_FACE: flags.map(lambda names: ferplus.NO_FACE in names).astype(bool),
+        "blanks": splits.has_flag(table, "blank"),
+        ferplus.NO_FACE: splits.has_flag(table, ferplus.NO_FACE),
     }
-    parts = {"none": (), "both": ("conflicts", "blanks"), "all": tuple(masks)}.get(what, (what,))
-    if ferplus.NO_FACE in parts and not (table["votes"] != "").any():
-        raise DatasetError(f"leave_out is {what!r}, but 01 found no votes: put {addresses.VOTES_FILE} into data/")
-    left_out = pd.Series(False, table.index)
-    for part in parts:
-        left_out |= masks[part]
-    if parts:
-        print(f"left out ({what}): {(left_out & (table['split'] != '')).sum():,} images")
+    parts = masks if what == "all" else what.split("_and_")
+    left_out = pd.concat([masks[part] for part in parts], axis=1).any(axis=1)
+    print(f"left out ({what}): {(left_out & (table['split'] != '')).sum():,} images")
     return table[~left_out]
 
 
 def take_per_class(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
     """At most `limit` rows of each label, drawn by `seed`, in their original order."""
-    kept = []
-    for code, label in enumerate(CLASSES):
-        rows = np.flatnonzero(table["label"] == label)
-        kept.append(np.random.default_rng([seed, code]).permutation(rows)[:limit])
+    kept = [
+        np.random.default_rng([seed, code]).permutation(np.flatnonzero(table["label"] == label))[:limit]
+        for code, label in enumerate(CLASSES)
+    ]
     return table.iloc[np.sort(np.concatenate(kept))].reset_index(drop=True)
 
 
 def originals_of(train: Faces, manifest: pd.DataFrame) -> pd.DataFrame:
-    """The images of TRAIN among those that train, augmented copies left out: the manifest's rows.
-
-    `row_in_train`: the place of each among the images that train.
+    """The images of TRAIN among those that train, without augmented copies: the manifest's rows, and row_in_train, the row in
+    `train` of each.
     """
     rows = train.table.assign(row_in_train=np.arange(len(train)))
     rows = rows.loc[rows["copy"] == 0, ["train_path", "row_in_train"]]
@@ -194,10 +190,7 @@ def originals_of(train: Faces, manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def originals(*tables: pd.DataFrame) -> pd.DataFrame:
-    """The originals in TRAIN of rows of balanced.csv: column train_path, each once, sorted.
-
-    A model that was trained on an augmented copy has seen the original picture.
-    """
+    """The originals in TRAIN of rows of balanced.csv, which a model trained on has seen: column train_path, each once, sorted."""
     return pd.DataFrame({"train_path": sorted(set().union(*(table["train_path"] for table in tables)))})
 
 

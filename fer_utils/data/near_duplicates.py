@@ -1,26 +1,22 @@
 """Finds copies of the same picture: re-encoded, resized, changed in brightness or contrast, cropped or mirrored.
 
 Candidates are pairs with a high cosine similarity of the 8 × 8 lowest DCT frequencies, weighted by frequency. The weight
-separates faces: on FER2013, with a cosine of 0.85, it gives 0.3 candidates per image, against 10 without it and 16 for
-8 × 8 pixels. The descriptors of a picture and its mirror image differ only in signs. Up to INDEX_FROM pictures all are
-compared with all; past it FAISS (Johnson et al. 2019, doi:10.1109/TBDATA.2019.2921572), an extra, compares each with those in
-the nearest cells of an inverted file.
+separates faces: on FER2013, with a cosine of 0.85, it gives 0.3 candidates per image, against 10 without it. All pictures are
+compared with all.
 
 Candidates are then compared by pixels, first without alignment (`picture_distance`). For 2,000 FER2013 images the changes
-above give distances below 0.09 (JPEG 40: 99 % below 0.06). The smallest distance seen between different photographs was
-0.26; crops of one photograph are in between. So the other candidates are aligned (`aligned_distance`). Of 15,650 such
-pairs on FER2013, 2,013 then have a distance of at most 0.20, 134 between 0.20 and 0.25, and from 0.25 on the number
-grows. On inspection the 94 pairs closest below 0.20 were all copies; from 0.23 on there were different photographs. NOT
-found are crops with a larger offset (their descriptors differ), other frames of a series, and retouched, recoloured or
-heavily watermarked versions; docs/measurements.md has their numbers. `tests/benchmarks/near_duplicates.py` measures recall, false
-matches, time and memory, and compares with a second method.
+above give distances below 0.09; the smallest distance seen between different photographs was 0.26; crops of one photograph are
+in between, so the other candidates are aligned (`aligned_distance`). Of 15,650 such pairs on FER2013, 2,013 then have a
+distance of at most 0.20, 134 between 0.20 and 0.25, and from 0.25 on the number grows. On inspection the 94 pairs closest below
+0.20 were all copies; from 0.23 on there were different photographs. NOT found are crops with a larger offset (their descriptors
+differ), other frames of a series, and retouched, recoloured or heavily watermarked versions; docs/measurements.md has their
+numbers, and tests/benchmarks/near_duplicates.py measures them.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from fer_utils.images import BLANK_STD, SIZE
+from fer_utils.images import LOW, SIZE, fingerprint, is_blank, low_frequencies
 from fer_utils.progress import bar
 
 import cv2
@@ -32,81 +28,58 @@ from scipy.sparse.csgraph import connected_components
 KINDS = ("exact", "re-encoded", "cropped", "flipped")
 
 MIN_SIMILARITY = 0.85  # cosine of two descriptors
-INDEX_FROM = 100_000  # pictures from which on FAISS proposes the candidates
 MAX_DISTANCE = 0.20  # residual divided by contrast, see `picture_distance` and `aligned_distance`
 
-_FREQUENCIES = 8  # side of the block of lowest DCT frequencies
-_SIGNS = np.tile((-1.0) ** np.arange(_FREQUENCIES), _FREQUENCIES).astype(np.float32)  # effect of mirroring on them
+_IS_ODD = np.arange(LOW * LOW) % 2 == 1  # horizontal frequencies whose sign changes in the mirror image
 _CONTRAST_FLOOR = 10.0  # grey levels; JPEG noise does not decrease with a picture's contrast
 _UNCLIPPED = (5, 250)  # grey values between which a pixel is not clipped, also after JPEG
 _ROWS, _COLUMNS = 1024, 8192  # block of similarities in memory: 32 MB
 _BATCH = 256  # pairs that a thread compares at once: about 25 MB
 _ALIGNED_AT_ONCE = 16_384  # pairs whose pictures are copied to be aligned: 75 MB
 
-# Cells of the inverted file: _CELLS × √n. Of FER2013's 110,530 candidates (with Emotion Detection FER) 64 probes miss one, which
-# rounds to the threshold, and 32 miss three.
-_CELLS, _PROBES = 4, 64
-_TRAINED_ON = (39, 64)  # pictures a cell that k-means learns from: the fewest that FAISS asks for, the most used
-
 _MAX_MOVE = 8.0  # pixels; largest shift of a corner by alignment; FER2013's crops need 6
 _ECC_BLUR = 5  # pixels, size of the Gaussian filter before alignment
+_ECC_MASK = np.ones((SIZE, SIZE), np.uint8)  # all pixels count
 _CORNERS = np.array([(x, y, 1) for x in (0, SIZE - 1) for y in (0, SIZE - 1)])
 _ECC_STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
 
 
-def is_blank(images: np.ndarray) -> np.ndarray:
-    """Which images are blank: bool (n,), True if the standard deviation of the grey values is below 2.
-
-    `images`: uint8 (n, 48, 48). Raises ValueError on any other shape or type.
-    """
-    _check(images)
-    blank = np.empty(len(images), bool)
-    for block in _blocks(len(images), _BATCH):
-        blank[block] = images[block].std(axis=(1, 2)) < BLANK_STD
-    return blank
+def find_pairs(images: np.ndarray) -> pd.DataFrame:
+    """All pairs of copies of the same picture, one row per pair, sorted: see `compare`."""
+    return compare(images)[0]
 
 
-def find_pairs(
-    images: np.ndarray,
-    *,
-    max_distance: float = MAX_DISTANCE,
-    progress: Callable[[int, int], None] | None = None,
-    index_from: int = INDEX_FROM,
-) -> pd.DataFrame:
-    """All pairs of copies of the same picture, one row per pair, sorted.
+def compare(images: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All pairs of copies of the same picture, and the candidates that are none; one row per pair.
 
-    `images`: uint8 (n, 48, 48). `progress(done, total)` is called with counts of images while the search runs.
-    With `index_from` or more distinct pictures FAISS proposes the candidates, where it is installed.
-    Columns: `first`, `second` (int positions, first < second) · `kind` ("exact": pixel for pixel; "re-encoded":
-    after JPEG, resizing, brightness or contrast; "cropped": the same photograph, moved or scaled by a few pixels;
-    "flipped": the mirror image, re-encoded, cropped or neither) · `distance` (float, 0 … `max_distance`, see
-    `picture_distance`, for crops `aligned_distance`).
+    `images`: uint8 (n, 48, 48). Columns: `first`, `second` (int positions, first < second) · `kind` ("exact": pixel for
+    pixel; "re-encoded": after JPEG, resizing, brightness or contrast; "cropped": the same photograph, moved or scaled by a
+    few pixels; "flipped": the mirror image, re-encoded, cropped or neither) · `distance` (float, of copies at most
+    MAX_DISTANCE, see `picture_distance`, for crops `aligned_distance`). Pairs of copies are sorted.
 
     Each exact copy is paired only with the first of its kind, and only that first one is in other pairs: k copies give
     k - 1 rows instead of k(k - 1)/2. If two groups of closer copies are crops of each other, only their most similar pair
     is compared and listed. `group` gives complete clusters from all pairs. Blank images are in exact pairs only. Raises
     ValueError on any other shape or type.
     """
-    _check(images)
-    exact, pictures = _exact_copies(images)
-    pictures = pictures[~is_blank(images[pictures])]
-    found, open_pairs = [exact], []
-    candidates = _candidates_by_size(_descriptors(images, pictures), index_from)
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (SIZE, SIZE):
+        raise ValueError(f"expected uint8 images of shape (n, {SIZE}, {SIZE}), got {images.dtype} {images.shape}")
+    exact, distinct = _exact_copies(images)
+    pictures = np.array([row for row in distinct if not is_blank(images[row])], int)
+    near, rest = [exact], [exact[:0]]
     with bar(description="searching copies", total=len(pictures)) as shown:
-        for done, (first, second, flipped) in candidates:
-            near, rest = _confirm(images, pictures[first], pictures[second], flipped, max_distance)
-            found.append(near)
-            open_pairs.append(rest)
+        for done, (first, second, flipped) in _candidates(_descriptors(images, pictures)):
+            candidates = _unaligned(images, pictures[first], pictures[second], flipped)
+            is_near = candidates["distance"] <= MAX_DISTANCE
+            near.append(candidates[is_near])
+            rest.append(candidates[~is_near])
             shown.update(done - shown.n)
-            if progress:
-                progress(done, len(pictures))
-    pairs = pd.concat(found, ignore_index=True)
-    if open_pairs:
-        crops = _confirm_aligned(images, pd.concat(open_pairs, ignore_index=True), pairs, max_distance)
-        pairs = pd.concat([pairs, crops], ignore_index=True)
+    pairs = pd.concat(near, ignore_index=True)
+    aligned = _aligned(images, pd.concat(rest, ignore_index=True), pairs)
+    is_near = aligned["distance"] <= MAX_DISTANCE
     # A symmetric picture matches its copy both mirrored and not: the smaller distance decides.
-    pairs = pairs.sort_values(["first", "second", "distance"], kind="stable")
-    return pairs.drop_duplicates(["first", "second"]).reset_index(drop=True)
+    pairs = pd.concat([pairs, aligned[is_near]]).sort_values(["first", "second", "distance"], kind="stable")
+    return pairs.drop_duplicates(["first", "second"]).reset_index(drop=True), aligned[~is_near]
 
 
 def group(n: int, pairs: pd.DataFrame) -> np.ndarray:
@@ -114,10 +87,8 @@ def group(n: int, pairs: pd.DataFrame) -> np.ndarray:
 
     Groups are numbered 0, 1, … in the order of their first image. Raises ValueError if a pair is outside 0 … n-1.
     """
-    first, second = pairs["first"].to_numpy(np.int64), pairs["second"].to_numpy(np.int64)
-    if len(pairs) and (min(first.min(), second.min()) < 0 or max(first.max(), second.max()) >= n):
-        raise ValueError(f"a pair names an image outside 0 … {n - 1}")
-    links = coo_matrix((np.ones(len(pairs), bool), (first, second)), shape=(n, n))
+    ends = (pairs["first"].to_numpy(np.int64), pairs["second"].to_numpy(np.int64))
+    links = coo_matrix((np.ones(len(pairs), bool), ends), shape=(n, n))
     component = connected_components(links, directed=False)[1]
     _, start, inverse = np.unique(component, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(start))[inverse]
@@ -129,9 +100,8 @@ def picture_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     The best gain and offset map one picture to the other, with values clipped to 0 … 255. The residual is the remaining
     difference, slightly blurred (1 pixel). The distance is its root mean square divided by the contrast (standard
     deviation) of the target picture, in the better of the two directions, since clipping cannot be reversed.
-    `first`, `second`: uint8 (n, 48, 48). Raises ValueError on other shapes or types.
+    `first`, `second`: uint8 (n, 48, 48).
     """
-    _check_pairs(first, second)
     with ThreadPoolExecutor() as pool:  # NumPy releases the GIL
         blocks = pool.map(lambda block: _fitted(first[block], second[block]), _blocks(len(first), _BATCH))
         return np.concatenate([np.empty(0, np.float32), *blocks])
@@ -143,10 +113,8 @@ def aligned_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     OpenCV's ECC (Evangelidis & Psarakis 2008, doi:10.1109/TPAMI.2008.113) finds the affine map with the largest
     correlation ρ over the common area, independent of gain and offset. The distance is √(1 - ρ²), the residual divided by
     the contrast, in the better of the two directions. It is 1 if no map is found, or one that moves a corner by more than
-    8 pixels.
-    `first`, `second`: uint8 (n, 48, 48). Raises ValueError on other shapes or types.
+    8 pixels. `first`, `second`: uint8 (n, 48, 48).
     """
-    _check_pairs(first, second)
     with ThreadPoolExecutor() as pool:  # OpenCV releases the GIL
         there, back = (
             np.fromiter(pool.map(_aligned_correlation, *pair), np.float32, len(first))
@@ -155,55 +123,13 @@ def aligned_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.sqrt(1 - np.maximum(there, back) ** 2)
 
 
-def nearest_strangers(images: np.ndarray, groups: np.ndarray, sample: int = 1000, seed: int = 0) -> np.ndarray:
-    """Distance from each of a random sample of images to the nearest image of another group: float32 (sample,).
-
-    `images`: uint8 (n, 48, 48); `groups`: int (n,) from `group`. The nearest of the 8 images with the most similar
-    descriptors, mirrored or not, aligned or not. Blank images are left out. With fewer than `sample` images all are used.
-    """
-    _check(images)
-    pictures = np.flatnonzero(~is_blank(images))
-    descriptors = _descriptors(images, pictures)
-    chosen = np.random.default_rng(seed).choice(len(pictures), min(sample, len(pictures)), replace=False)
-    nearest = np.full(len(chosen), np.inf, np.float32)
-    for flipped, pool in ((False, descriptors), (True, _mirror(descriptors))):
-        for block in _blocks(len(chosen), 64):
-            rows = chosen[block]
-            similarity = descriptors[rows] @ pool.T
-            similarity[groups[pictures[rows], None] == groups[None, pictures]] = -2
-            shortlist = np.argpartition(-similarity, min(8, len(pictures) - 1), axis=1)[:, :8]
-            first = np.repeat(pictures[rows], shortlist.shape[1])
-            second = pictures[shortlist.ravel()]
-            distance = picture_distance(images[first], _mirrored(images[second], np.full(len(second), flipped)))
-            distance[groups[first] == groups[second]] = np.inf
-            distance = distance.reshape(shortlist.shape)
-            closest = shortlist[np.arange(len(rows)), distance.argmin(axis=1)]
-            others = _mirrored(images[pictures[closest]], np.full(len(rows), flipped))
-            aligned = aligned_distance(images[pictures[rows]], others)
-            aligned[groups[pictures[rows]] == groups[pictures[closest]]] = np.inf
-            nearest[block] = np.minimum(nearest[block], np.minimum(distance.min(axis=1), aligned))
-    return nearest
-
-
-def _check(images: np.ndarray) -> None:
-    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (SIZE, SIZE):
-        raise ValueError(f"expected uint8 images of shape (n, {SIZE}, {SIZE}), got {images.dtype} {images.shape}")
-
-
-def _check_pairs(first: np.ndarray, second: np.ndarray) -> None:
-    _check(first), _check(second)
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} first pictures but {len(second)} second ones")
-
-
 def _blocks(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def _exact_copies(images: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
     """Pairs of each exact copy with the first one, and the positions of the distinct pictures."""
-    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
-    codes, _ = pd.factorize(np.array(digests, dtype=object))
+    codes, _ = pd.factorize(np.array([fingerprint(image) for image in images], dtype=object))
     _, start = np.unique(codes, return_index=True)
     is_copy = start[codes] != np.arange(len(images))
     return _rows(start[codes][is_copy], np.flatnonzero(is_copy), "exact", 0.0), start
@@ -214,129 +140,57 @@ def _rows(first: np.ndarray, second: np.ndarray, kind: str | np.ndarray, distanc
     return rows.assign(kind=kind, distance=distance).astype({"kind": object, "distance": np.float64})
 
 
-def _cosines() -> np.ndarray:
-    """The lowest frequencies of the orthonormal DCT-II: float32 (8, 48)."""
-    frequency, place = np.arange(_FREQUENCIES)[:, None], np.arange(SIZE)[None, :]
-    return (np.cos(np.pi * (2 * place + 1) * frequency / (2 * SIZE)) * np.sqrt(2 / SIZE)).astype(np.float32)
-
-
 def _descriptors(images: np.ndarray, pictures: np.ndarray) -> np.ndarray:
     """Float32 (len(pictures), 64), unit norm: the lowest DCT frequencies, each times its frequency, without the mean.
 
-    Faces are similar in the lowest frequencies; the weight compensates for the 1/f spectrum.
+    Faces are similar in the lowest frequencies; the weight compensates for the 1/f spectrum. Purely horizontal and vertical
+    ones count √2 times: the measured numbers of candidates are with this weight.
     """
-    basis = _cosines()
-    weight = np.hypot(*np.mgrid[:_FREQUENCIES, :_FREQUENCIES]).astype(np.float32)
-    out = np.empty((len(pictures), _FREQUENCIES**2), np.float32)
-    for block in _blocks(len(pictures), _BATCH):
-        spectrum = basis @ images[pictures[block]].astype(np.float32) @ basis.T
-        out[block] = (spectrum * weight).reshape(-1, _FREQUENCIES**2)
-    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-6)
+    weight = np.hypot(*np.mgrid[:LOW, :LOW]).astype(np.float32)
+    weight[0] *= np.sqrt(2)
+    weight[:, 0] *= np.sqrt(2)
+    weighted = (low_frequencies(images[row] for row in pictures) * weight).reshape(len(pictures), LOW * LOW)
+    return weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-6)
 
 
-def _mirror(descriptors: np.ndarray) -> np.ndarray:
-    """Descriptors of the mirrored pictures: the odd horizontal frequencies change sign."""
-    return descriptors * _SIGNS
-
-
-Candidates = Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]
-
-
-def _candidates_by_size(descriptors: np.ndarray, index_from: int) -> Candidates:
-    n = len(descriptors)
-    if n < max(index_from, 1):
-        return _candidates(descriptors)
-    try:
-        import faiss
-    except ImportError:
-        print(
-            f"{n:,} pictures are compared all with all, which takes a time that grows with the square of their number; with the "
-            "extra `copies` (`pip install faiss-cpu`) it is faster"
-        )
-        return _candidates(descriptors)
-    return _indexed_candidates(descriptors, faiss)
-
-
-def _indexed_candidates(descriptors: np.ndarray, faiss) -> Candidates:
-    """As `_candidates`, with FAISS: each picture and its mirror image are looked up in the cells nearest to them.
-
-    Both pictures of a pair look for the other, so that a pair is missed only if neither finds the other's cell.
-    """
-    n = len(descriptors)
-    cells = max(min(int(_CELLS * n**0.5), n // _TRAINED_ON[0]), 1)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(_FREQUENCIES**2), _FREQUENCIES**2, cells, faiss.METRIC_INNER_PRODUCT)
-    index.cp.spherical, index.cp.max_points_per_centroid = True, _TRAINED_ON[1]
-    index.train(descriptors)
-    index.add(descriptors)
-    index.nprobe = _PROBES
-    order = np.argsort(index.quantizer.search(descriptors, 1)[1][:, 0], kind="stable")  # neighbours read the same cells
-    found = [np.empty(0, np.int64)]  # (first × n + second) × 2 + flipped: one number a pair, to sort and to tell twins
-    with bar(description="looking up similar pictures", total=n) as shown:
-        for rows in _blocks(n, _COLUMNS):
-            asking = descriptors[order[rows]]
-            for flipped, queries in enumerate((asking, _mirror(asking))):
-                ends, _, hits = index.range_search(queries, MIN_SIMILARITY)
-                queried = np.repeat(order[rows], np.diff(ends.astype(np.int64)))
-                first, second = np.minimum(queried, hits), np.maximum(queried, hits)
-                found.append(((first * n + second) * 2 + flipped)[first < second])
-            shown.update(rows.stop - rows.start)
-    pairs = np.unique(np.concatenate(found))
-    return _in_rows(n, pairs)
-
-
-def _in_rows(n: int, pairs: np.ndarray) -> Candidates:
-    for rows in _blocks(n, _ROWS):
-        start, stop = np.searchsorted(pairs, [rows.start * n * 2, rows.stop * n * 2])
-        both, flipped = np.divmod(pairs[start:stop], 2)
-        yield rows.stop, (*np.divmod(both, n), flipped.astype(bool))
-
-
-def _candidates(descriptors: np.ndarray) -> Candidates:
+def _candidates(descriptors: np.ndarray) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """For each block of rows: rows done, and (first, second, flipped) of the similar pairs, first < second.
 
     Mirroring changes the sign of the odd horizontal frequencies. So the sum of the products of the even and of the odd
     frequencies is the cosine of two pictures, and their difference that of a picture and the other's mirror image.
     """
-    is_odd = _SIGNS < 0
-    even, odd = np.ascontiguousarray(descriptors[:, ~is_odd]), np.ascontiguousarray(descriptors[:, is_odd])
+    even, odd = (np.ascontiguousarray(descriptors[:, columns]) for columns in (~_IS_ODD, _IS_ODD))
     for rows in _blocks(len(descriptors), _ROWS):
-        found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool))]
+        found = []
         for start in range(rows.start, len(descriptors), _COLUMNS):
             columns = slice(start, start + _COLUMNS)
             first, second, flipped = _similar(even[rows] @ even[columns].T, odd[rows] @ odd[columns].T)
             first, second = first + rows.start, second + start
             keep = first < second
             found.append((first[keep], second[keep], flipped[keep]))
-        yield rows.stop, tuple(np.concatenate(column) for column in zip(*found, strict=True))
+        first, second, flipped = (np.concatenate(column) for column in zip(*found, strict=True))
+        yield rows.stop, (first, second, flipped)
 
 
 def _similar(even: np.ndarray, odd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     larger = np.abs(odd)
     larger += even
-    hit = np.flatnonzero(
-        larger.max(axis=1) >= MIN_SIMILARITY
-    )  # few rows, so that most of the memory is read once, not three times
+    # Few rows remain, so that most of the memory is read once, not three times.
+    hit = np.flatnonzero(larger.max(axis=1) >= MIN_SIMILARITY)
     plain, mirrored = (np.nonzero(cosine >= MIN_SIMILARITY) for cosine in (even[hit] + odd[hit], even[hit] - odd[hit]))
     first, second = np.hstack([plain, mirrored])
     return hit[first], second, np.repeat([False, True], [len(plain[0]), len(mirrored[0])])
 
 
-def _confirm(
-    images: np.ndarray, first: np.ndarray, second: np.ndarray, flipped: np.ndarray, max_distance: float
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The candidates that are copies without alignment, and the other candidates."""
+def _unaligned(images: np.ndarray, first: np.ndarray, second: np.ndarray, flipped: np.ndarray) -> pd.DataFrame:
+    """The candidates with their distances without alignment."""
     distance = picture_distance(images[first], _mirrored(images[second], flipped))
-    rows = _rows(first, second, np.where(flipped, "flipped", "re-encoded").astype(object), distance)
-    near = distance <= max_distance
-    return rows[near], rows[~near]
+    return _rows(first, second, np.where(flipped, "flipped", "re-encoded").astype(object), distance)
 
 
-def _confirm_aligned(
-    images: np.ndarray, candidates: pd.DataFrame, known: pd.DataFrame, max_distance: float
-) -> pd.DataFrame:
-    """The candidates that are copies after alignment; for two groups of `known` pairs only the nearest is tried."""
-    groups = group(len(images), known)
-    ends = np.sort(groups[candidates[["first", "second"]].to_numpy()], axis=1)
+def _aligned(images: np.ndarray, candidates: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+    """The candidates with their distances after alignment; of two groups of `known` pairs only the nearest pair."""
+    ends = np.sort(group(len(images), known)[candidates[["first", "second"]].to_numpy()], axis=1)
     tried = candidates.assign(group_1=ends[:, 0], group_2=ends[:, 1])[ends[:, 0] != ends[:, 1]]
     tried = tried.sort_values(["distance", "first", "second"]).drop_duplicates(["group_1", "group_2", "kind"])
     first, second, flipped = (
@@ -349,15 +203,15 @@ def _confirm_aligned(
         for block in _blocks(len(tried), _ALIGNED_AT_ONCE):
             distance[block] = aligned_distance(images[first[block]], _mirrored(images[second[block]], flipped[block]))
             shown.update(block.stop - block.start)
-    kind = np.where(flipped, "flipped", "cropped").astype(object)
-    rows = _rows(first, second, kind, distance)
-    return rows[distance <= max_distance]
+    return _rows(first, second, np.where(flipped, "flipped", "cropped").astype(object), distance)
 
 
 def _aligned_correlation(first: np.ndarray, second: np.ndarray) -> float:
     start = np.eye(2, 3, dtype=np.float32)
     try:
-        correlation, warp = cv2.findTransformECC(first, second, start, cv2.MOTION_AFFINE, _ECC_STOP, None, _ECC_BLUR)
+        correlation, warp = cv2.findTransformECC(
+            first, second, start, cv2.MOTION_AFFINE, _ECC_STOP, _ECC_MASK, _ECC_BLUR
+        )
     except cv2.error:  # ECC found no map
         return 0.0
     moved = np.abs(_CORNERS @ warp.T - _CORNERS[:, :2]).max()
@@ -385,13 +239,13 @@ def _residual(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.
     slope = (centred * (target - target_mean)).sum(axis=1, keepdims=True)
     gain = np.maximum(slope / np.maximum((centred * (source - source_mean)).sum(axis=1, keepdims=True), 1e-6), 0)
     left = target - np.clip(gain * (source - source_mean) + target_mean, 0, 255)
-    blur = _blur_matrix(1.0)
+    blur = _blur_matrix()
     left = blur @ left.reshape(-1, SIZE, SIZE) @ blur.T
     return np.sqrt((left**2).mean(axis=(1, 2))) / np.hypot(target.std(axis=1), _CONTRAST_FLOOR)
 
 
-def _blur_matrix(sigma: float) -> np.ndarray:
-    """Gaussian blur of a column of 48 pixels as a matrix, rows summing to 1: float32 (48, 48)."""
-    place = np.arange(SIZE, dtype=np.float32)
-    matrix = np.exp(-((place[:, None] - place[None, :]) ** 2) / (2 * sigma**2))
+def _blur_matrix() -> np.ndarray:
+    """Gaussian blur (1 pixel) of a column of 48 pixels as a matrix, rows summing to 1: float32 (48, 48)."""
+    pixel = np.arange(SIZE, dtype=np.float32)
+    matrix = np.exp(-((pixel[:, None] - pixel[None, :]) ** 2) / 2)
     return matrix / matrix.sum(axis=1, keepdims=True)

@@ -1,23 +1,20 @@
 """Opens the source datasets: a folder, a zip, a tar or a table, in a layout of fer_utils.data.layouts; never writes to them.
 
-Handling of unusual input, besides what layouts.py lists:
-
-| found                                              | result                                                   |
-|----------------------------------------------------|----------------------------------------------------------|
-| dataset, `train` or `test` missing                 | error: what to download, where to put it                 |
-| class folder missing or empty                      | error that names the class                               |
-| one wrapping folder (`archive/train`, `train/train`) | read through; so is the one archive in a folder        |
-| the same part twice (`train/angry` and `train/train/angry`) | equal pictures count once; otherwise error: which two, keep one |
-| FER2013 without usage or labels                    | known by the pixels                                      |
-| links in a folder                                  | followed, each folder once; one that leads nowhere is an unreadable file |
-| pipes, devices, sockets                            | unreadable files: only regular files are opened          |
-| image of another size or in colour                 | repaired when read, flagged (`fer_utils.images.decode`)  |
-| entry that leads out, is a link or is encrypted    | error: which entry                                       |
-| archive that unpacks to more than any dataset      | error before anything is unpacked                        |
-| entry that is longer than it declares              | unreadable; no more than declared is unpacked            |
-| empty, cut-off or foreign image                    | error before anything is written, or excluded and flagged |
+| found | result |
+|---|---|
+| dataset, part or class missing; its folder empty | error: what is missing, what to download |
+| one wrapping folder (`archive/train`), or the one archive in a folder | read through |
+| the same part twice (`train/angry` and `train/train/angry`) | equal pictures count once; otherwise error: keep one |
+| FER2013 without usage or labels | known by the pixels |
+| links in a folder | followed, each folder once |
+| dead links, pipes, devices, sockets; empty, cut-off or foreign images | error before anything is written, or excluded |
+| image of another size or in colour | repaired when read, flagged (`fer_utils.images.decode`) |
+| entry of an archive that leads out, is a link or is encrypted | error: which entry |
+| archive that unpacks to more than any dataset | error before anything is unpacked |
+| entry that is longer than it declares | unreadable; no more than declared is unpacked |
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -43,27 +40,25 @@ class Source:
 
     `table` has one row per image, in natural order of the path: source (its name), part (`train` or `test`), label,
     usage (`Training`, `PublicTest`, `PrivateTest`, or empty if the source does not distinguish them), source_path (inside the
-    source; for a table `fer2013.csv#ROW`). `ignored` lists files that are no images. `decode` turns an image file's bytes and its
-    name into pixels and flags, as fer_utils.images.decode does. `left_out` counts images that the table leaves out, `notes` are
-    sentences on what was decided.
+    source; for a table `fer2013.csv#ROW`). `decode` turns an image file's bytes and its name into pixels and flags, as
+    fer_utils.images.decode does. `left_out` counts images that the table leaves out.
     """
 
     name: str
     path: Path
     table: pd.DataFrame
-    ignored: list[str] = field(default_factory=list)
-    _reader: layouts.Reader = None
+    reader: layouts.Reader
+    ignored: list[str] = field(default_factory=list)  # files that are no images
+    left_out: Counter = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)  # sentences on what was decided
+    cells: dict[str, str] = field(default_factory=dict)  # of tables: see layouts.Found
     decode: Callable[[bytes, str], tuple[np.ndarray, tuple[str, ...]]] = images.decode
-    left_out: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    _cells: dict[str, str | bytes] = field(default_factory=dict)
 
     def read(self, source_path: str) -> bytes:
         """The bytes of one image file of the table (for a table of pixels: these as PNG)."""
-        cell = self._cells.get(source_path)
-        if cell is None:
-            return self._reader.read(source_path)
-        return cell if isinstance(cell, bytes) else _png(cell, f"{self.path}: {source_path}")
+        if source_path in self.cells:
+            return _png(self.cells[source_path], f"{self.path}: {source_path}")
+        return self.reader.read(source_path)
 
 
 @contextmanager
@@ -82,9 +77,7 @@ def open_layout(
     try:
         found = layouts.find(reader, f"{name}: {path}", names, columns, is_main, given)
         table = pd.DataFrame([(name, row.part, row.label, row.usage, row.file) for row in found.rows], columns=COLUMNS)
-        yield Source(
-            name, path, table, found.ignored, reader, left_out=found.left_out, notes=found.notes, _cells=found.cells
-        )
+        yield Source(name, path, table, reader, found.ignored, found.left_out, found.notes, found.cells)
     finally:
         reader.close()
 
@@ -95,7 +88,7 @@ def _reader(path: Path, name: str, limits: tuple[int, int]) -> layouts.Reader:
         reader = FolderReader(path, limits[0])
         files = reader.files()
         packed = [file for file in files if file.lower().endswith(archives.SUFFIXES) and not archives.is_hidden(file)]
-        is_wrapped = len(packed) == 1 and not any(_is_content(file) for file in files)
+        is_wrapped = len(packed) == 1 and not any(_is_content(PurePosixPath(file)) for file in files)
         return _reader(path / packed[0], name, limits) if is_wrapped else reader
     if path.is_file() and path.name.lower().endswith(archives.SUFFIXES):
         return archives.ArchiveReader(path, name, *limits)
@@ -105,9 +98,8 @@ def _reader(path: Path, name: str, limits: tuple[int, int]) -> layouts.Reader:
     raise DatasetError(f"{name}: {path} is neither a folder, a .zip nor a .csv file (nor {more})")
 
 
-def _is_content(file: str) -> bool:
-    place = PurePosixPath(file)
-    return place.suffix.lower() in images.PHOTOGRAPHS or place.name in layouts.CSV_NAMES
+def _is_content(file: PurePosixPath) -> bool:
+    return file.suffix.lower() in images.PHOTOGRAPHS or file.name in layouts.CSV_NAMES
 
 
 @contextmanager
@@ -126,15 +118,14 @@ def open_source(path: Path, name: str) -> Iterator[Source]:
         if name == FER2013 and (source.table[["usage", "label"]] == "").any(axis=None):
             _look_up(source)
         table = source.table
-        is_none = ~table["label"].isin((*CLASSES, ""))
-        source.left_out.update(table["label"][is_none])
-        table = table[~is_none]
+        is_known = table["label"].isin((*CLASSES, ""))
+        source.left_out.update(table["label"][~is_known])
+        table = table[is_known]
         if (table["part"] == "test").any():
-            source.left_out.update("(part val)" for _ in range((table["part"] == "val").sum()))
+            source.left_out.update("(part " + table["part"][table["part"] == "val"] + ")")
             table = table[table["part"] != "val"]
-        table = table.assign(part=table["part"].replace("val", "test")).reset_index(drop=True)
-        _require_whole(table, source)
-        source.table = table
+        source.table = table.assign(part=table["part"].replace("val", "test")).reset_index(drop=True)
+        _require_whole(source)
         yield source
 
 
@@ -158,28 +149,27 @@ def _look_up(source: Source) -> None:
 
 def _rows_of_fer2013(source: Source, table: pd.DataFrame) -> np.ndarray:
     pixels = np.zeros((len(table), images.SIZE, images.SIZE), np.uint8)
-    for place, file in enumerate(table["source_path"]):
+    for row, file in enumerate(table["source_path"]):
         with suppress(images.UnreadableImage):  # splits.read_all says which
-            pixels[place] = source.decode(source.read(file), file)[0]
-    parts = table["part"].replace("val", "test")
-    return known_pictures.find_rows(pixels, table["label"].to_numpy(str), parts.to_numpy(str))
+            pixels[row] = source.decode(source.read(file), file)[0]
+    return known_pictures.find_rows(
+        pixels, table["label"].to_numpy(str), table["part"].replace("val", "test").to_numpy(str)
+    )
 
 
 def _require_one_home(source: Source) -> None:
-    homes: dict[tuple[str, str], set[str]] = {}
+    homes = defaultdict(set)
     for part, usage, file in source.table[["part", "usage", "source_path"]].itertuples(index=False):
-        if part and file not in source._cells:
-            homes.setdefault((part, usage), set()).add("/".join(PurePosixPath(file).parts[:-2]))
+        if part and file not in source.cells:
+            homes[part, usage].add("/".join(PurePosixPath(file).parts[:-2]))
     for (part, _), found in homes.items():
         if len(found) > 1:
-            first, second = sorted(found)[:2]
-            raise DatasetError(
-                f"{source.name}: {source.path} holds its {part} images under both {first}/ and {second}/: keep one of them"
-            )
+            held = f"{source.name}: {source.path} holds its {part} images"
+            raise DatasetError(f"{held} under both {'/ and '.join(sorted(found)[:2])}/: keep one of them")
 
 
-def _require_whole(table: pd.DataFrame, source: Source) -> None:
-    where = f"{source.name}: {source.path}"
+def _require_whole(source: Source) -> None:
+    where, table = f"{source.name}: {source.path}", source.table
     lost = table["source_path"][(table["part"] == "") | (table["label"] == "")]
     if len(lost):
         raise DatasetError(
@@ -187,15 +177,12 @@ def _require_whole(table: pd.DataFrame, source: Source) -> None:
             "they are not FER2013's; images should lie at train/<class>/ and test/<class>/. (Of the competition take icml_face_data.csv)"
         )
     for part in ("train", "test"):
-        found = set(table.loc[table["part"] == part, "label"])
-        if not found:
+        missing = set(CLASSES) - set(table.loc[table["part"] == part, "label"])
+        if len(missing) == len(CLASSES):
             raise DatasetError(f"{where} has no images under {part}/: download the dataset again")
-        missing = [label for label in CLASSES if label not in found]
         if missing:
-            raise DatasetError(
-                f"{where} has no images of {', '.join(missing)} under {part}/: the class folder is missing or "
-                "empty; download the dataset again"
-            )
+            lacks = f"{where} has no images of {', '.join(sorted(missing))} under {part}/"
+            raise DatasetError(f"{lacks}: the class folder is missing or empty; download the dataset again")
 
 
 def _png(text: str, where: str) -> bytes:

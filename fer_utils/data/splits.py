@@ -31,19 +31,16 @@ _SHOWN = 10  # unreadable images named in an error
 
 @dataclass(frozen=True)
 class Merged:
-    """All source images. table: one row per image; pixels: uint8 (n, 48, 48); data: the image files' bytes, in row order.
+    """All source images, in row order of the table."""
 
-    ignored: files of the sources that are not images.
-    """
-
-    table: pd.DataFrame
-    pixels: np.ndarray
-    data: list[bytes]
-    ignored: list[str]
+    table: pd.DataFrame  # one row per image
+    pixels: np.ndarray  # uint8 (n, 48, 48)
+    data: list[bytes]  # the image files' content
+    ignored: list[str]  # files of the sources that are not images
 
 
 def read_sources(
-    places: Mapping[str, Path],
+    paths: Mapping[str, Path],
     unreadable: str,
     extra: str = "",
     extra_classes: str = "",
@@ -56,14 +53,15 @@ def read_sources(
     is taken of each of these sources and what is left out, and of others if anything is.
     """
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_source(path, name)) for name, path in places.items()]
+        opened = [stack.enter_context(open_source(path, name)) for name, path in paths.items()]
         more = [
             stack.enter_context(extra_sources.open_extra(path, name, "train", extra_classes, find_faces, extra_columns))
-            for name, path in finding.extra_places(extra, list(places)).items()
+            for name, path in finding.extra_places(extra, list(paths)).items()
         ]
         merged = read_all([*opened, *more], unreadable)
-    for source in [*(source for source in opened if source.left_out or source.notes), *more]:
-        print(describe_extra(source, merged.table))
+    for source in (*opened, *more):
+        if source in more or source.left_out or source.notes:
+            print(describe_extra(source, merged.table))
     return merged
 
 
@@ -87,23 +85,19 @@ def read_all(sources: Sequence[Source], unreadable: str) -> Merged:
     table = pd.concat([source.table for source in sources], ignore_index=True)
     pixels = np.zeros((len(table), images.SIZE, images.SIZE), np.uint8)
     data, marks, faults = [], [], []
-    readers = {source.name: source for source in sources}
-    for row, (name, path) in enumerate(
-        zip(progress.bar(table["source"], "reading images"), table["source_path"], strict=True)
-    ):
-        content = b""
+    files_of = ((source, path) for source in sources for path in source.table["source_path"])
+    for row, (source, path) in enumerate(progress.bar(files_of, "reading images", len(table))):
+        content, flags = b"", ["unreadable"]
         try:
-            content = readers[name].read(path)
-            pixels[row], flags = readers[name].decode(content, f"{readers[name].path}: {path}")
-            if len(content) > _LARGEST_KEPT and not _REPAIRED & set(flags):
-                flags = (*flags, "converted")
+            content = source.read(path)
+            pixels[row], found = source.decode(content, f"{source.path}: {path}")
+            flags = [*found]
+            if len(content) > _LARGEST_KEPT and not _REPAIRED & {*flags}:
+                flags.append("converted")
         except images.UnreadableImage as error:
             faults.append(str(error))
-            flags = ("unreadable",)
-        if _REPAIRED & set(flags):
-            content = images.encode_png(pixels[row])
-        data.append(content)
-        marks.append(list(flags))
+        data.append(images.encode_png(pixels[row]) if _REPAIRED & {*flags} else content)
+        marks.append(flags)
     if faults and unreadable != "exclude":
         shown = "\n".join(f"  {fault}" for fault in faults[:_SHOWN])
         raise DatasetError(
@@ -122,38 +116,43 @@ def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
     Names are compared without suffix and case, since augmented copies of `a.jpg` and `a.png` would both be `a_aug1.png`.
     An image that already has a name like an augmented copy's is numbered too.
     """
-    names, taken, used = [], set(), Counter()
-    for row, (source, part, label, path) in enumerate(
-        zip(table["source"], table["part"], table["label"], table["source_path"], strict=True)
-    ):
+    names, taken = [], set()
+    used: Counter[tuple[str, str]] = Counter()
+    columns = table[["source", "part", "label", "source_path"]].itertuples(index=False)
+    for flags, (source, part, label, path) in zip(marks, columns, strict=True):
         name = Path(path).name
         if "#" in name:
             name = f"{name.split('#')[1]}.png"  # a row of a CSV
-        stem, suffix = Path(name).stem, ".png" if _REPAIRED & set(marks[row]) else Path(name).suffix
+        stem, suffix = Path(name).stem, ".png" if _REPAIRED & {*flags} else Path(name).suffix
         whole = f"{source}_{part}_{stem}"
         unique = short = whole.encode()[:_LONGEST].decode(errors="ignore")
         while (key := (label, unique.casefold())) in taken or _COPY.search(unique):
             used[label, short] += 1
             unique = f"{short}_{used[label, short] + 1}"
         if unique != whole:
-            marks[row].append("renamed")
+            flags.append("renamed")
         taken.add(key)
         names.append(unique + suffix)
     return names
 
 
+def has_flag(table: pd.DataFrame, *flags: str) -> pd.Series:
+    """Whether each image has one of these flags: bool, on the table's index."""
+    return table["flags"].str.split().map(lambda own: not {*flags}.isdisjoint(own)).astype(bool)
+
+
 def is_usable(table: pd.DataFrame) -> pd.Series:
     """Whether each image can be in a split: it was read, and one face was found where faces were looked for."""
-    return ~table["flags"].str.split().map(lambda flags: bool(_UNUSED & set(flags))).astype(bool)
+    return ~has_flag(table, *_UNUSED)
 
 
 def assign_splits(table: pd.DataFrame, val_fraction: float, test_usage: str, seed: int) -> pd.Series:
     """Assign each image to a split.
 
-    VAL is round(n × val_fraction) images of each class of FER2013's train part. TRAIN is the rest of that part and every
-    Emotion Detection FER image. TEST is FER2013's test part: all of it, or with `test_usage="private"` only the
-    PrivateTest images; the others are then in no split (""). TRAIN also takes the pictures of other sources. Images flagged
-    `unreadable`, `no_face_found` or `several_faces` are in no split either.
+    VAL is round(n × val_fraction) images of each class of FER2013's train part. TEST is FER2013's test part: all of it, or
+    with `test_usage="private"` only the PrivateTest images; the others are then in no split (""). TRAIN is the rest of the
+    train part and the pictures of all other sources. Images flagged `unreadable`, `no_face_found` or `several_faces` are in
+    no split either.
 
     table: columns source, part, label, usage, flags. Returns a Series of TRAIN, VAL, TEST or "" on the same index.
     Raises ValueError for an unknown `test_usage`, for a fraction outside (0, 1), and for "private" if the source does not
@@ -198,11 +197,9 @@ def write_split_folders(manifest: pd.DataFrame, data: list[bytes], folder: Path)
 
     Raises OutputError if the disk is full or read-only; the split's old folder is then unchanged.
     """
-    with progress.bar(description="writing images", total=int((manifest["split"] != "").sum())) as bar:
-        for split in SPLITS:
-            with files.replacing(folder / split) as temporary:
-                for label in CLASSES:
-                    (temporary / label).mkdir(parents=True)
-                for row in np.flatnonzero(manifest["split"] == split):
-                    (temporary / Path(manifest["path"].iat[row]).relative_to(split)).write_bytes(data[row])
-                    bar.update()
+    for split in SPLITS:
+        with files.replacing(folder / split) as temporary:
+            for label in CLASSES:
+                (temporary / label).mkdir(parents=True)
+            for row in progress.bar(np.flatnonzero(manifest["split"] == split), f"writing images of {split}"):
+                (temporary / Path(manifest["path"].iat[row]).relative_to(split)).write_bytes(data[row])

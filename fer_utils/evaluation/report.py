@@ -112,7 +112,8 @@ def score_table(metrics: dict) -> pd.DataFrame:
 
     With test-time augmentation, the same rows follow again for its scores.
     """
-    variants, rows = [(metrics, "")], {}
+    rows: dict[str, dict] = {}
+    variants = [(metrics, "")]
     if augmented := metrics.get("test_time_augmentation"):
         variants.append((augmented, f", {augmented['kind']}"))
     for found, ending in variants:
@@ -174,7 +175,7 @@ def label_set_names(found: dict) -> dict[str, str]:
 
 def label_set_table(metrics: dict) -> pd.DataFrame:
     """The scores against FER2013's label and against FER+'s majority, per split and part."""
-    rows = {}
+    rows: dict[str, dict] = {}
     for split in ("VAL", "TEST"):
         found = metrics["label_sets"][split.lower()]
         for name, shown in label_set_names(found).items():

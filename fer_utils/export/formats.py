@@ -19,7 +19,7 @@ from fer_utils.data import loading
 from fer_utils.data.loading import Faces
 from fer_utils.export import model_card
 from fer_utils.pipeline import runs
-from fer_utils.pipeline.runs import RunFolders
+from fer_utils.pipeline.runs import Run
 from fer_utils.training import model_files
 from fer_utils.training.model_files import Predict
 
@@ -55,7 +55,7 @@ class Measured:
     allowed: float | None  # largest difference; None: only the class counts, on model_files.SAME_CLASS of the images
 
 
-def export(folders: RunFolders, folder: Path) -> list[Measured]:
+def export(run: Run, folder: Path) -> list[Measured]:
     """Write the run's model to `folder` in every format, and a model card; return the measurements.
 
     The folder is written atomically. Raises ExportError for missing packages, for a folder that is no earlier export, and
@@ -64,36 +64,35 @@ def export(folders: RunFolders, folder: Path) -> list[Measured]:
     missing = [package for name, package in PACKAGES.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"--export-model needs {' and '.join(missing)}: `pip install {' '.join(missing)}`")
-    model_file, metrics_file = folders.path("model.keras"), folders.path("metrics.json")
-    runs.require_scored(folders)
+    model_file, metrics_file = run.path("model.keras"), run.path("metrics.json")
+    runs.require_scored(run)
     if fault := files.foreign(folder):
         raise ExportError(f"{fault}, so that {folder} is no earlier export: choose another folder")
-    compared = pictures(folders, ("VAL",), COMPARED)
+    compared = pictures(run, ("VAL",), COMPARED)
     model = for_any_colour(keras.saving.load_model(model_file, compile=False, safe_mode=True))
     origin = model_files.read_origin(model_file)
     with files.replacing(folder) as temporary:
         temporary.mkdir()
         write_formats(model, temporary)
-        measured = measure(temporary, compared)
-        for row in measured:
-            if origin:
-                model_files.write_origin(temporary / row.file, origin)
-        measured = _agreeing(temporary, measured)
-        card = model_card.text(files.read_json(metrics_file), folders.run.name, table(measured), len(compared))
+        for path in list(temporary.iterdir()):
+            if origin and path.suffix != ".h5":
+                model_files.write_origin(path, origin)
+        measured = _agreeing(temporary, measure(temporary, compared))
+        card = model_card.text(files.read_json(metrics_file), run.name, table(measured), len(compared))
         (temporary / model_card.FILE).write_text(card, encoding="utf-8")
         shutil.copy2(metrics_file, temporary / metrics_file.name)
         # what fer_utils.predict needs to choose the fastest file that agrees with the model
         rows = [asdict(row) | {"sha256": model_files.sha256(temporary / row.file)} for row in measured]
-        record = {"run": folders.run.name, "model_sha256": model_files.sha256(model_file), "formats": rows}
+        record = {"run": run.name, "model_sha256": model_files.sha256(model_file), "formats": rows}
         files.write_json(temporary / model_files.RECORD, record)
     return measured
 
 
-def pictures(folders: RunFolders, splits: Sequence[str], n: int) -> Faces:
+def pictures(run: Run, splits: Sequence[str], n: int) -> Faces:
     """At most n images of these splits of a run, drawn at random."""
-    manifest = loading.read_table(folders.path("manifest.csv"), ("split", "label", "path"))
+    manifest = loading.read_table(run.path("manifest.csv"), ("split", "label", "path"))
     table = manifest[manifest["split"].isin(splits)]
-    return loading.load_faces(table.sample(min(n, len(table)), random_state=0), folders.data)
+    return loading.load_faces(table.sample(min(n, len(table)), random_state=0), run.data)
 
 
 def for_any_colour(model: keras.Model) -> keras.Model:

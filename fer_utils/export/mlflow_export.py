@@ -35,7 +35,7 @@ class MLflowError(entry.Failed):
 def export_named(outputs: Path, names: Sequence[str], uri: str | None) -> None:
     """Write the runs with these names to the store at `uri` (None: `mlflow.db` in the outputs folder), and print their ids."""
     uri = uri or f"{SQLITE}{outputs.absolute() / 'mlflow.db'}"
-    for name, run_id in export(find(outputs, dict.fromkeys(names)), uri).items():
+    for name, run_id in export(find(outputs, list(dict.fromkeys(names))), uri).items():
         terminal.say(f"{name}: written as {run_id}")
     print(uri)
 
@@ -62,13 +62,13 @@ def export(runs: Sequence[Run], uri: str) -> dict[str, str]:
         install = "`uv sync --extra mlflow`, or `pip install mlflow-skinny sqlalchemy alembic`"
         raise NotFoundHere(f"--to-mlflow needs {', '.join(missing)}, the extra `mlflow`: {install}")
     for run in runs:
-        require_scored(run.folders)
+        require_scored(run)
     written = {}
     with _store(uri) as client:
         experiment = _experiment(client, uri)
         for run in runs:
             there = [found for found in client.search_runs([experiment]) if found.data.tags.get(RUN) == run.name]
-            written[run.name] = _write(client, experiment, run)
+            written[run.name] = _write(client, experiment, run, run.metrics or {})
             for found in there:
                 client.delete_run(found.info.run_id)
     return written
@@ -101,25 +101,23 @@ def _experiment(client, uri: str) -> str:
     return client.create_experiment(EXPERIMENT, artifact_location=beside.absolute().as_uri() if beside else None)
 
 
-def _write(client, experiment: str, run: Run) -> str:
+def _write(client, experiment: str, run: Run, scores: dict[str, Any]) -> str:
     """Write a run, and mark it as finished when everything is there; return its id."""
     from mlflow.entities import Metric, Param, RunTag
 
     ended = {stage: _milliseconds(record["finished"]) for stage, record in run.records.items()}
     by_hand = [f"{stage}: {line}" for stage, record in run.records.items() for line in record.get("by_hand", [])]
-    tags = {RUN: run.name, "fer.profile": run.profile, "fer.leakage": run.metrics["leakage"]["policy"]}
-    tags |= {f"version.{name}": version for name, version in run.metrics["run"].get("versions", {}).items()}
+    tags = {RUN: run.name, "fer.profile": run.profile, "fer.leakage": scores["leakage"]["policy"]}
+    tags |= {f"version.{name}": version for name, version in scores["run"].get("versions", {}).items()}
     tags |= {"fer.by_hand": "; ".join(by_hand)[:_LONGEST]} if by_hand else {}
     params = [
         Param(f"{stage}.{name}", str(value)[:_LONGEST])
         for stage, record in run.records.items()
         for name, value in record["parameters"].items()
     ]
-    metrics = [Metric(name, value, ended["evaluate"], 0) for name, value in _scores(run)]
+    metrics = [Metric(name, value, ended["evaluate"], 0) for name, value in _scores(run, scores)]
     for stage, name in (("train_head", "history_head.csv"), ("fine_tune", "history_fine_tune.csv")):
-        history = (
-            loading.read_table(run.folders.path(name), ("epoch", "phase")).drop(columns="phase").set_index("epoch")
-        )
+        history = loading.read_table(run.path(name), ("epoch", "phase")).drop(columns="phase").set_index("epoch")
         metrics += [
             Metric(f"history/{column}", float(value), ended[stage], int(epoch))
             for column, values in history.items()
@@ -129,18 +127,18 @@ def _write(client, experiment: str, run: Run) -> str:
     run_id = client.create_run(experiment, start_time=began, run_name=run.name).info.run_id
     client.log_batch(run_id, metrics, params, [RunTag(*tag) for tag in tags.items()])
     for patterns, folder in ((ARTIFACTS, None), (FIGURES, "figures")):
-        for path in sorted(path for pattern in patterns for path in run.folders.run.glob(pattern)):
+        for path in sorted(path for pattern in patterns for path in run.folder.glob(pattern)):
             client.log_artifact(run_id, str(path), folder)
     client.set_terminated(run_id, "FINISHED", end_time=ended["evaluate"])
     return run_id
 
 
-def _scores(run: Run) -> Iterator[tuple[str, float]]:
+def _scores(run: Run, scores: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """The numbers of a finished run by their names in MLflow, such as `test_accuracy`, `test_accuracy_low`."""
-    parts = {name: part for name, part in run.metrics.items() if name not in ("run", "per_class")}
-    parts["leakage"] = {**files.read_json(run.folders.run / "leakage.json"), **run.metrics["leakage"]}
+    parts = {name: part for name, part in scores.items() if name not in ("run", "per_class")}
+    parts["leakage"] = {**files.read_json(run.folder / "leakage.json"), **scores["leakage"]}
     yield from _numbers(parts | {"seconds": run.seconds})
-    for split, rows in run.metrics.get("per_class", {}).items():
+    for split, rows in scores.get("per_class", {}).items():
         for row in rows:
             yield from _numbers(row, f"{split}_{row['class'].replace(' ', '_')}_")
 

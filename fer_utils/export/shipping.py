@@ -11,7 +11,7 @@ from fer_utils.classes import PROBABILITIES
 from fer_utils.evaluation import scores
 from fer_utils.export import formats, model_card
 from fer_utils.pipeline import runs
-from fer_utils.pipeline.runs import RunFolders
+from fer_utils.pipeline.runs import Run
 from fer_utils.training import loop, model_files, small_onnx
 
 import numpy as np
@@ -38,29 +38,33 @@ model = small_onnx.read("small.onnx")
 """
 
 
-def ship(folders: RunFolders, file: Path = places.SHIPPED) -> pd.DataFrame:
+def ship(run: Run, file: Path = places.SHIPPED) -> pd.DataFrame:
     """Write the run's model to `file`, with the temperature that 05 fitted on VAL; beside it metrics.json and the card, README.md.
 
     Returns how the file agrees with Keras. Raises ValueError where it gives another class on more than 1 % of the pictures.
     """
-    runs.require_scored(folders)
-    metrics = files.read_json(folders.path("metrics.json"))
+    runs.require_scored(run)
+    metrics = files.read_json(run.path("metrics.json"))
     temperature = metrics["temperature_scaling"]["temperature"]
-    model = model_files.load_keras(folders.path("model.keras"))
-    pictures = formats.pictures(folders, ("TRAIN", "VAL"), COMPARED).images
+    model = model_files.load_keras(run.path("model.keras"))
+    pictures = formats.pictures(run, ("TRAIN", "VAL"), COMPARED).images
     with files.replacing(file) as temporary:
         small_onnx.write(model, temporary, temperature)
-        model_files.write_origin(temporary, model_files.read_origin(folders.path("model.keras")))
+        if origin := model_files.read_origin(run.path("model.keras")):
+            model_files.write_origin(temporary, origin)
         answers, milliseconds = formats.timed(model_files.opencv(temporary), pictures)
         difference, same = formats.agreement(answers, _scaled(model, pictures, temperature))
         if same < SAME_CLASS:
             said = f"Keras' class for {same:.1%} of the pictures, expected {SAME_CLASS:.0%}"
             raise ValueError(f"{file}: {said}; not replaced")
-        row = {"MB": round(temporary.stat().st_size / 1e6, 1), "ms a picture": round(milliseconds, 1)}
+        row: dict[str, object] = {
+            "MB": round(temporary.stat().st_size / 1e6, 1),
+            "ms a picture": round(milliseconds, 1),
+        }
         row |= {"largest difference": f"{difference:.1e}", "same class": round(same, 4)}
     found = pd.DataFrame({file.name: row}).T.rename_axis("file")
-    files.write_json(file.parent / folders.path("metrics.json").name, _without_paths(metrics))
-    card = model_card.text(metrics, folders.run.name, found, len(pictures), TAKES, USE, is_scaled=True)
+    files.write_json(file.parent / run.path("metrics.json").name, _without_paths(metrics))
+    card = model_card.text(metrics, run.name, found, len(pictures), TAKES, USE, is_scaled=True)
     (file.parent / "README.md").write_text(card, encoding="utf-8")
     return found
 
@@ -83,7 +87,7 @@ def _scaled(model, pictures: np.ndarray, temperature: float) -> np.ndarray:
 def main() -> int:
     """Ship the run whose folder is the one argument."""
     run = Path(sys.argv[1])
-    print(ship(RunFolders(run, run / "images")).to_string())
+    print(ship(Run(run, run / "images")).to_string())
     return 0
 
 

@@ -164,7 +164,7 @@ def _all_stages(values: Mapping[str, Mapping[str, Any]]) -> list[NotebookNode]:
     return [
         *joined,
         new_markdown_cell(end),
-        new_code_cell("from fer_utils.kaggle import results\n\nresults.deliver(stage.folders);"),
+        new_code_cell("from fer_utils.kaggle import results\n\nresults.deliver(stage.run);"),
     ]
 
 

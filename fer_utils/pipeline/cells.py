@@ -6,6 +6,7 @@ changes a name that the file's cells read.
 
 import ast
 import dis
+import itertools
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import CodeType
@@ -15,6 +16,7 @@ from typing import Any
 _CHANGING = {"append", "clear", "compile", "extend", "fit", "insert", "load_weights", "pop", "remove", "set_weights"}
 _CHANGING |= {"assign", "reverse", "setdefault", "sort", "update"}
 _RUNS_CODE = {"capture", "prun", "time"}  # magics that run their argument as code with the notebook's variables
+_RUNS_A_FILE = "get_ipython().run_line_magic('run'"  # as IPython writes `%run`, which may set any name
 
 
 def code_cells(source: str) -> list[str]:
@@ -45,8 +47,10 @@ def changes(file: Sequence[str], ran: Sequence[str]) -> dict[str, set[str]]:
     in_file = {_normal(code) for code in file}
     needed = set().union(*map(_needs, file))
     imported = {item for code in file for item in imports(_parse(code))}
-    foreign = [code for code in ran if _normal(code) not in in_file]
-    found = {code: needed if _runs_a_file(code) else sets(code, imported) & needed for code in foreign}
+    found = {}
+    for code in ran:
+        if _normal(code) not in in_file:
+            found[code] = needed if _RUNS_A_FILE in _normal(code) else sets(code, imported) & needed
     return {code: names for code, names in found.items() if names}
 
 
@@ -55,53 +59,44 @@ def differences(file: Sequence[str], ran: Sequence[str]) -> list[str]:
 
     Cells may run twice. It is a difference if a cell ran again and a cell that reads its results did not.
     """
-    says = [
+    found = [
         f"a cell that is not in the file, {_begins(code)}, changes {', '.join(sorted(names))}"
         for code, names in changes(file, ran).items()
     ]
-    last = {_normal(code): place for place, code in enumerate(ran)}
-    says += [f"the cell {_begins(code)} did not run as in the file" for code in file if _normal(code) not in last]
-    there = [code for code in file if _normal(code) in last]
-    for place, code in enumerate(there):
-        for later in there[place + 1 :]:
-            names = sets(code) & _needs(later)
-            if names and last[_normal(code)] > last[_normal(later)]:
-                says.append(f"the cell {_begins(later)} did not run again after {', '.join(sorted(names))} changed")
-    return says
+    last = {_normal(code): number for number, code in enumerate(ran)}
+    found += [f"the cell {_begins(code)} did not run as in the file" for code in file if _normal(code) not in last]
+    for code, later in itertools.combinations([code for code in file if _normal(code) in last], 2):
+        names = sets(code) & _needs(later)
+        if names and last[_normal(code)] > last[_normal(later)]:
+            found.append(f"the cell {_begins(later)} did not run again after {', '.join(sorted(names))} changed")
+    return found
 
 
 def _begins(code: str) -> str:
     """The first line of a cell that is not an import, to identify the cell."""
-    statements = _parse(code).body
-    told = [node for node in statements if not isinstance(node, (ast.Import, ast.ImportFrom))] or statements
-    line = ast.unparse(told[0]).splitlines()[0] if told else code.strip().splitlines()[0]
+    lines = [ast.unparse(node).splitlines()[0] for node in _parse(code).body] or code.strip().splitlines()
+    line = next((line for line in lines if not line.startswith(("import ", "from "))), lines[0])
     return f"`{line if len(line) <= 60 else line[:57] + '...'}`"
 
 
 def _parse(code: str) -> ast.Module:
-    """The parsed code, without magics that only show or set up; empty if it is not valid Python."""
+    """The parsed code, without magics and shell commands that only show or set up; empty if it is not valid Python."""
     try:
         tree = ast.parse(code)
     except SyntaxError:  # such a cell did not run
         return ast.Module([], [])
     body: list[ast.stmt] = []
     for statement in tree.body:
-        magic, *_, argument = _magic(statement) or (None, None)
-        if magic in _RUNS_CODE:
-            body += _parse(argument).body
-        elif magic is None or magic == "run":
-            body.append(statement)
+        match statement:
+            case ast.Expr(ast.Call(ast.Attribute(ast.Call(ast.Name("get_ipython"))), given)):
+                texts = [str(argument.value) for argument in given if isinstance(argument, ast.Constant)]
+                if texts and texts[0] in _RUNS_CODE:
+                    body += _parse(texts[-1]).body
+                body += [statement] if texts[:1] == ["run"] else []
+            case _:
+                body.append(statement)
     tree.body = body
     return tree
-
-
-def _magic(statement: ast.stmt) -> list[Any] | None:
-    """The arguments of a magic, its name first; for a shell command `["!", command]`; None for other statements."""
-    call = statement.value if isinstance(statement, ast.Expr) else None
-    if not (isinstance(call, ast.Call) and ast.unparse(call.func).startswith("get_ipython().")):
-        return None
-    given = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
-    return given if "magic" in ast.unparse(call.func) else ["!", *given]
 
 
 def _normal(code: str) -> str:
@@ -125,15 +120,8 @@ def _names(code: str) -> list[tuple[str, bool]]:
 
 def _needs(code: str) -> set[str]:
     """The names that a cell reads before it sets them, including those read in its functions."""
-    found: dict[str, bool] = {}
-    for name, is_set in _names(code):
-        found.setdefault(name, is_set)
-    return {name for name, is_set_first in found.items() if not is_set_first}
-
-
-def _runs_a_file(code: str) -> bool:
-    """Whether a cell holds `%run`, which may set any name."""
-    return any(_magic(statement) for statement in _parse(code).body)
+    first = dict(reversed(_names(code)))
+    return {name for name, is_set in first.items() if not is_set}
 
 
 def sets(code: str, imported: Collection[tuple[str, str]] = ()) -> set[str]:

@@ -2,7 +2,7 @@
 
 A key covers the notebook's code, the modules of `fer_utils` that it imports directly or indirectly, its parameters, its
 inputs, and the versions of packages that affect results. Comments, docstrings, text cells and layout are not part of it,
-nor is code that only prints, draws, measures time or determines paths.
+nor are statements that only print or draw, and modules that only find, move, record or show.
 """
 
 import ast
@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from fer_utils.pipeline import parameters
 from fer_utils.pipeline.cells import imports
 
 if TYPE_CHECKING:
-    from fer_utils.pipeline.runs import RunFolders
+    from fer_utils.pipeline.runs import Run
 
 # The inputs of each stage: name → the stage that writes it.
 _TRAINING = {"manifest.csv": "merge_split", "images/VAL": "merge_split"}
@@ -41,18 +41,8 @@ INPUTS = {
 OPTIONAL_INPUTS = {"evaluate": {"model_votes.keras": "fine_tune"}}
 
 # Parameters that do not affect results. The content of the sources counts as an input.
-_NOT_COUNTED = {
-    "profile",
-    "run",
-    "outputs_dir",
-    "data_dir",
-    "workers",
-    "cache",
-    "cache_dir",
-    "tensorboard_dir",
-    "votes",
-}
-_NOT_COUNTED |= addresses.DATASETS.keys()
+_NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "cache", "cache_dir", "tensorboard_dir"}
+_NOT_COUNTED |= {"votes", *addresses.DATASETS}
 
 # Subpackages and modules that do not affect results: they find, check, move, record, measure time and show.
 NOT_COMPUTING = {
@@ -62,36 +52,30 @@ NOT_COMPUTING = {
     *("training.checkpoint", "training.time_budget"),
 }
 
-# Functions, and modules whose functions, only show something.
-_SHOWING = {"print", "display", "pyplot", "plots", "report"}
+_SHOWING = {"display", "pyplot", "plots", "report"}  # imported functions, and modules whose functions, that only show
 _SHOWN_AS = {"round", "to_frame"}  # methods that format a table that a cell shows
 
-# Packages whose version can change a result: import name → distribution. Not faiss: it proposes what the search without it
-# would propose, and a run is not done again because an extra was installed.
+# Packages whose version can change a result: import name → distribution.
 _PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
-_PACKAGES |= {
-    name: name for name in ("albumentations", "cleanlab", "jax", "keras", "numpy", "pandas", "scipy", "tensorflow")
-}
+_PACKAGES |= {name: name for name in ("albumentations", "cleanlab", "jax", "keras")}
+_PACKAGES |= {name: name for name in ("numpy", "pandas", "scipy", "tensorflow")}
 
 BACKENDS = ("tensorflow", "jax")  # of Keras
 _PACKAGE = Path(__file__).resolve().parents[1]
-_HASHED_AT_ONCE = 1 << 20
 
 
 def inputs_of(stage: str, records: Mapping[str, dict]) -> dict[str, str]:
     """INPUTS of a stage, and those OPTIONAL_INPUTS that the run has. records: stage → record of the run's finished stages."""
-    optional = OPTIONAL_INPUTS.get(stage, {})
-    return INPUTS[stage] | {
-        name: writer for name, writer in optional.items() if name in records.get(writer, {}).get("outputs", {})
-    }
+    optional = OPTIONAL_INPUTS.get(stage, {}).items()
+    return INPUTS[stage] | {name: by for name, by in optional if name in records.get(by, {}).get("outputs", {})}
 
 
-def key_of(stage: str, values: Mapping[str, Any], folders: "RunFolders", records: Mapping[str, dict]) -> dict:
+def key_of(stage: str, values: Mapping[str, Any], run: "Run", records: Mapping[str, dict]) -> dict:
     """The key of a stage if it ran now: notebook, code, parameters, inputs, versions, each name → digest or value.
 
     values: the stage's resolved parameters. records: stage → record of the run's finished stages.
     """
-    notebook, code, packages = _code_of(places.source_root() / "notebooks" / parameters.STAGES[stage])
+    notebook, code, packages = _code_of(stage)
     if "detect" in (values.get("extra_faces"), values.get("also_faces")):
         code |= {"predict.detection": _read_module(_PACKAGE / "predict" / "detection.py")[0]}
         packages = [*packages, "mtcnn"]
@@ -99,7 +83,7 @@ def key_of(stage: str, values: Mapping[str, Any], folders: "RunFolders", records
         "notebook": notebook,
         "code": code,
         "parameters": counted(values),
-        "inputs": _inputs(stage, values, folders, records),
+        "inputs": _inputs(stage, values, run, records),
         "versions": {package: version(package) for package in packages},
     }
 
@@ -111,7 +95,7 @@ def counted(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def code_of(stage: str) -> dict[str, str]:
     """Digests of the code that a stage runs: its notebook, and modules of `fer_utils`."""
-    notebook, code, _ = _code_of(places.source_root() / "notebooks" / parameters.STAGES[stage])
+    notebook, code, _ = _code_of(stage)
     return {"notebook": notebook} | code
 
 
@@ -131,22 +115,25 @@ def current(records: Mapping[str, dict]) -> dict[str, dict]:
 
 def digest(key: Mapping[str, Any]) -> str:
     """A digest of a key, equal for equal keys."""
-    return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return _hashed(json.dumps(key, sort_keys=True).encode())
+
+
+def _hashed(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Descriptions of the differences between two keys; empty if there are none."""
     found = ["the notebook's code changed"] if old.get("notebook") != new["notebook"] else []
-    for part, says in (
+    for part, text in (
         ("parameters", "{name} was {old!r}, is {new!r}"),
         ("inputs", "{name} changed"),
         ("versions", "{name} was {old}, is {new}"),
         ("code", "fer_utils.{name} changed"),
     ):
         before, now = old.get(part, {}), new[part]
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
-                found.append(says.format(name=name, old=before.get(name), new=now.get(name)))
+        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        found += [text.format(name=name, old=before.get(name), new=now.get(name)) for name in changed]
     return found
 
 
@@ -169,25 +156,25 @@ def damage(path: Path, recorded: Mapping[str, Any]) -> str | None:
     """
     if not path.exists():
         return f"{path.name} is gone"
-    if path.is_dir():
-        found = list(_listed(path))
-        now = _outline(found)
-        if now["files"] != recorded["files"] or now["bytes"] != recorded["bytes"]:
-            return f"{path.name} holds {now['files']} files of {now['bytes']:,} bytes, not what was written to it"
-        if now["listing"] == recorded.get("listing") or _content_digest(path, found) == recorded["digest"]:
-            return None
-        return f"{path.name} holds other files than those written to it"
-    size = path.stat().st_size
-    if size != recorded["bytes"]:
-        return f"{path.name} has {size:,} bytes of {recorded['bytes']:,}"
-    return None if file_digest(path) == recorded["digest"] else f"{path.name} is not what was written to it"
+    if path.is_file():
+        size = path.stat().st_size
+        if size != recorded["bytes"]:
+            return f"{path.name} has {size:,} bytes of {recorded['bytes']:,}"
+        return None if file_digest(path) == recorded["digest"] else f"{path.name} is not what was written to it"
+    found = list(_listed(path))
+    now = _outline(found)
+    if now["files"] != recorded["files"] or now["bytes"] != recorded["bytes"]:
+        return f"{path.name} holds {now['files']} files of {now['bytes']:,} bytes, not what was written to it"
+    if now["listing"] == recorded.get("listing") or _content_digest(path, found) == recorded["digest"]:
+        return None
+    return f"{path.name} holds other files than those written to it"
 
 
 def file_digest(path: Path) -> str:
     """The digest of a file's content."""
     content = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(_HASHED_AT_ONCE):
+        while block := file.read(1 << 20):
             content.update(block)
     return content.hexdigest()
 
@@ -201,8 +188,8 @@ def _listed(folder: Path, below: str = "", above: tuple[str, ...] = ()) -> Itera
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
-        is_no_content = entry.name.startswith(".") or entry.name.lower() in files.FILE_MANAGERS
-        if is_no_content or (entry.is_symlink() and os.path.realpath(entry.path) in above):
+        is_left = entry.name.startswith(".") or entry.name.lower() in files.FILE_MANAGERS
+        if is_left or (entry.is_symlink() and os.path.realpath(entry.path) in above):
             continue
         try:
             about = entry.stat()
@@ -215,13 +202,10 @@ def _listed(folder: Path, below: str = "", above: tuple[str, ...] = ()) -> Itera
 
 
 def _outline(found: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
-    return {"files": len(found), "bytes": sum(about.st_size for _, about in found), "listing": _listing_digest(found)}
-
-
-def _listing_digest(found: list[tuple[str, os.stat_result]]) -> str:
-    """A digest of names, sizes and times of change."""
+    """The number of listed files, their bytes, and a digest of names, sizes and times of change."""
     lines = "\n".join(f"{name} {about.st_size} {about.st_mtime_ns}" for name, about in found)
-    return hashlib.blake2b(os.fsencode(lines), digest_size=16).hexdigest()
+    n_bytes = sum(about.st_size for _, about in found)
+    return {"files": len(found), "bytes": n_bytes, "listing": _hashed(os.fsencode(lines))}
 
 
 def _content_digest(folder: Path, found: list[tuple[str, os.stat_result]]) -> str:
@@ -234,17 +218,16 @@ def _content_digest(folder: Path, found: list[tuple[str, os.stat_result]]) -> st
 # --- inputs ------------------------------------------------------------------------------------------------------------
 
 
-def _inputs(stage: str, values: Mapping, folders: "RunFolders", records: Mapping[str, dict]) -> dict[str, str]:
+def _inputs(stage: str, values: Mapping, run: "Run", records: Mapping[str, dict]) -> dict[str, str]:
     if stage == "merge_split":
         found = {name: _source_digest(name, given) for name, given in finding.taken(values).items()}
-        return found | {"votes": _votes_digest(values)} | _extra_digests(values["extra"])
+        are_drawn = values["votes"] == "auto" and "demo" in found.values()  # then they follow from other parameters
+        votes = "demo" if are_drawn else _if_found(file_digest, finding.find_votes, values["votes"], {})
+        return found | {"votes": votes} | _extra_digests(values["extra"])
     found = {}
     for name, writer in inputs_of(stage, records).items():
-        path = folders.path(name)
-        if path.is_file():
-            found[name] = file_digest(path)
-        else:
-            found[name] = records.get(writer, {}).get("outputs", {}).get(name, {}).get("digest", "not on record")
+        path, written = run.path(name), records.get(writer, {}).get("outputs", {})
+        found[name] = file_digest(path) if path.is_file() else written.get(name, {}).get("digest", "not on record")
     for name in ("weights", "issues_file", "also_groups"):
         path = places.SHIPPED if values.get(name) == "shipped" else places.project_root() / values.get(name, "")
         if path.is_file():
@@ -252,37 +235,28 @@ def _inputs(stage: str, values: Mapping, folders: "RunFolders", records: Mapping
     return found | _extra_digests(values.get("also", ""))
 
 
+def _source_digest(name: str, given: str) -> str:
+    return "demo" if given == "demo" else _if_found(_tree_digest, finding.find_dataset, name, given)
+
+
+def _if_found(digest_of: Callable[[Path], str], find: Callable[..., Path | None], *given: Any) -> str:
+    """The digest of what `find` finds."""
+    try:
+        path = find(*given)
+    except places.NotFoundHere:
+        return "not found"
+    return digest_of(path) if path else "none"
+
+
 def _extra_digests(given: str) -> dict[str, str]:
     """Digests of the pictures at the paths of the parameters `extra` and `also`, by their names."""
-    return {
-        name: _tree_digest(path) if path.exists() else "not found" for name, path in finding.extra_places(given).items()
-    }
-
-
-def _votes_digest(values: Mapping) -> str:
-    """A digest of FER+'s votes; those of drawn faces follow from the other parameters."""
-    if values["votes"] == "auto" and "demo" in {values[name] for name in addresses.DATASETS}:
-        return "demo"
-    try:
-        path = finding.find_votes(values["votes"], {})
-    except places.NotFoundHere:
-        return "not found"
-    return file_digest(path) if path else "none"
-
-
-def _source_digest(name: str, given: str) -> str:
-    """A digest of names, sizes and times of a source dataset, since reading 70,000 pictures would take too long."""
-    if given == "demo":
-        return "demo"
-    try:
-        path = finding.find_dataset(name, given)
-    except places.NotFoundHere:
-        return "not found"
-    return _tree_digest(path)
+    paths = finding.extra_places(given)
+    return {name: _tree_digest(path) if path.exists() else "not found" for name, path in paths.items()}
 
 
 def _tree_digest(path: Path) -> str:
-    return _listing_digest(list(_listed(path)) if path.is_dir() else [("", path.stat())])
+    """A digest of names, sizes and times of a source, since reading 70,000 pictures would take too long."""
+    return _outline(list(_listed(path)) if path.is_dir() else [("", path.stat())])["listing"]
 
 
 def backend() -> str:
@@ -290,15 +264,14 @@ def backend() -> str:
 
     Raises ParameterError for one that this project does not compute with.
     """
-    home = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser())
+    file = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser()) / "keras.json"
     configured = {}
     with contextlib.suppress(OSError, ValueError):
-        configured = json.loads((home / "keras.json").read_text(encoding="utf-8"))
+        configured = json.loads(file.read_text(encoding="utf-8"))
     chosen = os.environ.get("KERAS_BACKEND") or configured.get("backend", "tensorflow")
     if chosen not in BACKENDS:
-        raise parameters.ParameterError(
-            f"KERAS_BACKEND, or {home / 'keras.json'}, says {chosen!r}: this project computes with {' or '.join(BACKENDS)}"
-        )
+        computing = f"this project computes with {' or '.join(BACKENDS)}"
+        raise parameters.ParameterError(f"KERAS_BACKEND, or {file}, says {chosen!r}: {computing}")
     return chosen
 
 
@@ -314,20 +287,11 @@ def version(package: str) -> str:
 # --- code --------------------------------------------------------------------------------------------------------------
 
 
-def notebook_digest(source: str, name: str) -> str:
-    """The digest of a notebook's code without its parameters cell and without code that only shows something.
-
-    source: the notebook in percent format. name: its name in error messages.
-    """
-    return _parsed(source, frozenset(parameters.read_cell(source, name)))[0]
-
-
-def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
+def _code_of(stage: str) -> tuple[str, dict[str, str], list[str]]:
     """The digest of a notebook's code, digests of the modules of `fer_utils` that it imports, and imported packages."""
-    if not notebook.is_file():
-        return "not at hand", {}, []
-    source = notebook.read_text(encoding="utf-8")
-    found, imported = _parsed(source, frozenset(parameters.read_cell(source, notebook.name)))
+    file = parameters.STAGES[stage]
+    source = (places.source_root() / "notebooks" / file).read_text(encoding="utf-8")
+    notebook, imported = _parsed(source, frozenset(parameters.read_cell(source, file)))
     code, packages, waiting = {}, set(), list(imported)
     while waiting:
         dotted = waiting.pop()
@@ -338,7 +302,7 @@ def _code_of(notebook: Path) -> tuple[str, dict[str, str], list[str]]:
                 waiting += more
     packages -= {*BACKENDS} - {backend()}  # the module of devices imports the one that computes
     versioned = {_PACKAGES[name] for name in packages & set(_PACKAGES)}
-    return found, dict(sorted(code.items())), sorted(versioned)
+    return notebook, dict(sorted(code.items())), sorted(versioned)
 
 
 @lru_cache(maxsize=4096)  # for each key several hundred files would be looked for
@@ -347,9 +311,9 @@ def _modules_in(home: Path, dotted: str) -> tuple[tuple[str, Path], ...]:
     package, *parts = dotted.split(".")
     if package != home.name:
         return ()
-    candidates = [home.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
-    files = [file for place in candidates for file in (place / "__init__.py", place.with_suffix(".py"))]
-    return tuple((".".join(file.relative_to(home).with_suffix("").parts), file) for file in files if file.is_file())
+    paths = [home.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+    modules = [file for path in paths for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()]
+    return tuple((".".join(file.relative_to(home).with_suffix("").parts), file) for file in modules)
 
 
 @lru_cache  # a kernel keeps using the code that it imported, even if the file changes
@@ -366,64 +330,44 @@ def _parsed(source: str, declared: frozenset[str] = frozenset()) -> tuple[str, t
     tree.body = [
         node for node in tree.body if not (isinstance(node, ast.AnnAssign) and ast.unparse(node.target) in declared)
     ]
-    return _digest(tree), imported
-
-
-def _digest(tree: ast.Module) -> str:
-    """The digest of code without what only shows something. Changes the tree."""
-    text = ast.unparse(_WithoutShowing(tree).visit(tree))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return _hashed(ast.unparse(_WithoutShowing(tree).visit(tree)).encode()), imported
 
 
 class _WithoutShowing(ast.NodeTransformer):
-    """Removes from a tree what only shows something: calls that print or draw, values that a cell shows, docstrings.
+    """Reduces the statements that are one expression to what may have an effect: calls, loops and conditions.
 
-    What may have an effect is kept: calls in the arguments of a removed call, and names that its value is assigned to. A
+    So docstrings, values that a cell shows, and calls that print or draw are removed, but not the calls in their arguments. A
     name that the tree also binds to something else is not treated as showing.
     """
 
     def __init__(self, tree: ast.Module):
-        imported = list(imports(tree))
-        shows = {name for name, dotted in imported if dotted.split(".")[-1] in _SHOWING}
-        computes = {name for name, dotted in imported if dotted.split(".")[-1] not in _SHOWING}
+        shows, computes = {"print"}, {""}
+        for name, dotted in imports(tree):
+            (shows if dotted.split(".")[-1] in _SHOWING else computes).add(name)
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 computes.add(node.id)
             elif isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.arg)):
                 computes.add(node.arg if isinstance(node, ast.arg) else node.name)
-        self._showing = ({"print"} | shows) - computes
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        function = node.func
-        while isinstance(function, ast.Attribute):
-            function = function.value
-        shows = isinstance(function, ast.Name) and function.id in self._showing
-        shows |= isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "stage.show"
-        if not shows or any(keyword.arg == "file" for keyword in node.keywords):
-            return node
-        return _effects(*node.args, *(keyword.value for keyword in node.keywords))
+        self._showing = shows - computes
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        self.generic_visit(node)
-        value = node.value
-        if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr in _SHOWN_AS:
-            node.value = _effects(value.func.value, *value.args)
-        else:
-            node.value = _effects(value)
-        return node if node.value.elts else None
+        found = list(self._effects(node.value))
+        return ast.Expr(ast.Tuple(found, ast.Load())) if found else None
 
-
-def _effects(*nodes: ast.AST) -> ast.Tuple:
-    """The parts of these expressions that may have an effect, as a tuple: outermost calls, loops and conditions."""
-    found, waiting = [], list(nodes)
-    while waiting:
-        node = waiting.pop(0)
-        if isinstance(node, _MAY_ACT):
-            found.append(node)
+    def _effects(self, node: ast.AST) -> Iterator[ast.expr]:
+        if isinstance(node, _MAY_ACT) and not self._only_shows(node):
+            yield node
         else:
-            waiting[:0] = ast.iter_child_nodes(node)
-    return ast.Tuple(found, ast.Load())
+            for part in ast.iter_child_nodes(node):
+                yield from self._effects(part)
+
+    def _only_shows(self, node: ast.expr) -> bool:
+        if not isinstance(node, ast.Call) or any(keyword.arg == "file" for keyword in node.keywords):
+            return False
+        path = ast.unparse(node.func).split(".")
+        is_known = path == ["stage", "show"] or path[-1] in _SHOWN_AS
+        return is_known or (path[0] in self._showing and all(name.isidentifier() for name in path))
 
 
 _LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

@@ -10,16 +10,18 @@ The type and, before the `;`, the allowed values are declared only there. A line
 """
 
 import ast
+import contextlib
 import difflib
 import json
+import math
 import operator
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fer_utils import places
 from fer_utils.data import addresses, finding
@@ -37,12 +39,15 @@ STAGES = {
 COMMON = "common"  # section of a profile whose values apply to every stage with the parameter
 CELL_MARK = '# %% tags=["parameters"]'
 
-_LINE = re.compile(r"^(?P<code>\w+: (?P<type>int|float|str|bool) = (?P<value>[^#]+?))  # (?P<comment>.+)$")
+_LINE = re.compile(
+    r"^(?P<start>(?P<name>\w+): (?P<type>int|float|str|bool) = )(?P<value>[^#\n]+?)(?P<end>  # (?P<comment>.+))$",
+    re.MULTILINE,
+)
 _CHOICES = re.compile(r"(\w+(?: \| \w+)+)(?:; |$)")
 _BOUNDS = re.compile(r"((?:[<>]=? [\d.e-]+)(?:, [<>]=? [\d.e-]+)*)(?:; |$)")
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are no UTF-8
-_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+_EXPECTED = {int: "a whole number", float: "a number", str: "text on one line", bool: "true or false"}
 
 
 class ParameterError(ValueError):
@@ -65,52 +70,45 @@ class Parameter:
         Text is converted to a declared number or truth value, since YAML reads `1e-3` as text and command-line values are
         text.
         """
-        try:
-            value = _convert(value, self.type)
-        except (AttributeError, OverflowError, TypeError, ValueError):
-            raise ValueError(f"is {reprlib.repr(value)}, expected {self.expected}") from None
-        if not self._is_allowed(value):
-            raise ValueError(f"is {reprlib.repr(value)}, expected {self.expected}")
-        return value
-
-    @property
-    def expected(self) -> str:
-        """A description of the expected value."""
-        words = {int: "a whole number", float: "a number", str: "text on one line", bool: "true or false"}[self.type]
-        return f"{words} ({self.allowed})" if self.allowed else words
+        with contextlib.suppress(LookupError, OverflowError, ValueError):
+            value = _CONVERT[self.type](value)
+            if self._is_allowed(value):
+                return value
+        rule = f" ({self.allowed})" if self.allowed else ""
+        raise ValueError(f"is {reprlib.repr(value)}, expected {_EXPECTED[self.type]}{rule}")
 
     def _is_allowed(self, value: Any) -> bool:
-        if not self.allowed:
-            return True
         if self.type is str:
-            return value in [choice.strip() for choice in self.allowed.split("|")]
-        for condition in self.allowed.split(","):
-            sign, limit = condition.split()
-            if not _COMPARISONS[sign](value, float(limit)):
-                return False
-        return True
+            return not self.allowed or value in self.allowed.split(" | ")
+        conditions = [condition.split() for condition in self.allowed.split(",") if condition]
+        return all(_COMPARISONS[sign](value, float(limit)) for sign, limit in conditions)
 
 
-def _convert(value: Any, kind: type) -> Any:
-    if kind is bool:
-        words = {"true": True, "false": False}
-        return value if isinstance(value, bool) else words[value.lower()] if str(value).lower() in words else _fail()
-    if kind is str:
-        return value if isinstance(value, str) and not _NO_TEXT.search(value) else _fail()
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        _fail()
-    if kind is int and (isinstance(value, int) or re.fullmatch(r"[+-]?\d+", str(value))):
+def _as_float(value: Any) -> float:
+    number = float(str(value))  # as text, since True is no number
+    return number if math.isfinite(number) else _fail()
+
+
+def _as_int(value: Any) -> int:
+    if re.fullmatch(r"[+-]?\d+", str(value)):
         return int(value)  # not via float, which would round a long seed
-    number = float(value)
-    if number != number or number in (float("inf"), float("-inf")):
-        _fail()
-    if kind is int:
-        return int(number) if number.is_integer() else _fail()
-    return number
+    number = _as_float(value)
+    return int(number) if number.is_integer() else _fail()
 
 
-def _fail() -> None:
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) and not _NO_TEXT.search(value) else _fail()
+
+
+def _as_bool(value: Any) -> bool:
+    return {"true": True, "false": False}[str(value).lower()]
+
+
+def _fail() -> NoReturn:
     raise ValueError
+
+
+_CONVERT: dict[type, Callable[[Any], Any]] = {int: _as_int, float: _as_float, str: _as_text, bool: _as_bool}
 
 
 @lru_cache
@@ -120,46 +118,41 @@ def read_cell(source: str, name: str) -> dict[str, Parameter]:
     tagged = [cell for cell in cells if cell.startswith(CELL_MARK.removeprefix("# %%"))]
     if len(tagged) != 1:
         raise ParameterError(f"{name}: {len(tagged)} cells start with {CELL_MARK}, expected one")
-    found = {}
-    for line in tagged[0].splitlines()[1:]:
-        if line.strip() and not line.startswith("# "):
-            parameter = _declared(line, name)
-            found[parameter.name] = parameter
-    return found
+    lines = [line for line in tagged[0].splitlines()[1:] if line.strip() and not line.startswith("# ")]
+    try:
+        return {parameter.name: parameter for parameter in map(_declared, lines)}
+    except ValueError as error:
+        raise ParameterError(f"{name}: {error}") from None
 
 
-def _declared(line: str, name: str) -> Parameter:
+def _declared(line: str) -> Parameter:
     match = _LINE.match(line)
     if not match:
-        raise ParameterError(
-            f"{name}: expected `name: type = literal  # allowed; reason` in the parameters cell, found {line!r}"
-        )
-    kind = _TYPES[match["type"]]
+        raise ValueError(f"expected `name: type = literal  # allowed; reason` in the parameters cell, found {line!r}")
+    kind = next(kind for kind in _CONVERT if kind.__name__ == match["type"])
     rule = re.match(_CHOICES if kind is str else _BOUNDS, match["comment"])
     allowed, reason = (rule[1], match["comment"][rule.end() :]) if rule else ("", match["comment"])
     try:
         default = ast.literal_eval(match["value"])
     except (ValueError, SyntaxError):
-        raise ParameterError(f"{name}: the default in {line!r} is no literal") from None
-    parameter = Parameter(line.split(":")[0], kind, default, allowed, reason)
+        raise ValueError(f"the default in {line!r} is no literal") from None
+    parameter = Parameter(match["name"], kind, default, allowed, reason)
     try:
-        parameter.coerce(parameter.default)
+        parameter.coerce(default)
     except ValueError as error:
-        raise ParameterError(f"{name}: the default of {parameter.name} {error}") from None
+        raise ValueError(f"the default of {parameter.name} {error}") from None
     return parameter
 
 
 def with_values(cell: str, values: Mapping[str, Any]) -> str:
     """The text of a parameters cell with `values` as defaults; types and comments are unchanged."""
-    lines = []
-    for line in cell.splitlines():
-        match = _LINE.match(line)
-        if match:
-            value = values[line.split(":")[0]]
-            literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-            line = f"{line[: match.start('value')]}{literal}{line[match.end('value') :]}"
-        lines.append(line)
-    return "\n".join(lines)
+
+    def line(match: re.Match) -> str:
+        value = values[match["name"]]
+        literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+        return f"{match['start']}{literal}{match['end']}"
+
+    return _LINE.sub(line, cell)
 
 
 def declared(notebooks: Path | None = None) -> dict[str, dict[str, Parameter]]:
@@ -198,7 +191,6 @@ class _StrictLoader(yaml.SafeLoader):
 
 def load_profile(path: Path) -> dict[str, dict[str, Any]]:
     """Read a profile: sections (`common` or a stage), each with parameters. Raises ParameterError, naming the file."""
-    path = Path(path)
     if not path.is_file():
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
         raise ParameterError(f"{path}: no such profile; profiles there: {known}")
@@ -210,9 +202,8 @@ def load_profile(path: Path) -> dict[str, dict[str, Any]]:
         raise ParameterError(f"{path}: expected sections such as `balance:`, found {reprlib.repr(content)}")
     for section, values in content.items():
         if not isinstance(values, dict):
-            raise ParameterError(
-                f"{path}: section {section!r} should hold `name: value` lines, found {reprlib.repr(values)}"
-            )
+            found = reprlib.repr(values)
+            raise ParameterError(f"{path}: section {section!r} should hold `name: value` lines, found {found}")
     return content
 
 
@@ -237,36 +228,24 @@ def resolve(
     values = {stage: {name: parameter.default for name, parameter in cell.items()} for stage, cell in stages.items()}
     for origin, sections in layers:
         for section in sorted(sections, key=lambda section: section != COMMON):
-            if not sections[section] and section not in (COMMON, *stages):
-                faults.append(f"{origin}: {_unknown_section(section, stages)}")
+            if section not in (COMMON, *stages):
+                faults.append(f"{origin}: unknown section {section!r}{_nearest(section, [COMMON, *stages])}")
+                continue
             for name, value in sections[section].items():
-                fault = _assign(values, stages, section, name, value)
-                if fault:
-                    faults.append(f"{origin}: {fault}")
+                homes = [stage for stage in stages if name in stages[stage]]
+                targets = [stage for stage in homes if section in (COMMON, stage)]
+                if not targets:
+                    known = sorted({known for stage in stages if section in (COMMON, stage) for known in stages[stage]})
+                    hint = f"; it belongs to {' and '.join(homes)}" if homes else _nearest(name, known)
+                    faults.append(f"{origin}: unknown parameter {section}.{name}{hint}")
+                for stage in targets:
+                    try:
+                        values[stage][name] = stages[stage][name].coerce(value)
+                    except ValueError as fault:
+                        faults.append(f"{origin}: {section}.{name} {fault}")
     if faults:
-        raise ParameterError("\n".join(faults))
+        raise ParameterError("\n".join(dict.fromkeys(faults)))  # each once, where several stages have the parameter
     return values
-
-
-def _assign(values: dict, stages: Mapping, section: str, name: str, value: Any) -> str | None:
-    if section != COMMON and section not in stages:
-        return _unknown_section(section, stages)
-    targets = [stage for stage in (stages if section == COMMON else [section]) if name in stages[stage]]
-    if not targets:
-        known = sorted({known for stage in stages for known in stages[stage]} if section == COMMON else stages[section])
-        homes = [stage for stage in stages if name in stages[stage]]
-        elsewhere = f"; it belongs to {' and '.join(homes)}" if homes else _nearest(name, known)
-        return f"unknown parameter {section}.{name}{elsewhere}"
-    for stage in targets:
-        try:
-            values[stage][name] = stages[stage][name].coerce(value)
-        except ValueError as error:
-            return f"{section}.{name} {error}"
-    return None
-
-
-def _unknown_section(section: str, stages: Mapping) -> str:
-    return f"unknown section {section!r}{_nearest(section, [COMMON, *stages])}"
 
 
 def _nearest(name: Any, known: Sequence[str]) -> str:
@@ -282,21 +261,21 @@ def choose_profile() -> tuple[str, str]:
     if places.on_kaggle():
         return "kaggle", "this is a Kaggle machine"
     if finding.has_datasets():
-        if places.shows_gpu():
-            return "gpu", "both datasets are in data/ and a GPU is here"
-        return "cpu", "both datasets are in data/ and no GPU is here"
-    if held := finding.held_data():
-        expected = "\n".join(
-            f"  {local}/ or {local}.zip: {'there' if {f'{local}/', f'{local}.zip'} & set(held) else 'not there'}; "
-            f"https://www.kaggle.com/datasets/{slug}"
-            for slug, local in addresses.DATASETS.values()
-        )
-        raise places.NotFoundHere(
-            f"{places.project_root() / 'data'} holds {', '.join(held)}, but not both datasets. Expected there:\n{expected}\n"
-            "Rename your files to the names above, or download the missing dataset (`python run_all.py --download`). Or choose a profile: with "
-            "`--params demo` (in a notebook `profile = 'demo'`) drawn faces stand in"
-        )
-    return "demo", "data/ is empty: drawn faces stand in for the two datasets"
+        name, gpu = ("gpu", "a GPU") if places.shows_gpu() else ("cpu", "no GPU")
+        return name, f"both datasets are in data/ and {gpu} is here"
+    held = finding.held_data()
+    if not held:
+        return "demo", "data/ is empty: drawn faces stand in for the two datasets"
+    expected = "\n".join(
+        f"  {local}/ or {local}.zip: {'there' if {f'{local}/', f'{local}.zip'} & set(held) else 'not there'}; "
+        f"https://www.kaggle.com/datasets/{slug}"
+        for slug, local in addresses.DATASETS.values()
+    )
+    raise places.NotFoundHere(
+        f"{places.project_root() / 'data'} holds {', '.join(held)}, but not both datasets. Expected there:\n{expected}\n"
+        "Rename your files to the names above, or download the missing dataset (`python run_all.py --download`). Or choose a profile: with "
+        "`--params demo` (in a notebook `profile = 'demo'`) drawn faces stand in"
+    )
 
 
 def profile_path(name: str) -> Path:

@@ -6,9 +6,10 @@ papermill and Jupytext are imported only when a notebook runs, so that a run wit
 import contextlib
 import importlib.util
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from fer_utils import entry, files, places, progress
 from fer_utils.data import addresses, finding
 from fer_utils.pipeline import keys, parameters, runs, terminal
 from fer_utils.pipeline.parameters import STAGES, ParameterError
+from fer_utils.pipeline.runs import Run
 
 BACKBONE_LAYERS = {"resnet50": 175, "small": 45}  # a test counts them; Keras takes seconds to import
 
 _NEEDED = {"tensorboard_dir": "tensorboard", "find_label_issues": "cleanlab"}  # parameter → the package that it needs
+_FILES = [("train_head", "weights"), ("fine_tune", "weights"), ("evaluate", "picture"), ("evaluate", "also_groups")]
 
 
 class StageFailed(entry.Failed):
@@ -39,17 +42,15 @@ def layers(
     what a person typed in the parameters cells and saved, as in JupyterLab, and by the command line.
     """
     on_kaggle = parameters.profile_path("kaggle")
-    if params or for_kaggle:
-        path = parameters.profile_path(params) if params else on_kaggle
-    else:
-        name, reason = _profile_of_run(run, outputs_dir) or parameters.choose_profile()
-        print(f"profile {name}: {reason}")
-        path = parameters.profile_path(name)
-    files_of = dict.fromkeys([on_kaggle, path] if for_kaggle else [path])
+    if not params and not for_kaggle:
+        params, reason = _profile_of_run(run, outputs_dir) or parameters.choose_profile()
+        print(f"profile {params}: {reason}")
+    path = parameters.profile_path(params or "kaggle")
     typed = parameters.typed_in_cells(parameters.declared())
     for stage, name, value in ((stage, *item) for stage, values in typed.items() for item in values.items()):
         note = ", which counts in JupyterLab alone: here, give --params" if name == "profile" else ""
         print(f"{name} = {value!r} typed in notebooks/{STAGES[stage]}{note}")
+    files_of = dict.fromkeys([on_kaggle, path] if for_kaggle else [path])
     found = [*((str(file), parameters.load_profile(file)) for file in files_of), ("notebooks/", typed)]
     for text in overrides:
         stage, name, value = parameters.parse_override(text)
@@ -59,22 +60,17 @@ def layers(
     return path.stem if is_named else str(path), [*found, ("the command line", {parameters.COMMON: named})]
 
 
-def _profile_of_run(run: str | None, outputs_dir: str | None) -> tuple[str, str] | None:
+def _profile_of_run(name: str | None, outputs_dir: str | None) -> tuple[str, str] | None:
     """The profile that a run was last made with, and the reason to take it; None for a new run."""
-    described = runs.run_folders(run, outputs_dir or "outputs", "").path("run.json") if run else None
-    if described is None or not described.is_file():
+    folder = runs.run_named(name, outputs_dir or "outputs", "").folder if name else None
+    if folder is None or not (folder / "run.json").is_file():
         return None
-    content = files.read_json(described)
-    profile = content.get("profile") if isinstance(content, dict) else None
-    if not isinstance(profile, str):
-        raise files.TornFile(f"{described} names no profile: say with --params which one the run has")
-    if profile == "none":  # a notebook made it, without a profile
-        return None
-    if not parameters.profile_path(profile).is_file():
+    profile = runs.description(folder, {"profile": str})["profile"]
+    if profile != "none" and not parameters.profile_path(profile).is_file():
         raise ParameterError(
-            f"{described}: its profile {profile} is not there any more: say with --params which one to take"
+            f"{folder / 'run.json'}: its profile {profile} is not there any more: say with --params which one to take"
         )
-    return profile, f"the run {run} was made with it"
+    return None if profile == "none" else (profile, f"the run {name} was made with it")  # none: a notebook made the run
 
 
 def resolve(profile: str, layers: Sequence[tuple[str, Mapping]]) -> dict[str, dict]:
@@ -86,27 +82,26 @@ def resolve(profile: str, layers: Sequence[tuple[str, Mapping]]) -> dict[str, di
         found = {own[name] for own in values.values()}
         if len(found) > 1:
             raise ParameterError(f"{name} differs between stages ({', '.join(sorted(found))}): set common.{name}")
-    folders_of(values)  # a name that no folder can have is refused here
+    run_of(values)  # a name that no folder can have is refused here
     return values
 
 
-def folders_of(values: Mapping[str, Mapping[str, Any]]) -> runs.RunFolders:
-    """The folders of a run whose stages have these parameters; they are the same for all stages.
+def run_of(values: Mapping[str, Mapping[str, Any]]) -> Run:
+    """The run whose stages have these parameters; its folders are the same for all stages.
 
-    Raises ValueError for a run name that is no plain folder name, ParameterError for a folder inside a source.
+    Raises ParameterError for a run name that is no plain folder name, and for a folder inside a source.
     """
-    first = next(iter(values.values()))
-    folders = runs.run_folders(first["run"], first["outputs_dir"], first["data_dir"])
+    run = runs.run_named(*(values["merge_split"][name] for name in ("run", "outputs_dir", "data_dir")))
     given = [values["merge_split"][name] for name in addresses.DATASETS]
     sources = [places.place(path) for path in given if path not in ("auto", "demo")]
     sources += [places.place(f"data/{local}") for _, local in addresses.DATASETS.values()]
     sources += finding.extra_places(f"{values['merge_split']['extra']};{values['evaluate']['also']}").values()
-    others = {stage_values.get(name) for stage_values in values.values() for name in ("cache_dir", "tensorboard_dir")}
-    for path in (folders.run, folders.data, *map(places.place, filter(None, others))):
-        for source in sources:
-            if path.resolve().is_relative_to(source.resolve()):
-                raise ParameterError(f"{path} lies in {source}, a source, which is only read: choose another folder")
-    return folders
+    others = {own.get(name) for own in values.values() for name in ("cache_dir", "tensorboard_dir")}
+    written = (run.folder, run.data, *map(places.place, filter(None, others)))
+    for path, source in itertools.product(written, sources):
+        if path.resolve().is_relative_to(source.resolve()):
+            raise ParameterError(f"{path} lies in {source}, a source, which is only read: choose another folder")
+    return run
 
 
 def run(
@@ -116,158 +111,76 @@ def run(
     repeat: bool = False,
     verbose: bool = False,
     is_shared: bool = False,
-    goes_on: Callable[[str], bool] = lambda stage: True,
+    is_afresh: bool = False,
 ) -> int:
     """Run the chosen stages that are due, or all chosen stages with `repeat`; return how many ran.
 
+    is_afresh: their training starts from the first epoch.
     is_shared: if another run of the outputs folder has finished a due stage with the same key, its outputs are taken over; if
-    another process computes such a stage now, this one waits for it. goes_on: asked before each stage; False ends the run
-    there. Holds the run's lock. Prints for each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
+    another process computes such a stage now, this one waits for it. Holds the run's lock. Prints for each stage whether it
+    runs and why. Raises StageFailed, RunIsBusy, OutputError.
     """
-    folders = folders_of(values)
+    target = run_of(values)
 
     @cache
     def key(stage: str) -> dict:
-        return keys.key_of(stage, values[stage], folders, runs.records_of(folders))
+        return keys.key_of(stage, values[stage], target, target.all_records())
 
     def reasons_for(stage: str) -> list[str]:
-        return ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders, key)
+        return ["asked for"] if repeat else reasons_to_run(stage, values[stage], target, key(stage))
 
     _check_inputs(chosen, values, reasons_for)
-    _check_earlier_outputs(chosen, folders)
-    for stage in chosen:
-        if stage in ("merge_split", "balance") and reasons_for(stage):
-            runs.require_own_images(folders, stage)
-    ran, shown = 0, terminal.Shown(verbose)
-    with runs.held_by_runner(folders):
-        runs.clear_leftovers(folders)
-        files.remove_partials(folders.path("notebooks"))
-        runs.describe_run(folders, profile, values)
-        terminal.say(f"run {folders.run.name}: {', '.join(chosen)} → {folders.run}, with {keys.backend()}")
+    _check_earlier_outputs(chosen, target)
+    for stage in ("merge_split", "balance"):
+        if stage in chosen and reasons_for(stage):
+            target.require_own_images(stage)
+    n_ran, shown = 0, terminal.Shown(verbose)
+    with target.held_by_runner():
+        target.clear_leftovers()
+        files.remove_partials(target.path("notebooks"))
+        target.describe(profile, values)
+        for stage in chosen if is_afresh else ():
+            target.checkpoint(stage).unlink(missing_ok=True)
+        terminal.say(f"run {target.name}: {', '.join(chosen)} → {target.folder}, with {keys.backend()}")
         for stage in chosen:
-            if not goes_on(stage):
-                break
             reasons = reasons_for(stage)
-            with _once_for_all(stage, key(stage), folders) if reasons and is_shared else contextlib.nullcontext():
-                donors = _donors(stage, folders) if reasons and is_shared else ()
-                is_taken = any(take_over(stage, values[stage], folders, donor, key(stage)) for donor in donors)
-                if not is_taken:
+            if not reasons:
+                _say(stage, reasons)
+                continue
+            says = partial(terminal.say, f"{stage}: another process computes it; waiting")
+            lock = target.folder.parent / ".stages" / f"{keys.digest(key(stage))}.lock" if is_shared else None
+            with files.one_at_a_time(lock, says) if lock else contextlib.nullcontext():
+                donors = _donors(stage, target) if is_shared else ()
+                if not any(take_over(stage, values[stage], target, donor, key(stage)) for donor in donors):
                     _say(stage, reasons)
-                if reasons and not is_taken:
-                    execute(stage, values[stage], folders, shown)
-                    ran += 1
-            if reasons:
-                key.cache_clear()  # the stages after it read what it wrote
-    return ran
+                    execute(stage, values[stage], target, shown)
+                    n_ran += 1
+            key.cache_clear()  # the stages after it read what it wrote
+    return n_ran
 
 
-def _donors(stage: str, folders: runs.RunFolders) -> Iterator[runs.RunFolders]:
+def _donors(stage: str, run: Run) -> Iterator[Run]:
     """The other runs of the outputs folder that have finished a stage. One with damage is none: its own run says so."""
-    for record in sorted(folders.run.parent.glob(f"*/stages/{stage}.json")):
+    for record in sorted(run.folder.parent.glob(f"*/stages/{stage}.json")):
         with contextlib.suppress(files.TornFile, OSError):
-            if (donor := runs.read(record.parents[1]).folders) != folders:
+            if (donor := runs.read(record.parents[1])) != run:
                 yield donor
 
 
-def _once_for_all(stage: str, key: dict, folders: runs.RunFolders) -> contextlib.AbstractContextManager:
-    """Keep other processes from computing a stage with this key in the same outputs folder, for the block."""
-    return files.one_at_a_time(
-        folders.run.parent / ".stages" / f"{keys.digest(key)}.lock",
-        lambda: terminal.say(f"{stage}: another process computes it; waiting"),
-    )
+def take_over(stage: str, values: Mapping[str, Any], run: Run, donor: Run, key: dict) -> bool:
+    """Take over a stage's outputs from another run that finished it with this key; return whether it did.
 
-
-def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], reasons_for: Callable[[str], list]) -> None:
-    """Find faults before the first kernel starts that would otherwise appear hours later."""
-    if "merge_split" in chosen and reasons_for("merge_split"):
-        for name, given in finding.taken(values["merge_split"]).items():
-            if given != "demo":
-                finding.find_dataset(name, given)
-        _require_votes(chosen, values)
-    for stage in {"train_head", "fine_tune"} & set(chosen):
-        weights = values[stage]["weights"]
-        file = places.SHIPPED if weights == "shipped" else places.place(weights)
-        if weights not in ("imagenet", "none") and not file.is_file():
-            raise ParameterError(
-                f"{stage}.weights is {weights!r}: neither imagenet, none, nor a file that is there ({file})"
-            )
-    for stage, (name, package) in itertools.product(chosen, _NEEDED.items()):
-        if values[stage].get(name) and importlib.util.find_spec(package) is None:
-            raise ParameterError(f"{stage}.{name} is set, but {package} is not installed: `pip install {package}`")
-    for name in ("picture", "also_groups"):
-        given = values["evaluate"][name]
-        if "evaluate" in chosen and given and not places.place(given).is_file():
-            raise ParameterError(f"evaluate.{name} is {given!r}: no file at {places.place(given)}")
-    also = values["evaluate"]["also"]
-    if "evaluate" in chosen and also and reasons_for("evaluate"):
-        from fer_utils.data import extra_sources  # pandas and OpenCV take a while to import
-
-        for name, path in finding.extra_places(also).items():
-            try:
-                classes, columns = values["evaluate"]["also_classes"], values["evaluate"]["also_columns"]
-                with extra_sources.open_extra(path, name, "test", classes, columns=columns):
-                    pass
-            except ValueError as error:
-                raise ParameterError(f"evaluate.also: {error}") from error
-    check_network(values["train_head"], values["fine_tune"])
-
-
-def _require_votes(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
-    """Raise NotFoundHere if a chosen stage needs FER+'s votes and 01 would find none. Drawn faces have votes of their own."""
-    wanted = {"merge_split.labels": values["merge_split"]["labels"] == "ferplus"}
-    for stage in ("train_head", "fine_tune"):
-        wanted |= {f"{stage}.{name}": values[stage].get(name) for name in ("votes_share", "votes_output")}
-    wanted = [name for name, given in wanted.items() if given and name.split(".")[0] in chosen]
-    is_drawn = "demo" in {values["merge_split"][name] for name in addresses.DATASETS}
-    if wanted and not is_drawn and finding.find_votes(values["merge_split"]["votes"], {}) is None:
-        raise places.NotFoundHere(
-            f"{', '.join(wanted)}: FER+'s votes are needed, and none are there: put {addresses.VOTES_FILE} into data/ "
-            f"(`python run_all.py --download` fetches it, from {addresses.VOTES_ADDRESS})"
-        )
-
-
-def _check_earlier_outputs(chosen: Sequence[str], folders: runs.RunFolders) -> None:
-    """Raise NotFoundHere if an input of a chosen stage, written by a stage not chosen, is missing or damaged."""
-    found = runs.records_of(folders)
-    faults = [
-        f"{stage} reads {path}, which {writer} writes: {fault}"
-        for stage in chosen
-        for path, writer, fault in runs.faulty_inputs(stage, folders, found, chosen)
-    ]
-    if faults:
-        raise places.NotFoundHere(
-            "\n".join([*faults, "Run it again without --only and --from: only stages that are missing or outdated run"])
-        )
-
-
-def check_network(head: Mapping[str, Any], tune: Mapping[str, Any]) -> None:
-    """Raise ParameterError if stages 03 and 04 differ in the network or in the kind of kernels, or name no network.
-
-    head, tune: the parameters of both stages.
+    Pictures become hard links if the file system supports them. This is safe since no file is changed in place.
     """
-    for name in ("backbone", "weights", "image_size", "deterministic"):
-        if head[name] != tune[name]:
-            raise ParameterError(
-                f"{name} differs between train_head ({head[name]!r}) and fine_tune ({tune[name]!r}): give both the same, "
-                f"as common.{name} does"
-            )
-    backbone, n_layers = tune["backbone"], BACKBONE_LAYERS[tune["backbone"]]
-    if (backbone, tune["weights"]) in (("small", "imagenet"), ("resnet50", "shipped")):
-        raise ParameterError(
-            f"weights is {tune['weights']!r}, and the backbone {backbone} has none: small has shipped, resnet50 has imagenet"
-        )
-    if tune["unfreeze_top"] > n_layers:
-        raise ParameterError(
-            f"fine_tune.unfreeze_top is {tune['unfreeze_top']}: the backbone {backbone} has {n_layers} layers"
-        )
-
-
-def start_afresh(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
-    """Delete the checkpoints of the chosen stages, so that their training starts from the first epoch."""
-    folders = folders_of(values)
-    with runs.held_by_runner(folders):
-        for stage in chosen:
-            folders.checkpoint(stage).unlink(missing_ok=True)
+    if reasons_to_run(stage, values, donor, key):
+        return False
+    record = donor.all_records()[stage]
+    executed = f"notebooks/{Path(STAGES[stage]).stem}.ipynb"
+    for name in [*record["outputs"], *([executed] if donor.path(executed).is_file() else [])]:
+        files.place_copy(donor.path(name), run.path(name))
+    files.write_json(run.stage_record(stage), record | {"parameters": dict(values), "taken_from": donor.name})
+    terminal.say(f"{stage} ({STAGES[stage]}): taken over from run {donor.name}")
+    return True
 
 
 def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: bool = False) -> None:
@@ -275,62 +188,18 @@ def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: boo
 
     Raises NotFoundHere if an input of a chosen stage is missing.
     """
-    folders = folders_of(values)
-    _check_earlier_outputs(chosen, folders)
+    run = run_of(values)
+    _check_earlier_outputs(chosen, run)
     due: list[str] = []
     for stage in chosen:
-        reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], folders)
+        reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], run)
         changed = [name for name, writer in keys.INPUTS[stage].items() if writer in due]
-        if not reasons and changed:
+        if changed and not reasons:
             reasons = [f"{', '.join(changed)} will be written again; if that changes nothing, it is skipped"]
-        if reasons:
-            due.append(stage)
+        due += [stage] if reasons else []
         _say(stage, reasons)
         for name, value in values[stage].items():
             print(f"  {name} = {value!r}")
-
-
-def reasons_to_run(
-    stage: str, values: Mapping[str, Any], folders: runs.RunFolders, key: Callable[[str], dict] | None = None
-) -> list[str]:
-    """The reasons why a stage has to run; empty if its outputs are complete and nothing that they depend on changed.
-
-    key: gives the stage's key, which takes a while: that of the first stage is a walk through the sources.
-    """
-    found = runs.records_of(folders)
-    if stage not in found:
-        return ["it has not run yet"]
-    recorded = found[stage]
-    now = key(stage) if key else keys.key_of(stage, values, folders, found)
-    changed = [*recorded.get("by_hand", []), *keys.differences(recorded["key"], now)]
-    return changed or [
-        damage for name, found in recorded["outputs"].items() if (damage := _damage(name, found, folders))
-    ]
-
-
-def _damage(name: str, recorded: Mapping[str, Any], folders: runs.RunFolders) -> str | None:
-    """A description of the damage to a recorded output, or None. A figure only has to exist: notebooks draw it again."""
-    path = folders.path(name)
-    return keys.damage(path, recorded) if not (name.startswith("figures/") and path.is_file()) else None
-
-
-def take_over(
-    stage: str, values: Mapping[str, Any], folders: runs.RunFolders, donor: runs.RunFolders, key: dict
-) -> bool:
-    """Take over a stage's outputs from another run that finished it with this key; return whether it did.
-
-    Pictures become hard links if the file system supports them. This is safe since no file is changed in place.
-    """
-    if reasons_to_run(stage, values, donor, lambda _: key):
-        return False
-    record = runs.records_of(donor)[stage]
-    executed = donor.path("notebooks") / STAGES[stage].replace(".py", ".ipynb")
-    names = [*record["outputs"], *([f"notebooks/{executed.name}"] if executed.is_file() else [])]
-    for name in names:
-        files.place_copy(donor.path(name), folders.path(name))
-    files.write_json(folders.stage_record(stage), record | {"parameters": dict(values), "taken_from": donor.run.name})
-    terminal.say(f"{stage} ({STAGES[stage]}): taken over from run {donor.run.name}")
-    return True
 
 
 def _say(stage: str, reasons: Sequence[str]) -> None:
@@ -339,36 +208,119 @@ def _say(stage: str, reasons: Sequence[str]) -> None:
     terminal.say(f"{stage} ({STAGES[stage]}): {what}")
 
 
-def execute(stage: str, values: Mapping[str, Any], folders: runs.RunFolders, shown: terminal.Shown) -> None:
+def reasons_to_run(stage: str, values: Mapping[str, Any], run: Run, key: dict[str, Any] | None = None) -> list[str]:
+    """The reasons why a stage has to run; empty if its outputs are complete and nothing that they depend on changed.
+
+    key: the stage's key, if it is known; computing it takes seconds. A figure only has to exist: notebooks draw it again.
+    """
+    records = run.all_records()
+    if stage not in records:
+        return ["it has not run yet"]
+    recorded, now = records[stage], key or keys.key_of(stage, values, run, records)
+    changed = [*recorded.get("by_hand", []), *keys.differences(recorded["key"], now)]
+    drawn = {name for name in recorded["outputs"] if name.startswith("figures/") and run.path(name).is_file()}
+    checked = {run.path(name): found for name, found in recorded["outputs"].items() if name not in drawn}
+    return changed or [*filter(None, (keys.damage(path, found) for path, found in checked.items()))]
+
+
+def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], reasons_for: Callable[[str], list]) -> None:
+    """Raise ParameterError or NotFoundHere for what a chosen stage needs and what is not there."""
+    if "merge_split" in chosen and reasons_for("merge_split"):
+        for name, given in finding.taken(values["merge_split"]).items():
+            if given != "demo":
+                finding.find_dataset(name, given)
+        _require_votes(chosen, values)
+    for stage, name in [(stage, name) for stage, name in _FILES if stage in chosen]:
+        given = values[stage][name]
+        if given not in ("", "imagenet", "none", "shipped") and not places.place(given).is_file():
+            says = "neither imagenet, none, nor a file that is there:" if name == "weights" else "no file at"
+            raise ParameterError(f"{stage}.{name} is {given!r}: {says} {places.place(given)}")
+    for stage, (name, package) in itertools.product(chosen, _NEEDED.items()):
+        if values[stage].get(name) and importlib.util.find_spec(package) is None:
+            raise ParameterError(f"{stage}.{name} is set, but {package} is not installed: `pip install {package}`")
+    own = values["evaluate"]
+    if "evaluate" in chosen and own["also"] and reasons_for("evaluate"):
+        from fer_utils.data import extra_sources  # pandas and OpenCV take a while to import
+
+        for name, path in finding.extra_places(own["also"]).items():
+            try:
+                with extra_sources.open_extra(path, name, "test", own["also_classes"], columns=own["also_columns"]):
+                    pass
+            except ValueError as error:
+                raise ParameterError(f"evaluate.also: {error}") from error
+    check_network(values["train_head"], values["fine_tune"])
+
+
+def _require_votes(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
+    """Raise NotFoundHere if a chosen stage needs FER+'s votes and 01 would find none. Drawn faces have votes of their own."""
+    wanted = ["merge_split.labels"] if values["merge_split"]["labels"] == "ferplus" else []
+    for stage, name in itertools.product({"train_head", "fine_tune"} & {*chosen}, ("votes_share", "votes_output")):
+        wanted += [f"{stage}.{name}"] if values[stage].get(name) else []
+    is_drawn = "demo" in {values["merge_split"][name] for name in addresses.DATASETS}
+    if wanted and not is_drawn and finding.find_votes(values["merge_split"]["votes"], {}) is None:
+        raise places.NotFoundHere(
+            f"{', '.join(wanted)}: FER+'s votes are needed, and none are there: put {addresses.VOTES_FILE} into data/ "
+            f"(`python run_all.py --download` fetches it, from {addresses.VOTES_ADDRESS})"
+        )
+
+
+def _check_earlier_outputs(chosen: Sequence[str], run: Run) -> None:
+    """Raise NotFoundHere if an input of a chosen stage, written by a stage not chosen, is missing or damaged."""
+    faults = [
+        f"{stage} reads {path}, which {writer} writes: {fault}"
+        for stage in chosen
+        for path, writer, fault in run.faulty_inputs(stage, chosen)
+    ]
+    if faults:
+        raise places.NotFoundHere(
+            "\n".join([*faults, "Run it again without --only and --from: only stages that are missing or outdated run"])
+        )
+
+
+def check_network(head: Mapping[str, Any], tune: Mapping[str, Any]) -> None:
+    """Raise ParameterError if the parameters of 03 and 04 differ in network or kernels, or name no network."""
+    for name in ("backbone", "weights", "image_size", "deterministic"):
+        if head[name] != tune[name]:
+            raise ParameterError(
+                f"{name} differs between train_head ({head[name]!r}) and fine_tune ({tune[name]!r}): give both the same, "
+                f"as common.{name} does"
+            )
+    backbone, weights, n_layers = tune["backbone"], tune["weights"], BACKBONE_LAYERS[tune["backbone"]]
+    if (backbone, weights) in (("small", "imagenet"), ("resnet50", "shipped")):
+        raise ParameterError(
+            f"weights is {weights!r}, and the backbone {backbone} has none: small has shipped, resnet50 has imagenet"
+        )
+    if tune["unfreeze_top"] > n_layers:
+        raise ParameterError(
+            f"fine_tune.unfreeze_top is {tune['unfreeze_top']}: the backbone {backbone} has {n_layers} layers"
+        )
+
+
+def execute(stage: str, values: Mapping[str, Any], run: Run, shown: terminal.Shown) -> None:
     """Execute a stage's notebook; the executed copy in the run's folder is written atomically after each cell.
 
     Raises StageFailed, naming the cell, the error and the executed notebook.
     """
-    import logging
-
     import jupytext
     import papermill
     from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
     from papermill.iorw import LocalHandler, papermill_io
 
     class WholeFiles(LocalHandler):
         def write(self, buf: str, path: str) -> None:
             status.cell_begins(buf)
-            with files.replacing(Path(path)) as temporary:
-                temporary.write_text(buf, encoding="utf-8")
+            files.write_text(Path(path), buf)
 
     # papermill's reader of parameters cells warns about `>=` in comments; every name is already checked.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     root = places.project_root()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    executed = folders.path("notebooks") / STAGES[stage].replace(".py", ".ipynb")
+    executed = run.path("notebooks") / STAGES[stage].replace(".py", ".ipynb")
     executed.parent.mkdir(parents=True, exist_ok=True)
-    record = folders.stage_record(stage)
-    earlier = record.stat().st_mtime_ns if record.is_file() else None
-    papermill_io.register(str(folders.path("notebooks")), WholeFiles())
+    papermill_io.register(str(executed.parent), WholeFiles())
+    up_to_there = f"the executed notebook, up to there: {executed}"
     try:
-        with terminal.Status(stage, folders.run / ".progress", shown) as status:
+        with terminal.Status(stage, run.folder / ".progress", shown) as status:
             papermill.execute_notebook(
                 jupytext.read(root / "notebooks" / STAGES[stage]),
                 str(executed),
@@ -384,17 +336,16 @@ def execute(stage: str, values: Mapping[str, Any], folders: runs.RunFolders, sho
                 # fails, or a kernel that dies, is raised here.
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
-    except PapermillExecutionError as error:
+    except papermill.PapermillExecutionError as error:
         raise StageFailed(
-            f"{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-            f"the executed notebook, up to there: {executed}"
+            f"{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n{up_to_there}"
         ) from error
     except DeadKernelError as error:
         raise StageFailed(
             f"{stage}: its kernel died, most often because memory ran out. Close other programs or lower batch_size, and "
-            f"run again: training goes on from its last finished epoch\nthe executed notebook, up to there: {executed}"
+            f"run again: training goes on from its last finished epoch\n{up_to_there}"
         ) from error
-    if not record.is_file() or record.stat().st_mtime_ns == earlier:
-        raise StageFailed(f"{stage} ended without writing its record: {record}")
-    figures = runs.one_line(runs.records_of(folders)[stage]["figures"])
-    terminal.say(f"{stage}: done in {progress.in_words(status.seconds())}: {figures}")
+    record = run.all_records().get(stage)
+    if record is None:
+        raise StageFailed(f"{stage} ended without writing its record: {run.stage_record(stage)}")
+    terminal.say(f"{stage}: done in {progress.in_words(status.seconds())}: {runs.one_line(record['figures'])}")

@@ -16,13 +16,13 @@ from IPython.display import Image, display
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 BLOCK = 4096  # bytes; smallest space of a file on the disk
+_CELL = "the parameters cell"
 
 
 @dataclass
 class Stage:
-    """A running stage: its name, resolved parameters, the run's folders, its key, its locks, and its start time.
+    """A stage that a notebook computes: its name, its resolved parameters, its run, its key and its locks.
 
     `from_profile` has the parameters that come from the profile, `namespace` the notebook's variables, `history` the cells
     that ran since the start, `source` the text of the notebook's file.
@@ -30,7 +30,7 @@ class Stage:
 
     name: str
     parameters: dict[str, Any]
-    folders: runs.RunFolders
+    run: runs.Run
     key: dict[str, Any]
     locks: list
     from_profile: dict[str, Any]
@@ -44,31 +44,32 @@ class Stage:
     @property
     def images(self) -> Path:
         """The folder with the image folders TRAIN, VAL, TEST and TRAIN_BALANCED."""
-        return self.folders.data
+        return self.run.data
 
     @property
     def cache_folder(self) -> Path:
-        """The folder of cached activations that runs share."""
-        return runs.cache_folder(self.namespace["cache_dir"], self.namespace["outputs_dir"])
+        """The folder of cached activations that runs share: `cache_dir`, or if that is empty `.cache` beside the runs."""
+        given = self.namespace["cache_dir"]
+        return places.place(given) if given else self.run.folder.parent / ".cache"
 
     @property
     def tensorboard_folder(self) -> Path | None:
         """The folder for TensorBoard's event files of this stage, `<tensorboard_dir>/<run>/<stage>`; None: none are written."""
         given = self.namespace["tensorboard_dir"]
-        return places.place(given) / self.folders.run.name / self.name if given else None
+        return places.place(given) / self.run.name / self.name if given else None
 
     @property
     def checkpoint(self) -> tuple[Path, str]:
         """Arguments of TrainingCheckpoint: the file for the state after each epoch, and the key that must match to resume."""
-        return self.folders.checkpoint(self.name), self.key_digest
+        return self.run.checkpoint(self.name), self.key_digest
 
     def path(self, name: str) -> Path:
         """The path of a result, such as `model.keras`, or of an image folder, such as `images/VAL`."""
-        return self.folders.path(name)
+        return self.run.path(name)
 
     def has(self, name: str) -> bool:
         """Whether the run has an input that only some runs have (keys.OPTIONAL_INPUTS)."""
-        return name in keys.inputs_of(self.name, runs.records_of(self.folders))
+        return name in keys.inputs_of(self.name, self.run.all_records())
 
     def read(self, name: str) -> Any:
         """Read an earlier result: a table from `.csv`, the content of `.json`. Raises TornFile if it is damaged."""
@@ -80,7 +81,7 @@ class Stage:
 
     def save(self, content: Any, name: str) -> None:
         """Write a result atomically: a table, a text, a function that writes to a path, or any content as JSON."""
-        path, before = self.path(name), self._note_placing
+        path, before = self.path(name), self._note_replacing
         if callable(content):
             with files.replacing(path, before) as temporary:
                 content(temporary)
@@ -93,8 +94,8 @@ class Stage:
 
     def show(self, figure: "Figure", name: str) -> None:
         """Save a figure as PNG with 120 dpi, for the notebook and the report, and show it. Drawing it takes most of the time."""
-        file = self.folders.figure(name)
-        with files.replacing(file, self._note_placing) as temporary:
+        file = self.figure_file(name)
+        with files.replacing(file, self._note_replacing) as temporary:
             figure.savefig(temporary, dpi=120, bbox_inches="tight")
         import matplotlib.pyplot as plt  # takes a while to import
 
@@ -103,11 +104,11 @@ class Stage:
 
     def figure_file(self, name: str) -> Path:
         """The PNG file of a figure of this run, of any stage."""
-        return self.folders.figure(name)
+        return self.run.figure(name)
 
     def executed_notebooks(self) -> list[str]:
         """File names of the run's executed notebooks, in the folder `notebooks` of its folder."""
-        return [path.name for path in self.folders.path("notebooks").glob("*.ipynb")]
+        return [path.name for path in self.path("notebooks").glob("*.ipynb")]
 
     def require_space(self, n_images: int) -> None:
         """Raise OutputError unless the disk has room for `n_images` images, each BLOCK bytes."""
@@ -115,14 +116,13 @@ class Stage:
 
     def discard(self, name: str) -> None:
         """Remove a result before the results that it describes are replaced; it is written again last."""
-        path = self.path(name)
-        self._note_placing(path)
-        path.unlink(missing_ok=True)
+        self._note_replacing(self.path(name))
+        self.path(name).unlink(missing_ok=True)
 
     def about_run(self) -> dict[str, Any]:
         """The parameters of the run's stages, the current package versions, and each stage's seconds."""
-        current = {"parameters": self.parameters | self._changed(), "seconds": self.seconds()}
-        stages = {**runs.records_of(self.folders), self.name: current}
+        current = {"parameters": self.parameters | self._changed(), "seconds": self._seconds()}
+        stages = {**self.run.all_records(), self.name: current}
         return {
             "params": {name: record["parameters"] for name, record in stages.items()},
             "versions": runs.versions(),
@@ -148,13 +148,11 @@ class Stage:
         The notebook is the file as it was when the stage began. If other code ran, it is the file as it is now, since
         JupyterLab saves automatically.
         """
-        ran = self.history.cells() or []
+        ran, now = self.history.cells() or [], _read_source(self.name)
         found = list(compare(cells.code_cells(self.source), ran)) if ran else []
-        now = _read_source(self.name)
         if not found or now == self.source:
             return self.key, found
-        notebook = keys.code_of(self.name)["notebook"]
-        return {**self.key, "notebook": notebook}, list(compare(cells.code_cells(now), ran))
+        return {**self.key, "notebook": keys.code_of(self.name)["notebook"]}, list(compare(cells.code_cells(now), ran))
 
     def _changed(self) -> dict[str, Any]:
         """The parameters whose variables were changed after the setup, with their current values."""
@@ -164,18 +162,17 @@ class Stage:
         }
         return {name: value for name, value in plain.items() if value != self.parameters[name]}
 
-    def _note_placing(self, path: Path) -> None:
+    def _note_replacing(self, path: Path) -> None:
         """Record that a file or folder is about to be replaced at `path`.
 
         When the first recorded output is replaced, the stage's record is deleted: if the process dies later, the outputs
         may come from two trainings and must not count as complete. Figures may be drawn again without this.
         """
-        if path in self._on_record and path.parent != self.folders.path("figures"):
-            self.folders.stage_record(self.name).unlink(missing_ok=True)
+        if path in self._on_record and path.parent != self.path("figures"):
+            self.run.stage_record(self.name).unlink(missing_ok=True)
         self._written.append(path)
 
-    def seconds(self) -> float:
-        """Seconds since the stage began."""
+    def _seconds(self) -> float:
         return round(time.monotonic() - self.began, 1)
 
     def finish(self, outputs: Sequence[str], figures: dict[str, Any]) -> None:
@@ -188,27 +185,27 @@ class Stage:
         missing = [str(path) for path in expected if not path.exists()]
         if missing:
             raise places.NotFoundHere(f"{self.name} ended without writing {', '.join(missing)}")
-        checkpoint = self.folders.checkpoint(self.name)
-        written = {path for path in (*expected, *self._written) if path.exists()} - {checkpoint}
-        key, by_hand = self._against_file(cells.differences)
-        changed, seconds = self._changed(), self.seconds()
-        by_hand = [f"{name} became {value!r} after the setup" for name, value in changed.items()] + by_hand
+        written = {path for path in (*expected, *self._written) if path.exists()}
+        key, differences = self._against_file(cells.differences)
+        changed, seconds = self._changed(), self._seconds()
+        by_hand = [f"{name} became {value!r} after the setup" for name, value in changed.items()] + differences
+        ran_with = self.parameters | changed
         record = {
             "stage": self.name,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": seconds,
             "figures": figures,
-            "parameters": self.parameters | changed,
+            "parameters": ran_with,
             "by_hand": by_hand,
             "versions": runs.versions(),
             "key": key,
-            "outputs": {self.folders.name_of(path): keys.describe(path) for path in sorted(written)},
-            "last_checkpoint": keys.file_digest(checkpoint) if checkpoint.is_file() else None,
+            "outputs": {self.run.name_of(path): keys.describe(path) for path in sorted(written)},
         }
-        files.write_json(self.folders.stage_record(self.name), record)
+        files.write_json(self.run.stage_record(self.name), record)
         self._on_record = written
-        checkpoint.unlink(missing_ok=True)
-        runs.describe_stage(self.folders, self.name, record["parameters"])
+        self.run.checkpoint(self.name).unlink(missing_ok=True)
+        described = files.read_json(self.path("run.json"))
+        self.run.describe(described["profile"], described["parameters"] | {self.name: ran_with})
         for held in self.locks:
             held.release(force=True)  # even if this process began the stage several times
         print(f"{self.name} done in {seconds} s: {runs.one_line(figures)}")
@@ -227,71 +224,66 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
     is kept until one of its outputs is replaced.
     """
     profile, all_values, from_profile, origins = _resolve(stage, namespace)
-    values = all_values[stage]
+    values, run = all_values[stage], runner.run_of(all_values)
     namespace.update(values)
-    folders = runner.folders_of(all_values)
-    _print_setup(stage, values, origins, profile if from_profile else None, folders)
-    runs.require_own_images(folders, stage)
-    locks = runs.hold_for_stage(folders)
+    _print_setup(stage, values, origins, profile if from_profile else None, run)
+    run.require_own_images(stage)
     with contextlib.ExitStack() as stack:
+        locks = run.hold()
         for held in locks:
             stack.callback(held.release)
-        runs.clear_leftovers(folders)
-        if not folders.path("run.json").is_file():
-            runs.describe_run(folders, profile, all_values)
-        found = runs.records_of(folders)
-        if stage == "fine_tune" and "train_head" in found:
-            runner.check_network(parameters.shipped()["train_head"] | found["train_head"]["parameters"], values)
-        key, history, source = keys.key_of(stage, values, folders, found), cells.History(namespace), _read_source(stage)
-        on_record = {folders.path(name) for name in found.get(stage, {}).get("outputs", {})}
-        begun = Stage(
-            stage, values, folders, key, locks, from_profile, namespace, history, source, _on_record=on_record
-        )
-        _require_inputs(begun, found)
-        stack.pop_all()
-    return begun
-
-
-def _require_inputs(stage: Stage, recorded: Mapping[str, dict]) -> None:
-    """Raise NotFoundHere, naming the notebooks to run first, if an input of the stage is missing.
-
-    Raises TornFile, naming the input, if it has changed since its stage wrote it.
-    """
-    for path, writer, fault in runs.faulty_inputs(stage.name, stage.folders, recorded):
-        if path.exists():
-            raise files.TornFile(f"{path}: {fault}; run {writer} again, or run_all.py, which notices it")
-        earlier = list(parameters.STAGES.values())[: list(parameters.STAGES).index(stage.name)]
-        raise places.NotFoundHere(
-            f"{stage.name}: {path} is missing; run the notebooks before it first ({', '.join(earlier)}), with the same "
-            f"`run` and `data_dir`, or `python run_all.py --run {stage.folders.run.name}` with the run's --params and -p"
-        )
+        run.clear_leftovers()
+        if not run.path("run.json").is_file():
+            run.describe(profile, all_values)
+        records = run.all_records()
+        if stage == "fine_tune" and "train_head" in records:
+            runner.check_network(parameters.shipped()["train_head"] | records["train_head"]["parameters"], values)
+        for path, writer, fault in run.faulty_inputs(stage):
+            if path.exists():
+                raise files.TornFile(f"{path}: {fault}; run {writer} again, or run_all.py, which notices it")
+            earlier = list(parameters.STAGES.values())[: list(parameters.STAGES).index(stage)]
+            raise places.NotFoundHere(
+                f"{stage}: {path} is missing; run the notebooks before it first ({', '.join(earlier)}), with the same `run` "
+                f"and `data_dir`, or `python run_all.py --run {run.name}` with the run's --params and -p"
+            )
+        key, history, source = keys.key_of(stage, values, run, records), cells.History(namespace), _read_source(stage)
+        stack.pop_all()  # from here on the stage holds the locks
+    on_record = {run.path(name) for name in records.get(stage, {}).get("outputs", {})}
+    return Stage(stage, values, run, key, locks, from_profile, namespace, history, source, _on_record=on_record)
 
 
 def _resolve(stage: str, namespace: Mapping[str, Any]) -> tuple[str, dict[str, dict], dict[str, Any], dict[str, str]]:
-    """A stage's profile, the parameters of all stages, the stage's values from the profile, and the origins of others."""
+    """A stage's profile, the parameters of all stages, the stage's values from the profile, and the origins of values.
+
+    Only JupyterLab resolves them here. If `profile` is `none`, run_all.py has, and the notebook's variables are only checked.
+    """
     declared = parameters.declared()
-    stage_parameters = declared[stage]
-    given = _given(stage, namespace, stage_parameters)
-    profile, content = _profile(given["profile"])
-    typed, file, cell = parameters.typed(stage, given), f"params/{profile}.yaml", "the parameters cell"
-    saved = parameters.typed_in_cells({name: listed for name, listed in declared.items() if name != stage})
-    layers = [(cell, {stage: given}), (file, content), ("notebooks/", saved), (cell, {stage: typed})]
+    given = _given(stage, namespace, declared[stage])
+    profile, typed = given["profile"], parameters.typed(stage, given)
+    layers: list[tuple[str, Mapping]] = [(_CELL, {stage: given})]
+    found: dict[str, Any] = {}
+    if profile != "none":
+        if profile == "auto":
+            profile, reason = parameters.choose_profile()
+            print(f"profile {profile}: {reason}")
+        content = parameters.load_profile(parameters.profile_path(profile))
+        saved = parameters.typed_in_cells({name: cell for name, cell in declared.items() if name != stage})
+        layers += [(f"params/{profile}.yaml", content), ("notebooks/", saved), (_CELL, {stage: typed})]
+        found = content.get(parameters.COMMON, {}) | content.get(stage, {})
     values = parameters.resolve(declared, layers)
-    sections = content.get(parameters.COMMON, {}) | content.get(stage, {})
-    gives = {name: stage_parameters[name].coerce(value) for name, value in sections.items() if name in stage_parameters}
-    if values[stage]["run"] == "auto":
-        values[stage]["run"] = "run" if profile == "none" else profile
-        gives |= {} if profile == "none" else {"run": profile}
-    for each in values.values():
-        each |= {name: values[stage][name] for name in ("run", "outputs_dir", "data_dir")}
-    from_profile = {name: value for name, value in gives.items() if name not in typed}
-    origins = dict.fromkeys(parameters.typed(stage, from_profile), f"from {file}")
-    origins |= {"run": "the profile's name"} if "run" in from_profile and "run" not in sections else {}
+    gives = {name: declared[stage][name].coerce(value) for name, value in found.items() if name in given}
+    origins = dict.fromkeys(parameters.typed(stage, gives), f"from params/{profile}.yaml")
     for name, value in typed.items():
         origins[name] = "set in the cells above" if profile == "none" else "typed in the parameters cell"
-        if name in gives and gives[name] != value:
-            origins[name] += f"; {file} has {gives[name]!r}"
-    return profile, values, from_profile, origins
+        if gives.get(name, value) != value:
+            origins[name] += f"; params/{profile}.yaml has {gives[name]!r}"
+    if values[stage]["run"] == "auto":
+        values[stage]["run"] = "run" if profile == "none" else profile
+        if profile != "none":
+            gives["run"], origins["run"] = profile, "the profile's name"
+    for each in values.values():
+        each |= {name: values[stage][name] for name in ("run", "outputs_dir", "data_dir")}
+    return profile, values, {name: value for name, value in gives.items() if name not in typed}, origins
 
 
 def _given(stage: str, namespace: Mapping[str, Any], declared: Mapping[str, parameters.Parameter]) -> dict[str, Any]:
@@ -299,33 +291,22 @@ def _given(stage: str, namespace: Mapping[str, Any], declared: Mapping[str, para
     missing = [name for name in declared if name not in namespace]
     if missing:
         raise parameters.ParameterError(f"{', '.join(missing)} not set: run the parameters cell first")
+    given = {name: namespace[name] for name in declared}
     earlier = namespace.get("stage")
-    is_again = isinstance(earlier, Stage) and earlier.name == stage
-    by_setup = earlier.from_profile if is_again else {}
-    set_since = set().union(*map(cells.sets, earlier.history.cells() or [])) if is_again else set()
-    unset = {name for name, value in by_setup.items() if namespace[name] == value and name not in set_since}
-    return {
-        name: parameters.shipped()[stage].get(name, declared[name].default) if name in unset else namespace[name]
-        for name in declared
-    }
+    if isinstance(earlier, Stage) and earlier.name == stage:
+        set_since = set().union(*map(cells.sets, earlier.history.cells() or []))
+        for name, value in earlier.from_profile.items():
+            if given[name] == value and name not in set_since:
+                given[name] = parameters.shipped()[stage].get(name, declared[name].default)
+    return given
 
 
 def _read_source(stage: str) -> str:
     return (places.source_root() / "notebooks" / parameters.STAGES[stage]).read_text(encoding="utf-8")
 
 
-def _profile(name: str) -> tuple[str, dict[str, dict[str, Any]]]:
-    """The name of the profile, with `auto` resolved, and its content."""
-    if name == "none":
-        return name, {}
-    if name == "auto":
-        name, reason = parameters.choose_profile()
-        print(f"profile {name}: {reason}")
-    return name, parameters.load_profile(parameters.profile_path(name))
-
-
 def _print_setup(
-    stage: str, values: dict[str, Any], origins: dict[str, str], profile: str | None, folders: runs.RunFolders
+    stage: str, values: dict[str, Any], origins: dict[str, str], profile: str | None, run: runs.Run
 ) -> None:
     """Print the parameters and the folders. profile: that which gives values, if one does."""
     names, shown = max(map(len, values)), {name: repr(value) for name, value in values.items()}
@@ -338,6 +319,4 @@ def _print_setup(
             f"A value typed in the parameters cell wins over params/{profile}.yaml, unless it is the default.\nTo have "
             f"the default, change that file, or set profile to the name of a copy and run = {values['run']!r}."
         )
-    print(f"results in {folders.run}\nimages in  {folders.data}")
-    if values["data_dir"] and folders.data != places.place(values["data_dir"]):
-        print(f"since {places.place(values['data_dir'])} cannot be made here")
+    print(f"results in {run.folder}\nimages in  {run.data}")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from fer_utils import files, progress
 from fer_utils.pipeline import runs
@@ -20,6 +20,8 @@ REFRESH = 0.5  # seconds between two readings of the kernel's reports
 LOG_EVERY = 30  # seconds between two lines of a log; a new epoch gives a line earlier
 LOG_EPOCH = 5  # least seconds between two lines of a log
 NARROWEST = 40  # columns; a narrower terminal counts as this wide
+COLUMNS = ("run", "state", "profile", "leakage", "finished (UTC)", "TEST accuracy", "TEST macro F1", "time")
+SCORES = ("", "images", "accuracy", "macro F1", "ECE")
 _HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 _CLEAR = "\r\x1b[K"
 
@@ -55,36 +57,51 @@ class Shown:
     said: set[str] = field(default_factory=set)  # lines that kernels had shown
 
 
+class _Lines:
+    """A file that passes whole lines to `take`."""
+
+    def __init__(self, take: Callable[[str], None]):
+        self.take, self._unfinished = take, ""
+
+    def write(self, text: str) -> None:
+        *lines, self._unfinished = (self._unfinished + text).split("\n")
+        for line in lines:
+            self.take(line)
+
+    def flush(self) -> None:
+        """Nothing to do: whole lines are already written."""
+
+    def end(self) -> None:
+        """Finish the last line."""
+        if self._unfinished.strip():
+            self.write("\n")
+
+
 class Status:
     """Follows a stage's kernel while it runs: `with Status("fine_tune", reports) as status: …`.
 
-    reports: the file that the kernel writes its reports to and that is removed at the end. It lies in the run's folder under
-    one name: what a killed process leaves is overwritten by the next.
-
-    On a terminal the status line is on standard error and is rewritten; elsewhere lines go to standard output, without
-    carriage returns. `output` and `errors` are files for the notebook's output, which is printed in whole lines.
-
-    shown: what the stages of one run share. What a kernel says is shown once a run.
+    reports: the file that the kernel writes its reports to; removed at the end. On a terminal the status line is on standard
+    error and is rewritten; elsewhere lines go to standard output. `output` and `errors` are files for the notebook's output,
+    which is printed in whole lines; of a line rewritten with carriage returns, as bars do, only the last version.
     """
 
     def __init__(
         self, stage: str, reports: Path, shown: Shown | None = None, clock: Callable[[], float] = time.monotonic
     ):
         self.stage, self.shown, self.clock = stage, shown or Shown(began=clock()), clock
-        self._reports = reports.absolute()  # the kernel may stand elsewhere
-        self.output, self.errors = _Lines(self, sys.stdout), _Lines(self, sys.stderr)
-        self._heading = "starting"
-        self._task: dict = {}
+        self.output = _Lines(lambda line: self._print(sys.stdout, line.rpartition("\r")[2]))
+        self.errors = _Lines(lambda line: self._print(sys.stderr, line.rpartition("\r")[2]))
+        self._reports = reports.absolute()  # the kernel may have another working folder
+        self._heading, self._logged_task = "starting", ""
+        self._task: dict[str, Any] = {}
         self._since: tuple[float, float] | None = None  # time and progress at the first report with progress
-        self._width = columns(sys.stderr)
         self._began = self._logged = clock()
-        self._logged_task = ""
-        self._lock = threading.RLock()
+        self._width, self._lock = columns(sys.stderr), threading.RLock()
 
     def __enter__(self) -> "Status":
         self._reports.write_bytes(b"")
         os.environ[progress.REPORTS] = str(self._reports)
-        self._file = self._reports.open(encoding="utf-8")
+        self._file, self._lines = self._reports.open(encoding="utf-8"), _Lines(self._take_line)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
@@ -96,7 +113,7 @@ class Status:
         self._look()
         self.output.end()
         self.errors.end()
-        self.print(sys.stderr, "")
+        self._clear()
         self._file.close()
         del os.environ[progress.REPORTS]
         self._reports.unlink(missing_ok=True)
@@ -114,15 +131,15 @@ class Status:
             if cell["metadata"].get("papermill", {}).get("status") == "running":
                 self._heading = heading
 
-    def take(self, report: dict) -> None:
+    def take(self, report: dict[str, Any]) -> None:
         """Process one report of the kernel."""
         if "say" in report:
             if report["say"] not in self.shown.said and not self.shown.all_output:
-                self.print(sys.stdout, report["say"] + "\n")
+                self._print(sys.stdout, report["say"])
             if report["seconds"]:
                 whole = progress.in_words(self.clock() - self.shown.began + report["seconds"])
-                self.print(
-                    sys.stdout, f"the run takes about {whole} to the end of {self.stage}, validation not counted\n"
+                self._print(
+                    sys.stdout, f"the run takes about {whole} to the end of {self.stage}, validation not counted"
                 )
             self.shown.said.add(report["say"])
             return
@@ -135,7 +152,6 @@ class Status:
     def line(self) -> str:
         """The status line: stage, elapsed time, current task, its progress, and the estimated time left."""
         now, task = self.clock(), self._task
-        gone = progress.in_words(now - self._began)
         parts = [task["task"] if task else self._heading]
         if task and task["total"]:
             parts.append(f"{task['done']:,} of {task['total']:,} {task['unit']}")
@@ -145,16 +161,18 @@ class Status:
                 parts.append(f"about {progress.in_words(max(0, left - (now - task['at'])))} left")
         if task and task["scores"]:
             parts.append(f"after {task['scores']}")
-        return f"{self.stage}, {gone}: {', '.join(parts)}"
+        return f"{self.stage}, {progress.in_words(now - self._began)}: {', '.join(parts)}"
 
-    def print(self, stream: TextIO, lines: str) -> None:
-        """Write whole lines; on a terminal the status line is cleared first."""
+    def _clear(self, line: str = "") -> None:
+        """Replace the status line, if this is a terminal."""
+        if self._width:
+            sys.stderr.write(f"{_CLEAR}{line}")
+            sys.stderr.flush()
+
+    def _print(self, stream: TextIO, line: str) -> None:
         with self._lock:
-            if self._width:
-                sys.stderr.write(_CLEAR)
-                sys.stderr.flush()
-            stream.write(lines)
-            stream.flush()
+            self._clear()
+            print(line, file=stream, flush=True)
 
     def _follow(self) -> None:
         while not self._over.wait(REFRESH):
@@ -163,72 +181,40 @@ class Status:
 
     def _look(self) -> None:
         with self._lock:
-            while True:
-                place = self._file.tell()
-                line = self._file.readline()
-                if not line.endswith("\n"):
-                    self._file.seek(place)
-                    return
-                with contextlib.suppress(json.JSONDecodeError):  # a report cut off by a full disk
-                    self.take(json.loads(line))
+            self._lines.write(self._file.read())
+
+    def _take_line(self, line: str) -> None:
+        with contextlib.suppress(json.JSONDecodeError):  # a report cut off by a full disk
+            self.take(json.loads(line))
 
     def _draw(self) -> None:
-        with self._lock:
-            if self._width:
+        now, task = self.clock(), self._task.get("task", "")
+        if self._width:
+            with self._lock:
                 self._width = columns(sys.stderr) or self._width
-                sys.stderr.write(f"{_CLEAR}{self.line()[: self._width - 1]}")
-                sys.stderr.flush()
-                return
-            now, task = self.clock(), self._task.get("task", "")
-            is_next_epoch = task.startswith("epoch ") and task != self._logged_task
-            if now - self._logged >= (LOG_EPOCH if is_next_epoch else LOG_EVERY):
-                self._logged, self._logged_task = now, task
-                self.print(sys.stdout, self.line() + "\n")
-
-
-class _Lines:
-    """A file that passes on whole lines; of a line rewritten with carriage returns, as bars do, only the last version."""
-
-    def __init__(self, status: Status, stream: TextIO):
-        self.status, self.stream, self._unfinished = status, stream, ""
-
-    def write(self, text: str) -> None:
-        *lines, self._unfinished = (self._unfinished + text).split("\n")
-        for line in lines:
-            self.status.print(self.stream, line.rpartition("\r")[2] + "\n")
-
-    def flush(self) -> None:
-        """Nothing to do: whole lines are already written."""
-
-    def end(self) -> None:
-        """Finish the last line."""
-        if self._unfinished.strip():
-            self.write("\n")
-
-
-# --- tables of runs and scores -----------------------------------------------------------------------------------------
-
-COLUMNS = ("run", "state", "profile", "leakage", "finished (UTC)", "TEST accuracy", "TEST macro F1", "time")
-SCORES = ("", "images", "accuracy", "macro F1", "ECE")
+                self._clear(self.line()[: self._width - 1])
+        elif now - self._logged >= (
+            LOG_EPOCH if task.startswith("epoch ") and task != self._logged_task else LOG_EVERY
+        ):
+            self._logged, self._logged_task = now, task
+            self._print(sys.stdout, self.line())
 
 
 def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     """A row of COLUMNS for each run, by name; and the faults of runs with a damaged file."""
-    rows, faults = [], []
+    rows: list[tuple[str, ...]] = []
+    faults = []
     for file in sorted(outputs.glob("*/run.json")):
+        name = runs.printable(file.parent.name)
         try:
             run = runs.read(file.parent)
         except (files.TornFile, OSError) as error:
-            rows.append((runs.printable(file.parent.name), "damaged", *[""] * (len(COLUMNS) - 2)))
-            faults.append(f"{runs.printable(file.parent.name)}: {error}")
+            rows.append((name, "damaged", *[""] * (len(COLUMNS) - 2)))
+            faults.append(f"{name}: {error}")
             continue
-        scores = ("", "")
-        if run.metrics:
-            test = run.metrics["test"]
-            scores = tuple(with_interval(test, name) for name in runs.INTERVALS)
-        policy = str(run.parameters["merge_split"].get("leakage", ""))
-        finished = run.finished[:16].replace("T", " ")
-        rows.append((run.name, run.state, run.profile, policy, finished, *scores, progress.in_words(run.seconds)))
+        scores = [with_interval(run.metrics["test"], score) if run.metrics else "" for score in runs.INTERVALS]
+        policy, finished = run.parameters["merge_split"].get("leakage", ""), run.finished[:16].replace("T", " ")
+        rows.append((name, run.state, run.profile, policy, finished, *scores, progress.in_words(run.seconds)))
     return rows, faults
 
 
@@ -290,14 +276,12 @@ def print_list(outputs: Path) -> None:
         say(fault)
 
 
-def print_summary(folders: runs.RunFolders, n_ran: int) -> None:
+def print_summary(run: runs.Run, n_ran: int) -> None:
     """Print the scores of the run's model, in one line where no stage ran, and where the report is."""
-    metrics = runs.read(folders.run).metrics
+    metrics, file = runs.read(run.folder).metrics, run.path("metrics.json")
     if metrics is None:
-        if folders.path("metrics.json").is_file():
-            say(
-                f"{folders.path('metrics.json')} holds the scores of an earlier model or other data: run the stages after it too"
-            )
+        if file.is_file():
+            say(f"{file} holds the scores of an earlier model or other data: run the stages after it too")
         return
     if n_ran:
         from fer_utils.evaluation import report  # pandas takes a while to import
@@ -305,8 +289,7 @@ def print_summary(folders: runs.RunFolders, n_ran: int) -> None:
         print()
         print_table([SCORES, *score_rows(metrics)])
         print()
-        for line in (report.drawn_line(metrics), report.labels_line(metrics), report.honesty_line(metrics)):
-            if line:
-                say(line)
+        notes = (report.drawn_line(metrics), report.labels_line(metrics), report.honesty_line(metrics))
+        say("\n".join(filter(None, notes)))
     scores = [f"TEST {name} {with_interval(metrics['test'], key)}" for key, name in runs.INTERVALS.items()]
-    say(f"{', '.join(scores)}; report: {folders.path('report.html')}")
+    say(f"{', '.join(scores)}; report: {run.path('report.html')}")

@@ -1,33 +1,26 @@
 """Finds faces in photographs with MTCNN or YuNet, and crops them as the training images are cropped.
 
-MTCNN (Zhang et al. 2016, arXiv:1604.02878) comes from the package `mtcnn`, which includes its weights. The package is
-imported with the first detector, not with this module. YuNet (Wu et al. 2023, doi:10.1007/s11633-023-1423-y) is run by
-OpenCV from a file (see yunet_file).
+MTCNN (Zhang et al. 2016, arXiv:1604.02878) comes from the package `mtcnn`, which includes its weights. YuNet (Wu et al.
+2023, doi:10.1007/s11633-023-1423-y) is run by OpenCV from a file (see yunet_file).
 """
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from fer_utils import images
 from fer_utils.predict import yunet_file
-from fer_utils.predict.yunet_file import YuNetMissing
 
 import cv2
 import numpy as np
 
-NAMES = ("auto", "mtcnn", "yunet")
 LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")  # MTCNN's names, in YuNet's order
-SMALLEST = (
-    20  # pixels; size of a face for MTCNN's first network; mtcnn 1.0.0 fails with a larger value (see Mtcnn.find)
-)
+SMALLEST = 20  # pixels; the size of a face for MTCNN's first network
 UPRIGHT = ((-1, -1), (1, -1), (0, 0), (-0.8, 1), (0.8, 1))  # the landmarks of an upright face, in some unit
-# Width over height of both detectors' boxes; where the picture's border cuts a face, they frame its rest.
-PROPORTION = 0.8
+PROPORTION = 0.8  # width over height of both detectors' boxes, except of a face that the picture's border cuts
 TREMBLE = 5.0  # degrees; about the error of both detectors' landmarks: a smaller turn is none
-NEAR = 0.05  # of a box's side: so near to the border a face is taken for cut
+NEAR = 0.05  # of a box's side: a face so near to the border counts as cut
 MIN_SIDE = 48  # pixels; smaller pictures are padded, since MTCNN's pyramid would be empty
 OVERLAP = 0.3  # of two YuNet boxes that share more than this of their union, the less confident one is dropped
 # Pixels. YuNet was trained on faces up to about 300 px and misses much larger ones; in the astronaut's picture it is sure
@@ -55,41 +48,45 @@ class Box:
 
     def within(self, picture: np.ndarray) -> "Box":
         """The part of the box that lies in the picture."""
-        height, width = picture.shape[:2]
-        left, top = min(max(self.x, 0), width), min(max(self.y, 0), height)
-        right, bottom = min(max(self.x + self.width, 0), width), min(max(self.y + self.height, 0), height)
+        left, right = np.clip((self.x, self.x + self.width), 0, picture.shape[1]).tolist()
+        top, bottom = np.clip((self.y, self.y + self.height), 0, picture.shape[0]).tolist()
         return replace(self, x=left, y=top, width=right - left, height=bottom - top)
 
     def turn(self) -> float:
-        """The angle in degrees by which the face is turned clockwise in the picture; 0 below TREMBLE and without landmarks.
-
-        All landmarks tell it: in a profile the eyes alone lie too near each other.
-        """
+        """The angle in degrees by which the face is turned clockwise; 0 below TREMBLE and without landmarks."""
         if not self.landmarks:
             return 0.0
+        # Of all landmarks: in a profile the eyes alone lie too near each other.
         seen, upright = (np.array(points) @ (1, 1j) for points in (self.landmarks, UPRIGHT))
         turn = math.degrees(np.angle(np.vdot(upright - upright.mean(), seen - seen.mean())))
         return turn if abs(turn) >= TREMBLE else 0.0
 
 
-class Detector(Protocol):
+class Detector:
     """Finds upright faces, frontal or moderately turned.
 
+    smallest: pixels of the smallest face to find; a larger value is faster, since the picture is shrunk first.
+    threshold: smallest confidence of a face, 0 to 1; a lower value finds more faces and more false ones.
     framing: side of a square cropped as FER2013's pictures are, over the mean side of the detector's box.
     """
 
     framing: float
 
+    def __init__(self, smallest: int, threshold: float):
+        if smallest < SMALLEST:
+            raise ValueError(f"smallest is {smallest} pixels, the detector sees nothing under {SMALLEST}")
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold is {threshold}; it is a confidence between 0 and 1")
+        self._scale, self._threshold = SMALLEST / smallest, threshold
+
     def find(self, picture: np.ndarray) -> list[Box]:
         """The faces in an RGB picture, uint8 (height, width, 3), from left to right."""
+        raise NotImplementedError
 
 
-class Mtcnn:
-    """The detector of the package `mtcnn`.
-
-    smallest: pixels of the smallest face to find; a larger value is faster, since the picture is shrunk first.
-    threshold: smallest confidence of a face, 0 to 1; a lower value finds more faces and more false ones.
-    """
+class Mtcnn(Detector):
+    """The detector of the package `mtcnn`. It is not given `min_face_size`: with a larger one mtcnn 1.0.0 builds levels
+    too small for its network, and then fails or finds no face."""
 
     THRESHOLD = 0.9  # measured by tests/benchmarks/detection.py
     # Measured on 240 faces of FER2013's train folder: the box has a mean side of 0.909 of the picture (10 %–90 %: 0.75–1.12)
@@ -97,134 +94,100 @@ class Mtcnn:
     framing = 1.10
 
     def __init__(self, smallest: int = SMALLEST, threshold: float = THRESHOLD):
-        _check(smallest, threshold)
-        self._threshold = threshold
-        self._scale = SMALLEST / smallest
-        self._network = _load_network()
+        super().__init__(smallest, threshold)
+        import keras  # takes seconds, and YuNet does without
+
+        if (backend := keras.config.backend()) != "tensorflow":
+            raise DetectorMissing(
+                f"mtcnn computes with TensorFlow alone, and KERAS_BACKEND is {backend}: name YuNet's file with --detector, "
+                "or give crops of faces with --no-detect"
+            )
+        try:
+            from mtcnn import MTCNN
+        except ImportError as error:
+            raise DetectorMissing(
+                f"the face detector is not installed ({error}): `pip install 'mtcnn>=1,<2'`, or give crops of faces "
+                "with --no-detect"
+            ) from error
+        self._network = MTCNN()
 
     def find(self, picture: np.ndarray) -> list[Box]:
-        """See Detector.
-
-        The picture is scaled instead of setting `min_face_size`: with a larger one mtcnn 1.0.0 builds levels too small
-        for its network, and then fails or finds no face.
-        """
-        scaled = _at_least(_scaled(picture, self._scale), MIN_SIDE)
-        found = self._network.detect_faces(scaled, threshold_onet=self._threshold)
+        small = scaled(picture, self._scale)
+        bottom, right = (max(0, MIN_SIDE - length) for length in small.shape[:2])
+        padded = cv2.copyMakeBorder(small, 0, bottom, 0, right, cv2.BORDER_CONSTANT)
         boxes = (
             _box(face["box"], [face["keypoints"][name] for name in LANDMARKS], face["confidence"], self._scale)
-            for face in found
+            for face in self._network.detect_faces(padded, threshold_onet=self._threshold)
         )
         return _in_order(boxes, picture)
 
 
-class YuNet:
-    """OpenCV's FaceDetectorYN. smallest and threshold: as for Mtcnn. Not for several threads at once.
-
-    file: YuNet's file; without it yunet_file.locate says where it is. Raises YuNetMissing.
-    """
+class YuNet(Detector):
+    """OpenCV's FaceDetectorYN, not for several threads at once. file: see yunet_file.locate. Raises YuNetMissing."""
 
     THRESHOLD = 0.8  # measured by tests/benchmarks/detection.py
     # 274 of 300 faces of FER2013: a mean side of 0.923 (10 %–90 %: 0.74–1.11), the centre 0.49 across and 0.52 down.
     framing = 1.08
 
     def __init__(self, smallest: int = SMALLEST, threshold: float = THRESHOLD, file: Path | None = None):
-        _check(smallest, threshold)
-        self._threshold = threshold
-        self._scale = SMALLEST / smallest
+        super().__init__(smallest, threshold)
         path = yunet_file.locate(file)
-        level = cv2.utils.logging.setLogLevel(
-            cv2.utils.logging.LOG_LEVEL_ERROR
-        )  # OpenCV 5 warns of what is not asked for
+        errors_only = cv2.utils.logging.LOG_LEVEL_ERROR  # OpenCV 5 warns of what is not asked for
+        level = cv2.utils.logging.setLogLevel(errors_only)
         try:
             self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), threshold, OVERLAP)
         finally:
             cv2.utils.logging.setLogLevel(level)
 
     def find(self, picture: np.ndarray) -> list[Box]:
-        """See Detector. Larger pictures are searched several times, each a quarter of the size before, for larger faces."""
+        # Larger pictures are searched several times, each a quarter of the size before, for larger faces.
         bgr = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR)
-        scale, faces = self._scale, []
-        while True:
-            scaled = _scaled(bgr, scale)
-            found = self._found(scaled)
-            is_last = max(scaled.shape[:2]) <= 2 * LARGEST
-            faces += [(face[:14] / scale, face[-1]) for face in found if is_last or max(face[2:4]) <= LARGEST]
-            if is_last:
-                break
+        scale, faces, is_last = self._scale, [], False
+        while not is_last:
+            level = scaled(bgr, scale)
+            is_last = max(level.shape[:2]) <= 2 * LARGEST
+            self._network.setInputSize(level.shape[1::-1])
+            _, found = self._network.detect(
+                level
+            )  # rows: x, y, width, height, ten coordinates of landmarks, confidence
+            for face in () if found is None else found:
+                if is_last or max(face[2:4]) <= LARGEST:
+                    faces.append((face[:14] / scale, float(face[14])))
             scale /= 4
-        places, confidences = [place[:4].tolist() for place, _ in faces], [float(p) for _, p in faces]
-        kept = cv2.dnn.NMSBoxes(places, confidences, self._threshold, OVERLAP)
-        return _in_order((_box(faces[n][0][:4], faces[n][0][4:].reshape(5, 2), faces[n][1], 1) for n in kept), picture)
-
-    def _found(self, bgr: np.ndarray) -> np.ndarray:
-        """Rows of x, y, width, height, ten coordinates of landmarks, confidence."""
-        self._network.setInputSize(bgr.shape[1::-1])
-        found = self._network.detect(bgr)[1]
-        return np.empty((0, 15)) if found is None else found
+        sides, confidences = [points[:4].tolist() for points, _ in faces], [confidence for _, confidence in faces]
+        kept = [faces[n] for n in cv2.dnn.NMSBoxes(sides, confidences, self._threshold, OVERLAP)]
+        boxes = (_box(points[:4], points[4:].reshape(5, 2), confidence) for points, confidence in kept)
+        return _in_order(boxes, picture)
 
 
 def detector(
     name: str, smallest: int = SMALLEST, threshold: float | None = None, say: Callable[[str], None] = print
 ) -> Detector:
-    """The detector called `mtcnn` or `yunet`, YuNet from the file at a path, or for `auto` YuNet if its file is there or can
-    be fetched, else MTCNN, which `say` is told. threshold: None takes the detector's own.
-
-    Raises DetectorMissing.
-    """
-    given = {"smallest": smallest} | ({} if threshold is None else {"threshold": threshold})
-    if name == "mtcnn":
-        return Mtcnn(**given)
-    try:
-        return YuNet(**given, file=None if name in NAMES else Path(name))
-    except YuNetMissing as error:
-        if name != "auto":
-            raise DetectorMissing(f"--detector {name}: {error}") from error
-        say(f"detector: mtcnn; {error}")
-        return Mtcnn(**given)
+    """The detector `mtcnn` or `yunet`, YuNet from the file at a path, or for `auto` YuNet if its file is there or can be
+    fetched, else MTCNN, and `say` gets the reason. threshold: None is the detector's own. Raises DetectorMissing."""
+    if name != "mtcnn":
+        try:
+            file = None if name in ("auto", "yunet") else Path(name)
+            return YuNet(smallest, YuNet.THRESHOLD if threshold is None else threshold, file)
+        except yunet_file.YuNetMissing as error:
+            if name != "auto":
+                raise DetectorMissing(f"--detector {name}: {error}") from error
+            say(f"detector: mtcnn; {error}")
+    return Mtcnn(smallest, Mtcnn.THRESHOLD if threshold is None else threshold)
 
 
-def _check(smallest: int, threshold: float) -> None:
-    if smallest < SMALLEST:
-        raise ValueError(f"smallest is {smallest} pixels, the detector sees nothing under {SMALLEST}")
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold is {threshold}; it is a confidence between 0 and 1")
-
-
-def _load_network():
-    import keras  # takes seconds, and YuNet does without
-
-    if (backend := keras.config.backend()) != "tensorflow":
-        raise DetectorMissing(
-            f"mtcnn computes with TensorFlow alone, and KERAS_BACKEND is {backend}: name YuNet's file with --detector, or give "
-            "crops of faces with --no-detect"
-        )
-    try:
-        from mtcnn import MTCNN
-    except ImportError as error:
-        raise DetectorMissing(
-            f"the face detector is not installed ({error}): `pip install 'mtcnn>=1,<2'`, or give crops of faces with --no-detect"
-        ) from error
-    return MTCNN()
-
-
-def _scaled(picture: np.ndarray, scale: float) -> np.ndarray:
-    if scale == 1:
-        return picture
+def scaled(picture: np.ndarray, scale: float) -> np.ndarray:
+    """The picture with both sides times `scale`, at least one pixel; for a scale of 1 itself."""
     height, width = picture.shape[:2]
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return picture if scale == 1 else cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-def _at_least(picture: np.ndarray, side: int) -> np.ndarray:
-    """The picture, padded in black at the right and bottom if a side is too short; boxes keep their coordinates."""
-    bottom, right = (max(0, side - length) for length in picture.shape[:2])
-    return cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_CONSTANT) if bottom or right else picture
-
-
-def _box(place, landmarks, confidence: float, scale: float) -> Box:
+def _box(sides, landmarks, confidence: float, scale: float = 1) -> Box:
     """A box from its corner and sides and its landmarks, all of them divided by `scale`."""
     points = tuple((float(x) / scale, float(y) / scale) for x, y in landmarks)
-    return Box(*(round(float(value) / scale) for value in place), round(float(confidence), 4), points)
+    x, y, width, height = (round(float(value) / scale) for value in sides)
+    return Box(x, y, width, height, round(float(confidence), 4), points)
 
 
 def _in_order(boxes: Iterable[Box], picture: np.ndarray) -> list[Box]:
@@ -249,34 +212,29 @@ def _completed(begin: int, length: int, whole: int, end: int) -> tuple[int, int]
 
 
 def crop(picture: np.ndarray, box: Box, framing: float) -> np.ndarray:
-    """The face cropped as in FER2013: uint8 grey (48, 48), a square of `framing` times the box's mean side, turned about the
-    box's centre so that the face is upright, if its landmarks are known.
-
-    Outside the picture the edge pixels are repeated.
-    """
+    """The face cropped as in FER2013: uint8 grey (48, 48), a square of `framing` times the box's mean side, turned about its
+    centre so that the face is upright, if its landmarks are known. Outside the picture the edge pixels are repeated."""
     side = max(1, round(framing * (box.width * box.height) ** 0.5))
     turn = box.turn()
     margin = math.ceil(side * (2**0.5 - 1) / 2) if turn else 0  # a square turned by 45° reaches so much further
     reach = side + 2 * margin
     left = round(box.x + box.width / 2 - side / 2) - margin
     top = round(box.y + box.height / 2 - side / 2) - margin
-    height, width = picture.shape[:2]
-    rows = np.clip(np.arange(top, top + reach), 0, height - 1)
-    columns = np.clip(np.arange(left, left + reach), 0, width - 1)
-    square = picture[np.ix_(rows, columns)]
+    middle = (reach - 1) / 2
+    square = cv2.getRectSubPix(picture, (reach, reach), (left + middle, top + middle))
     if turn:
-        way = cv2.getRotationMatrix2D(((reach - 1) / 2, (reach - 1) / 2), turn, 1)
-        square = cv2.warpAffine(square, way, (reach, reach), borderMode=cv2.BORDER_REPLICATE)
+        matrix = cv2.getRotationMatrix2D((middle, middle), turn, 1)
+        square = cv2.warpAffine(square, matrix, (reach, reach), borderMode=cv2.BORDER_REPLICATE)
     return images.as_face(square[margin : margin + side, margin : margin + side])
 
 
 def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:
     """A function that returns the crops of the faces in an RGB picture, or None for `whole`. faces: `whole` or `detect`.
 
-    It is MTCNN's, which needs no file: what a run trains on must not depend on what a machine has fetched. Raises
-    DetectorMissing.
+    Raises DetectorMissing.
     """
     if faces == "whole":
         return None
+    # It needs no file: what a run trains on must not depend on what a machine has fetched.
     mtcnn = Mtcnn()
     return lambda picture: [crop(picture, box, mtcnn.framing) for box in mtcnn.find(picture)]

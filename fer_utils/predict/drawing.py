@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fer_utils import files
 from fer_utils.predict.detection import Box
+from fer_utils.predict.photographs import Picture
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ MARK = "_faces"  # added to the name of a copy
 RATE = 10.0  # frames per second of a copy if the source's rate is unknown
 MAX_RATE = 240.0  # of a copy; a file without a rate of its own may claim 1000, the unit of its times
 LONGEST = 10.0  # seconds for which a copy shows one frame, so that a wrong time in a source cannot fill the disk
+FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str], note: str = "") -> np.ndarray:
@@ -26,47 +28,41 @@ def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str], note
     thickness, size = max(1, round(2 * scale)), max(0.4, 0.7 * scale)
     for box, label in zip(boxes, labels, strict=True):
         cv2.rectangle(copy, (box.x, box.y), (box.x + box.width, box.y + box.height), COLOUR, max(2, thickness))
-        (width, height), below = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, size, thickness)
+        (width, height), below = cv2.getTextSize(label, FONT, size, thickness)
         foot = max(box.y - below, height + below)
         cv2.rectangle(copy, (box.x, foot - height - below), (box.x + width, foot + below), COLOUR, cv2.FILLED)
-        cv2.putText(copy, label, (box.x, foot), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), thickness, cv2.LINE_AA)
-    if note:
-        _write_at_foot(copy, note)
+        cv2.putText(copy, label, (box.x, foot), FONT, size, (0, 0, 0), thickness, cv2.LINE_AA)
+    if note:  # as large as the width allows
+        height, width = copy.shape[:2]
+        (wide, high), below = cv2.getTextSize(note, FONT, 1, 1)
+        size = 0.96 * width / wide
+        strip, base = round(1.6 * size * (high + below)), round(0.3 * size * (high + below)) + round(size * below)
+        cv2.rectangle(copy, (0, max(0, height - strip)), (width, height), (0, 0, 0), cv2.FILLED)
+        cv2.putText(copy, note, (round(0.02 * width), height - base), FONT, size, (255, 255, 255), 1, cv2.LINE_AA)
     return copy
 
 
-def _write_at_foot(picture: np.ndarray, note: str) -> None:
-    """Write the note across the foot of the picture, in place, as large as its width allows."""
-    height, width = picture.shape[:2]
-    (wide, high), below = cv2.getTextSize(note, cv2.FONT_HERSHEY_SIMPLEX, 1, 1)
-    size = 0.96 * width / wide
-    foot = max(0, height - round(1.6 * size * (high + below)))
-    cv2.rectangle(picture, (0, foot), (width, height), (0, 0, 0), cv2.FILLED)
-    base = height - round(0.3 * size * (high + below)) - round(size * below)
-    cv2.putText(
-        picture, note, (round(0.02 * width), base), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), 1, cv2.LINE_AA
-    )
-
-
-class Copies:
+class Copies(contextlib.ExitStack):
     """Writes annotated copies to a folder: PNG files of pictures, one MP4 of each video, all atomically.
 
-    A video's copy has a fixed rate and plays as long as its source: it shows a frame until the next one's time.
-    A copy takes a free name. No file gives way to it: neither a source, nor another file, nor a copy of an earlier call.
+    A video's copy has a fixed rate and plays as long as its source: it shows a frame until the next one's time. After
+    an error the unfinished one is deleted. A copy takes a free name, and replaces no file.
     """
 
     def __init__(self, folder: Path):
+        super().__init__()  # it holds the video that is being written
         self._folder = folder
-        self._video: tuple[str, contextlib.ExitStack, cv2.VideoWriter] | None = None
-        self._last = np.empty(0)  # frame of the video, its time, and the places in the copy up to that time and written
+        self._source, self._writer = "", cv2.VideoWriter()
+        # Of the video: the last frame, its time, and how many frames of the copy are due by then and written.
+        self._last: np.ndarray = np.empty(0)
         self._seconds, self._due, self._written = 0.0, 0.0, 0
 
-    def __enter__(self) -> "Copies":
-        return self
-
-    def __exit__(self, *error) -> None:
-        if self._video:  # after an error the unfinished video is deleted
-            self._video[1].__exit__(*error)
+    def add(self, picture: Picture, rgb: np.ndarray, every: int) -> None:
+        """Write the annotated copy `rgb` of a picture, or of a frame of a video of which each `every`-th is read."""
+        if picture.seconds is None:
+            self.add_picture(picture.source, rgb)
+        else:
+            self.add_frame(picture.source, rgb, picture.seconds, (picture.rate or RATE) / every)
 
     def add_picture(self, source: str, rgb: np.ndarray) -> Path:
         """Write a picture's copy; return its path."""
@@ -77,37 +73,22 @@ class Copies:
 
     def add_frame(self, source: str, rgb: np.ndarray, seconds: float, rate: float) -> None:
         """Write a frame to the copy of its video, which ends with the next source or with this object."""
-        rate = min(rate, MAX_RATE)
-        if self._video is None or self._video[0] != source:
-            self._end_video()
-            self._video = self._begin_video(source, rgb.shape, rate)
-            self._seconds, self._due, self._written = seconds, 0.0, 0
+        rate, bgr = min(rate, MAX_RATE), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+        if self._source != source:
+            self.close()  # the video before
+            path, size = self._path(source, ".mp4"), (rgb.shape[1], rgb.shape[0])
+            temporary = self.enter_context(files.replacing(path))
+            self._writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+            if not self._writer.isOpened():
+                raise files.OutputError(f"{path}: this OpenCV cannot write MP4 videos; leave out --annotate")
+            self.callback(self._writer.release)
+            self._source, self._seconds, self._due, self._written = source, seconds, 0.0, 0
         self._due += min(seconds - self._seconds, LONGEST) * rate
-        while self._written < round(self._due):
-            self._write(self._last)
-        self._seconds, self._last = seconds, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-        if self._written == round(self._due):  # else a frame has this place already
-            self._write(self._last)
-
-    def _write(self, bgr: np.ndarray) -> None:
-        self._video[2].write(bgr)
-        self._written += 1
-
-    def _begin_video(self, source: str, shape: tuple[int, ...], rate: float):
-        path = self._path(source, ".mp4")
-        stack = contextlib.ExitStack()
-        temporary = stack.enter_context(files.replacing(path))
-        code = cv2.VideoWriter.fourcc(*"mp4v")
-        writer = cv2.VideoWriter(str(temporary), code, rate, (shape[1], shape[0]))
-        if not writer.isOpened():
-            raise files.OutputError(f"{path}: this OpenCV cannot write MP4 videos; leave out --annotate")
-        stack.callback(writer.release)
-        return source, stack, writer
-
-    def _end_video(self) -> None:
-        if self._video:
-            self._video[1].close()
-        self._video = None
+        # The frame before until this one's time, then this one, unless a frame was written for this time already.
+        due, written = round(self._due), self._written
+        for frame in [self._last] * (due - written) + [bgr] * (due >= written):
+            self._writer.write(frame)
+        self._last, self._seconds, self._written = bgr, seconds, max(written, due + 1)
 
     def _path(self, source: str, suffix: str) -> Path:
         """The first name that is free in this folder."""

@@ -5,7 +5,7 @@ in memory for KEPT seconds at most, and answers are sent inside the page instead
 """
 
 import base64
-import html
+import itertools
 import os
 import socket
 import sys
@@ -14,28 +14,43 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import report
 from fer_utils.images import UnreadableImage
-from fer_utils.predict.detection import Detector
+from fer_utils.predict.detection import Detector, scaled
 from fer_utils.predict.photographs import Picture
 from fer_utils.predict.reader import Face, Reader, Reading
-from fer_utils.predict.smoothing import Smoother
+from fer_utils.predict.tracking import Tracker
 from fer_utils.training import model_files
 
 import cv2
 import numpy as np
+from jinja2 import Environment
 
 MAX_SIDE = 2000  # pixels; larger pictures are shrunk before faces are looked for
 SHOWN_SIDE = 900  # pixels of the picture in the answer
+HEAT_SIZE = 144, 144  # pixels of Grad-CAM over a face
 KEPT = 600  # seconds
 SMOOTHED = 0.5  # seconds, of the camera
-STREAM_EVERY = 0.06  # seconds between two pictures of the camera
-NO_FACE = "No face found. The detector looks for upright faces from about 20 pixels on."
+ONCE: dict[str, Any] = {"concurrency_limit": 1, "api_visibility": "private"}
+STREAM: dict[str, Any] = {"stream_every": 0.06, "show_progress": "hidden", "time_limit": None}  # seconds
+
+# Of Gradio's server. Up to its limit of a file's size `decode` says what is wrong; with a run history the browser would
+# keep what was asked.
+LAUNCH: dict[str, Any] = {
+    "max_file_size": 5 * images.MAX_FILE_BYTES,
+    "run_history": False,
+    "share": False,
+    "quiet": True,
+}
+LAUNCH |= {"prevent_thread_lock": True, "ssr_mode": False, "footer_links": []}
 
 LIMITS = """- An expression is not an emotion: what a face shows does not tell reliably what a person feels.
 - Do not decide about people with it: not in hiring, at work, in education, in policing, at borders, in insurance or credit, in
@@ -58,6 +73,22 @@ CSS = """
 .answer .best { font-weight: 700; }
 """
 
+ANSWER = Environment(autoescape=True).from_string("""<div class="answer">
+{% if message %}<p class="message" role="alert">{{ message }}</p>{% else %}
+<img class="shown" alt="the picture, its faces framed" src="{{ picture }}" data-boxes="
+  {% for face, crop, heat in faces %}{{ [face.box.x, face.box.y, face.box.width, face.box.height] }}{% endfor %}">
+{% if note %}<p class="note">{{ note }}</p>{% endif %}
+{% if foot %}<p>{{ foot }}</p>{% endif %}
+<div class="faces">{% for face, crop, heat in faces %}<div class="face"><div>
+  <img alt="the face as the model sees it" src="{{ crop }}">
+  {% if heat %}<img class="heat" alt="Grad-CAM of {{ face.expression }}" src="{{ heat }}">{% endif %}</div>
+  <div class="bars">{% for name, p in face.named.items() %}{% set best = " best" if name == face.expression %}
+    <span class="name{{ best }}">{{ name }}</span>
+    <span class="track"><span class="bar" style="display:block;width:{{ "%.1f" % (100 * p) }}%"></span></span>
+    <span class="value{{ best }}">{{ "%.0f" % (100 * p) }}%</span>{% endfor %}</div></div>
+{% else %}<p class="no-face">No face found. The detector looks for upright faces from about 20 pixels on.</p>
+{% endfor %}</div>{% endif %}</div>""")
+
 
 class PageError(OSError):
     """The page cannot be served: Gradio is not installed, or the address is taken or none of this machine."""
@@ -66,27 +97,24 @@ class PageError(OSError):
 class Session:
     """Answers pictures with HTML, one at a time: detector and model are not for several threads at once."""
 
-    def __init__(self, model_file: Path, detector: Detector):
+    def __init__(self, model_file: Path, detector: Detector | None):
         self._reader = Reader(model_file, detector)
-        self._detector = detector
+        self.note = self._reader.note
         is_readable = model_file.suffix == ".keras" or model_files.is_shipped(model_file)
         self._keras_file = model_file if is_readable else model_file.parent / "model.keras"
-        self._keras = None
-        self._lock = threading.Lock()
         self.has_grad_cam = self._keras_file.is_file()
+        self._lock = threading.Lock()
 
-    @property
-    def note(self) -> str:
-        return self._reader.note
+    @cached_property
+    def _keras(self):
+        return _innermost(model_files.load_keras(self._keras_file))
 
-    def answer_file(self, path: str | None, with_grad_cam: bool = False) -> tuple[str, np.ndarray | None]:
+    def answer_file(self, path: str, with_grad_cam: bool = False) -> tuple[str, np.ndarray | None]:
         """The answer to an uploaded file, as HTML, or what is wrong with it; and the picture. The file is deleted."""
-        if path is None:
-            return "", None
         try:
             rgb = decode(Path(path))
         except UnreadableImage as error:
-            return _message(str(error)), None
+            return ANSWER.render(message=str(error)), None
         finally:
             Path(path).unlink(missing_ok=True)
         return self.answer(rgb, with_grad_cam), rgb
@@ -96,63 +124,41 @@ class Session:
         if rgb is None:
             return ""
         with self._lock:
-            reading = self._read(Picture("", rgb))
-            heat = self._heat(reading) if with_grad_cam and reading.faces else None
-        return self._html(reading, heat)
+            reading = self._reader.read_one(Picture("", rgb))
+            heat = self._heat(reading.faces) if with_grad_cam and reading.faces else []
+        return _html(reading, heat)
 
-    def answer_camera(self, rgb: np.ndarray | None, live: "Live | None") -> tuple[str, "Live"]:
-        """The faces of one of the camera's pictures, as HTML, its labels smoothed; and what the next picture needs."""
-        live = live or Live()
+    def answer_camera(self, rgb: np.ndarray | None, live: tuple | None) -> tuple[str, tuple | None]:
+        """The camera's picture answered as HTML; and what the next one needs: the tracker, the times of the last 30."""
         if rgb is None:
             return "", live
+        tracker, times = live or (Tracker(SMOOTHED), deque(maxlen=30))
         with self._lock:
-            reading = live.smoother.smoothed(self._read(Picture("camera", rgb, 0, time.monotonic())))
-        return self._html(reading, None, f"{live.rate():.1f} pictures a second"), live
+            reading = tracker.followed(self._reader.read_one(Picture("camera", rgb, 0, time.monotonic())))
+        times.append(time.monotonic())
+        rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+        return _html(reading, foot=f"{rate:.1f} pictures a second"), (tracker, times)
 
-    def _read(self, picture: Picture) -> Reading:
-        (reading,) = self._reader.read([picture], is_live=True)
-        return reading
-
-    def _heat(self, reading: Reading) -> np.ndarray:
+    def _heat(self, faces: Sequence[Face]) -> list[str]:
+        """Each face under its heat map of Grad-CAM in colours from blue (0) to red (1), as a data URL."""
         from fer_utils.evaluation import grad_cam  # TensorFlow takes seconds to import
 
-        if self._keras is None:
-            self._keras = _innermost(model_files.load_keras(self._keras_file))
-        crops = self._crops(reading)
-        classes = np.array([int(np.argmax(face.probabilities)) for face in reading.faces])
-        return grad_cam.heat_maps(self._keras, crops[..., None], classes)
-
-    def _crops(self, reading: Reading) -> np.ndarray:
-        return np.array([face.crop for face in reading.faces])
-
-    def _html(self, reading: Reading, heat: np.ndarray | None, foot: str = "") -> str:
-        shown = _shrunk(replace(reading, note="").drawn(), SHOWN_SIDE)  # the note stands below
-        boxes = " ".join(f"{face.box.x},{face.box.y},{face.box.width},{face.box.height}" for face in reading.faces)
-        parts = [f'<img class="shown" alt="the picture, its faces framed" data-boxes="{boxes}" src="{_inline(shown)}">']
-        parts += [f'<p class="note">{html.escape(reading.note)}</p>'] if reading.note else []
-        parts += [f"<p>{html.escape(foot)}</p>"] if foot else []
-        if reading.faces:
-            crops = self._crops(reading)
-            maps = [None] * len(crops) if heat is None else heat
-            cards = [_card(*entry) for entry in zip(reading.faces, crops, maps, strict=True)]
-            parts.append(f'<div class="faces">{"".join(cards)}</div>')
-        else:
-            parts.append(f'<p class="no-face">{NO_FACE}</p>')
-        return f'<div class="answer">{"".join(parts)}</div>'
+        crops = np.array([face.crop for face in faces])
+        classes = np.array([CLASSES.index(face.expression) for face in faces])
+        shown = []
+        for crop, heat in zip(crops, grad_cam.heat_maps(self._keras, crops[..., None], classes), strict=True):
+            grey = cv2.resize(crop, HEAT_SIZE, interpolation=cv2.INTER_CUBIC)
+            levels = np.rint(255 * cv2.resize(heat.astype(np.float32), HEAT_SIZE).clip(0, 1)).astype(np.uint8)
+            colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+            shown.append(_inline(np.dstack([grey] * 3) // 2 + colours // 2))
+        return shown
 
 
-class Live:
-    """What a camera's next picture needs to know of those before it."""
-
-    def __init__(self) -> None:
-        self.smoother = Smoother(SMOOTHED)
-        self._times: deque[float] = deque(maxlen=30)
-
-    def rate(self) -> float:
-        """Pictures a second over the last 30, this one counted."""
-        self._times.append(time.monotonic())
-        span = self._times[-1] - self._times[0]
-        return (len(self._times) - 1) / span if span else 0.0
+def _html(reading: Reading, heat: Sequence[str] = (), foot: str = "") -> str:
+    picture = _inline(_shrunk(replace(reading, note="").drawn(), SHOWN_SIDE))  # the note stands below
+    crops = [_inline(face.crop) for face in reading.faces if face.crop is not None]
+    faces = list(itertools.zip_longest(reading.faces, crops, heat))
+    return ANSWER.render(picture=picture, faces=faces, note=reading.note, foot=foot)
 
 
 def decode(path: Path) -> np.ndarray:
@@ -175,11 +181,7 @@ def _innermost(model):
 
 
 def _shrunk(rgb: np.ndarray, side: int) -> np.ndarray:
-    scale = side / max(rgb.shape[:2])
-    if scale >= 1:
-        return rgb
-    height, width = (max(1, round(length * scale)) for length in rgb.shape[:2])
-    return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+    return scaled(rgb, min(1, side / max(rgb.shape[:2])))
 
 
 def _inline(rgb: np.ndarray) -> str:
@@ -189,55 +191,34 @@ def _inline(rgb: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
-def _card(face: Face, crop: np.ndarray, heat: np.ndarray | None) -> str:
-    """One face: what the model sees, where it looks, and seven bars."""
-    pictures = f'<img alt="the face as the model sees it" src="{_inline(crop)}">'
-    if heat is not None:
-        pictures += f'<img class="heat" alt="Grad-CAM of {face.expression}" src="{_inline(_overlaid(crop, heat))}">'
-    bars = ""
-    for name, p in zip(CLASSES, face.probabilities, strict=True):
-        best = " best" if name == face.expression else ""
-        bars += f'<span class="name{best}">{name}</span><span class="track"><span class="bar" style="display:block;width:{p:.1%}">'
-        bars += f'</span></span><span class="value{best}">{p:.0%}</span>'
-    return f'<div class="face"><div>{pictures}</div><div class="bars">{bars}</div></div>'
-
-
-def _overlaid(crop: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Half the crop, half the heat in colours from blue (0) to red (1): RGB (144, 144, 3)."""
-    size = 144, 144
-    grey = cv2.resize(crop, size, interpolation=cv2.INTER_CUBIC)
-    levels = np.rint(255 * cv2.resize(heat.astype(np.float32), size).clip(0, 1)).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
-    return (np.dstack([grey] * 3) // 2 + colours // 2).astype(np.uint8)
-
-
-def _message(text: str) -> str:
-    return f'<div class="answer"><p class="message" role="alert">{html.escape(text)}</p></div>'
-
-
 def about(model_file: Path, note: str) -> str:
     """Which model answers and how it scored, in Markdown, by the metrics.json beside it."""
-    run = model_file.parent.parent if model_file.parent.name == model_files.EXPORT else model_file.parent
-    lines = [f"**Model:** {run.name}, `{model_file.name}`"]
-    metrics_file = model_file.parent / "metrics.json"
-    if metrics_file.is_file():
-        with files.reading_json(metrics_file) as metrics:
+    folder, name = model_file.parent, model_file.name
+    run = folder.parent if folder.name == model_files.EXPORT else folder
+    if (folder / "metrics.json").is_file():
+        with files.reading_json(folder / "metrics.json") as metrics:
             test, against = metrics["test"], ""
-            if model_file.name == "model_votes.keras":
+            if name == "model_votes.keras":
                 test, against = metrics["label_sets"]["test"]["votes_output"], " against FER+'s majority"
             low, high = test["accuracy_interval"]
-            lines.append(
-                f"**Scores on {test['n']:,} TEST images{against}:** accuracy {test['accuracy']:.3f} ({low:.3f}–{high:.3f}, 95 %), "
-                f"macro F1 {test['macro_f1']:.3f}; a guess is right one time in seven. {report.honesty_line(metrics)}"
+            accuracy = f"accuracy {test['accuracy']:.3f} ({low:.3f}–{high:.3f}, 95 %), macro F1 {test['macro_f1']:.3f}"
+            scores = (
+                f"**Scores on {test['n']:,} TEST images{against}:** {accuracy}; a guess is right one time in seven."
             )
+            scores += f" {report.honesty_line(metrics)}"
     else:
-        lines.append(f"**Scores:** not known, since there is no `metrics.json` beside `{model_file.name}`.")
-    return "\n\n".join(([f"**{note}**"] if note else []) + lines)
+        scores = f"**Scores:** not known, since there is no `metrics.json` beside `{name}`."
+    return "\n\n".join([*([f"**{note}**"] if note else []), f"**Model:** {run.name}, `{name}`", scores])
 
 
-def app(model_file: Path, detector: Detector):
+def app(model_file: Path, detector: Detector | None):
     """The page as Gradio Blocks. Raises PageError without Gradio, NotOurModel for a file that is no model of this project."""
-    gradio = _gradio()
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio
+    except ImportError as error:
+        way = "`pip install 'gradio>=6.31,<7'`, or `uv sync --extra page`"
+        raise PageError(f"the page needs Gradio ({error}): {way}") from error
     _give_each_upload_a_folder()
     session = Session(model_file, detector)
     with gradio.Blocks(title="Facial expressions", analytics_enabled=False, delete_cache=(60, 60)) as blocks:
@@ -245,9 +226,8 @@ def app(model_file: Path, detector: Detector):
         gradio.Markdown(about(model_file, session.note), elem_classes="about")
         with gradio.Tab("Picture"), gradio.Row():
             with gradio.Column(scale=1, min_width=280):
-                upload = gradio.File(
-                    label=f"A picture, at most {images.MAX_MEGAPIXELS} megapixels", height=140, elem_id="upload"
-                )
+                limit = f"A picture, at most {images.MAX_MEGAPIXELS} megapixels"
+                upload = gradio.File(label=limit, height=140, elem_id="upload")
                 with_grad_cam = gradio.Checkbox(
                     label="Show where the model looks (Grad-CAM)",
                     info="" if session.has_grad_cam else "needs model.keras beside the model",
@@ -257,32 +237,22 @@ def app(model_file: Path, detector: Detector):
             with gradio.Column(scale=3, min_width=280):
                 answer = gradio.HTML(elem_id="answer")
             shown = gradio.State(time_to_live=KEPT)
-            once = {"concurrency_limit": 1, "api_visibility": "private"}
-            given = upload.upload(session.answer_file, [upload, with_grad_cam], [answer, shown], **once)
+            given = upload.upload(session.answer_file, [upload, with_grad_cam], [answer, shown], **ONCE)
             given.then(lambda: None, outputs=upload, api_visibility="private")  # ready for the next picture
-            with_grad_cam.input(session.answer, [shown, with_grad_cam], answer, **once)
+            with_grad_cam.input(session.answer, [shown, with_grad_cam], answer, **ONCE)
         with gradio.Tab("Camera"), gradio.Row():
             with gradio.Column(scale=1, min_width=280):
                 camera = gradio.Image(sources=["webcam"], streaming=True, label="Camera", elem_id="camera", height=260)
             with gradio.Column(scale=3, min_width=280):
                 live_answer = gradio.HTML(elem_id="live")
             live = gradio.State()
-            camera.stream(
-                session.answer_camera,
-                [camera, live],
-                [live_answer, live],
-                stream_every=STREAM_EVERY,
-                concurrency_limit=1,
-                show_progress="hidden",
-                api_visibility="private",
-                time_limit=None,
-            )
+            camera.stream(session.answer_camera, [camera, live], [live_answer, live], **ONCE, **STREAM)
         with gradio.Accordion("Limits", open=True, elem_id="limits"):
             gradio.Markdown(LIMITS)
     return blocks
 
 
-def serve(model_file: Path, detector: Detector, host: str = "127.0.0.1", port: int = 7860) -> None:
+def serve(model_file: Path, detector: Detector | None, host: str = "127.0.0.1", port: int = 7860) -> None:
     """Serve the page until Ctrl-C; bound to this machine alone unless `host` says otherwise.
 
     Raises PageError without Gradio or where the port is taken, NotOurModel for a file that is no model of this project.
@@ -290,44 +260,21 @@ def serve(model_file: Path, detector: Detector, host: str = "127.0.0.1", port: i
     try:
         socket.create_server((host, port)).close()
     except (OSError, UnicodeError, TypeError) as error:  # the latter two: what is no name of a machine
-        raise PageError(
-            f"the page cannot be served at {host}:{port} ({error}); give another --port or --host"
-        ) from error
-    gradio = _gradio()
+        said = f"the page cannot be served at {host}:{port} ({error}); give another --port or --host"
+        raise PageError(said) from error
     with tempfile.TemporaryDirectory(prefix="fer_page_") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         os.environ["no_proxy"] = "*"  # Gradio asks the page itself whether it is there, and nobody else
         blocks = app(model_file, detector)
-        blocks.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=5 * images.MAX_FILE_BYTES,  # up to there `decode` says what is wrong, beyond it Gradio
-            ssr_mode=False,
-            run_history=False,  # else the browser keeps what was asked
-            footer_links=[],
-            css=CSS,
-            # Fonts that are fetched from nowhere.
-            theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        )
+        from gradio.themes import Base
+
+        fonts = Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # those of the machine: none is fetched
+        blocks.launch(server_name=host, server_port=port, theme=fonts, css=CSS, **LAUNCH)
         print(f"page: http://{host}:{port}, until Ctrl-C", file=sys.stderr)
         try:
             blocks.block_thread()
         finally:
             blocks.close(verbose=False)  # else an upload under way would be written after the folder is removed
-
-
-def _gradio():
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        import gradio
-    except ImportError as error:
-        raise PageError(
-            f"the page needs Gradio ({error}): `pip install 'gradio>=6.31,<7'`, or `uv sync --extra page`"
-        ) from error
-    return gradio
 
 
 def _give_each_upload_a_folder() -> None:
@@ -339,4 +286,4 @@ def _give_each_upload_a_folder() -> None:
             super().__init__(*given, **named)
             self.sha.update(uuid.uuid4().bytes)
 
-    route_utils.GradioUploadFile = Upload
+    route_utils.GradioUploadFile = Upload  # type: ignore[misc]  # there is no hook for it

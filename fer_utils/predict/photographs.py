@@ -1,6 +1,7 @@
 """Reads pictures as RGB from image files, folders, videos and webcams."""
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,28 +38,25 @@ class PassedOver:
     frame: int | None = None
 
 
-def find(places: Sequence[Path]) -> tuple[list[Path], list[PassedOver], dict[str, Counter[str]]]:
-    """The files in `places`, folders searched recursively, each file once; what is passed over; and for each folder how many
-    files of which kind are left alone, since they are hidden or by their suffix neither picture nor video.
-
-    Passed over are folders without pictures or videos, and what is no file, such as a named pipe, which would wait for a
-    writer, or a link that leads nowhere.
-    """
+def find(paths: Sequence[Path]) -> tuple[list[Path], list[PassedOver], dict[str, Counter[str]]]:
+    """The files at `paths`, folders searched recursively, each file once; what is passed over, such as an empty folder, a
+    pipe or a link that leads nowhere; and for each folder how many files of which kind are left alone, since they are
+    hidden or by their suffix neither picture nor video."""
     found, passed_over, left_alone = [], [], {}
-    for place in places:
-        inside = [place]
-        if place.is_dir():
-            by_kind = {path: _left_alone_as(path) for path in sorted(place.rglob("*")) if not path.is_dir()}
-            inside = [path for path, kind in by_kind.items() if not kind]
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            by_kind = {entry: _left_alone_as(entry) for entry in sorted(path.rglob("*")) if not entry.is_dir()}
+            inside = [entry for entry, kind in by_kind.items() if not kind]
             if len(inside) < len(by_kind):
-                left_alone[str(place)] = Counter(filter(None, by_kind.values()))
+                left_alone[str(path)] = Counter(filter(None, by_kind.values()))
         if not inside:
-            passed_over.append(PassedOver(str(place), "the folder holds no picture and no video"))
-        for path in inside:
-            if path.is_file():
-                found.append(path)
+            passed_over.append(PassedOver(str(path), "the folder holds no picture and no video"))
+        for entry in inside:
+            if entry.is_file():
+                found.append(entry)
             else:
-                passed_over.append(PassedOver(str(path), "no file: a link that leads nowhere, a pipe or a device"))
+                passed_over.append(PassedOver(str(entry), "no file: a link that leads nowhere, a pipe or a device"))
     return list(dict.fromkeys(found)), passed_over, left_alone
 
 
@@ -86,31 +84,17 @@ def read(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
         yield PassedOver(str(path), str(error))
 
 
-def load(path: Path) -> Picture:
-    """The picture of one image file. Raises UnreadableImage, naming the file and what is wrong with it."""
-    try:
-        return Picture(str(path), images.decode_photograph(path))
-    except UnreadableImage as error:
-        raise UnreadableImage(f"{path}: {error}") from error
-
-
 def read_video(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
     """Every `every`-th frame of a video; PassedOver for broken frames, and at the end for missing ones."""
     video = cv2.VideoCapture(str(path))
-    try:
-        if not video.isOpened():
-            yield PassedOver(str(path), "not a video that can be opened: not whole, or of an unknown codec")
-            return
-        width, height = (int(video.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        if width * height > images.MAX_MEGAPIXELS * 1_000_000:
-            reason = (
-                f"its pictures have {width:,} × {height:,} pixels; at most {images.MAX_MEGAPIXELS} megapixels are read"
-            )
-            yield PassedOver(str(path), reason)
-            return
+    width, height = (int(video.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    if not video.isOpened():
+        yield PassedOver(str(path), "not a video that can be opened: not whole, or of an unknown codec")
+    elif width * height > images.MAX_MEGAPIXELS * 1_000_000:
+        size, limit = f"{width:,} × {height:,} pixels", f"at most {images.MAX_MEGAPIXELS} megapixels are read"
+        yield PassedOver(str(path), f"its pictures have {size}; {limit}")
+    else:
         yield from _frames(video, str(path), every)
-    finally:
-        video.release()
 
 
 def _frames(video: cv2.VideoCapture, source: str, every: int) -> Iterator[Picture | PassedOver]:
@@ -125,11 +109,10 @@ def _frames(video: cv2.VideoCapture, source: str, every: int) -> Iterator[Pictur
         if number % every == 0:
             yield _frame(video, source, number, seconds, rate)
         number += 1
+    reached = max(number, (seconds + step) * rate)  # a header may promise the duration times the rate
     if number == 0:
         yield PassedOver(source, "the video holds no frame")
-        return
-    reached = max(number, (seconds + step) * rate)  # a header may promise the duration times the rate
-    if promised - reached > max(1, MISCOUNT * promised):
+    elif promised - reached > max(1, MISCOUNT * promised):
         yield PassedOver(source, f"the video ends early: {number} of {promised} frames could be read", number)
 
 
@@ -149,29 +132,20 @@ def _frame(
 
 def count(path: Path, every: int = 1) -> int:
     """The approximate number of pictures from `read`: 1, or the number of frames in a video's header."""
-    if not is_video(path):
-        return 1
-    video = cv2.VideoCapture(str(path))
-    try:
-        return max(1, math.ceil(_promised_frames(video) / every))
-    finally:
-        video.release()
+    n_frames = _promised_frames(cv2.VideoCapture(str(path))) if is_video(path) else 1
+    return max(1, math.ceil(n_frames / every))
 
 
 def watch(camera: int, every: int = 1) -> Iterator[Picture | PassedOver]:
-    """The pictures of a webcam, until it or the caller stops."""
-    video = cv2.VideoCapture(camera)
-    source = f"webcam {camera}"
-    try:
-        if not video.isOpened():
-            yield PassedOver(source, "no such camera, or another program has it")
-            return
-        started, number = cv2.getTickCount(), 0
-        while video.grab():
-            if number % every == 0:
-                elapsed = (cv2.getTickCount() - started) / cv2.getTickFrequency()
-                yield _frame(video, source, number, elapsed)
-            number += 1
-        yield PassedOver(source, "the camera gives no more pictures", number)
-    finally:
-        video.release()
+    """The pictures of a webcam, until it or the caller stops, without those that come while the last ones are read."""
+    source, video = f"webcam {camera}", cv2.VideoCapture(camera)
+    if not video.isOpened():
+        yield PassedOver(source, "no such camera, or another program has it")
+        return
+    video.set(cv2.CAP_PROP_BUFFERSIZE, 2)  # one is filled while one is read; the driver leaves out the others
+    started, number = time.monotonic(), 0
+    while video.grab():
+        if number % every == 0:
+            yield _frame(video, source, number, time.monotonic() - started)
+        number += 1
+    yield PassedOver(source, "the camera gives no more pictures", number)

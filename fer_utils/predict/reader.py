@@ -1,15 +1,16 @@
 """Predicts the expressions of faces in pictures, with a face detector and a model."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
-from fer_utils.predict import detection, drawing, overlap, photographs
-from fer_utils.predict.detection import Box
+from fer_utils.predict import detection, drawing, photographs
+from fer_utils.predict.detection import Box, face_finder  # noqa: F401 (notebook 05 takes face_finder from here)
 from fer_utils.predict.photographs import PassedOver, Picture
 from fer_utils.training import model_files
 
@@ -18,8 +19,9 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BATCH = 64  # faces per step of the model
-HELD_BYTES = 200_000_000  # limit for pictures that wait for a full batch
+Item = TypeVar("Item")
+
+BATCH = 64  # faces per step of the model, at most
 DRAWN = "This model was trained on drawn faces: what it says about a photograph means nothing."
 UNKNOWN = "What this model was trained on is not known: neither its file nor a metrics.json beside it says so."
 SUM_ERROR = 0.01  # of seven probabilities in float16
@@ -41,6 +43,11 @@ class Face:
     def expression(self) -> str:
         """The likeliest class."""
         return CLASSES[int(np.argmax(self.probabilities))]
+
+    @property
+    def named(self) -> dict[str, float]:
+        """The probabilities by class."""
+        return dict(zip(CLASSES, self.probabilities, strict=True))
 
     @property
     def label(self) -> str:
@@ -81,104 +88,85 @@ class Reader:
         self.note = note(model_file)
         self.probabilities(np.zeros((1, images.SIZE, images.SIZE), np.uint8))  # refuses a broken model at once
 
-    def read(
-        self, pictures: Iterable[Picture | PassedOver], batch: int = BATCH, is_live: bool = False
-    ) -> Iterator[Reading | PassedOver]:
-        """Yield each picture's faces, in order; faces of several pictures share a step. PassedOver is passed on.
+    def read(self, pictures: Iterable[Picture | PassedOver]) -> Generator[Reading | PassedOver, None, None]:
+        """Yield each picture's faces, in order, and PassedOver as it is. Decoding and detection each have a thread."""
+        with closing(ahead(pictures)) as decoded:
+            located = (one if isinstance(one, PassedOver) else self._located(one) for one in decoded)
+            with closing(ahead(located)) as found:
+                for one in found:
+                    yield one if isinstance(one, PassedOver) else self._answered(one)
 
-        Decoding, detection and the model overlap, each in a thread. is_live: pictures that come faster than they are read
-        are left out, so that what is shown is of now.
-        """
-        coming = overlap.ahead(pictures, 1 if is_live else 2, lambda item: is_live and isinstance(item, Picture))
-        held, crops = [], []
-        with contextlib.closing(overlap.ahead(self._all_located(coming), 1 if is_live else 2)) as located:
-            for picture, boxes, faces in located:
-                held.append((picture, boxes))
-                crops += faces
-                waiting = sum(item.rgb.nbytes for item, _ in held if isinstance(item, Picture))
-                if is_live or len(crops) >= batch or len(held) >= 4 * batch or waiting >= HELD_BYTES:
-                    yield from self._read_held(held, crops, batch)
-                    held, crops = [], []
-        yield from self._read_held(held, crops, batch)
+    def read_one(self, picture: Picture) -> Reading:
+        """One picture's faces."""
+        return self._answered(self._located(picture))
 
-    def _all_located(self, pictures: Iterator[Picture | PassedOver]) -> Iterator[tuple]:
-        with contextlib.closing(pictures):
-            for picture in pictures:
-                yield self._located(picture)
-
-    def _located(self, picture: Picture | PassedOver) -> tuple[Picture | PassedOver, list[Box], list[np.ndarray]]:
-        """The picture, the parts of its faces' boxes that lie in it, and the faces' crops."""
-        if isinstance(picture, PassedOver):
-            return picture, [], []
+    def _located(self, picture: Picture) -> Reading:
+        """The faces, still without probabilities; of each box the part that lies in the picture."""
+        rgb = picture.rgb
         if self._detector is None:
-            height, width = picture.rgb.shape[:2]
-            return picture, [Box(0, 0, width, height, 1.0)], [images.as_face(picture.rgb)]
-        boxes = self._detector.find(picture.rgb)
-        crops = [detection.crop(picture.rgb, box, self._detector.framing) for box in boxes]
-        return picture, [box.within(picture.rgb) for box in boxes], crops
+            faces = [Face(Box(0, 0, rgb.shape[1], rgb.shape[0], 1.0), (), images.as_face(rgb))]
+        else:
+            framing, boxes = self._detector.framing, self._detector.find(rgb)
+            faces = [Face(box.within(rgb), (), detection.crop(rgb, box, framing)) for box in boxes]
+        return Reading(picture, tuple(faces), self.note)
 
-    def _read_held(self, held: list, crops: list[np.ndarray], batch: int) -> Iterator[Reading | PassedOver]:
-        rows = zip(self.probabilities(np.array(crops), batch) if crops else (), crops, strict=True)
-        for picture, boxes in held:
-            if isinstance(picture, PassedOver):
-                yield picture
-            else:
-                found = zip(boxes, rows, strict=False)  # boxes end first: no row of the next picture is taken
-                faces = tuple(Face(box, tuple(map(float, row)), crop) for box, (row, crop) in found)
-                yield Reading(picture, faces, self.note)
+    def _answered(self, located: Reading) -> Reading:
+        if not located.faces:
+            return located
+        rows = self.probabilities(np.array([face.crop for face in located.faces])).tolist()
+        faces = (replace(face, probabilities=tuple(row)) for face, row in zip(located.faces, rows, strict=True))
+        return replace(located, faces=tuple(faces))
 
-    def probabilities(self, crops: np.ndarray, batch: int = BATCH) -> np.ndarray:
-        """Seven probabilities for each grey crop, uint8 (n, height, width): float32 (n, 7).
-
-        Raises NotOurModel where the model gives something else: NaN, or scores that are no probabilities.
-        """
-        starts = range(0, len(crops), batch)
-        found = np.concatenate([self._predict(crops[i : i + batch, ..., None].astype(np.float32)) for i in starts])
+    def probabilities(self, crops: np.ndarray) -> np.ndarray:
+        """Probabilities for grey crops, uint8 (n, height, width): float32 (n, 7). Raises NotOurModel for other values."""
+        starts = range(0, len(crops), BATCH)
+        found = np.concatenate([self._predict(crops[i : i + BATCH, ..., None].astype(np.float32)) for i in starts])
         is_whole = (found >= 0).all(axis=1) & np.isclose(found.sum(axis=1), 1, atol=SUM_ERROR)
         if not is_whole.all():
             shown = ", ".join(f"{value:.3g}" for value in found[~is_whole][0])
-            raise model_files.NotOurModel(
-                f"{self._file}: gives no probabilities, for example {shown}: its weights are damaged, or its last layer is no "
-                "softmax"
-            )
+            reason = "its weights are damaged, or its last layer is no softmax"
+            raise model_files.NotOurModel(f"{self._file}: gives no probabilities, for example {shown}: {reason}")
         return found
+
+
+def ahead(items: Iterable[Item]) -> Generator[Item, None, None]:
+    """Yield the items, of which none is None, in order; a thread fetches the next one while this one is used.
+
+    What `items` raises is raised here, after what came before it. The thread ends with this iterator.
+    """
+    iterator = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        coming = pool.submit(next, iterator, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, iterator, None)
+            yield item
 
 
 def load_if_given(path: str) -> Picture | None:
     """The photograph at the path in a notebook's parameter; None for an empty path. Raises UnreadableImage."""
-    return photographs.load(places.place(path)) if path else None
-
-
-def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:
-    """See fer_utils.predict.detection.face_finder."""
-    return detection.face_finder(faces)
+    picture = next(photographs.read(places.place(path))) if path else None
+    if isinstance(picture, PassedOver):
+        raise images.UnreadableImage(f"{picture.source}: {picture.reason}")
+    return picture
 
 
 def read_photograph(model_file: Path, photograph: Picture) -> dict[str, Reading]:
-    """The faces of one photograph, found by MTCNN, which needs no file, by the model, and by the shipped one where it is there.
-
-    On Kaggle it is not: the notebooks carry the package without it.
-    """
+    """The faces of one photograph, found by MTCNN, which needs no file, and read by the model, and by the shipped one
+    where the package has it, as it has not on Kaggle."""
     detector = detection.Mtcnn()
-    files_of = {"this run's model": model_file, "the shipped model": places.SHIPPED}
-    readings = {}
-    for name, file in files_of.items():
-        if file.is_file():
-            (readings[name],) = Reader(file, detector).read([photograph])
-    return readings
+    named = {"this run's model": model_file, "the shipped model": places.SHIPPED}
+    return {name: Reader(file, detector).read_one(photograph) for name, file in named.items() if file.is_file()}
 
 
 def note(model_file: Path) -> str:
-    """A sentence for every answer about a photograph, by what the model was trained on: DRAWN, UNKNOWN, or none.
-
-    The model's file says what it is. For a file that does not, the metrics.json beside it does.
-    """
-    from fer_utils.evaluation import report  # pandas takes a while to import
-
+    """A sentence for every answer about a photograph, by what the model was trained on: DRAWN, UNKNOWN, or none. The
+    model's file says it, or else the metrics.json beside it."""
     origin, metrics_file = model_files.read_origin(model_file), model_file.parent / "metrics.json"
     if origin is not None:
-        return DRAWN if origin["faces"] == model_files.DRAWN else ""
-    if not metrics_file.is_file():
+        faces = origin["faces"]
+    elif metrics_file.is_file():
+        with files.reading_json(metrics_file) as metrics:
+            faces = model_files.faces_of(metrics["run"]["params"].get("merge_split", {}))
+    else:
         return UNKNOWN
-    with files.reading_json(metrics_file) as metrics:
-        return DRAWN if report.drawn_line(metrics) else ""
+    return DRAWN if faces == model_files.DRAWN else ""

@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-# Name → SHA-256. Both hold the same network and give the same faces. The older one states a fixed size of its input, which
-# engines that take it at its word refuse (opencv/opencv_zoo#310).
+# Name → SHA-256. Both hold the same network and give the same faces. The older one states a fixed size of its input, and
+# some engines then refuse any other (opencv/opencv_zoo#310).
 KNOWN = {
     "face_detection_yunet_2023mar.onnx": "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
     "face_detection_yunet_2026may.onnx": "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0",
@@ -27,22 +27,16 @@ def locate(given: Path | None = None) -> Path:
 
     Raises YuNetMissing, naming the file and the way out.
     """
-    if given is not None:
-        return _checked(given)
     folder = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser()) / "models"
     cached = next((folder / name for name in KNOWN if (folder / name).is_file()), None)
-    return _checked(cached) if cached else _fetched(folder / NAME)
-
-
-def _checked(path: Path) -> Path:
+    path = given or cached or _fetched(folder / NAME)
     if not path.is_file():
         raise YuNetMissing(f"no file at {path}: YuNet's is {URL}")
     with path.open("rb") as file:
         found = hashlib.sha256(file.read(MAX_BYTES)).hexdigest()
     if found not in KNOWN.values():
-        raise YuNetMissing(
-            f"{path} is not {' or '.join(KNOWN)} (its SHA-256 begins with {found[:8]}): take it from {URL}"
-        )
+        known = " or ".join(KNOWN)
+        raise YuNetMissing(f"{path} is not {known} (its SHA-256 begins with {found[:8]}): take it from {URL}")
     return path
 
 
@@ -53,7 +47,5 @@ def _fetched(cached: Path) -> Path:
         with contextlib.redirect_stdout(sys.stderr):  # Keras shows its progress, and standard output is for rows
             return Path(keras.utils.get_file(NAME, URL, cache_subdir="models", file_hash=SHA256))
     except Exception as error:  # Keras raises a plain Exception without a network, ValueError for another hash
-        raise YuNetMissing(
-            f"YuNet's file could not be fetched ({str(error).splitlines()[0]}): put {URL} at {cached}, or name its "
-            "path with --detector"
-        ) from error
+        reason, way = str(error).splitlines()[0], f"put {URL} at {cached}, or name its path with --detector"
+        raise YuNetMissing(f"YuNet's file could not be fetched ({reason}): {way}") from error

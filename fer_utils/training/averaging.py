@@ -1,8 +1,7 @@
 """Averages the weights over the steps of training and scores VAL with the average.
 
-Keras' `use_ema` with `SwapEMAWeights` (3.15) is not used for three reasons. It averages only trainable weights, so that
-averaged kernels would be combined with BatchNormalization statistics that are not averaged. Its average has no warm-up,
-so that initial weights keep a large share. After early stopping, the model has the weights of the last step.
+Keras' `use_ema` with `SwapEMAWeights` (3.15) averages only trainable weights, not BatchNormalization's statistics. Its average
+has no warm-up, so that initial weights keep a large share. After early stopping, the model has the weights of the last step.
 """
 
 from fer_utils.training import devices

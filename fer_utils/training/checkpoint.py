@@ -24,17 +24,16 @@ _STATES = {
 
 
 class TrainingCheckpoint(keras.callbacks.Callback):
-    """Saves the state of a training atomically after each epoch; resumes from it in a later process.
+    """Saves the state of a training atomically, as epoch 0 at its start and after each epoch; resumes from it.
 
     The file has the model's variables (weights and the states of dropout's seed generators), the optimiser's variables,
     the state of the callbacks, and the history. Unlike `keras.callbacks.BackupAndRestore` it restores the callbacks too,
-    so that the rest of the history is the same as without an interruption. The order of the batches is not saved: it
-    depends on the number of the epoch.
+    so that the rest of the history is the same as without an interruption. The order of the batches depends on the number
+    of the epoch alone, and is not saved.
 
-    path: the file, an .npz without pickles. It is first written before the first epoch, so that a training that is
-    interrupted there starts again from the same state. key: identifies the training; a file with another key is replaced.
-    A file that another backend wrote is refused: seeds and optimiser state mean something else there. A file of that name
-    with the suffix `.stop` ends training after the epoch. This callback must come after those whose state it saves.
+    path: the file, an .npz without pickles. key: identifies the training; a file with another key is replaced. A file that
+    another backend wrote is refused: seeds and optimiser state mean something else there. This callback must come after
+    those whose state it saves.
     """
 
     def __init__(self, path: Path, key: str):
@@ -57,8 +56,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             _state_of(callback)
         if not self.path.is_file():
             return 0
-        found = _read(self.path)
-        state = json.loads(str(found["state"]))
+        found, state = _read(self.path)
         backend = state.get("backend", "tensorflow")  # files of before JAX do not say it
         if backend != devices.BACKEND:
             raise ValueError(
@@ -76,20 +74,21 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if not self._found:
             self._save()
             return
-        values = {name: self._saved(name) for name in self._variables()}
+        pairs: list[tuple[keras.Variable, np.ndarray]] = []
         for name, variables in self._variables().items():
-            if [tuple(variable.shape) for variable in variables] != [value.shape for value in values[name]]:
+            values = self._saved(name)
+            if [tuple(variable.shape) for variable in variables] != [value.shape for value in values]:
                 raise files.TornFile(
-                    f"{self.path} holds {len(values[name])} {name} arrays that do not fit the {len(variables)} here: remove "
-                    "it, and training starts from its first epoch"
+                    f"{self.path} holds {len(values)} {name} arrays that do not fit the {len(variables)} here: remove it, "
+                    "and training starts from its first epoch"
                 )
-        for name, variables in self._variables().items():  # only now, so that a file that does not fit changes nothing
-            for variable, value in zip(variables, values[name], strict=True):
-                variable.assign(value)
-        remembered = json.loads(str(self._found["state"]))["callbacks"]
-        for place, callback in enumerate(self._callbacks):
+            pairs += zip(variables, values, strict=True)
+        for variable, value in pairs:  # only now, so that a file that does not fit changes nothing
+            variable.assign(value)
+        scalars = json.loads(str(self._found["state"]))["callbacks"]
+        for number, callback in enumerate(self._callbacks):
             for name in _state_of(callback):
-                setattr(callback, name, self._saved(f"callback{place}.{name}") or remembered[place].get(name))
+                setattr(callback, name, self._saved(f"callback{number}.{name}") or scalars[number].get(name))
         self._found = {}
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
@@ -97,8 +96,6 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if not np.isfinite([logs.get("loss", 0.0), logs.get("val_loss", 0.0)]).all():
             return  # the state is useless
         self.rows.append(logs)
-        if self.path.with_suffix(".stop").exists():  # a sweep found that other trials are ahead
-            self.model.stop_training = True
         self._save()
 
     def kept(self) -> str:
@@ -110,23 +107,17 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
     def _save(self) -> None:
         lists = {name: [variable.numpy() for variable in variables] for name, variables in self._variables().items()}
-        remembered: list[dict[str, Any]] = []
-        for place, callback in enumerate(self._callbacks):
-            remembered.append({})
+        scalars: list[dict[str, Any]] = [{} for _ in self._callbacks]
+        for number, callback in enumerate(self._callbacks):
             for name in _state_of(callback):
                 value = getattr(callback, name)
                 if isinstance(value, list):
-                    lists[f"callback{place}.{name}"] = value
+                    lists[f"callback{number}.{name}"] = value
                 else:
-                    remembered[-1][name] = value.item() if isinstance(value, np.generic) else value
-        state = {
-            "backend": devices.BACKEND,
-            "key": self.key,
-            "rows": self.rows,
-            "is_stopped": bool(self.model.stop_training),
-            "callbacks": remembered,
-        }
-        arrays = {f"{name}.{place}": value for name, values in lists.items() for place, value in enumerate(values)}
+                    scalars[number][name] = value.item() if isinstance(value, np.generic) else value
+        state = {"backend": devices.BACKEND, "key": self.key, "rows": self.rows, "callbacks": scalars}
+        state["is_stopped"] = bool(self.model.stop_training)
+        arrays = {f"{name}.{number}": value for name, values in lists.items() for number, value in enumerate(values)}
         with files.replacing(self.path) as temporary:
             np.savez(temporary, state=np.array(json.dumps(state)), **arrays)
 
@@ -136,7 +127,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def _saved(self, name: str) -> list[np.ndarray]:
         """The arrays of a list in the file that was found."""
         n = sum(key.startswith(f"{name}.") for key in self._found)
-        return [self._found[f"{name}.{place}"] for place in range(n)]
+        return [self._found[f"{name}.{number}"] for number in range(n)]
 
 
 def _state_of(callback: keras.callbacks.Callback) -> tuple[str, ...]:
@@ -146,13 +137,15 @@ def _state_of(callback: keras.callbacks.Callback) -> tuple[str, ...]:
     return names
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a file, and its state."""
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-        json.loads(str(found["state"]))["key"]
+        state = json.loads(str(found["state"]))
+        state["key"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise files.TornFile(
             f"{path} is not a whole checkpoint ({error}): remove it, and training starts from its first epoch"
         ) from error
-    return found
+    return found, state

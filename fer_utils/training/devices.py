@@ -67,8 +67,8 @@ def set_up(seed: int, deterministic: str = "auto", precision: str = "float32") -
 def skip_graph_optimizer() -> None:
     """Without a GPU, switch off TensorFlow's graph optimizer (Grappler) for the functions that are traced from now on.
 
-    It takes seconds before the first step and again before the second epoch, and a step takes as long without it
-    (docs/measurements.md). On a GPU it chooses the layout of the tensors, and stays on.
+    It costs seconds before the first and the second epoch, and makes no step faster (docs/measurements.md). On a GPU it
+    chooses the layout of the tensors, and stays on.
     """
     if BACKEND == "tensorflow" and not has_gpu():
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
@@ -82,15 +82,12 @@ def make_reproducible(seed: int, deterministic: str = "auto") -> bool:
     With TensorFlow's deterministic kernels Keras compiles nothing with XLA, and an operation without one raises
     UnimplementedError. JAX reads its flag when it first computes. The setting lasts until the process ends.
     """
-    if BACKEND == "jax":
-        chosen = deterministic == "yes" or (deterministic == "auto" and places.shows_gpu())
-        flag = "--xla_gpu_deterministic_ops=true"
-        if chosen and flag not in os.environ.get("XLA_FLAGS", ""):
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-    else:
-        chosen = deterministic == "yes" or (deterministic == "auto" and has_gpu())
-        if chosen:
-            tf.config.experimental.enable_op_determinism()
+    on_gpu = places.shows_gpu() if BACKEND == "jax" else has_gpu()  # JAX would begin to compute to find its devices
+    chosen = deterministic == "yes" or (deterministic == "auto" and on_gpu)
+    if chosen and BACKEND == "tensorflow":
+        tf.config.experimental.enable_op_determinism()
+    elif chosen and (flag := "--xla_gpu_deterministic_ops=true") not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     keras.utils.set_random_seed(seed)
     return chosen
 
@@ -113,7 +110,7 @@ def choose_precision(precision: str) -> str:
 def rounds_to_tensor_float_32() -> bool:
     """Whether float32 may be rounded to 10 bits of mantissa: by a GPU since Ampere, if the backend allows it (the default)."""
     if BACKEND == "jax":
-        return has_gpu() and jax.config.jax_default_matmul_precision not in ("float32", "highest")
+        return has_gpu() and jax.config.read("jax_default_matmul_precision") not in ("float32", "highest")
     return has_gpu() and tf.config.experimental.tensor_float_32_execution_enabled()
 
 
@@ -123,13 +120,13 @@ def share_batches() -> str:
     Must precede the first network. Batch sizes are global: each of n devices gets an n-th. With TensorFlow one device
     computes; the line then says how to use the others.
     """
-    if BACKEND == "jax":
-        n_devices = len(jax.devices())
-        if n_devices > 1:
-            keras.distribution.set_distribution(keras.distribution.DataParallel())
-        return f"{n_devices} devices share each batch\n" if n_devices > 1 else ""
-    n_gpus = len(_gpus())
-    return f"1 of {n_gpus} GPUs computes: set KERAS_BACKEND=jax to use them all\n" if n_gpus > 1 else ""
+    n_devices = len(jax.devices() if BACKEND == "jax" else _gpus())
+    if n_devices < 2:
+        return ""
+    if BACKEND == "tensorflow":
+        return f"1 of {n_devices} GPUs computes: set KERAS_BACKEND=jax to use them all\n"
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    return f"{n_devices} devices share each batch\n"
 
 
 def n_sharing() -> int:
@@ -146,38 +143,26 @@ def compiles_with_xla() -> str | bool:
 def compiled(model: keras.Model) -> Callable:
     """The model as a compiled function in inference mode, from arrays to arrays, for batches of any length.
 
-    Takes an array, or a tuple of arrays for a model with several inputs; returns an array or a list of arrays. Keras'
-    `predict` is slow with small batches.
+    Takes an array, or a tuple of arrays for a model with several inputs; returns an array or a list of arrays. A batch is
+    padded to a power of two, and a multiple of the devices, since each length is compiled anew. Keras' `predict` is slow
+    with small batches.
     """
-    if BACKEND == "jax":
-        return lambda batch: _padded(model, batch)
-    several = len(model.inputs) > 1
-
-    @tf.function(input_signature=[tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in model.inputs])
-    def step(*inputs):
-        return model(list(inputs) if several else inputs[0], training=False)
-
-    def outputs(batch):
-        given = step(*batch) if several else step(batch)
-        return keras.tree.map_structure(lambda tensor: tensor.numpy(), given)
-
-    return outputs
-
-
-def _padded(model: keras.Model, batch):
-    """The model's output for a batch padded to a power of two, and a multiple of the devices: JAX compiles for each length."""
-    n = len(keras.tree.flatten(batch)[0])
-    length = -(-(1 << (n - 1).bit_length()) // n_sharing()) * n_sharing()
     distribution = keras.distribution.distribution()
 
-    def fitted(array):
-        array = np.concatenate([array, np.repeat(array[-1:], length - n, axis=0)]) if length > n else array
-        if distribution is None:
-            return array
-        return keras.distribution.distribute_tensor(array, distribution.get_data_layout(array.shape))
+    def outputs(batch):
+        n = len(keras.tree.flatten(batch)[0])
+        length = -(-(1 << (n - 1).bit_length()) // n_sharing()) * n_sharing()
 
-    inputs = keras.tree.map_structure(fitted, list(batch) if isinstance(batch, tuple) else batch)
-    return keras.tree.map_structure(lambda array: array[:n], model.predict_on_batch(inputs))
+        def fitted(array: np.ndarray):
+            array = np.concatenate([array, np.repeat(array[-1:], length - n, axis=0)]) if length > n else array
+            if distribution is None:
+                return array
+            return keras.distribution.distribute_tensor(array, distribution.get_data_layout(array.shape))
+
+        inputs = keras.tree.map_structure(fitted, list(batch) if isinstance(batch, tuple) else batch)
+        return keras.tree.map_structure(lambda array: array[:n], model.predict_on_batch(inputs))
+
+    return outputs
 
 
 def jitted(function: Callable) -> Callable:

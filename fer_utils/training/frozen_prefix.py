@@ -3,25 +3,23 @@
 The activations are kept on disk, in memory, or not at all.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fer_utils import files
 from fer_utils.training import devices, loop, network
-from fer_utils.training.network import PREPROCESSING, compiled
 
 import keras
 import numpy as np
 import psutil
 
-CHECKSUMS = "checksums.npy"  # beside the activations: one row for each of their files
+CHECKSUMS = "checksums.npy"  # beside the activations: the CRC-32 of each of their files
 SHARE = 0.5  # largest share of the free disk or memory; the rest is for training and other programs
 # Largest difference of a probability from the whole network's. bfloat16 rounds 8 times as coarsely as float16 (8 and 11 bits).
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
@@ -44,7 +42,7 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
         trained = keras.Model(cut, backbone.output, name="trained_layers")
     else:
         outputs = [pooling(backbone(preprocessed, training=False))]
-    inputs = [keras.Input(tensor.shape[1:], name=f"cut_{place}") for place, tensor in enumerate(outputs)]
+    inputs = [keras.Input(tensor.shape[1:], name=f"cut_{number}") for number, tensor in enumerate(outputs)]
     if len(inputs) == 1:
         (outputs,), (inputs,) = outputs, inputs
     x = pooling(trained(inputs)) if cut else inputs
@@ -68,27 +66,6 @@ def _cut(backbone: keras.Model) -> list:
     return list(cut.values())
 
 
-class Rows:
-    """The rows of a `.npy` file, read on demand; indexed with an array of row numbers.
-
-    Each row that is read is compared with its checksum, a CRC-32: 0.3 s for a gigabyte.
-    """
-
-    def __init__(self, path: Path, checksums: np.ndarray):
-        self.path, self._checksums = path, checksums
-        self._rows = np.asarray(np.load(path, mmap_mode="r"))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, chosen: np.ndarray) -> np.ndarray:
-        rows = self._rows[chosen]
-        for row, values in zip(chosen, rows, strict=True):
-            if zlib.crc32(values) != self._checksums[row]:
-                raise OSError(f"{self.path}: row {row} is not what was written; delete {self.path.parent}")
-        return rows
-
-
 @dataclass(frozen=True)
 class Plan:
     """Where activations are kept (`disk`, `memory` or `none`), their float type, their bytes, and the reason."""
@@ -99,72 +76,68 @@ class Plan:
     reason: str
 
     def __str__(self) -> str:
-        size = f"{self.n_bytes / 1e9:.2f} GB as {self.dtype}"
-        where = {"disk": f"kept on disk, {size}", "memory": f"kept in memory, {size}", "none": "not kept"}
-        return f"activations of the frozen layers: {where[self.place]} ({self.reason})"
+        where = {"disk": "kept on disk", "memory": "kept in memory", "none": "not kept"}[self.place]
+        size = "" if self.place == "none" else f", {self.n_bytes / 1e9:.2f} GB as {self.dtype}"
+        return f"activations of the frozen layers: {where}{size} ({self.reason})"
 
 
-def plan(
-    prefix: keras.Model, n_images: int, place: str, dtype: str, folder: Path, pictures_change: bool = False
-) -> Plan:
+def plan(prefix: keras.Model, n_images: int, place: str, folder: Path, pictures_change: bool = False) -> Plan:
     """Decide where the activations of `n_images` are kept.
 
-    place: `auto`, `disk`, `memory` or `none`; dtype: `auto`, `float32` or `float16`. Values other than `auto` are used
-    unchanged. `auto` prefers float32, which is exact, and the disk, where the next run finds them, if they take at most
-    SHARE of the free space. With a GPU the disk is used only if they would also fit into memory, since computing the
-    prefix is faster than reading from a disk. pictures_change: the pictures differ from epoch to epoch, so that
-    activations cannot be kept, whatever `place` is.
+    place: `auto`, `disk`, `memory` or `none`; values other than `auto` are used unchanged. `auto` prefers float32, which is
+    exact, and the disk, where the next run finds the activations, if they take at most SHARE of the free space. With a GPU
+    the disk is used only if they would also fit into memory, since computing the prefix is faster than reading from a
+    disk. pictures_change: the pictures differ from epoch to epoch, so that activations cannot be kept, whatever `place` is.
     """
     if not prefix.weights:
         return Plan("none", "float32", 0, "training starts at the first layer: nothing is frozen before it")
     if pictures_change:
         refused = "" if place in ("auto", "none") else f", so `cache` cannot be {place}"
         return Plan("none", "float32", 0, f"augmentation or mixup gives other pictures each epoch{refused}")
-    sizes = {name: _bytes(prefix, n_images, name) for name in ("float32", "float16")}
-    if place == "none":
-        return Plan("none", "float32", 0, "as the parameter says")
+    # In mixed precision float32 would not be more exact.
+    dtypes = ("float16",) if prefix.outputs[0].dtype == "float16" else ("float32", "float16")
+    sizes = {dtype: _bytes(prefix, n_images, dtype) for dtype in dtypes}
     if place != "auto":
-        dtype = "float32" if dtype == "auto" else dtype
-        return Plan(place, dtype, sizes[dtype], "as the parameter says")
+        dtype, size = ("float32", 0) if place == "none" else next(iter(sizes.items()))
+        return Plan(place, dtype, size, "as the parameter says")
     disk, memory = _free_disk(folder), free_memory()
-    half = prefix.outputs[0].dtype == "float16"  # mixed precision: float32 would not be more exact
-    candidates = (dtype,) if dtype != "auto" else ("float16",) if half else ("float32", "float16")
-    for name in candidates:
-        if sizes[name] <= SHARE * disk and (not devices.has_gpu() or sizes[name] <= SHARE * memory):
-            return Plan("disk", name, sizes[name], f"{disk / 1e9:.0f} GB of disk are free")
-        if sizes[name] <= SHARE * memory:
-            return Plan("memory", name, sizes[name], f"{memory / 1e9:.0f} GB of memory are free")
-    wanted = sizes[candidates[-1]] / 1e9
-    return Plan(
-        "none",
-        "float32",
-        0,
-        f"{wanted:.1f} GB are more than {SHARE:.0%} of {disk / 1e9:.0f} GB disk and {memory / 1e9:.0f} GB memory",
-    )
+    for dtype, size in sizes.items():
+        if size <= SHARE * (min(disk, memory) if devices.has_gpu() else disk):
+            return Plan("disk", dtype, size, f"{disk / 1e9:.0f} GB of disk are free")
+        if size <= SHARE * memory:
+            return Plan("memory", dtype, size, f"{memory / 1e9:.0f} GB of memory are free")
+    free = f"{disk / 1e9:.0f} GB disk and {memory / 1e9:.0f} GB memory"
+    return Plan("none", "float32", 0, f"{sizes['float16'] / 1e9:.1f} GB are more than {SHARE:.0%} of {free}")
 
 
 def prepare(
-    prefix: keras.Model, suffix: keras.Model, image_sets: Sequence[np.ndarray], chosen: Plan, folder: Path
+    prefix: keras.Model,
+    suffix: keras.Model,
+    image_sets: Sequence[np.ndarray],
+    place: str | Plan,
+    folder: Path,
+    pictures_change: bool = False,
 ) -> tuple[keras.Model, list]:
     """The model to train and its inputs: (model, inputs), with an entry of `inputs` for each of `image_sets`.
 
-    image_sets: raw images, uint8 (n, height, width, 1). If activations are kept, the model is `suffix` and an entry has
-    the activations for its inputs; otherwise the model is the whole network and an entry has the images. Raises
-    FloatingPointError if activations do not fit into float16.
+    image_sets: raw images, uint8 (n, height, width, 1). place, folder, pictures_change: as for `plan`, whose decision is
+    printed; or `place` is a Plan. If activations are kept, the model is `suffix` and an entry has the activations for its
+    inputs; otherwise the model is the whole network and an entry has the images. Raises FloatingPointError if activations
+    do not fit into float16.
     """
+    chosen = place
+    if not isinstance(chosen, Plan):
+        chosen = plan(prefix, sum(map(len, image_sets)), chosen, folder, pictures_change)
+        print(chosen)
     if chosen.place == "none":
         return joined(prefix, suffix), list(image_sets)
-    step = compiled(prefix)
-    if chosen.place == "disk":
-        keys = [_key(prefix, images, chosen.dtype) for images in image_sets]
-        needed = {folder / key for key in keys}
-        kept = [
-            _on_disk(prefix, step, images, chosen.dtype, folder / key, needed)
-            for images, key in zip(image_sets, keys, strict=True)
-        ]
+    if chosen.place == "memory":
+        kept = [_filled(prefix, images, chosen.dtype) for images in image_sets]
     else:
-        kept = [_in_memory(prefix, step, images, chosen.dtype) for images in image_sets]
-    return suffix, [arrays[0] if len(arrays) == 1 else arrays for arrays in kept]
+        entries = [folder / _key(prefix, images, chosen.dtype) for images in image_sets]
+        pairs = zip(image_sets, entries, strict=True)
+        kept = [_on_disk(prefix, images, chosen.dtype, entry, entries) for images, entry in pairs]
+    return suffix, [arrays[0] if len(arrays) == 1 else tuple(arrays) for arrays in kept]
 
 
 def largest_difference(model: keras.Model, trained: keras.Model, images: np.ndarray, inputs, n: int = 64) -> float:
@@ -177,12 +150,13 @@ def largest_difference(model: keras.Model, trained: keras.Model, images: np.ndar
     return float(abs(loop.predict(model, images[first]) - loop.predict(trained, chosen)).max())
 
 
-def tolerance(model: keras.Model, plan: Plan) -> float:
-    """TOLERANCE of the coarser of two float types: that of the kept activations, and that in which the model computes."""
+def tolerance(model: keras.Model, inputs) -> float:
+    """TOLERANCE of the coarser of two float types: that of `inputs`, as in largest_difference, and that of the computation."""
     computes_in = model.dtype_policy.compute_dtype
     if computes_in == "float32" and devices.rounds_to_tensor_float_32():
         computes_in = "float16"  # as many bits of mantissa
-    return max(TOLERANCE[plan.dtype], TOLERANCE[computes_in])
+    kept = {str(array.dtype) for array in keras.tree.flatten(inputs)} & TOLERANCE.keys()  # images are exact
+    return max(TOLERANCE[name] for name in {computes_in, *kept})
 
 
 def free_memory() -> int:
@@ -211,32 +185,19 @@ def _size(entry: Path) -> int:
     return sum(file.stat().st_size for file in entry.iterdir())
 
 
-def _in_memory(prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str) -> tuple[np.ndarray, ...]:
-    arrays = tuple(np.empty((len(images), *tensor.shape[1:]), dtype) for tensor in prefix.outputs)
-    done = 0
-    for batch in _computed(step, images, dtype):
-        for array, values in zip(arrays, batch, strict=True):
-            array[done : done + len(values)] = values
-        done += len(batch[0])
-    return arrays
-
-
 def _on_disk(
-    prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str, entry: Path, needed: Collection[Path]
-) -> tuple[Rows, ...]:
+    prefix: keras.Model, images: np.ndarray, dtype: str, entry: Path, needed: Collection[Path]
+) -> list[np.ndarray]:
     """Activations at `entry`, computed unless they are there; `needed`: entries that must not make room for them."""
-    folder = entry.parent
-    with files.one_at_a_time(
-        folder.with_name(f"{folder.name}.locks") / entry.name,
-        lambda: print("another process computes these activations; waiting"),
-    ):
+    folder, waiting = entry.parent, "another process computes these activations; waiting"
+    with files.one_at_a_time(folder.with_name(f"{folder.name}.locks") / entry.name, lambda: print(waiting)):
         for partial in folder.glob(f"{files.PARTIAL}*{entry.name}"):  # of a process that was killed
             files.remove(partial)
         try:
-            rows = _open(entry)
+            arrays = _open(entry)
             os.utime(entry)
             print(f"activations of {len(images):,} images are there already: {entry}")
-            return rows
+            return arrays
         except FileNotFoundError:
             pass
         except (OSError, ValueError, EOFError) as error:
@@ -245,30 +206,41 @@ def _on_disk(
             files.remove(entry)
         _make_room(folder, needed, _bytes(prefix, len(images), dtype))
         with files.replacing(entry) as temporary:
-            _write(temporary, prefix, step, images, dtype)
+            temporary.mkdir()
+            checksums = [zlib.crc32(array.data) for array in _filled(prefix, images, dtype, temporary)]
+            np.save(temporary / CHECKSUMS, np.array(checksums, np.uint32))
         return _open(entry)
 
 
-def _write(entry: Path, prefix: keras.Model, step: Callable, images: np.ndarray, dtype: str) -> None:
-    """Write a file of activations for each output of the prefix, batch by batch, and the checksums of their rows."""
-    entry.mkdir()
-    checksums: list[list[int]] = [[] for _ in prefix.outputs]
-    with contextlib.ExitStack() as stack:
-        outputs = []
-        for place, tensor in enumerate(prefix.outputs):
-            outputs.append(stack.enter_context((entry / f"cut_{place}.npy").open("wb")))
-            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (len(images), *tensor.shape[1:])}
-            np.lib.format.write_array_header_1_0(outputs[-1], header)
-        for batch in _computed(step, images, dtype):
-            for output, values, of_rows in zip(outputs, batch, checksums, strict=True):
-                output.write(values)
-                of_rows += [zlib.crc32(row) for row in values]
-    np.save(entry / CHECKSUMS, np.array(checksums, np.uint32))
+def _open(entry: Path) -> list[np.ndarray]:
+    """The arrays at `entry`, mapped into memory. Raises OSError, ValueError or EOFError if they are not what was written."""
+    arrays = []
+    for number, checksum in enumerate(np.load(entry / CHECKSUMS)):
+        arrays.append(np.asarray(np.load(entry / f"cut_{number}.npy", mmap_mode="r")))
+        if zlib.crc32(arrays[-1].data) != checksum:  # 0.3 s a gigabyte
+            raise ValueError(f"cut_{number}.npy is not what was written")
+    return arrays
 
 
-def _open(entry: Path) -> tuple[Rows, ...]:
-    checksums = np.load(entry / CHECKSUMS)
-    return tuple(Rows(entry / f"cut_{place}.npy", of_rows) for place, of_rows in enumerate(checksums))
+def _filled(prefix: keras.Model, images: np.ndarray, dtype: str, folder: Path | None = None) -> list[np.ndarray]:
+    """The activations of the images, one array for each output of the prefix: in files `cut_N.npy` of a folder, or in memory."""
+    arrays: list[np.ndarray] = []
+    for number, tensor in enumerate(prefix.outputs):
+        shape = len(images), *tensor.shape[1:]
+        if folder is None:
+            arrays.append(np.empty(shape, dtype))
+            continue
+        path = folder / f"cut_{number}.npy"
+        arrays.append(np.lib.format.open_memmap(path, "w+", dtype, shape))
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process without an error (SIGBUS)
+            with path.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    done = 0
+    for batch in _computed(prefix, images, dtype):
+        for array, values in zip(arrays, batch, strict=True):
+            array[done : done + len(values)] = values
+        done += len(batch[0])
+    return arrays
 
 
 def _bytes(prefix: keras.Model, n_images: int, dtype: str) -> int:
@@ -290,7 +262,7 @@ def _make_room(folder: Path, kept: Collection[Path], n_bytes: int) -> None:
 def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
     """A digest of everything that determines the activations: images, weights, sizes, float types, versions."""
     digest = hashlib.blake2b(digest_size=12)
-    sizes = [prefix.get_layer(PREPROCESSING).output.shape[1:], *(tensor.shape[1:] for tensor in prefix.outputs)]
+    sizes = [prefix.get_layer(network.PREPROCESSING).output.shape[1:], *(tensor.shape[1:] for tensor in prefix.outputs)]
     computed_in = [devices.rounds_to_tensor_float_32(), *(tensor.dtype for tensor in prefix.outputs)]
     digest.update(json.dumps([sizes, dtype, computed_in, list(images.shape), devices.versions()]).encode())
     digest.update(np.ascontiguousarray(images).data)
@@ -299,11 +271,11 @@ def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
     return digest.hexdigest()
 
 
-def _computed(step: Callable, images: np.ndarray, dtype: str) -> Iterator[list[np.ndarray]]:
-    for outputs in loop.in_batches(step, images, "frozen layers"):
-        values = keras.tree.flatten(outputs)
-        if dtype == "float16":
-            highest = max(float(np.abs(value).max()) for value in values)
-            if not highest <= FLOAT16_LIMIT:
-                raise FloatingPointError(f"an activation of {highest:.3g} does not fit into float16: set float32")
-        yield [np.ascontiguousarray(value, dtype) for value in values]
+def _computed(prefix: keras.Model, images: np.ndarray, dtype: str) -> Iterator[list[np.ndarray]]:
+    """The activations of each batch of images. Raises FloatingPointError for what `dtype` cannot hold."""
+    for outputs in loop.in_batches(devices.compiled(prefix), images, "frozen layers"):
+        batch = keras.tree.flatten(outputs)
+        highest = max(float(np.abs(values).max()) for values in batch) if dtype == "float16" else 0.0
+        if not highest <= FLOAT16_LIMIT:
+            raise FloatingPointError(f"an activation of {highest:.3g} does not fit into float16: set cache to none")
+        yield batch

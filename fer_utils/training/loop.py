@@ -7,8 +7,8 @@ from pathlib import Path
 from fer_utils import progress
 from fer_utils.training import devices, time_budget
 from fer_utils.training.checkpoint import TrainingCheckpoint
+from fer_utils.training.devices import compiled
 from fer_utils.training.metrics import Accuracy, MacroScores, cross_entropy
-from fer_utils.training.network import compiled
 from fer_utils.training.optimizers import innermost
 from fer_utils.training.time_budget import TimeBudget
 
@@ -26,8 +26,8 @@ SCORES = ("loss", "accuracy", "macro_f1", "val_loss", "val_accuracy", "val_macro
 class Batches(keras.utils.PyDataset):
     """Batches of arrays, all of one size: JAX compiles for each size, and several devices share a batch evenly.
 
-    inputs: an array (n, …) or, for a model with several inputs, a tuple of arrays; any object that can be indexed with an
-    array of row numbers works. labels: (n,) int, or shares (n, 7) or (n, 14). A batch size above n counts as n.
+    inputs: an array (n, …) or, for a model with several inputs, a tuple of arrays. labels: (n,) int, or shares (n, 7) or
+    (n, 14). A batch size above n counts as n.
 
     With a seed the rows are shuffled in an order that depends only on (seed, epoch), and what is left over after the last
     full batch is left out, in each epoch other rows. Without one the order is kept and no row is left out: the last batch is
@@ -63,16 +63,15 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple:
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        filling = self.batch_size - len(chosen)
-        rows = np.append(chosen, np.repeat(chosen[-1:], filling))
-        inputs = keras.tree.map_structure(lambda array: array[rows], self.inputs)
-        if self.changes is not None:
-            return self.changes(inputs, self.labels[rows], np.random.default_rng([self.seed, self.epoch, index]))
-        if self.seed is not None:
-            return inputs, self.labels[rows]
-        weights = np.full(self.batch_size, len(self) * self.batch_size / len(self.labels), np.float32)
-        weights[len(chosen) :] = 0
-        return inputs, self.labels[rows], weights
+        rows = np.append(chosen, np.repeat(chosen[-1:], self.batch_size - len(chosen)))
+        inputs, labels = keras.tree.map_structure(lambda array: array[rows], self.inputs), self.labels[rows]
+        if self.seed is None:
+            weights = np.full(self.batch_size, len(self) * self.batch_size / len(self.labels), np.float32)
+            weights[len(chosen) :] = 0
+            return inputs, labels, weights
+        if self.changes is None:
+            return inputs, labels
+        return self.changes(inputs, labels, np.random.default_rng([self.seed, self.epoch, index]))
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the order of that epoch."""
@@ -91,8 +90,7 @@ class _RecordRates(keras.callbacks.Callback):
     """Adds learning rate, weight decay and seconds of each epoch to the history."""
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
-        self._began = time.monotonic()
-        optimizer = innermost(self.model.optimizer)
+        self._began, optimizer = time.monotonic(), innermost(self.model.optimizer)
         decay = 0.0 if optimizer.weight_decay is None else float(optimizer.weight_decay)
         self._rates = {"learning_rate": float(optimizer.learning_rate), "weight_decay": decay}
 
@@ -158,7 +156,7 @@ def fit(
     Epochs are counted from `first_epoch` (0 for phase 1); the history's `epoch` starts at 1; its `attrs["ended_by"]` says
     what ended training. checkpoint: a file and a key (see TrainingCheckpoint); training resumes after the last epoch that
     an earlier process finished, with the same history as without an interruption. time_budget_minutes: see TimeBudget.
-    tensorboard: a folder for TensorBoard's event files, see keras.callbacks.TensorBoard. Raises FloatingPointError if the loss is not
+    tensorboard: a folder for the event files of keras.callbacks.TensorBoard. Raises FloatingPointError if the loss is not
     finite, ValueError for a batch that devices cannot share evenly, and Interrupted if a user stops it: called again with
     the same model, callbacks and checkpoint, it resumes after the last finished epoch.
     """
@@ -228,19 +226,16 @@ def predict(model: keras.Model, inputs, batch_size: int = PREDICT_BATCH) -> np.n
 
 
 def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDICT_BATCH) -> Iterator:
-    """Yield the result of `step` for each batch, in order.
+    """Yield the result of `step`, such as from devices.compiled, for each batch of `inputs` (as for Batches), in order.
 
-    step: a function such as from fer_utils.training.network.compiled. inputs: as for Batches. description: the progress
-    bar's text.
+    All batches have one length, since each length is compiled anew: the last of several begins with rows of the one before,
+    which are left out of its result. description: the progress bar's text.
     """
     n = len(keras.tree.flatten(inputs)[0])
-    starts = range(0, n, batch_size)
-    # JAX compiles for each length: the last of several batches then begins with rows of the one before, left out again below.
-    last = max(0, n - batch_size) if devices.BACKEND == "jax" else n
     try:
         with progress.bar(description=description, total=n) as bar:
-            for start in time_budget.announced(starts, description):
-                again = start - min(start, last)
+            for start in time_budget.announced(range(0, n, batch_size), description):
+                again = max(0, start - max(0, n - batch_size))
                 rows = np.arange(start - again, min(start + batch_size, n))
                 outputs = step(keras.tree.map_structure(lambda array, rows=rows: array[rows], inputs))
                 bar.update(len(rows) - again)

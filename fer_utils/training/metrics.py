@@ -29,8 +29,8 @@ def of_labels(rows):
 def cross_entropy(y_true, y_pred):
     """The specification's loss, and for soft labels its generalisation. Only TRAIN has soft labels.
 
-    With 14 columns, the sum of both outputs' losses, from probabilities clipped at Keras' epsilon. A row of votes weighs what
-    its shares sum to: nothing, if a picture has no votes.
+    With 14 columns, the sum of both outputs' losses, from probabilities clipped at Keras' epsilon. The weight of a row of votes
+    is the sum of its shares: 0 if a picture has no votes.
     """
     if not is_soft(y_true):
         return keras.losses.sparse_categorical_crossentropy(y_true, of_labels(y_pred))
@@ -52,16 +52,14 @@ class Accuracy(keras.metrics.SparseCategoricalAccuracy):
 class MacroScores(keras.metrics.Metric):
     """Macro precision, recall and F1 over all batches of an epoch, from one confusion matrix.
 
-    As scikit-learn's `average="macro", zero_division=0`: the mean over the seven classes, where a class without
-    predictions or without images counts as 0. A soft label counts as the class with the largest share, a
-    row of weight 0 not at all, any other row once.
+    As scikit-learn's `average="macro", zero_division=0`: the mean over the seven classes, where a class without predictions
+    or without images counts as 0. A soft label counts as the class with the largest share, a row of weight 0 is left out.
     """
 
     def __init__(self, name: str = "macro", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.counts = self.add_weight(
-            shape=(len(CLASSES), len(CLASSES)), initializer="zeros", name="counts", dtype="float32"
-        )
+        shape = len(CLASSES), len(CLASSES)
+        self.counts = self.add_weight(shape=shape, initializer="zeros", name="counts", dtype="float32")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         true = ops.one_hot(ops.cast(ops.reshape(likeliest(y_true), (-1,)), "int32"), len(CLASSES), dtype="float32")

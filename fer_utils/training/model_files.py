@@ -43,8 +43,12 @@ def load(path: Path, threads: int | None = None) -> Predict:
     try:
         if is_shipped(path):
             predict = opencv(path)
+        elif suffix in _LOADERS:
+            predict = _LOADERS[suffix](_moderate(path), threads)
         else:
-            predict = _LOADERS[suffix](_moderate(path), threads) if suffix in _LOADERS else _keras(path)
+            from fer_utils.training.devices import compiled  # TensorFlow takes seconds to import
+
+            predict = compiled(load_keras(path))
         answer = predict(np.zeros((2, images.SIZE, images.SIZE, 1), np.float32))
     except ImportError as error:
         raise NotOurModel(
@@ -80,8 +84,7 @@ def faces_of(sources: Mapping[str, Any]) -> str:
 def write_origin(path: Path, origin: Mapping[str, str]) -> None:
     """Write into a model's file what the model was trained on, so that every copy of the file says it.
 
-    Keras' and LiteRT's files hold it as an entry of a zip, which for LiteRT stands behind the model, as LiteRT's own metadata
-    do; an ONNX file as its metadata.
+    ONNX has metadata for it. Keras' file is a zip, which gets an entry; to LiteRT's a zip is appended, as its own metadata are.
     """
     if path.suffix == ".onnx":
         import onnx
@@ -100,7 +103,15 @@ def read_origin(path: Path) -> dict[str, str] | None:
     Raises NotOurModel for a file whose origin is damaged.
     """
     try:
-        text = _origin_text(path)
+        if path.suffix.lower() == ".onnx":
+            import onnx
+
+            text = {entry.key: entry.value for entry in onnx.load(path).metadata_props}.get(ORIGIN)
+        elif zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                text = archive.open(ORIGIN).read(MAX_ORIGIN) if ORIGIN in archive.namelist() else None
+        else:
+            text = None
         origin = None if text is None else json.loads(text)
         if origin is not None and origin["faces"] not in (DRAWN, PHOTOGRAPHS):
             raise ValueError(f"faces: {str(origin['faces'])[:40]!r}")
@@ -108,17 +119,6 @@ def read_origin(path: Path) -> dict[str, str] | None:
         said = f"its entry {ORIGIN} is damaged ({_reason(error)}): train or export it again"
         raise NotOurModel(f"{path}: {said}") from error
     return origin
-
-
-def _origin_text(path: Path) -> bytes | str | None:
-    if path.suffix.lower() == ".onnx":
-        import onnx
-
-        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}.get(ORIGIN)
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        return archive.open(ORIGIN).read(MAX_ORIGIN) if ORIGIN in archive.namelist() else None
 
 
 def fastest(model: Path) -> Path:
@@ -195,38 +195,32 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _keras(path: Path) -> Predict:
-    from fer_utils.training.network import compiled
-
-    return compiled(load_keras(path))
-
-
 def opencv(path: Path) -> Predict:
     """A file of small_onnx as a function, run by OpenCV."""
     network = cv2.dnn.readNetFromONNX(str(path))
 
-    def answer(pixels: np.ndarray) -> np.ndarray:
-        network.setInput(pixels[None], "pixels")
-        return network.forward().copy()
+    def predict(pixels: np.ndarray) -> np.ndarray:
+        answers = []
+        for face in pixels:
+            network.setInput(face[None], "pixels")
+            answers.append(network.forward().copy())
+        return np.concatenate(answers)
 
-    return lambda pixels: np.concatenate([answer(face) for face in pixels])
+    return predict
 
 
 def _litert(path: Path, threads: int | None) -> Predict:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path), num_threads=threads)
-    place, answer = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-    shape: list[tuple[int, ...]] = []
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def predict(pixels: np.ndarray) -> np.ndarray:
-        if shape != [pixels.shape]:
-            interpreter.resize_tensor_input(place, pixels.shape)
-            interpreter.allocate_tensors()
-            shape[:] = [pixels.shape]
-        interpreter.set_tensor(place, pixels)
+        interpreter.resize_tensor_input(taken["index"], pixels.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(taken["index"], pixels)
         interpreter.invoke()
-        return interpreter.get_tensor(answer)
+        return interpreter.get_tensor(given["index"])
 
     return predict
 

@@ -1,135 +1,46 @@
-"""The network: a backbone, its head, and which of its layers train."""
+"""The network that is trained: its weights, which of its layers train, and what is saved of it."""
 
 import re
 import warnings
-from collections.abc import Callable
-from functools import lru_cache
 
 from fer_utils import places, progress
 from fer_utils.classes import CLASSES
-from fer_utils.training import devices, model_files
+from fer_utils.training import model_files
 from fer_utils.training import weights as weights_files
+from fer_utils.training.architecture import FEATURES as FEATURES
+from fer_utils.training.architecture import (
+    HEAD_LAYERS,
+    RESNET50,
+    SMALL,
+    TRAINED_NORM_MOMENTUM,
+    assembled,
+    backbone_of,
+    random_backbone,
+    untrained,
+)
+from fer_utils.training.architecture import PREPROCESSING as PREPROCESSING
 
 import keras
 import numpy as np
 import pandas as pd
 from keras import layers
 
-PREPROCESSING = "preprocessing"
-RESNET50, SMALL = "resnet50", "small"  # the backbones: values of the parameter, and names of the layer in the model
-FEATURES = "pooled_features"
-HEAD_LAYERS = ("head_dense", "head_batch_norm", "head_dropout", "probabilities")
 VOTES_LAYER, BOTH_LAYER = "votes_probabilities", "both_probabilities"
-TRAINED_NORM_MOMENTUM = (
-    0.9  # Keras' 0.99 needs about 500 steps to forget the initial statistics, more than a small dataset has
-)
-# Width and number of blocks of each stage; each but the first halves the side. At 48 px 123 million multiply-adds.
-SMALL_STAGES = ((16, 1), (64, 1), (128, 1), (208, 2))
 ADJUSTMENTS = np.linspace(0, 1, 11)  # the strengths that with_adjusted_logits tries
 MIN_IMAGE_SIZE = 32  # smaller images vanish in ResNet50's five halvings
 
 
 def build(image_size: int, weights: str, backbone: str = RESNET50) -> keras.Model:
-    """A backbone with the specification's head, backbone frozen.
+    """A backbone, `resnet50` as specified or `small`, with the specification's head; the backbone is frozen.
 
     Input: raw grey images, float or uint8, shape (n, height, width, 1), values 0–255, of any size. Inside the model they
     are resized bilinearly to `image_size`, and prepared as the backbone needs it: for ResNet50 as RGB, by its own
     `preprocess_input`; for the small network each picture by its own mean and variance. Output: probabilities, shape
-    (n, 7), in the order of CLASSES.
-
-    weights: `imagenet`, a path to a `notop` file, or `none` (see load_backbone). backbone: `resnet50`, the specification's,
-    or `small`. The head's BatchNormalization forgets at TRAINED_NORM_MOMENTUM.
+    (n, 7), in the order of CLASSES. weights: see load_backbone.
     """
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(f"image_size is {image_size}, expected at least {MIN_IMAGE_SIZE}")
-    return _assembled(load_backbone(image_size, weights, backbone))
-
-
-def untrained(image_size: int, backbone: str) -> keras.Model:
-    """The same network with random weights, for those of a file or of another model."""
-    return _assembled(_random_backbone(image_size, backbone))
-
-
-def _assembled(backbone: keras.Model) -> keras.Model:
-    raw = keras.Input((None, None, 1), name="raw_grey")
-    x = backbone(_preprocessing(backbone.input_shape[1], backbone.name)(raw), training=False)
-    x = layers.GlobalAveragePooling2D(name=FEATURES)(x)
-    return keras.Model(raw, _head(x), name=f"fer_{backbone.name}")
-
-
-def _preprocessing(image_size: int, backbone: str) -> keras.Model:
-    # In float32 whatever the policy: bfloat16's 8 bits of mantissa cannot hold grey levels less a mean.
-    raw = keras.Input((None, None, 1), name="raw_grey")
-    if backbone == SMALL:
-        x = layers.Resizing(image_size, image_size, name="resize", dtype="float32")(raw)
-        # Each picture gets mean 0 and variance 1: light and contrast do not matter.
-        x = layers.LayerNormalization(axis=(1, 2, 3), center=False, scale=False, name="standardise", dtype="float32")(x)
-        return keras.Model(raw, x, name=PREPROCESSING)
-    x = layers.Concatenate(name="grey_to_rgb", dtype="float32")([raw, raw, raw])
-    x = layers.Resizing(image_size, image_size, name="resize", dtype="float32")(x)
-    return keras.Model(raw, keras.applications.resnet50.preprocess_input(x), name=PREPROCESSING)
-
-
-def _head(features):
-    x = layers.Dense(32, activation="relu", name=HEAD_LAYERS[0])(features)
-    x = layers.BatchNormalization(momentum=TRAINED_NORM_MOMENTUM, name=HEAD_LAYERS[1])(x)
-    x = layers.Dropout(0.4, name=HEAD_LAYERS[2])(x)
-    return layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=HEAD_LAYERS[3])(x)
-
-
-def with_votes_output(model: keras.Model) -> keras.Model:
-    """The same layers with a second output, which learns FER+'s votes beside the first, which learns the labels.
-
-    It shares the head but for its last layer. Output: the probabilities of both in one row, shape (n, 14). It is for training;
-    `for_inference` takes it apart again.
-    """
-    hidden = model.get_layer(HEAD_LAYERS[-2]).output
-    votes = layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=VOTES_LAYER)(hidden)
-    both = layers.Concatenate(dtype="float32", name=BOTH_LAYER)([model.get_layer(HEAD_LAYERS[-1]).output, votes])
-    return keras.Model(model.input, both, name=model.name)
-
-
-def has_votes_output(model: keras.Model) -> bool:
-    return any(layer.name == VOTES_LAYER for layer in model.layers)
-
-
-def apply_head(model: keras.Model, features):
-    """The model's head on pooled features: what the model gives for them."""
-    x = features
-    for name in HEAD_LAYERS[:-1]:
-        x = model.get_layer(name)(x)
-    if not has_votes_output(model):
-        return model.get_layer(HEAD_LAYERS[-1])(x)
-    return model.get_layer(BOTH_LAYER)([model.get_layer(name)(x) for name in (HEAD_LAYERS[-1], VOTES_LAYER)])
-
-
-def backbone_of(model: keras.Model) -> keras.Model:
-    """The backbone of a model from `build`."""
-    return next(layer for layer in model.layers if layer.name in (RESNET50, SMALL))
-
-
-def small(image_size: int) -> keras.Model:
-    """A residual network for small faces, with random weights; input: (n, image_size, image_size, 1), standardised.
-
-    As the networks for 32-px pictures of He et al. 2016 (arXiv:1512.03385, section 4.2) it begins with a 3×3 convolution
-    and halves the picture late, since a face of 48 pixels has no detail to lose. Where the width changes, a 1×1 convolution
-    is the shortcut, as in ResNet50. Each block starts as its shortcut (see _silence_residual_branches).
-    """
-
-    def convolution(x, width: int, size: int, stride: int, name: str, gamma: str = "ones"):
-        x = layers.Conv2D(width, size, stride, "same", use_bias=False, name=f"{name}_conv")(x)
-        return layers.BatchNormalization(gamma_initializer=gamma, name=f"{name}_bn")(x)
-
-    pixels = keras.Input((image_size, image_size, 1))
-    x = layers.ReLU(name="stem_relu")(convolution(pixels, SMALL_STAGES[0][0], 3, 1, "stem"))
-    for stage, (width, n_blocks) in enumerate(SMALL_STAGES, 1):
-        for block in range(n_blocks):
-            name, stride = f"stage{stage}_block{block + 1}", 2 if stage > 1 and block == 0 else 1
-            shortcut = x if x.shape[-1] == width else convolution(x, width, 1, stride, f"{name}_0")
-            branch = layers.ReLU(name=f"{name}_1_relu")(convolution(x, width, 3, stride, f"{name}_1"))
-            branch = convolution(branch, width, 3, 1, f"{name}_2", gamma="zeros")
-            x = layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([shortcut, branch]))
-    return keras.Model(pixels, x, name=SMALL)
+    return assembled(load_backbone(image_size, weights, backbone))
 
 
 def load_backbone(image_size: int, weights: str, name: str = RESNET50) -> keras.Model:
@@ -140,9 +51,13 @@ def load_backbone(image_size: int, weights: str, name: str = RESNET50) -> keras.
     those of the model that comes with this package, and a path those of a model's file. Raises WeightsError, and NotOurModel
     as model_files.load_keras does.
     """
-    backbone = _random_backbone(image_size, name)
+    backbone = random_backbone(image_size, name)
     if weights == "none":
-        _silence_residual_branches(backbone)
+        # The scale of each residual block's last BatchNormalization is 0 (He et al. 2019, arXiv:1812.01187, section 3.1):
+        # the network starts as a shallower one, which is easier to train, and activations stay in the range of float16.
+        for layer in backbone.layers:
+            if re.fullmatch(r"conv\d_block\d_3_bn", layer.name):
+                layer.gamma.assign(np.zeros(layer.gamma.shape))
         progress.say("weights is none: the backbone is random, and only the layers that 04 unfreezes learn")
     elif name == SMALL:
         _load_small(backbone, weights)
@@ -162,25 +77,29 @@ def _load_small(backbone: keras.Model, weights: str) -> None:
     backbone.set_weights(backbone_of(source).get_weights())
 
 
-def _random_backbone(image_size: int, name: str) -> keras.Model:
-    if name == SMALL:
-        backbone = small(image_size)
-    else:
-        shape = image_size, image_size, 3
-        backbone = keras.applications.ResNet50(include_top=False, weights=None, input_shape=shape, name=RESNET50)
-    backbone.trainable = False
-    return backbone
+def with_votes_output(model: keras.Model) -> keras.Model:
+    """The same layers with a second output, which learns FER+'s votes beside the first, which learns the labels.
 
-
-def _silence_residual_branches(backbone: keras.Model) -> None:
-    """Set the scale of each residual block's last BatchNormalization to 0, so that every block starts as its shortcut.
-
-    He et al. 2019 (arXiv:1812.01187, section 3.1): the network starts as a shallower one, which is easier to train. It
-    also keeps the activations of a random backbone in the range of float16.
+    It shares the head except the last layer. Output: the probabilities of both in one row, shape (n, 14). It is for training;
+    `for_inference` separates the two.
     """
-    for layer in backbone.layers:
-        if re.fullmatch(r"conv\d_block\d_3_bn", layer.name):
-            layer.gamma.assign(np.zeros(layer.gamma.shape))
+    hidden = model.get_layer(HEAD_LAYERS[-2]).output
+    votes = layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name=VOTES_LAYER)(hidden)
+    both = layers.Concatenate(dtype="float32", name=BOTH_LAYER)([model.get_layer(HEAD_LAYERS[-1]).output, votes])
+    return keras.Model(model.input, both, name=model.name)
+
+
+def has_votes_output(model: keras.Model) -> bool:
+    return any(layer.name == VOTES_LAYER for layer in model.layers)
+
+
+def apply_head(model: keras.Model, features):
+    """The model's head on pooled features: what the model gives for them."""
+    for name in HEAD_LAYERS[:-1]:
+        features = model.get_layer(name)(features)
+    if not has_votes_output(model):
+        return model.get_layer(HEAD_LAYERS[-1])(features)
+    return model.get_layer(BOTH_LAYER)([model.get_layer(name)(features) for name in (HEAD_LAYERS[-1], VOTES_LAYER)])
 
 
 def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
@@ -193,40 +112,28 @@ def unfreeze_top(model: keras.Model, n_layers: int, batch_norm: str) -> int:
     backbone = backbone_of(model)
     if not 0 <= n_layers <= len(backbone.layers):
         raise ValueError(f"unfreeze_top is {n_layers}, the backbone {backbone.name} has {len(backbone.layers)} layers")
-    if batch_norm == "frozen" and not _last_norm(backbone).gamma.numpy().any():
+    norms = [layer for layer in backbone.layers if isinstance(layer, layers.BatchNormalization)]
+    if batch_norm == "frozen" and not norms[-1].gamma.numpy().any():
         warnings.warn(
             "the backbone is random and batch_norm is 'frozen': its residual branches stay at zero and learn nothing. Set "
             "batch_norm to 'trained'.",
             stacklevel=2,
         )
     backbone.trainable = True
-    first = len(backbone.layers) - n_layers
-    for place, layer in enumerate(backbone.layers):
-        is_frozen_norm = isinstance(layer, layers.BatchNormalization) and batch_norm == "frozen"
-        layer.trainable = place >= first and not is_frozen_norm
-        if layer.trainable and isinstance(layer, layers.BatchNormalization):
+    for number, layer in enumerate(backbone.layers, start=n_layers - len(backbone.layers)):
+        is_norm = isinstance(layer, layers.BatchNormalization)
+        layer.trainable = number >= 0 and not (is_norm and batch_norm == "frozen")
+        if layer.trainable and is_norm:
             layer.momentum = TRAINED_NORM_MOMENTUM
     return sum(bool(layer.trainable_weights) for layer in backbone.layers)
 
 
-def _last_norm(backbone: keras.Model) -> layers.BatchNormalization:
-    return [layer for layer in backbone.layers if isinstance(layer, layers.BatchNormalization)][-1]
-
-
 def parameter_counts(model: keras.Model) -> dict[str, int]:
     """Numbers of weights: total, trainable, frozen."""
-
-    def count(weights) -> int:
-        return sum(int(np.prod(weight.shape)) for weight in weights)
-
-    total, trainable = count(model.weights), count(model.trainable_weights)
+    total, trainable = (
+        sum(int(np.prod(weight.shape)) for weight in weights) for weights in (model.weights, model.trainable_weights)
+    )
     return {"total": total, "trainable": trainable, "frozen": total - trainable}
-
-
-@lru_cache(maxsize=1)
-def compiled(model: keras.Model) -> Callable:
-    """devices.compiled for the last model, cached: tracing ResNet50 takes as long as about a hundred images of 48 px."""
-    return devices.compiled(model)
 
 
 def for_inference(model: keras.Model, output: str = HEAD_LAYERS[-1]) -> keras.Model:
@@ -235,16 +142,16 @@ def for_inference(model: keras.Model, output: str = HEAD_LAYERS[-1]) -> keras.Mo
     A model trained in mixed_float16 would also compute in float16 after loading, which is many times slower on a CPU.
     output: which of two outputs it has, the first or VOTES_LAYER; either way it is a network as `build` makes it.
     """
-    policy = keras.mixed_precision.dtype_policy()
+    policy, backbone = keras.mixed_precision.dtype_policy(), backbone_of(model)
     if policy.name == "float32" and not has_votes_output(model):
         return plain_copy(model)
     keras.mixed_precision.set_global_policy("float32")
     try:
-        copy = untrained(backbone_of(model).input_shape[1], backbone_of(model).name)
+        copy = untrained(backbone.input_shape[1], backbone.name)
     finally:
         keras.mixed_precision.set_global_policy(policy)
-    backbone = backbone_of(model).name
-    for name, source in zip((backbone, *HEAD_LAYERS), (backbone, *HEAD_LAYERS[:-1], output), strict=True):
+    for name in (backbone.name, *HEAD_LAYERS):
+        source = output if name == HEAD_LAYERS[-1] else name
         copy.get_layer(name).set_weights(model.get_layer(source).get_weights())
     return copy
 

@@ -1,8 +1,11 @@
 """Optimisers, learning-rate schedules, and the callback that raises the weight decay when the rate falls."""
 
+from typing import TypeAlias
+
 import keras
 
 WARM_UP_START = 0.01  # of the learning rate; at 0 the first step would change nothing
+Rate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
 
 
 @keras.saving.register_keras_serializable("fer_utils")
@@ -30,10 +33,9 @@ class AdamW(keras.optimizers.AdamW):
 class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
     """When the learning rate has dropped, multiply the weight decay by `factor`, up to `cap`.
 
-    This callback must come after the one that lowers the rate. Keras' decoupled decay shrinks a weight by the share
-    lr × wd per step. When the rate halves, that product halves too; with factor 2 it stays constant, with a larger factor
-    it rises, and once `cap` is reached it falls with the rate. Needs `fer_utils.training.optimizers.AdamW`; raises
-    TypeError for an optimiser whose decay cannot change in the compiled step.
+    This callback must come after the one that lowers the rate. A step shrinks a weight by the share lr × wd. When the rate
+    halves, that product stays constant with factor 2 and rises with a larger one; once `cap` is reached it falls with the
+    rate. Raises TypeError for an optimiser whose decay cannot change in the compiled step: it must be AdamW of this module.
     """
 
     STATE = ("_rate",)  # for TrainingCheckpoint
@@ -47,10 +49,8 @@ class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
     def on_train_begin(self, logs=None) -> None:
         optimizer = innermost(self.model.optimizer)
         if not isinstance(optimizer.weight_decay, keras.Variable):
-            raise TypeError(
-                f"{type(optimizer).__name__} holds its weight decay as a constant: "
-                "use fer_utils.training.optimizers.AdamW"
-            )
+            name = type(optimizer).__name__
+            raise TypeError(f"{name} holds its weight decay as a constant: use fer_utils.training.optimizers.AdamW")
         self._rate = float(optimizer.learning_rate)
 
     def on_epoch_end(self, epoch: int, logs=None) -> None:
@@ -62,9 +62,7 @@ class IncreaseWeightDecayOnLRDrop(keras.callbacks.Callback):
         self._rate = rate
 
 
-def make_rate(
-    schedule: str, learning_rate: float, steps_per_epoch: int, epochs: int, warmup_epochs: float
-) -> float | keras.optimizers.schedules.CosineDecay:
+def make_rate(schedule: str, learning_rate: float, steps_per_epoch: int, epochs: int, warmup_epochs: float) -> Rate:
     """The learning rate or schedule for the optimiser.
 
     `plateau`: the rate itself, to be lowered by callbacks. `cosine`: linear from WARM_UP_START of the rate to the rate
@@ -85,10 +83,7 @@ def make_rate(
 
 
 def make_optimizer(
-    name: str,
-    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
-    weight_decay: float,
-    clip_norm: float = 0.0,
+    name: str, learning_rate: Rate, weight_decay: float, clip_norm: float = 0.0
 ) -> keras.optimizers.Optimizer:
     """`adamw` with decoupled weight decay, or `adam` without any.
 

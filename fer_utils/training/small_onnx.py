@@ -4,11 +4,10 @@ Weights have the names that they have in Keras, `layer/weight`, and kernels are 
 0–255. Its one output: probabilities, float32 (n, 7).
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from fer_utils import images
-from fer_utils.training import network
+from fer_utils.training.architecture import FEATURES, HEAD_LAYERS, PREPROCESSING, SMALL, backbone_of, untrained
 
 import keras
 import numpy as np
@@ -23,10 +22,10 @@ def write(model: keras.Model, path: Path, temperature: float = 1.0) -> None:
     A dense layer is a 1×1 convolution of pooled features, so that the file holds operators only that OpenCV runs. Raises
     ValueError for another network.
     """
-    backbone = network.backbone_of(model)
-    if backbone.name != network.SMALL or backbone.input_shape[1] != images.SIZE:
+    backbone = backbone_of(model)
+    if backbone.name != SMALL or backbone.input_shape[1] != images.SIZE:
         raise ValueError(
-            f"the model is a {backbone.name} for {backbone.input_shape[1]} px, expected {network.SMALL} for {images.SIZE} px"
+            f"the model is a {backbone.name} for {backbone.input_shape[1]} px, expected {SMALL} for {images.SIZE} px"
         )
 
     import onnx  # takes a while to import
@@ -49,7 +48,7 @@ def write(model: keras.Model, path: Path, temperature: float = 1.0) -> None:
             return add("BatchNormalization", [*inputs, *given], name, epsilon=layer.epsilon)
         if isinstance(layer, layers.ReLU | layers.Add):
             return add("Add" if isinstance(layer, layers.Add) else "Relu", inputs, name)
-        if name == network.HEAD_LAYERS[-1]:
+        if name == HEAD_LAYERS[-1]:
             arrays = [values / temperature for values in arrays]
         kernel = np.reshape(arrays[0], (1,) * (4 - arrays[0].ndim) + arrays[0].shape).transpose(3, 2, 0, 1)
         half = stored(f"{name}/kernel", kernel.astype(np.float16))
@@ -63,20 +62,21 @@ def write(model: keras.Model, path: Path, temperature: float = 1.0) -> None:
     planes = add("Transpose", ["pixels"], "planes", perm=[0, 3, 1, 2])
     centred = add("Sub", [planes, add("ReduceMean", [planes], "mean", axes=[1, 2, 3])], "centred")
     variance = add("ReduceMean", [add("Mul", [centred, centred], "squares")], "variance", axes=[1, 2, 3])
-    epsilon = stored("epsilon", np.float32(model.get_layer(network.PREPROCESSING).get_layer("standardise").epsilon))
+    standardise = model.get_layer(PREPROCESSING).get_layer("standardise")
+    epsilon = stored("epsilon", np.array(standardise.epsilon, np.float32))
     deviation = add("Sqrt", [add("Add", [variance, epsilon], "variance_and_epsilon")], "deviation")
     made = {backbone.inputs[0].name: add("Div", [centred, deviation], "standardised")}
     for layer in backbone.layers[1:]:
         made[layer.output.name] = applied(layer, [made[tensor.name] for tensor in keras.tree.flatten(layer.input)])
-    dense, norm, _, last = (model.get_layer(name) for name in network.HEAD_LAYERS)
-    x = add("GlobalAveragePool", [made[backbone.output.name]], network.FEATURES)
+    dense, norm, _, last = (model.get_layer(name) for name in HEAD_LAYERS)
+    x = add("GlobalAveragePool", [made[backbone.output.name]], FEATURES)
     x = applied(norm, [add("Relu", [applied(dense, [x])], "head_relu")])
     output = add("Softmax", [add("Flatten", [applied(last, [x])], "scores")], "softmax", axis=1)
 
     side, floats = images.SIZE, onnx.TensorProto.FLOAT
     taken = helper.make_tensor_value_info("pixels", floats, ["n", side, side, 1])
     given = helper.make_tensor_value_info(output, floats, ["n", last.units])
-    graph = helper.make_graph(nodes, network.SMALL, [taken], [given], weights)
+    graph = helper.make_graph(nodes, SMALL, [taken], [given], weights)
     file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(file, full_check=True)
     onnx.save(file, path)
@@ -88,24 +88,17 @@ def read(path: Path) -> keras.Model:
     from onnx import numpy_helper
 
     graph = onnx.load(path).graph
-    if graph.name != network.SMALL:
-        raise ValueError(
-            f"its graph is called {graph.name!r}: only the network {network.SMALL!r} becomes a Keras model"
-        )
+    if graph.name != SMALL:
+        raise ValueError(f"its graph is called {graph.name!r}: only the network {SMALL!r} becomes a Keras model")
     found = {weight.name: numpy_helper.to_array(weight).astype(np.float32) for weight in graph.initializer}
-    model = network.untrained(images.SIZE, network.SMALL)
-    for layer in _with_weights(model):
+    model = untrained(images.SIZE, SMALL)
+    for layer in filter(_names, (*backbone_of(model).layers, *map(model.get_layer, HEAD_LAYERS))):
         planes_first = [found[name] for name in _names(layer)]
         arrays = [values.transpose(2, 3, 1, 0) if values.ndim == 4 else values for values in planes_first]
         layer.set_weights([np.reshape(a, w.shape) for a, w in zip(arrays, layer.weights, strict=True)])
     return model
 
 
-def _with_weights(model: keras.Model) -> Iterator[layers.Layer]:
-    for layer in (*network.backbone_of(model).layers, *map(model.get_layer, network.HEAD_LAYERS)):
-        if layer.weights:
-            yield layer
-
-
 def _names(layer: layers.Layer) -> list[str]:
+    """Names of a layer's weights in the file."""
     return [f"{layer.name}/{weight.name}" for weight in layer.weights]

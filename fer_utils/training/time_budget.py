@@ -18,12 +18,10 @@ SHARE_LEFT = 0.05  # of the budget; minimum reserve, since stage 05 runs the who
 class TimeBudget(keras.callbacks.Callback):
     """Print the estimated time after the first steps of a phase, and keep training within a budget.
 
-    minutes: the session's time limit, from the kernel's start; 0 only prints. Training stops after an epoch if another
-    one would not fit, and within an epoch if the time runs out there. Both leave time to validate, evaluate and save
-    (PASSES_LEFT validation passes, and the larger of SAVING and SHARE_LEFT). Which weights the model then has is what
-    other callbacks decide, such as EarlyStopping.
-
-    began: the session's start on `clock`, in seconds; None: when this process, the kernel, was started.
+    minutes: the session's time limit; 0 only prints. began: the session's start on `clock`, in seconds; None: when this
+    process, the kernel, was started. Training stops after an epoch if another one would not fit, and within an epoch if the
+    time runs out there. Both leave time to validate, evaluate and save (PASSES_LEFT validation passes, and the larger of
+    SAVING and SHARE_LEFT). The weights that the model then has depend on other callbacks, such as EarlyStopping.
     """
 
     STATE = ("stopped",)  # restored from a checkpoint
@@ -84,14 +82,13 @@ class TimeBudget(keras.callbacks.Callback):
 
     def _announce(self, step: float, now: float) -> None:
         steps, epochs = self.params["steps"], self.params["epochs"] - self._epoch
+        total, shown = epochs * steps * step, f"{1000 * step:,.0f}" if step >= 0.01 else f"{1000 * step:.2g}"
         left = "" if self.deadline == float("inf") else f"; the budget leaves {in_words(max(0, self.deadline - now))}"
-        shown = f"{1000 * step:,.0f}" if step >= 0.01 else f"{1000 * step:.2g}"
-        announce(
+        text = (
             f"{self.phase}: {shown} ms a step; without validation {in_words(steps * step)} an epoch of {steps:,} "
-            f"steps, at most {in_words(epochs * steps * step)} for {epochs} epochs{left}",
-            epochs * steps * step,
-            is_longest=self.phase == "fine_tune",
+            f"steps, at most {in_words(total)} for {epochs} epochs{left}"
         )
+        announce(text, total, is_longest=self.phase == "fine_tune")
 
     def _reserve(self) -> float:
         return PASSES_LEFT * self._validation + self.margin

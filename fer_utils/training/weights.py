@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from fer_utils import places
@@ -17,18 +16,11 @@ OLDER_MD5 = "a268eb855778b3df3c7506639542a6af"
 
 _OLDER_LAYER = re.compile(r"(res|bn)(\d)([a-f])_branch(1|2[abc])")
 _OLDER_BRANCHES = {"1": 0, "2a": 1, "2b": 2, "2c": 3}  # branch → number in today's layer name
-# Ends of weights' names: today's → older ones. Keras 1 called the moving variance `running_std`, and put a number after a name
-# that it had given before: `conv1_W_1:0` and `bn_conv1_running_std_1:0`.
-_ROLES = {
-    "kernel": ("W",),
-    "bias": ("b",),
-    "gamma": (),
-    "beta": (),
-    "moving_mean": ("running_mean",),
-    "moving_variance": ("running_std",),
-}
-_ROLE_OF = {word: role for role, older in _ROLES.items() for word in (role, *older)}
-_WEIGHT = re.compile(rf"(?:^|[_/])({'|'.join(sorted(_ROLE_OF, key=len, reverse=True))})(?:_\d+)?(?::0)?$")
+# Ends of weights' names → today's names. Keras 1 called the moving variance `running_std`, and put a number after a name that
+# it had given before: `conv1_W_1:0` and `bn_conv1_running_std_1:0`.
+_ROLES = {"W": "kernel", "b": "bias", "running_mean": "moving_mean", "running_std": "moving_variance"}
+_ROLES |= {name: name for name in ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")}
+_WEIGHT = re.compile(rf"(?:^|[_/])({'|'.join(_ROLES)})(?:_\d+)?(?::0)?$")
 
 
 class WeightsError(ValueError):
@@ -67,9 +59,9 @@ def load_file(backbone: keras.Model, path: Path) -> str:
                 layout = _assign(backbone, group, path)
         if not by_layer:  # the format of Keras 3, which Keras checks against the model's structure
             backbone.load_weights(path)
+    except WeightsError:
+        raise
     except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, WeightsError):
-            raise
         raise WeightsError(f"{path}: not the weights of ResNet50 without top ({error})") from error
     if not all(np.isfinite(value).all() for value in backbone.get_weights()):
         raise WeightsError(f"{path}: lacks weights or holds values that are no numbers; get the file again")
@@ -78,33 +70,31 @@ def load_file(backbone: keras.Model, path: Path) -> str:
 
 def _assign(backbone: keras.Model, group: h5py.Group, path: Path) -> str:
     """Assign each layer the file's weights under its name, today's or the older one; return the layout."""
-    stored = {_text(name): group[_text(name)] for name in group.attrs["layer_names"]}
-    stored = {name: layer for name, layer in stored.items() if len(layer.attrs.get("weight_names", ()))}
-    named = {todays_name(name): layer for name, layer in stored.items()}
+    names = [name for name in _texts(group, "layer_names") if len(group[name].attrs.get("weight_names", ()))]
+    stored = {todays_name(name): group[name] for name in names}
     layers = {layer.name: layer for layer in backbone.layers if layer.weights}
-    _check_names(set(layers), set(named), path)
+    missing, extra = sorted(layers.keys() - stored.keys()), sorted(stored.keys() - layers.keys())
+    if missing or extra:
+        raise WeightsError(
+            f"{path}: its layers are not ResNet50's without top; {len(missing)} missing (such as {missing[:3]}), "
+            f"{len(extra)} unknown (such as {extra[:3]}): take the `notop` file"
+        )
     for name, layer in layers.items():
-        values = _weights_of(named[name])
+        found = {name: _WEIGHT.search(name) for name in _texts(stored[name], "weight_names")}
+        values = {_ROLES[match[1]]: stored[name][weight] for weight, match in found.items() if match}
         for variable in layer.weights:
-            value = values.get(variable.name)
-            if value is None or value.shape != tuple(variable.shape):
-                found = "nothing" if value is None else f"shape {value.shape}"
+            shape = values[variable.name].shape if variable.name in values else None
+            if shape != tuple(variable.shape):
                 raise WeightsError(
-                    f"{path}: {found} for {variable.name} of {name}, expected shape {tuple(variable.shape)}: "
-                    "take ResNet50's notop file"
+                    f"{path}: {f'shape {shape}' if shape else 'nothing'} for {variable.name} of {name}, expected shape "
+                    f"{tuple(variable.shape)}: take ResNet50's notop file"
                 )
-            variable.assign(value)
-    return "today's" if set(stored) == set(named) else "older"
+            variable.assign(values[variable.name])
+    return "today's" if stored.keys() == set(names) else "older"
 
 
-def _weights_of(layer: h5py.Group) -> Mapping[str, h5py.Dataset]:
-    """Today's name of each of a layer's weights in the file → its values."""
-    found = {}
-    for name in map(_text, layer.attrs["weight_names"]):
-        match = _WEIGHT.search(name)
-        if match:
-            found[_ROLE_OF[match[1]]] = layer[name]
-    return found
+def _texts(group: h5py.Group, attribute: str) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else name for name in group.attrs[attribute]]
 
 
 def todays_name(layer: str) -> str:
@@ -121,66 +111,32 @@ def todays_name(layer: str) -> str:
     return f"conv{stage}_block{'abcdef'.index(block) + 1}_{_OLDER_BRANCHES[branch]}_{part}"
 
 
-def _check_names(expected: set[str], found: set[str], path: Path) -> None:
-    missing, extra = sorted(expected - found), sorted(found - expected)
-    if missing or extra:
-        with_top = {"fc1000", "probs", "predictions"} & set(extra)
-        advice = "take the `notop` file" if with_top else "take ResNet50's notop file"
-        raise WeightsError(
-            f"{path}: its layers are not ResNet50's without top; {len(missing)} missing (such as {missing[:3]}), "
-            f"{len(extra)} unknown (such as {extra[:3]}): {advice}"
-        )
-
-
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
-
-
 def _load_imagenet(backbone: keras.Model) -> None:
     url, checksum = _published()
     passed_over = []
     for path in mounted_weights():
         try:
             layout = load_file(backbone, path)
-            _check_features(backbone, path)
         except WeightsError as error:
             passed_over.append(str(error))
             continue
-        print(f"weights from {path} ({_known(path, layout, checksum)})")
+        known = {
+            checksum: "ImageNet's, as Keras publishes them",
+            OLDER_MD5: "ImageNet's, as Keras published them before 2019; loaded by name",
+        }
+        older = "; in the layout of Keras before 2019, loaded by name" if layout == "older" else ""
+        unknown = f"NOT Keras' ImageNet file: scores should say so{older}"
+        print(f"weights from {path} ({known.get(hashlib.md5(path.read_bytes()).hexdigest(), unknown)})")
         return
     load_file(backbone, _download(url, checksum, passed_over))
 
 
-def _known(path: Path, layout: str, checksum: str) -> str:
-    """A description of a mounted file, by its checksum."""
-    found = hashlib.md5(path.read_bytes()).hexdigest()
-    if found == checksum:
-        return "ImageNet's, as Keras publishes them"
-    if found == OLDER_MD5:
-        return "ImageNet's, as Keras published them before 2019; loaded by name"
-    older = "; in the layout of Keras before 2019, loaded by name" if layout == "older" else ""
-    return f"NOT Keras' ImageNet file: scores should say so{older}"
-
-
-def _check_features(backbone: keras.Model, path: Path) -> None:
-    """Raise WeightsError unless the features of a fixed image are finite and not all equal."""
-    height, width, channels = backbone.input_shape[1:]
-    image = np.linspace(-120, 120, height * width * channels, dtype=np.float32).reshape(1, height, width, channels)
-    features = np.array(backbone(image, training=False))
-    if not np.isfinite(features).all() or np.ptp(features) == 0:
-        raise WeightsError(
-            f"{path}: ResNet50 with these weights computes no features of a test image; get the file again"
-        )
-
-
 def _published() -> tuple[str, str]:
     """The URL of Keras' notop file, and its MD5 checksum."""
-    from keras.src.applications import resnet  # the only place with both
+    from keras.src.applications import resnet  # the only module with both
 
-    return (
-        resnet.BASE_WEIGHTS_PATH + "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        resnet.WEIGHTS_HASHES["resnet50"][1],
-    )
+    name = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    return resnet.BASE_WEIGHTS_PATH + name, resnet.WEIGHTS_HASHES["resnet50"][1]
 
 
 def _download(url: str, checksum: str, passed_over: list[str]) -> Path:

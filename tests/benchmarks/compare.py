@@ -8,6 +8,7 @@ share of this machine's matrix-multiply speed that phase 2's arithmetic reaches.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -60,9 +61,8 @@ def ours(job: dict) -> dict:
 
     def fit(phase, optimizer, first, epochs, steps, callbacks=()):
         prefix, suffix = frozen_prefix.split(model)
-        plan = frozen_prefix.plan(prefix, len(labels["train"]) + len(labels["val"]), "auto", "auto", cache)
-        print(plan, file=sys.stderr)
-        subject, inputs = frozen_prefix.prepare(prefix, suffix, (faces["train"], faces["val"]), plan, cache)
+        with contextlib.redirect_stdout(sys.stderr):
+            subject, inputs = frozen_prefix.prepare(prefix, suffix, (faces["train"], faces["val"]), "auto", cache)
         loop.compile_for_training(subject, optimizer, steps)
         loop.fit(
             subject,
@@ -135,7 +135,7 @@ def prepare_job(options: argparse.Namespace, folder: Path) -> dict:
 
     import keras
 
-    folders = runs.run_folders(options.run.name, str(options.run.absolute().parent), "")
+    folders = runs.run_named(options.run.name, str(options.run.absolute().parent), "")
     manifest = loading.read_table(folders.path("manifest.csv"), ("split", "label", "path"))
     sources = {
         "train": loading.read_table(folders.path("balanced.csv"), ("label", "path")),

@@ -43,14 +43,14 @@ def main() -> int:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", disk], check=True)
         try:
             run_to_its_end("clean", disk)
-            clean = results(runs.run_folders("clean", str(disk), ""))
-            folders = runs.run_folders("run", str(disk), "")
+            clean = results(runs.run_named("clean", str(disk), ""))
+            folders = runs.run_named("run", str(disk), "")
             for stage, left in LEFT.items():
-                folders.run.mkdir(parents=True, exist_ok=True)
+                folders.folder.mkdir(parents=True, exist_ok=True)
                 ballast = fill(disk, left)
                 full = run_stage(stage, disk)
                 said = [line for line in full.stderr.splitlines() if "free" in line and "space" in line]
-                half = [path.name for path in folders.run.rglob(f"{files.PARTIAL}*")]
+                half = [path.name for path in folders.folder.rglob(f"{files.PARTIAL}*")]
                 ballast.unlink()
                 again = run_stage(stage, disk)
                 is_right = full.returncode and said and not half and not again.returncode

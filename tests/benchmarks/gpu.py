@@ -201,13 +201,13 @@ def time_phase(side: str, phase: int, faces: loading.Faces, scale: Scale, weight
     if side == "ours":
         prefix, suffix = frozen_prefix.split(model)
         began = time.monotonic()
-        network.compiled(prefix)(shown[:few])
+        devices.compiled(prefix)(shown[:few])
         first = time.monotonic() - began
         with tempfile.TemporaryDirectory() as folder:
-            plan = frozen_prefix.plan(prefix, n + few, "auto", "auto", Path(folder) / "cache")
-            print(plan)
             began = time.monotonic()
-            trained, inputs = frozen_prefix.prepare(prefix, suffix, (shown, shown[:few]), plan, Path(folder) / "cache")
+            trained, inputs = frozen_prefix.prepare(
+                prefix, suffix, (shown, shown[:few]), "auto", Path(folder) / "cache"
+            )
             measured["pass"] = (n + few) / (time.monotonic() - began)
             adam = optimizers.make_optimizer("adam", 5e-4, 0.0)
             optimizer = adam if phase == 1 else optimizers.make_optimizer("adamw", 8e-5, 0.01)
@@ -216,7 +216,6 @@ def time_phase(side: str, phase: int, faces: loading.Faces, scale: Scale, weight
             validated = loop.Batches(inputs[1], labels[:few], loop.PREDICT_BATCH)
             seconds = list(loop.fit(trained, batches, validated, f"phase {phase}", 0, MEASURED_EPOCHS)["seconds"])
         measured["compiling"] = max(0.0, first - few / measured["pass"])
-        network.compiled.cache_clear()
     else:
         optimizer = keras.optimizers.Adam(5e-4) if phase == 1 else keras.optimizers.AdamW(8e-5, weight_decay=0.01)
         model.compile(
@@ -273,8 +272,7 @@ class Strong:
         own = self.own
         changes = Changes(own["augmentation"], own["mixup"], own["label_smoothing"])
         prefix, suffix = frozen_prefix.split(model)
-        plan = frozen_prefix.plan(prefix, len(train) + len(val), "none", "auto", file.parent, changes.of_pictures)
-        trained, inputs = frozen_prefix.prepare(prefix, suffix, (train.images, val.images), plan, file.parent)
+        trained, inputs = frozen_prefix.prepare(prefix, suffix, (train.images, val.images), "none", file.parent)
         batches = loop.Batches(inputs[0], train.labels, own["batch_size"], SEED, 0, changes)
         warm_up = min(own["warmup_epochs"], epochs / 4)
         rate = optimizers.make_rate(own["schedule"], own["learning_rate"], len(batches), epochs, warm_up)

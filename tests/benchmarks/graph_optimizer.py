@@ -31,7 +31,7 @@ def train(options: argparse.Namespace) -> dict[str, float]:
     prefix, suffix = frozen_prefix.split(model)
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (options.pictures, 48, 48, 1), np.uint8)
-    plan = frozen_prefix.plan(prefix, options.pictures, "memory", "float32", Path())
+    plan = frozen_prefix.Plan("memory", "float32", 0, "")
     trained, (inputs,) = frozen_prefix.prepare(prefix, suffix, [images], plan, Path())
     loop.compile_for_training(trained, optimizers.make_optimizer("adamw", 1e-3, 0.01))
     batches = loop.Batches(inputs, rng.integers(0, 7, options.pictures), BATCH, seed=1)

@@ -52,11 +52,11 @@ def run_to_its_end(run: str, outputs: Path) -> None:
         raise RuntimeError(f"{run} ended with status {done.returncode}: {done.stderr[-2000:]}")
 
 
-def begin_before(stage: str, clean: runs.RunFolders, run: str, outputs: Path) -> runs.RunFolders:
+def begin_before(stage: str, clean: runs.Run, run: str, outputs: Path) -> runs.Run:
     """A run that has what the clean one had when `stage` began."""
-    folders = runs.run_folders(run, str(outputs), "")
-    files.remove(folders.run)
-    shutil.copytree(clean.run, folders.run)
+    folders = runs.run_named(run, str(outputs), "")
+    files.remove(folders.folder)
+    shutil.copytree(clean.folder, folders.folder)
     names = list(STAGES)
     for later in names[names.index(stage) :]:
         record = files.read_json(folders.stage_record(later))
@@ -82,7 +82,7 @@ def kill_after(seconds: float, run: str, outputs: Path, with_kernel: bool) -> bo
             return True
 
 
-def results(folders: runs.RunFolders) -> dict:
+def results(folders: runs.Run) -> dict:
     """What a disturbed run must have in common with an undisturbed one, to the byte, and to float tolerance."""
     metrics = json.loads(folders.path("metrics.json").read_text())
     numbers = [pd.read_csv(path).drop(columns=["phase", "seconds"]).to_numpy(float) for path in histories(folders)]
@@ -95,11 +95,11 @@ def results(folders: runs.RunFolders) -> dict:
     }
 
 
-def histories(folders: runs.RunFolders) -> list[Path]:
+def histories(folders: runs.Run) -> list[Path]:
     return [folders.path("history_head.csv"), folders.path("history_fine_tune.csv")]
 
 
-def faults(clean: dict, folders: runs.RunFolders) -> list[str]:
+def faults(clean: dict, folders: runs.Run) -> list[str]:
     """How a run differs from the clean one, in words; empty where it does not."""
     found = []
     mine = results(folders)
@@ -110,7 +110,7 @@ def faults(clean: dict, folders: runs.RunFolders) -> list[str]:
         found.append("another number of epochs")
     elif not np.allclose(mine["numbers"], clean["numbers"], rtol=1e-3, atol=1e-5):
         found.append(f"numbers differ by up to {np.abs(mine['numbers'] - clean['numbers']).max():.2g}")
-    left = [path.name for path in folders.run.rglob("*") if path.name.startswith((files.PARTIAL, "checkpoint_"))]
+    left = [path.name for path in folders.folder.rglob("*") if path.name.startswith((files.PARTIAL, "checkpoint_"))]
     return found + [f"left behind: {name}" for name in left]
 
 
@@ -125,8 +125,8 @@ def main() -> int:
     options = parser.parse_args()
     outputs = options.outputs.resolve()
     run_to_its_end("clean", outputs)
-    clean = runs.run_folders("clean", str(outputs), "")
-    expected, recorded = results(clean), runs.records_of(clean)
+    clean = runs.run_named("clean", str(outputs), "")
+    expected, recorded = results(clean), clean.all_records()
     failed = 0
     for trial in range(options.first, options.first + options.kills):
         rng = random.Random(f"{options.seed} {trial}")
@@ -134,10 +134,10 @@ def main() -> int:
         # run_all.py and the kernel's imports come before the stage begins.
         seconds = rng.uniform(1, 8 + recorded[stage]["seconds"])
         folders = begin_before(stage, clean, f"trial_{trial}", outputs)
-        was_running = kill_after(seconds, folders.run.name, outputs, with_kernel=trial % 2 == 1)
-        half_written = len(list(folders.run.rglob(f"{files.PARTIAL}*")))
+        was_running = kill_after(seconds, folders.folder.name, outputs, with_kernel=trial % 2 == 1)
+        half_written = len(list(folders.folder.rglob(f"{files.PARTIAL}*")))
         began = time.monotonic()
-        run_to_its_end(folders.run.name, outputs)
+        run_to_its_end(folders.folder.name, outputs)
         found = faults(expected, folders)
         failed += bool(found)
         print(
@@ -146,7 +146,7 @@ def main() -> int:
             flush=True,
         )
         if not found:
-            files.remove(folders.run)
+            files.remove(folders.folder)
     print(f"{options.kills - failed} of {options.kills} ended as the clean run")
     return bool(failed)
 

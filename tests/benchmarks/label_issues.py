@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=48)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
-    folders = runs.run_folders(options.run.name, str(options.run.absolute().parent), "")
+    folders = runs.run_named(options.run.name, str(options.run.absolute().parent), "")
     file = options.run / "label_issues_train.csv"
     if not file.is_file():
         raise SystemExit(f"{file} is missing: run 03 of this run with find_label_issues")

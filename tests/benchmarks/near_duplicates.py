@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/unit")]
 
 from fer_utils.classes import class_of  # noqa: E402
 from fer_utils.data import audit, near_duplicates, splits  # noqa: E402
+from fer_utils.images import is_blank  # noqa: E402
 
 import gradients  # noqa: E402
 
@@ -78,6 +79,10 @@ CHANGES = {
 }
 
 
+def blanks(images: np.ndarray) -> np.ndarray:
+    return np.array([is_blank(image) for image in images])
+
+
 def firsts(images: np.ndarray) -> np.ndarray:
     """Position of the first pixel-identical copy of each image, by brute force: int (n,)."""
     seen: dict[bytes, int] = {}
@@ -89,7 +94,7 @@ def recall(images: np.ndarray, about: pd.DataFrame, folder: Path | None) -> None
     pool = images[(about["source"] == splits.FER2013).to_numpy()]
     n, first = len(pool), firsts(pool)
     own = near_duplicates.group(n, near_duplicates.find_pairs(pool))
-    distinct = np.flatnonzero((first == np.arange(n)) & ~near_duplicates.is_blank(pool))
+    distinct = np.flatnonzero((first == np.arange(n)) & ~blanks(pool))
     chosen = np.random.default_rng(2013).choice(distinct, 2000, replace=False)
     strays = []
     print(f"\nRecall and strays: 2,000 changed copies against {n:,} FER2013 images")
@@ -145,7 +150,7 @@ def bars(images: np.ndarray, about: pd.DataFrame, pairs: pd.DataFrame) -> None:
     """Which originals and copies of the real pair of datasets are found."""
     fer = (about["source"] == splits.FER2013).to_numpy()
     test, label = (about["split"] == "test").to_numpy(), about["label"].to_numpy()
-    blank, groups = near_duplicates.is_blank(images), near_duplicates.group(len(images), pairs)
+    blank, groups = blanks(images), near_duplicates.group(len(images), pairs)
     rows = pd.DataFrame({"group": groups, "label": label})
     known, known_at_all = rows[fer & ~blank].drop_duplicates(), np.unique(groups[fer & ~blank])
     keys = set(zip(known["group"], known["label"], strict=True))
@@ -182,7 +187,7 @@ def _crossing(fer: np.ndarray, test: np.ndarray, groups: np.ndarray, exact: np.n
 
 def second(images: np.ndarray, about: pd.DataFrame, pairs: pd.DataFrame, folder: Path | None) -> None:
     """The second method: what it knows of changed copies, and what it still finds after `leakage: drop`."""
-    images, seen = images[~near_duplicates.is_blank(images)], ~near_duplicates.is_blank(images)
+    images, seen = images[~blanks(images)], ~blanks(images)
     table = about.rename(columns={"split": "part"}).assign(usage="", flags="")
     table["split"] = splits.assign_splits(table, 0.25, "all", 42)
     clean = audit.apply_policy(audit.describe_copies(table, pairs), "drop", "one")[seen].reset_index(drop=True)
@@ -217,7 +222,10 @@ def missed_crops(images: np.ndarray, clean: pd.DataFrame, sample: int = 1000) ->
     rows = np.random.default_rng(0).choice(rows, min(sample, len(rows)), replace=False)
     own, theirs = (near_duplicates._descriptors(images, x) for x in (rows, pool))
     found = np.zeros(len(rows), bool)
-    for turned, pictures in ((theirs, images), (near_duplicates._mirror(theirs), images[:, :, ::-1])):
+    for turned, pictures in (
+        (theirs, images),
+        (np.where(near_duplicates._IS_ODD, -theirs, theirs), images[:, :, ::-1]),
+    ):
         nearest = np.argsort(own @ turned.T, axis=1)[:, -8:]
         others = np.ascontiguousarray(pictures[pool[nearest.ravel()]])
         distance = near_duplicates.aligned_distance(images[np.repeat(rows, 8)], others)

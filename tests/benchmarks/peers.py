@@ -26,8 +26,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
+from fer_utils.training.devices import compiled
 from fer_utils.training.model_files import load_keras
-from fer_utils.training.network import compiled
 
 import cv2
 import h5py

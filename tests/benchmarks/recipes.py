@@ -19,6 +19,7 @@ that `--results` holds is not repeated; `--only strong 2` does a single one.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -51,7 +52,7 @@ def settings(recipe: str, options: argparse.Namespace) -> dict[str, dict]:
 
 def load(options: argparse.Namespace, seed: int) -> dict[str, loading.Faces]:
     """The pictures to `train` on, to `choose` the epoch by, and the ones to `score`."""
-    folders = runs.RunFolders(options.run, options.run / "images")
+    folders = runs.Run(options.run, options.run / "images")
     manifest = loading.read_table(folders.path("manifest.csv"), ("split", "label", "path"))
     balanced = loading.read_table(folders.path("balanced.csv"), ("label", "path"))
     val = manifest[manifest["split"] == "VAL"]
@@ -83,10 +84,10 @@ def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: floa
     def fit(phase, first, epochs, optimizer_of, changes, callbacks, steps_per_execution):
         prefix, suffix = frozen_prefix.split(model)
         images = (faces["train"].images, faces["choose"].images)
-        n_images = sum(map(len, images))
-        plan = frozen_prefix.plan(prefix, n_images, "memory", "float32", options.results, changes.of_pictures)
-        print(plan, file=sys.stderr)
-        subject, inputs = frozen_prefix.prepare(prefix, suffix, images, plan, options.results)
+        with contextlib.redirect_stdout(sys.stderr):
+            subject, inputs = frozen_prefix.prepare(
+                prefix, suffix, images, "memory", options.results, changes.of_pictures
+            )
         shown = loop.Batches(inputs[0], faces["train"].labels, own["batch_size"], seed, first, changes)
         validated = loop.Batches(inputs[1], faces["choose"].labels, loop.PREDICT_BATCH)
         loop.compile_for_training(subject, optimizer_of(len(shown)), steps_per_execution)

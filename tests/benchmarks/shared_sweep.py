@@ -15,10 +15,11 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 
-from fer_utils.pipeline import sweeps
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEPT = ("train_head.learning_rate=0.002,0.0005", "fine_tune.unfreeze_top=10,22,32,42")
@@ -72,6 +73,14 @@ def trained(outputs: Path) -> Counter:
     return found
 
 
+def has_finished_epochs(checkpoint: Path) -> bool:
+    try:
+        with np.load(checkpoint) as file:
+            return bool(json.loads(str(file["state"]))["rows"])
+    except (OSError, ValueError, zipfile.BadZipFile):  # being replaced
+        return False
+
+
 def say(outputs: Path, seconds: float, single: list | None, codes: list[int]) -> None:
     found, n = ranking(outputs), trained(outputs)
     same = "" if single is None else f", ranking {'the same' if found == single else 'NOT the same'}"
@@ -103,7 +112,7 @@ def main() -> None:
 
     outputs, began = results / "killed", time.monotonic()
     first, second = (start(outputs, results / f"killed_{name}.log") for name in "ab")
-    while not (begun := [file for file in outputs.glob("*/checkpoint_fine_tune.npz") if sweeps._finished_epochs(file)]):
+    while not (begun := [file for file in outputs.glob("*/checkpoint_fine_tune.npz") if has_finished_epochs(file)]):
         time.sleep(0.05)
     busy = begun[0].parent.name
     victim, other = (first, second) if busy in (results / "killed_a.log").read_text() else (second, first)

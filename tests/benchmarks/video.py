@@ -44,7 +44,7 @@ def write_video(path: Path, n: int) -> None:
 def once(reader: Reader, video: Path) -> tuple[float, float, int]:
     """Seconds, CPU seconds and faces of one pass through the video."""
     began, used = time.perf_counter(), time.process_time()
-    faces = sum(len(reading.faces) for reading in reader.read(photographs.read(video), batch=1))
+    faces = sum(len(reading.faces) for reading in reader.read(photographs.read(video)))
     return time.perf_counter() - began, time.process_time() - used, faces
 
 

@@ -96,12 +96,14 @@ def test_each_option_that_names_a_path_is_anchored(tmp_path, monkeypatch):
         folder.mkdir()
     monkeypatch.setattr(run_all, "ROOT", project)
     monkeypatch.chdir(here)
-    options = run_all._parsed(["--params", "a.yaml", "--outputs-dir", "b", "--export-model", "demo", "../c"])
+    options = run_all._parser().parse_args(
+        ["--params", "a.yaml", "--outputs-dir", "b", "--export-model", "demo", "../c"]
+    )
     assert options.params == f"{here}/a.yaml" and options.outputs_dir == f"{here}/b"
     assert options.export_model == ["demo", f"{tmp_path}/c"]
-    options = run_all._parsed(["--tracking-uri", "sqlite:///x.db", "--storage", "mysql://host"])
+    options = run_all._parser().parse_args(["--tracking-uri", "sqlite:///x.db", "--storage", "mysql://host"])
     assert (options.tracking_uri, options.storage) == (f"sqlite:///{here}/x.db", "mysql://host")
-    assert str(run_all._parsed(["--export-kaggle"]).export_kaggle) == "outputs/kaggle"
+    assert str(run_all._parser().parse_args(["--export-kaggle"]).export_kaggle) == "outputs/kaggle"
     monkeypatch.chdir(project)
-    options = run_all._parsed(["--params", "demo", "--outputs-dir", "outputs", "--export-kaggle", "k"])
+    options = run_all._parser().parse_args(["--params", "demo", "--outputs-dir", "outputs", "--export-kaggle", "k"])
     assert (options.params, options.outputs_dir, options.export_kaggle) == ("demo", "outputs", "k")

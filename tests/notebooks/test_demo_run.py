@@ -22,24 +22,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[runs.RunFolders, subprocess.CompletedProcess]:
+def finished(tmp_path_factory) -> tuple[runs.Run, subprocess.CompletedProcess]:
     """The folders of a finished demo run, and what it printed."""
     outputs = tmp_path_factory.mktemp("outputs")
     command = [sys.executable, "run_all.py", "--params", "params/demo.yaml", "--outputs-dir", str(outputs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
-    return runs.run_folders("demo", str(outputs), ""), done
+    return runs.run_named("demo", str(outputs), ""), done
 
 
 @pytest.fixture(scope="module")
-def folders(finished) -> runs.RunFolders:
+def folders(finished) -> runs.Run:
     return finished[0]
 
 
 def test_it_learns_faces_that_training_never_saw(folders):
     metrics = json.loads(folders.path("metrics.json").read_text())
     assert metrics["leakage"]["test_images_seen_in_training"] == 0
-    assert metrics["test"]["accuracy"] >= 0.80  # tests/benchmarks/demo_seeds.py runs other seeds and roundings
+    assert metrics["test"]["accuracy"] >= 0.85  # tests/benchmarks/demo_seeds.py runs other seeds and roundings
 
 
 def test_a_log_of_it_tells_stages_estimates_and_scores_line_by_line(finished):
@@ -68,7 +68,7 @@ def test_its_model_says_that_it_was_trained_on_drawn_faces(folders):
 
 
 def test_every_stage_leaves_its_record_and_its_notebook(folders):
-    assert list(runs.records_of(folders)) == list(STAGES)
+    assert list(folders.all_records()) == list(STAGES)
     for file in STAGES.values():
         notebook = nbformat.read(folders.path("notebooks") / file.replace(".py", ".ipynb"), as_version=4)
         code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
@@ -77,7 +77,7 @@ def test_every_stage_leaves_its_record_and_its_notebook(folders):
 
 
 def test_every_input_is_an_output_of_an_earlier_stage(folders):
-    found, names = runs.records_of(folders), list(STAGES)
+    found, names = folders.all_records(), list(STAGES)
     for stage, inputs in keys.INPUTS.items():
         read = found[stage]["key"]["inputs"]
         assert set(read) == set(inputs or (*addresses.DATASETS, "votes"))
@@ -87,7 +87,7 @@ def test_every_input_is_an_output_of_an_earlier_stage(folders):
 
 
 def test_nothing_half_written_is_left(folders):
-    assert not list(folders.run.rglob(".partial-*"))
+    assert not list(folders.folder.rglob(".partial-*"))
 
 
 def test_the_manifest_accounts_for_every_file(folders):
@@ -118,8 +118,8 @@ def test_what_trained_is_on_record(folders):
     balanced = set(pd.read_csv(folders.path("balanced.csv"))["train_path"])
     manifest = pd.read_csv(folders.path("manifest.csv"), keep_default_na=False)
     assert balanced < set(manifest.loc[manifest["split"] == "TRAIN", "path"])  # thinned
-    assert set(pd.read_csv(folders.run / "trained_head.csv")["train_path"]) == balanced
-    assert set(pd.read_csv(folders.run / "trained.csv")["train_path"]) == balanced
+    assert set(pd.read_csv(folders.folder / "trained_head.csv")["train_path"]) == balanced
+    assert set(pd.read_csv(folders.folder / "trained.csv")["train_path"]) == balanced
 
 
 def test_epochs_count_on_from_phase_one(folders):

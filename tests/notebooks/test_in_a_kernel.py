@@ -48,7 +48,7 @@ class Project:
         (folder / "params/demo.yaml").write_text(PROFILE)
         self.file = folder / "notebooks/02_balance.py"
         self.text = self.file.read_text()
-        self.folders = runs.run_folders("demo", str(folder / "outputs"), "")
+        self.folders = runs.run_named("demo", str(folder / "outputs"), "")
         rng = np.random.default_rng(1)
         rows = [("TRAIN", label, f"TRAIN/{label}/{i}.png") for label in CLASSES for i in range(4)]
         for *_, path in rows:
@@ -56,7 +56,7 @@ class Project:
             Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(self.folders.data / path)
         manifest = pd.DataFrame(rows, columns=["split", "label", "path"]).reindex(columns=splits.MANIFEST_COLUMNS)
         manifest.to_csv(self.folders.path("manifest.csv"), index=False)
-        (self.folders.run / "stages").mkdir()  # by it a folder is known as a run's
+        (self.folders.folder / "stages").mkdir()  # by it a folder is known as a run's
         self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder / "notebooks"))
         self.run(SMALL_FIGURES)
 
@@ -117,7 +117,7 @@ def test_nothing_edited_follows_the_profile_and_leaves_a_run(project):
     printed = project.run(*project.cells())
     assert "max_per_class = 8 from params/demo.yaml" in printed
     assert project.record()["by_hand"] == [] and project.due() == []
-    (row,), faults = terminal.list_rows(project.folders.run.parent)
+    (row,), faults = terminal.list_rows(project.folders.folder.parent)
     assert not faults
     listed = dict(zip(terminal.COLUMNS, row, strict=True))
     assert (listed["run"], listed["profile"], listed["state"]) == ("demo", "demo", "stopped before merge_split")
@@ -151,7 +151,7 @@ def test_what_is_advised_for_a_default_against_the_profile_works(project):
     (project.folder / "params/mine.yaml").write_text(PROFILE.replace(", max_per_class: 8", ""))
     printed = project.run(parameters, "profile, run = 'mine', 'demo'", setup)
     assert "max_per_class = 9000\n" in printed and "target = 6 from params/mine.yaml\n" in printed
-    assert f"results in {project.folders.run}\n" in printed
+    assert f"results in {project.folders.folder}\n" in printed
 
 
 def test_setup_alone_again_still_knows_what_was_typed(project):

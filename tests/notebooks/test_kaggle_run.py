@@ -50,7 +50,6 @@ SMALL = (
     "balance.target=30",
     "balance.target_disgust=20",
     "balance.max_per_class=40",
-    "balance.workers=2",  # a pool, however little there is to do
 )
 
 

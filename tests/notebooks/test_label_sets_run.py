@@ -83,15 +83,15 @@ def outputs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folders(outputs) -> runs.RunFolders:
-    return runs.run_folders("demo", str(outputs), "")
+def folders(outputs) -> runs.Run:
+    return runs.run_named("demo", str(outputs), "")
 
 
 def _table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False)
 
 
-def snapshot(folders: runs.RunFolders) -> dict:
+def snapshot(folders: runs.Run) -> dict:
     """What two runs with one seed must have in common."""
     metrics = json.loads(folders.path("metrics.json").read_text())
     balanced = sorted(folders.path("images/TRAIN_BALANCED").rglob("[!.]*.*"))
@@ -99,7 +99,7 @@ def snapshot(folders: runs.RunFolders) -> dict:
         "manifest": folders.path("manifest.csv").read_text(),
         "balanced": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in balanced},
         "scores": {split: metrics[split] for split in ("val", "test")},
-        "issues": [(folders.run / f"label_issues_{name}.csv").read_text() for name in ("train", "val", "test")],
+        "issues": [(folders.folder / f"label_issues_{name}.csv").read_text() for name in ("train", "val", "test")],
     }
 
 
@@ -116,15 +116,15 @@ def test_pictures_stand_under_ferplus_labels_and_the_rest_is_accounted_for(folde
 
 
 def test_scores_stand_against_both_label_sets(folders):
-    metrics = json.loads((folders.run / "metrics.json").read_text())
+    metrics = json.loads((folders.folder / "metrics.json").read_text())
     for split in ("val", "test"):
-        predictions = _table(folders.run / f"predictions_{split}.csv")
+        predictions = _table(folders.folder / f"predictions_{split}.csv")
         both = metrics["label_sets"][split]
         assert both["ferplus"]["accuracy"] == pytest.approx(metrics[split]["accuracy"])  # what the run is scored on
         agreeing = (predictions["fer2013_label"] == predictions["predicted"]).mean()
         assert both["fer2013"]["accuracy"] == pytest.approx(agreeing)
         assert both["divergence"]["n"] == len(predictions)
-    page = (folders.run / "report.html").read_text()
+    page = (folders.folder / "report.html").read_text()
     assert (
         "The labels are FER+&#39;s, not FER2013&#39;s" in page
         and "Against both label sets" in page
@@ -135,12 +135,12 @@ def test_scores_stand_against_both_label_sets(folders):
 
 def test_a_second_output_learns_the_votes_and_is_scored_on_them(folders):
     metrics = json.loads(folders.path("metrics.json").read_text())
-    models = [keras.saving.load_model(folders.run / name) for name in ("model.keras", "model_votes.keras")]
+    models = [keras.saving.load_model(folders.folder / name) for name in ("model.keras", "model_votes.keras")]
     *shared, (own, second) = zip(*(model.layers for model in models), strict=True)
     for one, other in shared:
         assert all(np.array_equal(*pair) for pair in zip(one.get_weights(), other.get_weights(), strict=True))
     assert own.name == second.name and not np.array_equal(own.get_weights()[0], second.get_weights()[0])
-    predictions = _table(folders.run / "predictions_test.csv")
+    predictions = _table(folders.folder / "predictions_test.csv")
     faces = images.load([folders.data / path for path in predictions["path"]])
     guessed = np.array(CLASSES)[loop.predict(models[1], faces[..., None]).argmax(axis=1)]
     found = metrics["label_sets"]["test"]["votes_output"]
@@ -154,7 +154,7 @@ def test_the_score_that_04_reports_is_of_the_model_with_adjusted_logits_that_it_
     assert record["parameters"]["logit_adjustment"] is True
     val = manifest[manifest["split"] == "VAL"]
     faces = images.load([folders.data / path for path in val["path"]])
-    probabilities = loop.predict(keras.saving.load_model(folders.run / "model.keras"), faces[..., None])
+    probabilities = loop.predict(keras.saving.load_model(folders.folder / "model.keras"), faces[..., None])
     right = np.array(CLASSES)[probabilities.argmax(axis=1)] == val["label"]
     assert record["figures"]["VAL accuracy"] == round(right.mean(), 4)
 
@@ -166,15 +166,15 @@ def test_extra_pictures_train_unless_they_are_copies_of_test(folders):
     assert is_copy.sum() == N_COPIES and (mine.loc[is_copy, "flags"].str.contains("dropped:leak")).all()
     assert len(mine[~is_copy]) == N_NEW and (mine.loc[~is_copy, "split"] == "TRAIN").all()
     assert (mine["label"] == mine["source_path"].str.split("/").str[0]).all()
-    leaks = json.loads((folders.run / "leakage.json").read_text())
+    leaks = json.loads((folders.folder / "leakage.json").read_text())
     assert leaks["dropped_leaks_by_source"]["mine"] == N_COPIES
-    trained = set(_table(folders.run / "trained.csv")["train_path"])
+    trained = set(_table(folders.folder / "trained.csv")["train_path"])
     assert set(mine.loc[~is_copy, "path"]) <= trained
 
 
 def test_another_test_set_is_scored_beside_test(folders):
     found = json.loads(folders.path("metrics.json").read_text())["also"]["mine"]
-    predictions = _table(folders.run / "predictions_also_mine.csv")
+    predictions = _table(folders.folder / "predictions_also_mine.csv")
     assert found["n"] == len(predictions) == N_NEW + N_COPIES and found["classes"] == len(CLASSES)
     assert found["seen_in_training"] == N_NEW and found["unseen"]["n"] == N_COPIES
     assert found["accuracy"] == pytest.approx((predictions["label"] == predictions["predicted"]).mean())
@@ -182,7 +182,7 @@ def test_another_test_set_is_scored_beside_test(folders):
     assert {name: group["n"] for name, group in found["groups"]["kind"].items()} == {"copy": N_COPIES, "new": N_NEW}
     assert "By group" in page and "mine, kind: new" in page
     assert "Other test sets" in page and "Confusion matrix of mine" in page and "missing: confusion" not in page
-    rows = pages.results([runs.read(folders.run)])
+    rows = pages.results([runs.read(folders.folder)])
     assert {"mine accuracy", "mine macro_f1", "mine images seen in training"} <= set(rows.index)
 
 
@@ -200,7 +200,10 @@ def test_a_second_run_agrees_cell_by_cell_and_in_its_results(folders):
         "-q",
     ]
     done = subprocess.run(
-        [*command, f"--rootdir={folders.run}", "-c", "/dev/null", *notebooks], cwd=ROOT, capture_output=True, text=True
+        [*command, f"--rootdir={folders.folder}", "-c", "/dev/null", *notebooks],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-3000:]
     after = snapshot(folders)
@@ -213,16 +216,16 @@ def test_a_second_run_agrees_cell_by_cell_and_in_its_results(folders):
 def test_issues_are_ranked_for_every_split_and_can_be_left_out(outputs, folders):
     balanced = _table(folders.path("balanced.csv"))
     originals = balanced[balanced["copy"] == 0]
-    issues = _table(folders.run / "label_issues_train.csv")
+    issues = _table(folders.folder / "label_issues_train.csv")
     assert sorted(issues["path"]) == sorted(originals["train_path"])
     for name in ("train", "val", "test"):
-        table = _table(folders.run / f"label_issues_{name}.csv")
+        table = _table(folders.folder / f"label_issues_{name}.csv")
         flagged = table["is_issue"].to_numpy(bool)
         assert flagged.sum() == flagged[: flagged.sum()].sum()  # issues first
         assert (np.diff(table["quality"][flagged]) >= 0).all() and set(table["suggested"]) <= set(CLASSES)
     # An issues file of this run would be read by the stage before the one that writes it: a copy stands for another run's.
     file = outputs / "issues.csv"
-    file.write_bytes((folders.run / "label_issues_train.csv").read_bytes())
+    file.write_bytes((folders.folder / "label_issues_train.csv").read_bytes())
     _run(outputs, "--only", "balance", "-p", f"balance.issues_file={file}", "-p", "balance.target=0")
     without = set(_table(folders.path("balanced.csv"))["train_path"])
     doubted = set(issues.loc[issues["is_issue"].astype(bool), "path"])

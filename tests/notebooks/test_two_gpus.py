@@ -13,7 +13,7 @@ from pathlib import Path
 from fer_utils import files, images
 from fer_utils.classes import CLASSES
 from fer_utils.data import demo, splits
-from fer_utils.pipeline.runs import RunFolders, run_folders
+from fer_utils.pipeline.runs import Run, run_named
 from fer_utils.training import frozen_prefix, loop, network
 
 import keras
@@ -45,7 +45,7 @@ STRONG = (
 
 def write_inputs(outputs: Path) -> None:
     """What 04 reads: two drawn faces of each class in TRAIN and in VAL, and a head that is not trained."""
-    folders, rng = run_folders("demo", str(outputs), ""), np.random.default_rng(1)
+    folders, rng = run_named("demo", str(outputs), ""), np.random.default_rng(1)
     rows = [
         (split, label, f"{split}/{label}/{i}.png") for split in ("TRAIN", "VAL") for label in CLASSES for i in (0, 1)
     ]
@@ -59,11 +59,11 @@ def write_inputs(outputs: Path) -> None:
     train = table[table["split"] == "TRAIN"].assign(train_path=table["path"], path=read_from, copy=0)
     files.write_csv(folders.path("manifest.csv"), table)
     files.write_csv(folders.path("balanced.csv"), train[["label", "path", "train_path", "copy"]])
-    files.write_csv(folders.run / "trained_head.csv", train[["train_path"]])
-    (folders.run / "stages").mkdir()  # by it a folder is known as a run's
+    files.write_csv(folders.folder / "trained_head.csv", train[["train_path"]])
+    (folders.folder / "stages").mkdir()  # by it a folder is known as a run's
     keras.utils.set_random_seed(1)
     head = frozen_prefix.split(network.build(IMAGE_SIZE, "none"))[1]
-    head.save_weights(folders.run / "head.weights.h5")
+    head.save_weights(folders.folder / "head.weights.h5")
     epoch = {"epoch": 1, "phase": "head", **dict.fromkeys((*loop.HISTORY_FIRST[2:], *loop.SCORES), 0.0)}
     files.write_csv(folders.path("history_head.csv"), pd.DataFrame([epoch]))
 
@@ -82,13 +82,13 @@ def run(outputs: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, two_devices) -> tuple[RunFolders, RunFolders]:
+def runs(tmp_path_factory, two_devices) -> tuple[Run, Run]:
     """A run of 04, and one that goes on from what a kill in mid-training would have left of it."""
     folder = tmp_path_factory.mktemp("two_devices")
     whole, killed, startup = folder / "whole", folder / "killed", folder / "ipython/profile_default/startup"
     write_inputs(whole)
     shutil.copytree(whole, killed)
-    folders = tuple(run_folders("demo", str(outputs), "") for outputs in (whole, killed))
+    folders = tuple(run_named("demo", str(outputs), "") for outputs in (whole, killed))
     startup.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("copied_checkpoint.py"), startup)
     copied = {"IPYTHONDIR": str(folder / "ipython"), "FER_TEST_CHECKPOINT": str(folders[1].checkpoint("fine_tune"))}

@@ -17,8 +17,8 @@ class FakeRun:
         common = {"run": name, "outputs_dir": str(outputs), "profile": "none"}
         layers = [("demo", profile), ("test", overrides), ("test", {parameters.COMMON: common})]
         self.values = parameters.resolve(parameters.declared(), layers)
-        self.folders: runs.RunFolders = runner.folders_of(self.values)
-        files.write_json(self.folders.run / "run.json", {"profile": "demo", "parameters": self.values})
+        self.folders: runs.Run = runner.run_of(self.values)
+        files.write_json(self.folders.folder / "run.json", {"profile": "demo", "parameters": self.values})
 
     def do(self, *names: str, content: str = "") -> "FakeRun":
         """Finish these stages, or all; `content` makes the outputs differ."""

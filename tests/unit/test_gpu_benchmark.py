@@ -66,7 +66,7 @@ def test_train_is_balanced_as_02_does_it(gpu, run, tmp_path):
     train = loading.read_table(run / "manifest.csv", MANIFEST_COLUMNS).query("split == 'TRAIN'")
     targets = dict.fromkeys(CLASSES, VALUES["target"]) | {"disgust": VALUES["target_disgust"]}
     plan = balance.plan_balance(train, targets, VALUES["max_per_class"], VALUES["seed"])
-    balance.write_balanced(plan, run / "images", VALUES["seed"], workers=1)
+    balance.write_balanced(plan, run / "images", VALUES["seed"])
     expected = loading.load_faces(balance.to_table(plan), run / "images")
     assert (found.table["copy"] > 0).any()
     assert np.array_equal(found.images, expected.images) and np.array_equal(found.labels, expected.labels)

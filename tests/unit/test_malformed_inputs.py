@@ -94,7 +94,7 @@ def test_a_profile_of_aliases_upon_aliases_is_answered_at_once_and_in_short(tmp_
 @pytest.mark.parametrize("run", ["../x", "a/b", ".hidden", "", "a\\b", "/abs"])
 def test_a_run_name_that_leads_elsewhere(run):
     with pytest.raises(ValueError, match="expected a plain folder name"):
-        runs.run_folders(run, "outputs", "")
+        runs.run_named(run, "outputs", "")
 
 
 @pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "TRAIN/../../x.png", "..\\x.png", "C:/x.png"])
@@ -153,10 +153,10 @@ def test_json_that_ends_early(tmp_path, content):
 )
 def test_a_run_with_a_file_that_is_not_whole_is_listed_with_its_fault(fake_run, file, content, said):
     run = fake_run().do()
-    (run.folders.run / file).write_text(content)
+    (run.folders.folder / file).write_text(content)
     with pytest.raises(files.TornFile, match=said):
-        runs.read(run.folders.run)
-    (row,), (fault,) = terminal.list_rows(run.folders.run.parent)
+        runs.read(run.folders.folder)
+    (row,), (fault,) = terminal.list_rows(run.folders.folder.parent)
     assert row[:2] == ("demo", "damaged") and fault.startswith("demo: ") and file.split("/")[-1] in fault
 
 
@@ -175,12 +175,12 @@ def test_a_run_with_a_file_that_is_not_whole_is_listed_with_its_fault(fake_run, 
 )
 def test_a_stage_opened_by_hand_refuses_an_input_that_was_cut_off(fake_run, stage, name):
     run = fake_run().do()
-    place = run.folders.data / name.removeprefix("images/") if name.startswith("images/") else run.folders.run / name
+    place = run.folders.data / name.removeprefix("images/") if name.startswith("images/") else run.folders.folder / name
     place.write_bytes(place.read_bytes()[:-2])
     whole = place.parent.parent if name.startswith("images/") else place
     with pytest.raises(files.TornFile, match=rf"{whole.name}.*; run \w+ again, or run_all\.py"):
         stages.begin(stage, dict(run.values[stage]))
-    assert not runs.is_held(run.folders)
+    assert not run.folders.is_held()
 
 
 def test_a_record_cannot_make_a_run_read_or_remove_outside_its_folder(fake_run, tmp_path):
@@ -190,7 +190,7 @@ def test_a_record_cannot_make_a_run_read_or_remove_outside_its_folder(fake_run, 
     record["outputs"]["../../../outside.txt"] = {"files": 1, "bytes": 3, "digest": "x"}
     path.write_text(json.dumps(record))
     with pytest.raises(files.TornFile, match=r"balance\.json names the output '\.\./\.\./\.\./outside\.txt'"):
-        runs.records_of(run.folders)
+        run.folders.all_records()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from fer_utils.classes import CLASSES
 from fer_utils.data import audit, near_duplicates, splits
 from fer_utils.data.demo import draw_face
 from fer_utils.data.sources import open_source
+from fer_utils.images import is_blank
 from fer_utils.pipeline import parameters
 
 import cv2
@@ -31,7 +32,7 @@ def sample(real_data) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
             source = stack.enter_context(open_source(real_data[name], name))
             sources.append(replace(source, table=source.table.sample(n, random_state=13).sort_index()))
         merged = splits.read_all(sources, "error")
-    seen = ~near_duplicates.is_blank(merged.pixels)
+    seen = np.array([not is_blank(picture) for picture in merged.pixels])
     table, pixels = merged.table[seen].reset_index(drop=True), merged.pixels[seen]
     table["split"] = splits.assign_splits(table, 0.25, "all", 42)
     table = audit.describe_copies(table, near_duplicates.find_pairs(pixels))

@@ -207,7 +207,7 @@ def test_affectnet_as_class_folders_by_number(tmp_path):
                 put(tmp_path / part / str(code), f"{number}.jpg", face(AFFECTNET[code % 7], number))
     source, merged = read(tmp_path, classes="affectnet")
     assert dict(merged.table["label"].value_counts()) == dict.fromkeys(CLASSES, 2)
-    assert source.left_out == {"(7)": 2, "(part val)": 8}
+    assert source.left_out == {"(contempt)": 2, "(part val)": 8}
     labels = merged.table.set_index("source_path")["label"]
     assert [labels[f"train/{code}/0.jpg"] for code in range(7)] == list(AFFECTNET)
     assert len(read(tmp_path, "test", "affectnet")[1].table) == 7

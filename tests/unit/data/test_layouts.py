@@ -3,12 +3,11 @@
 import csv
 import tarfile
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from fer_utils import images
-from fer_utils.classes import CLASSES, CSV_CODES, class_of
+from fer_utils.classes import CSV_CODES, class_of
 from fer_utils.data import known_pictures, splits
 from fer_utils.data.demo import draw_face
 from fer_utils.data.extra_sources import open_extra
@@ -325,20 +324,6 @@ def test_ck_is_no_source_of_a_run_without_all_classes_in_both_parts(tmp_path):
 )
 def test_spellings_that_people_use(spelling, label):
     assert class_of(spelling) == label
-
-
-def test_parquet_where_pyarrow_is(tmp_path):
-    pytest.importorskip("pyarrow")
-    import pandas as pd
-
-    rows = [
-        {"image": {"bytes": images.encode_png(face), "path": None}, "label": CSV_CODES.index(label)}
-        for _, label, face in FACES
-    ]
-    pd.DataFrame(rows).to_parquet(tmp_path / "train-00000.parquet")
-    with open_extra(tmp_path, "mine", "train", "fer2013") as source:
-        merged = splits.read_all([source], "error")
-    assert Counter(merged.table["label"]) == dict.fromkeys(CLASSES, 6)
 
 
 # --- known by the pixels ------------------------------------------------------------------------------------------------

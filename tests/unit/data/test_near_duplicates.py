@@ -1,11 +1,11 @@
 """The near-duplicate search finds what was done to a picture, and nothing else."""
 
 import io
-import sys
 
 from fer_utils.classes import CLASSES
 from fer_utils.data import near_duplicates
 from fer_utils.data.demo import draw_face
+from fer_utils.images import is_blank
 
 import cv2
 import numpy as np
@@ -110,7 +110,7 @@ def test_blank_images_are_flagged_and_paired_only_with_exact_copies(faces):
     rng = np.random.default_rng(0)
     blanks = np.stack([np.full((48, 48), 7), np.full((48, 48), 7), 128 + rng.integers(0, 3, (48, 48))]).astype(np.uint8)
     images = np.concatenate([blanks, faces[:1], faces[:1]])
-    assert near_duplicates.is_blank(images).tolist() == [True, True, True, False, False]
+    assert [is_blank(image) for image in images] == [True, True, True, False, False]
     assert near_duplicates.find_pairs(images)[["first", "second"]].to_numpy().tolist() == [[0, 1], [3, 4]]
 
 
@@ -123,61 +123,9 @@ def test_search_in_many_blocks_finds_what_one_block_finds(faces, monkeypatch):
     pd.testing.assert_frame_equal(near_duplicates.find_pairs(images), whole, rtol=1e-3)
 
 
-@pytest.fixture
-def many() -> np.ndarray:
-    """Faces of which one in two also is there re-encoded, mirrored or cropped, shuffled."""
-    rng = np.random.default_rng(11)
-    faces = np.stack([draw_face(CLASSES[i % 7], rng) for i in range(300)])
-    altered = [list(CHANGES.values())[i % len(CHANGES)][1](face) for i, face in enumerate(faces[:120])]
-    crops = [_cropped(face, 1.06, -1, -2)[:, ::-1] for face in faces[120:150]]
-    return rng.permutation(np.concatenate([faces, altered, crops]))
-
-
-def test_faiss_proposes_the_same_pairs(many, monkeypatch):
-    pytest.importorskip("faiss", reason="faiss-cpu, the extra `copies`, is not installed")
-    compared = near_duplicates.find_pairs(many)
-    assert len(compared) >= 130
-    monkeypatch.setattr(near_duplicates, "_candidates", None)  # not called
-    monkeypatch.setattr(near_duplicates, "_COLUMNS", 100)
-    monkeypatch.setattr(near_duplicates, "_ROWS", 70)
-    looked_up = near_duplicates.find_pairs(many, index_from=100)
-    pd.testing.assert_frame_equal(looked_up, compared, rtol=1e-3)
-
-
-def test_faiss_looks_where_it_is_told_and_no_further(many, monkeypatch):
-    """With one probe and many cells pairs are missed, so the index does narrow the search."""
-    faiss = pytest.importorskip("faiss", reason="faiss-cpu, the extra `copies`, is not installed")
-    pictures = np.flatnonzero(~near_duplicates.is_blank(many))
-    descriptors = near_duplicates._descriptors(many, pictures)
-    monkeypatch.setattr(near_duplicates, "MIN_SIMILARITY", 0.3)
-    monkeypatch.setattr(near_duplicates, "_PROBES", 1)
-    narrow, wide = (
-        {pair for _, pairs in found for pair in zip(*map(np.ndarray.tolist, pairs), strict=True)}
-        for found in (near_duplicates._indexed_candidates(descriptors, faiss), near_duplicates._candidates(descriptors))
-    )
-    assert narrow < wide
-
-
-def test_without_faiss_the_search_goes_on_and_names_the_extra(many, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "faiss", None)  # its import fails
-    pairs = near_duplicates.find_pairs(many, index_from=100)
-    assert "faiss-cpu" in capsys.readouterr().out
-    pd.testing.assert_frame_equal(pairs, near_duplicates.find_pairs(many))
-    assert "faiss-cpu" not in capsys.readouterr().out
-
-
-def test_progress_ends_at_the_total(faces, monkeypatch):
-    monkeypatch.setattr(near_duplicates, "_ROWS", 10)
-    calls = []
-    near_duplicates.find_pairs(faces, progress=lambda *call: calls.append(call))
-    assert calls == [(10, 42), (20, 42), (30, 42), (40, 42), (42, 42)]
-
-
 @pytest.mark.parametrize("n", [0, 1])
 def test_no_pairs_among_none_or_one(faces, n):
     assert near_duplicates.find_pairs(faces[:n]).empty
-    assert near_duplicates.find_pairs(faces[:n], index_from=0).empty
-    assert near_duplicates.is_blank(faces[:n]).shape == (n,)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +144,7 @@ def test_groups_are_chains_numbered_by_their_first_image():
 
 @pytest.mark.parametrize("second", [3, -1])
 def test_a_pair_outside_the_images_is_refused(second):
-    with pytest.raises(ValueError, match="outside 0 … 2"):
+    with pytest.raises(ValueError, match="index"):
         near_duplicates.group(3, pd.DataFrame({"first": [0], "second": [second]}))
 
 
@@ -210,10 +158,13 @@ def test_distance_is_symmetric_and_blind_to_gain_and_offset(faces):
     assert near_duplicates.picture_distance(faces, 255 - faces).min() > 0.5
 
 
-def test_nearest_stranger_passes_over_the_own_group(faces):
+def test_candidates_that_are_no_copies_come_with_their_distances(faces, monkeypatch):
     images = np.concatenate([faces, [CHANGES["flip, jpeg60"][1](face) for face in faces]])
-    own = near_duplicates.group(len(images), near_duplicates.find_pairs(images))
-    strangers = near_duplicates.nearest_strangers(images, own, sample=50, seed=3)
-    assert strangers.shape == (50,) and strangers.min() > near_duplicates.MAX_DISTANCE
-    alone = near_duplicates.nearest_strangers(images, np.arange(len(images)), sample=50, seed=3)
-    assert alone.max() < near_duplicates.MAX_DISTANCE
+    alone = near_duplicates.find_pairs(images)
+    monkeypatch.setattr(near_duplicates, "MIN_SIMILARITY", 0.3)  # other faces are candidates too
+    pairs, others = near_duplicates.compare(images)
+    pd.testing.assert_frame_equal(pairs, alone)
+    group = near_duplicates.group(len(images), pairs)
+    assert len(others) > 20 and list(others.columns) == list(pairs.columns)
+    assert (group[others["first"]] != group[others["second"]]).all()
+    assert others["distance"].between(near_duplicates.MAX_DISTANCE, 1, inclusive="right").all()

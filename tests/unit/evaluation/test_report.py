@@ -76,7 +76,7 @@ def test_numbers_have_significant_digits(value, text):
 
 
 def test_the_report_shows_parameters_as_they_are_written(metrics, tmp_path):
-    folders = runs.RunFolders(tmp_path, tmp_path / "images")
+    folders = runs.Run(tmp_path, tmp_path / "images")
     parameters = {"learning_rate": 8e-5, "epochs": 20, "seed": 123456, "optimizer": "adamw", "picture": ""}
     metrics["per_class"] = {"test": [{"class": "sad", "f1": 0.00001234}]}
     sources = {"fer2013": "auto", "emotion_detection": "auto"}
@@ -117,7 +117,7 @@ def page(metrics, tmp_path):
         "versions": {"keras": "3"},
         "seconds_per_stage": {"evaluate": 1.0},
     }
-    folders = runs.run_folders("r", str(tmp_path), "")
+    folders = runs.run_named("r", str(tmp_path), "")
     figures = [folders.figure(name) for name in ("confused_pairs", "learning_curves", "faces")]
     for path in (folders.path("confusion_matrix_test.png"), *figures):
         path.parent.mkdir(parents=True, exist_ok=True)

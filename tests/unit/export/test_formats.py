@@ -19,9 +19,9 @@ import yaml
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> runs.RunFolders:
+def run(tmp_path_factory) -> runs.Run:
     """A finished run of the small network on 28 images of VAL and as many of TRAIN_BALANCED."""
-    folders = runs.run_folders("small", str(tmp_path_factory.mktemp("outputs")), "")
+    folders = runs.run_named("small", str(tmp_path_factory.mktemp("outputs")), "")
     rng, rows = np.random.default_rng(0), {}
     for split in ("VAL", "TRAIN_BALANCED"):
         rows[split] = [(split, label, f"{split}/{label}/{i}.png") for label in CLASSES for i in range(4)]
@@ -248,8 +248,8 @@ def test_a_missing_runtime_is_named_with_the_way_out(exported, monkeypatch):
 
 
 def test_a_model_that_was_not_scored_gets_no_card_with_the_scores_of_another(run, tmp_path):
-    other = runs.run_folders("other", str(tmp_path), "")
-    shutil.copytree(run.run, other.run)
+    other = runs.run_named("other", str(tmp_path), "")
+    shutil.copytree(run.folder, other.folder)
     other.path("model.keras").write_bytes(b"trained again")
     with pytest.raises(places.NotFoundHere, match=r"metrics\.json does not hold the scores of .*model\.keras: finish"):
         formats.export(other, tmp_path / "out")
@@ -258,7 +258,7 @@ def test_a_model_that_was_not_scored_gets_no_card_with_the_scores_of_another(run
 
 def test_missing_packages_and_an_unfinished_run_are_said_first(run, tmp_path, monkeypatch):
     with pytest.raises(places.NotFoundHere, match="finish the run first"):
-        formats.export(runs.run_folders("other", str(tmp_path), ""), tmp_path / "out")
+        formats.export(runs.run_named("other", str(tmp_path), ""), tmp_path / "out")
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(formats.ExportError, match="pip install ai-edge-litert tf2onnx onnxruntime"):
         formats.export(run, tmp_path / "out")

@@ -26,7 +26,7 @@ def store(tmp_path_factory) -> str:
 def done(fake_run, request):
     """A finished run with figures, named after the test."""
     fake = fake_run(request.node.name).do()
-    (fake.folders.run / "figures").mkdir()
+    (fake.folders.folder / "figures").mkdir()
     for file in (
         fake.folders.figure("rates"),
         fake.folders.figure("confusion_matrix_test"),
@@ -49,7 +49,7 @@ def _in_store(store: str, name: str) -> list:
 
 
 def _export(fake, store: str) -> str:
-    (run_id,) = mlflow_export.export([runs.read(fake.folders.run)], store).values()
+    (run_id,) = mlflow_export.export([runs.read(fake.folders.folder)], store).values()
     return run_id
 
 
@@ -57,7 +57,7 @@ def _export(fake, store: str) -> str:
 def test_parameters_scores_history_and_files_arrive(done, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_id = _export(done, store)
-    (found,) = _in_store(store, done.folders.run.name)
+    (found,) = _in_store(store, done.folders.folder.name)
     assert found.info.run_id == run_id and found.info.status == "FINISHED"
     wanted = {f"{stage}.{name}": str(value) for stage, own in done.values.items() for name, value in own.items()}
     assert found.data.params == wanted
@@ -79,7 +79,7 @@ def test_parameters_scores_history_and_files_arrive(done, store, tmp_path, monke
     copied.mkdir()
     _client(store).download_artifacts(run_id, "", str(copied))
     for name in ("model.keras", "metrics.json", "report.html", "history_head.csv"):
-        assert (copied / name).read_bytes() == (done.folders.run / name).read_bytes()
+        assert (copied / name).read_bytes() == (done.folders.folder / name).read_bytes()
     assert sorted(path.name for path in (copied / "figures").iterdir()) == ["confusion_matrix_test.png", "rates.png"]
     assert not (tmp_path / "mlruns").exists()  # where MLflow puts things unless told otherwise
 
@@ -90,7 +90,7 @@ def test_a_run_that_is_exported_again_replaces_itself_and_no_other(done, fake_ru
     first = _export(done, store)
     done.do("fine_tune", "evaluate", content="x")
     second = _export(done, store)
-    name = done.folders.run.name
+    name = done.folders.folder.name
     assert second != first and [found.info.run_id for found in _in_store(store, name)] == [second]
     assert [found.info.run_id for found in _in_store(store, "a run beside it's")] == [other]
 
@@ -106,16 +106,16 @@ def test_an_interrupted_export_is_done_again_and_its_remains_go(done, store, mon
         patched.setattr(MlflowClient, "log_artifact", interrupted)
         with pytest.raises(KeyboardInterrupt):
             _export(done, store)
-    assert [found.info.status for found in _in_store(store, done.folders.run.name)] == ["RUNNING"]
+    assert [found.info.status for found in _in_store(store, done.folders.folder.name)] == ["RUNNING"]
     _export(done, store)
-    assert [found.info.status for found in _in_store(store, done.folders.run.name)] == ["FINISHED"]
+    assert [found.info.status for found in _in_store(store, done.folders.folder.name)] == ["FINISHED"]
 
 
 @needs_mlflow
 def test_the_command_takes_several_runs_and_a_store_seen_from_where_the_user_stands(
     fake_run, tmp_path, monkeypatch, capsys
 ):
-    outputs = fake_run("one").do().folders.run.parent
+    outputs = fake_run("one").do().folders.folder.parent
     fake_run("two").do()
     monkeypatch.chdir(tmp_path)
     arguments = ["--outputs-dir", str(outputs), "--to-mlflow", "one", "two", "--tracking-uri", "sqlite:///here.db"]
@@ -134,7 +134,7 @@ def test_a_store_that_cannot_be_opened_is_named(done, tmp_path):
 
 
 def test_an_unfinished_run_is_refused_before_anything_is_written(fake_run, tmp_path):
-    found = [runs.read(fake.folders.run) for fake in (fake_run("whole").do(), fake_run("half").do("merge_split"))]
+    found = [runs.read(fake.folders.folder) for fake in (fake_run("whole").do(), fake_run("half").do("merge_split"))]
     with pytest.raises(NotFoundHere, match=r"half \(stopped before balance\)"):
         mlflow_export.export(found, f"sqlite:///{tmp_path / 'never.db'}")
     assert not (tmp_path / "never.db").exists()
@@ -156,13 +156,13 @@ def test_a_run_with_the_scores_of_another_model_is_refused(fake_run, tmp_path, c
     fake = fake_run("done").do()
     change(fake)
     with pytest.raises(NotFoundHere, match=said):
-        mlflow_export.export([runs.read(fake.folders.run)], f"sqlite:///{tmp_path / 'never.db'}")
+        mlflow_export.export([runs.read(fake.folders.folder)], f"sqlite:///{tmp_path / 'never.db'}")
     assert not (tmp_path / "never.db").exists()
 
 
 def test_without_mlflow_the_message_names_the_extra(done, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    outputs, name = done.folders.run.parent, done.folders.run.name
+    outputs, name = done.folders.folder.parent, done.folders.folder.name
     assert run_all.main(["--outputs-dir", str(outputs), "--to-mlflow", name]) == 2
     assert "extra `mlflow`" in " ".join(capsys.readouterr().err.split())
     assert not (outputs / "mlflow.db").exists()

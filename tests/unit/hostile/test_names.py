@@ -128,7 +128,7 @@ LYING = {
 @pytest.mark.parametrize("name", LYING, ids=lambda name: name[:20])
 def test_what_lies_in_the_outputs_folder_hides_no_run(answer, fake_run, name):
     run = fake_run("whole").do()
-    outputs, (content, said) = run.folders.run.parent, LYING[name]
+    outputs, (content, said) = run.folders.folder.parent, LYING[name]
     described = outputs / name / "run.json"
     described.parent.mkdir()
     if content is None:
@@ -160,9 +160,9 @@ def test_what_lies_in_the_outputs_folder_hides_no_run(answer, fake_run, name):
 def test_a_result_of_another_form_is_named_and_hides_no_run(answer, fake_run, file, change):
     run = fake_run("one").do()
     fake_run("whole").do()
-    path = run.folders.run / file
+    path = run.folders.folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    status, listed, _ = answer("--outputs-dir", str(run.folders.run.parent), "--list")
+    status, listed, _ = answer("--outputs-dir", str(run.folders.folder.parent), "--list")
     assert status == 0 and "whole" in listed and f"{path.name} " in listed and "damaged" in listed
-    status, _, errors = answer("--outputs-dir", str(run.folders.run.parent), "--compare", "one", "whole")
+    status, _, errors = answer("--outputs-dir", str(run.folders.folder.parent), "--compare", "one", "whole")
     assert status == 2 and path.name in errors

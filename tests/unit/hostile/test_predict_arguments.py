@@ -289,7 +289,7 @@ from fer_utils.predict.detection import Box
 class Fake:
     note = "a → note"
     def __init__(self, *_): ...
-    def read(self, pictures, is_live):
+    def read(self, pictures):
         for one in pictures:
             yield Reading(one, (Face(Box(0, 0, 9, 9, 1.0), (1.0,) + (0.0,) * 6),), self.note)
 command_line.Reader, command_line.find_model = Fake, lambda *_: Path("ł")

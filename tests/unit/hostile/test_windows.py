@@ -5,7 +5,6 @@ import os
 import sys
 
 from fer_utils import files
-from fer_utils.pipeline import runs
 
 import pytest
 
@@ -39,14 +38,7 @@ def test_from_one_drive_to_another_files_are_copied(tmp_path, monkeypatch):
 def test_whether_a_run_is_worked_on_is_seen_without_shared_locks(fake_run, monkeypatch):
     folders = fake_run().do().folders
     monkeypatch.setattr(sys, "platform", "win32")
-    assert not runs.is_held(folders)
-    with runs.held_by_runner(folders):
-        monkeypatch.setattr(runs, "_locks", _of_another_process)
-        assert runs.is_held(folders)
-    assert not runs.is_held(folders)
-
-
-def _of_another_process(folders, kind):
-    from filelock import FileLock
-
-    return [FileLock(folders.run / f".{kind}.lock")]  # no singleton: as another process has it
+    assert not folders.is_held()
+    with folders.held_by_runner():
+        assert folders.is_held()
+    assert not folders.is_held()

@@ -145,7 +145,7 @@ def _pictures(folder: Path) -> None:
 def _balanced(folder: Path) -> None:
     from fer_utils.data import balance
 
-    balance.write_balanced(pd.DataFrame(columns=["label", "path", "copy"]), folder, 1, 1)
+    balance.write_balanced(pd.DataFrame(columns=["label", "path", "copy"]), folder, 1)
 
 
 def _drawn(folder: Path) -> None:
@@ -248,24 +248,15 @@ def test_the_images_of_another_run_stay_and_the_run_is_named(fake_run, tmp_path)
     first = fake_run("first", common={"data_dir": str(tmp_path / "images")}).do("merge_split", "balance")
     second = fake_run("second", common={"data_dir": str(tmp_path / "images")})
     inside = fake_run("inside", common={"data_dir": str(fake_run("other").do("merge_split").folders.data)})
-    for run, owner in ((second, first.folders.run), (inside, tmp_path / "outputs" / "other")):
+    for run, owner in ((second, first.folders.folder), (inside, tmp_path / "outputs" / "other")):
         with unchanged(run.folders.data), pytest.raises(files.OutputError) as caught:
             stages.begin("merge_split", dict(run.values["merge_split"]))
         assert f"belongs to the run {owner.name} ({owner})" in str(caught.value)
-        with unchanged(run.folders.data), pytest.raises(files.OutputError), runs.held_by_runner(run.folders):
+        with unchanged(run.folders.data), pytest.raises(files.OutputError), run.folders.held_by_runner():
             pass
     first.do("merge_split", content="again")  # its own run goes on
-    files.remove(first.folders.run)
+    files.remove(first.folders.folder)
     second.do("merge_split")  # and where that is gone, another takes over what the project wrote
-
-
-def test_a_run_of_an_earlier_version_goes_on_in_its_own_folder(fake_run):
-    run = fake_run().do()
-    for name in ("TRAIN", "VAL", "TEST", "TRAIN_BALANCED"):
-        (run.folders.path(f"images/{name}") / files.WRITTEN).unlink()
-    assert run.due() == {}
-    run.do(content="other pictures")
-    assert all((run.folders.path(f"images/{name}") / files.WRITTEN).is_file() for name in ("TRAIN", "TRAIN_BALANCED"))
 
 
 def test_pictures_that_a_person_added_to_a_run_stop_it_before_it_runs(fake_run, nothing_runs):
@@ -300,7 +291,7 @@ NAMES = ["a\nb", "a\rb", "\x1b[31mred", "a\tb", "a\0b", "‮evil", "a\x85b", "\u
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_has_a_name_that_a_terminal_shows_as_it_is(name, tmp_path):
     with unchanged(tmp_path), pytest.raises(ValueError, match="expected a plain folder name") as caught:
-        runs.run_folders(name, str(tmp_path), "")
+        runs.run_named(name, str(tmp_path), "")
     assert str(caught.value).isprintable()
 
 
@@ -378,15 +369,15 @@ def test_a_look_leaves_no_lock_and_stops_nobody(fake_run, answer, tmp_path):
     with unchanged(tmp_path):
         answer("--list", "--outputs-dir", str(tmp_path / "outputs"))
     stage = stages.begin("evaluate", dict(run.values["evaluate"]))
-    assert runs.read(run.folders.run).state == "running"
+    assert runs.read(run.folders.folder).state == "running"
     for held in stage.locks:
         held.release()
-    look = f"from fer_utils.pipeline import runs\nfrom pathlib import Path\nwhile True: runs.is_held(runs.RunFolders(*map(Path, {[str(run.folders.run), str(run.folders.data)]})))"
+    look = f"from fer_utils.pipeline import runs\nfrom pathlib import Path\nwhile True: runs.Run(*map(Path, {[str(run.folders.folder), str(run.folders.data)]})).is_held()"
     looking = subprocess.Popen([sys.executable, "-c", look], cwd=ROOT)
     try:
         time.sleep(1)
         for _ in range(20):
-            with runs.held_by_runner(run.folders):
+            with run.folders.held_by_runner():
                 pass
     finally:
         looking.kill()

@@ -89,15 +89,15 @@ def test_notop_files_come_first(kaggle):
 
 
 def test_kaggles_folders_move_with_its_root(kaggle):
-    folders = runs.run_folders("r", "/kaggle/working", "/kaggle/content/fer2013_by_usage_1")
-    assert folders.run == kaggle / "working/r"
+    folders = runs.run_named("r", "/kaggle/working", "/kaggle/content/fer2013_by_usage_1")
+    assert folders.folder == kaggle / "working/r"
     assert folders.data == kaggle / "content/fer2013_by_usage_1"
     assert not (kaggle / "content").exists()
 
 
 def test_where_content_cannot_be_made_images_go_to_temp(kaggle):
     (kaggle / "content").write_text("in the way")
-    folders = runs.run_folders("r", "/kaggle/working", "/kaggle/content/fer2013_by_usage_1")
+    folders = runs.run_named("r", "/kaggle/working", "/kaggle/content/fer2013_by_usage_1")
     assert folders.data == kaggle / "temp/fer2013_by_usage_1"
 
 

@@ -8,7 +8,7 @@ from fer_utils.pipeline import runs
 
 def test_results_lie_beside_one_zip_of_the_rest(tmp_path, monkeypatch):
     monkeypatch.setenv("FER_KAGGLE_ROOT", str(tmp_path))
-    of = runs.run_folders("r", "/kaggle/working", "/kaggle/content/images")
+    of = runs.run_named("r", "/kaggle/working", "/kaggle/content/images")
     names = ("metrics.json", "report.html", "model.keras", "confusion_matrix_val.png", "confusion_matrix_test.png")
     best, picture = [of.path(name) for name in names], of.path("images/VAL/happy/b.png")
     for path in (*best, of.path("manifest.csv"), of.figure("faces"), of.path(".stage.lock"), picture):

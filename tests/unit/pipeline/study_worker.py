@@ -42,7 +42,7 @@ def execute(outputs: Path, log: Path, seconds: float):
     def run(stage, values, folders, verbose=False):
         say(values["run"], stage, "begin")
         time.sleep(seconds)
-        fake = FakeRun(outputs, values["run"], **files.read_json(folders.run / "run.json")["parameters"])
+        fake = FakeRun(outputs, values["run"], **files.read_json(folders.folder / "run.json")["parameters"])
         fake.do(stage, content=content(stage, values["run"]))
         say(values["run"], stage, "end")
 

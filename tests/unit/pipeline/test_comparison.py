@@ -10,7 +10,7 @@ import pytest
 
 
 def _read(*fakes) -> list[runs.Run]:
-    return [runs.read(fake.folders.run) for fake in fakes]
+    return [runs.read(fake.folders.folder) for fake in fakes]
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_runs_of_an_earlier_version_are_listed_and_compared(two, tmp_path):
         metrics["leakage"] = {"policy": "keep", "val_images_in_train": 7, "test_images_in_train": 7}
         files.write_json(fake.folders.path("metrics.json"), metrics)
         for name in ("trained", "trained_head"):
-            (fake.folders.run / f"{name}.csv").unlink()
+            (fake.folders.folder / f"{name}.csv").unlink()
     assert [row[0] for row in terminal.list_rows(tmp_path / "outputs")[0]] == ["one", "other"]
     assert pages.results(_read(*two)).loc["TEST images seen in training"].tolist() == ["–", "–"]
     assert "is not on record" in pages.write_comparison(_read(*two), tmp_path)[0].read_text()

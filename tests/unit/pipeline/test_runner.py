@@ -117,17 +117,17 @@ def test_stages_asked_for_run_though_they_are_done(fake_run, executed):
 @pytest.mark.parametrize("start", [runner.run, lambda profile, *arguments: runner.print_plan(*arguments)])
 def test_a_stage_without_its_inputs_is_refused_before_anything_is_written(fake_run, executed, tmp_path, start):
     executed.run = run = fake_run(name="bare")
-    files.remove(run.folders.run)
+    files.remove(run.folders.folder)
     with pytest.raises(places.NotFoundHere) as caught:
         start("demo", ["fine_tune"], run.values, True)
-    head = run.folders.run / "head.weights.h5"
+    head = run.folders.folder / "head.weights.h5"
     assert f"fine_tune reads {head}, which train_head writes: {head.name} is missing" in str(caught.value)
-    assert executed.names == [] and not run.folders.run.exists()
+    assert executed.names == [] and not run.folders.folder.exists()
 
 
 def test_a_stage_whose_input_is_damaged_is_refused_unless_its_writer_runs_too(fake_run, executed):
     executed.run = run = fake_run().do()
-    (run.folders.run / "trained.csv").write_text("[")
+    (run.folders.folder / "trained.csv").write_text("[")
     with pytest.raises(places.NotFoundHere, match=r"trained\.csv, which fine_tune writes: trained\.csv has 1 bytes of"):
         runner.run("demo", ["evaluate"], run.values, repeat=True)
     runner.run("demo", ["fine_tune", "evaluate"], run.values, repeat=True)
@@ -155,21 +155,21 @@ def test_a_truncated_output_reruns_the_stage_that_wrote_it(fake_run, executed, c
 def test_a_dry_run_says_what_a_run_does_and_writes_nothing(fake_run, capsys):
     fake_run().do()
     run = fake_run(balance={"seed": 7})
-    before = sorted(run.folders.run.rglob("*"))
+    before = sorted(run.folders.folder.rglob("*"))
     runner.print_plan(list(STAGES), run.values)
     said = capsys.readouterr().out
     assert "merge_split (01_merge_split.py): skip" in said
     assert "balance (02_balance.py): run: seed was 42, is 7" in said
     assert "train_head (03_train_head.py): run: balanced.csv, images/TRAIN_BALANCED will be written again" in said
     assert "evaluate (05_evaluate.py): run: model.keras, trained.csv will be written again" in said
-    assert sorted(run.folders.run.rglob("*")) == before
+    assert sorted(run.folders.folder.rglob("*")) == before
 
 
 def test_a_run_with_nothing_to_do_imports_nothing_slow(fake_run):
     run = fake_run().do()
     code = (
         "import sys, run_all\n"
-        f"status = run_all.main(['--params', 'demo', '--outputs-dir', {str(run.folders.run.parent)!r}])\n"
+        f"status = run_all.main(['--params', 'demo', '--outputs-dir', {str(run.folders.folder.parent)!r}])\n"
         "slow = {'tensorflow', 'keras', 'pandas', 'matplotlib', 'papermill', 'jupytext', 'cv2'} & set(sys.modules)\n"
         "sys.exit(f'imported {slow}' if slow else status)"
     )
@@ -269,17 +269,12 @@ def test_a_checkpoint_of_a_later_training_outlives_a_look_whatever_the_clock_say
 def test_what_a_killed_process_left_is_cleared_before_anything_runs(fake_run, executed):
     executed.run = fake_run().do()
     folders = executed.run.folders
-    last = stages.begin("fine_tune", dict(executed.run.values["fine_tune"]))
-    folders.checkpoint("fine_tune").write_text("left between record and removal")
-    executed.run.finish(last)
-    for place in (folders.run, folders.run / "figures", folders.path("notebooks"), folders.data):
+    for place in (folders.folder, folders.folder / "figures", folders.path("notebooks"), folders.data):
         place.mkdir(exist_ok=True)
         (place / ".partial-12345678-thing").write_text("half")
-    folders.checkpoint("fine_tune").write_text("left between record and removal")
-    os.utime(folders.checkpoint("fine_tune"), (2**33, 2**33))
     runner.run("demo", list(STAGES), executed.run.values)
     assert executed.names == []
-    assert not list(folders.run.rglob(".partial-*")) and not folders.checkpoint("fine_tune").exists()
+    assert not list(folders.folder.rglob(".partial-*"))
 
 
 def test_a_stage_leaves_alone_what_run_all_is_writing_beside_it(fake_run):
@@ -296,7 +291,7 @@ def test_what_is_written_elsewhere_is_no_output_of_a_stage(fake_run, tmp_path):
     stage = stages.begin("merge_split", dict(run.values["merge_split"]))
     files.write_json(tmp_path / "elsewhere.json", 1)
     stage.finish([], {})
-    assert runs.records_of(run.folders)["merge_split"]["outputs"] == {}
+    assert run.folders.all_records()["merge_split"]["outputs"] == {}
 
 
 def test_a_folder_that_was_giving_way_when_the_process_died_takes_its_place_again(tmp_path):
@@ -308,23 +303,26 @@ def test_a_folder_that_was_giving_way_when_the_process_died_takes_its_place_agai
     assert [path.name for path in tmp_path.iterdir()] == ["TRAIN"]
 
 
-def test_afresh_forgets_where_training_stood(fake_run):
+@pytest.mark.parametrize("is_afresh", [False, True])
+def test_afresh_forgets_where_training_stood(fake_run, monkeypatch, is_afresh):
     run = fake_run().do("merge_split", "balance")
     run.folders.checkpoint("train_head").write_text("some epochs")
-    runner.start_afresh(["train_head"], run.values)
-    assert not run.folders.checkpoint("train_head").exists()
+    found = []
+    monkeypatch.setattr(runner, "execute", lambda stage, values, run, _: found.append(run.checkpoint(stage).exists()))
+    runner.run("demo", ["train_head"], run.values, is_afresh=is_afresh)
+    assert found == [not is_afresh]
 
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from fer_utils.pipeline import runs
-folders = runs.RunFolders(Path(sys.argv[1]), Path(sys.argv[2]))
+folders = runs.Run(Path(sys.argv[1]), Path(sys.argv[2]))
 if sys.argv[3] == "runner":
-    with runs.held_by_runner(folders):
+    with folders.held_by_runner():
         print("held", flush=True)
         time.sleep(600)
-locks = runs.hold_for_stage(folders)
+locks = folders.hold()
 print("held", flush=True)
 time.sleep(600)
 """
@@ -333,11 +331,11 @@ time.sleep(600)
 @pytest.fixture
 def holder(monkeypatch):
     """Starts processes that hold a run's lock: holder(folders, kind) → process, ended with the test."""
-    monkeypatch.setattr(runs, "_PATIENCE", 0.3)
+    monkeypatch.setitem(runs._PATIENCE, "stage", 0.3)
     started = []
 
-    def start(folders: runs.RunFolders, kind: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", HOLDER, str(folders.run), str(folders.data), kind]
+    def start(folders: runs.Run, kind: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", HOLDER, str(folders.folder), str(folders.data), kind]
         started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
         assert started[-1].stdout.readline() == "held\n"
         return started[-1]
@@ -351,31 +349,31 @@ def holder(monkeypatch):
 @pytest.mark.parametrize("kind", ["runner", "stage"])
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, holder, kind, elsewhere):
-    folders = runs.RunFolders(tmp_path / "run", tmp_path / ("images" if elsewhere else "run/images"))
+    folders = runs.Run(tmp_path / "run", tmp_path / ("images" if elsewhere else "run/images"))
     process = holder(folders, kind)
-    assert runs.is_held(folders)
-    shared = runs.RunFolders(tmp_path / "other", folders.data) if elsewhere else folders
-    with pytest.raises(runs.RunIsBusy, match="another process works on this run"), runs.held_by_runner(shared):
+    assert folders.is_held()
+    shared = runs.Run(tmp_path / "other", folders.data) if elsewhere else folders
+    with pytest.raises(runs.RunIsBusy, match="another process works on this run"), shared.held_by_runner():
         pass
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not runs.is_held(folders)
-    with runs.held_by_runner(shared):
+    assert not folders.is_held()
+    with shared.held_by_runner():
         pass
 
 
 def test_the_folder_that_is_busy_is_named_though_another_begins_with_its_name(tmp_path, holder):
     run, data = tmp_path / "demo", tmp_path / "demo_images"
-    holder(runs.RunFolders(tmp_path / "other", data), "stage")
+    holder(runs.Run(tmp_path / "other", data), "stage")
     with pytest.raises(runs.RunIsBusy) as caught:
-        runs.hold_for_stage(runs.RunFolders(run, data))
+        runs.Run(run, data).hold()
     assert str(caught.value).startswith(f"{data}: another process")
 
 
 def test_a_second_run_all_stops_with_a_clear_message(fake_run, holder):
     run = fake_run()
     holder(run.folders, "runner")
-    command = [sys.executable, "run_all.py", "--params", "demo", "--outputs-dir", str(run.folders.run.parent)]
+    command = [sys.executable, "run_all.py", "--params", "demo", "--outputs-dir", str(run.folders.folder.parent)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "another process works on this run" in done.stderr and "another name with --run" in done.stderr
@@ -386,7 +384,7 @@ def test_a_notebook_opened_twice_in_one_process_is_no_clash(fake_run):
     stages.begin("balance", dict(run.values["balance"]))
     run.do("balance")
     assert list(run.due()) == ["train_head", "fine_tune", "evaluate"]
-    assert not runs.is_held(run.folders)
+    assert not run.folders.is_held()
 
 
 def test_a_record_names_all_that_the_stage_wrote(fake_run):
@@ -409,7 +407,7 @@ def test_what_was_done_by_hand_is_a_reason_to_run(fake_run):
     variables["seed"] = 3
     assert stage.key_digest != digest  # a checkpoint of it is no other training's
     run.finish(stage)
-    record = runs.records_of(run.folders)["merge_split"]
+    record = run.folders.all_records()["merge_split"]
     assert record["parameters"]["seed"] == 3
     assert json.loads(run.folders.path("run.json").read_text())["parameters"]["merge_split"]["seed"] == 3
     assert run.due()["merge_split"] == ["seed became 3 after the setup"]
@@ -427,17 +425,17 @@ def test_05_reads_a_second_output_only_of_the_training_that_wrote_it(fake_run):
     assert run.due() == {"evaluate": [f"{SECOND} changed"]}
     assert stages.begin("evaluate", dict(run.values["evaluate"])).has(SECOND)
     run.do("fine_tune")  # a training without one leaves the file
-    assert (run.folders.run / SECOND).is_file()
+    assert (run.folders.folder / SECOND).is_file()
     assert not stages.begin("evaluate", dict(run.values["evaluate"])).has(SECOND)
 
 
 def test_a_second_output_that_is_gone_or_another_is_noticed(fake_run):
     run = fake_run().do()
     _with_second_output(run, "one")
-    (run.folders.run / SECOND).write_text("another")
+    (run.folders.folder / SECOND).write_text("another")
     with pytest.raises(files.TornFile, match=f"{SECOND} .*run fine_tune again"):
         stages.begin("evaluate", dict(run.values["evaluate"]))
-    (run.folders.run / SECOND).unlink()
+    (run.folders.folder / SECOND).unlink()
     with pytest.raises(places.NotFoundHere, match=f"{SECOND} is missing"):
         stages.begin("evaluate", dict(run.values["evaluate"]))
     with pytest.raises(places.NotFoundHere, match=f"evaluate reads .*{SECOND}, which fine_tune writes"):

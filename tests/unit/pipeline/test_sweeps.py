@@ -8,14 +8,12 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 from fer_utils import files
-from fer_utils.pipeline import keys, pages, parameters, runner, runs, sweeps
+from fer_utils.pipeline import keys, parameters, runner, sweeps
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 from fer_utils.pipeline.runs import LONGEST_NAME
 
-import filelock
 import numpy as np
 import pytest
 from study_worker import content, plan
@@ -70,12 +68,12 @@ def test_a_sweep_of_another_form_is_refused(texts, said):
 )
 def test_a_range_has_two_ends(text, low, high, is_log, is_int):
     (axis,) = axes(text)
-    assert (axis.low, axis.high, axis.is_log, axis.is_int, axis.is_range) == (low, high, is_log, is_int, True)
+    assert (axis.low, axis.high, axis.is_log, axis.is_int, axis.values) == (low, high, is_log, is_int, ())
 
 
 def test_paths_and_words_in_a_list_are_no_range():
     (axis,) = axes("common.weights=../a.h5,../b.h5")
-    assert axis.values == ("../a.h5", "../b.h5") and not axis.is_range
+    assert axis.values == ("../a.h5", "../b.h5")
 
 
 def test_searched_numbers_are_rounded_as_they_are_named():
@@ -113,7 +111,7 @@ def sweep(fake_run, monkeypatch, tmp_path):
             executed.setdefault(values["run"], []).append(stage)
             if failing and failing in values["run"]:
                 raise runner.StageFailed(f"{stage} failed")
-            fake = fake_run(values["run"], **files.read_json(folders.run / "run.json")["parameters"])
+            fake = fake_run(values["run"], **files.read_json(folders.folder / "run.json")["parameters"])
             fake.do(stage, content=content(stage, values["run"]) if stage in ("fine_tune", "evaluate") else "")
 
         monkeypatch.setattr(runner, "execute", execute)
@@ -153,9 +151,9 @@ def test_seeds_of_a_point_are_averaged_on_the_same_data(sweep):
     assert len(executed) == 6 and sum("merge_split" in stages for stages in executed.values()) == 1
     assert sum("train_head" in stages for stages in executed.values()) == 3  # one for each seed
     for trial in shared.trials:
-        values = trial.user_attrs["values"]
+        values = list(trial.user_attrs["values"].values())
         assert len(values) == 3 and trial.value == pytest.approx(np.mean(values))
-    table = pages.ranking(made, shared)
+    table = sweeps.ranking(made, shared)
     assert list(table["seeds"]) == [3, 3] and (table["low"] < table["score"]).all()
 
 
@@ -181,10 +179,9 @@ def test_a_trial_belongs_to_its_process_however_silent_and_to_nobody_when_that_h
     *_, shared, made = sweep("fine_tune.unfreeze_top=30,40")
     made = plan(tmp_path / "outputs", ["fine_tune.unfreeze_top=50,60"])
     shared = sweeps.open_study(made, tmp_path / "outputs")
-    sweeps._queue(made, shared)
-    held = filelock.FileLock(sweeps.lock_file(tmp_path / "outputs", shared, 0))
+    held = sweeps.lock(tmp_path / "outputs", shared, 0)
     held.acquire()
-    assert sweeps._take(made, shared, 0)[0].number == 0  # its process holds the lock and says nothing
+    assert sweeps._take(made, shared, set())[0].number == 0  # its process holds the lock and says nothing
     looks = []
 
     def look(seconds):
@@ -202,6 +199,18 @@ def test_a_trial_belongs_to_its_process_however_silent_and_to_nobody_when_that_h
 def test_a_search_of_which_every_run_fails_comes_to_an_end(sweep):
     executed, failed, *_ = sweep("fine_tune.learning_rate=1e-5..1e-3:log", trials=3, failing="demo")
     assert len(failed) == len(executed) == 3
+    again, failed, *_ = sweep("fine_tune.learning_rate=1e-5..1e-3:log", trials=3)
+    assert set(again) == set(executed) and failed == []  # the next command runs the same points
+
+
+def test_a_search_runs_the_point_of_a_process_that_died_again(sweep, tmp_path):
+    sweep("fine_tune.unfreeze_top=30")  # so that runs are fake
+    made = plan(tmp_path / "outputs", ["fine_tune.learning_rate=1e-5..1e-3:log"], trials=2)
+    shared = sweeps.open_study(made, tmp_path / "outputs")
+    _, point = sweeps._take(made, shared, set())  # no process holds its lock
+    assert sweeps.work(made, shared, tmp_path / "outputs") == []
+    done = [trial.user_attrs["point"] for trial in shared.trials if trial.state.name == "COMPLETE"]
+    assert len(done) == 2 and json.dumps(point) in done
 
 
 def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
@@ -236,15 +245,15 @@ def test_a_plan_beyond_all_bounds_is_refused_first(tmp_path, swept, how, said):
 
 @pytest.mark.parametrize("error", [OSError(36, "File name too long"), KeyError("val"), MemoryError()])
 def test_any_failure_of_a_run_is_a_failed_trial_and_poisons_nothing(sweep, tmp_path, monkeypatch, capsys, error):
-    execute = sweeps._score
+    run = runner.run
 
-    def fails(made, attempt, values):
+    def fails(profile, stages, values, **how):
         if values["balance"]["seed"] == 2:
             raise error
-        return execute(made, attempt, values)
+        return run(profile, stages, values, **how)
 
     with monkeypatch.context() as broken:
-        broken.setattr(sweeps, "_score", fails)
+        broken.setattr(runner, "run", fails)
         executed, failed, shared, made = sweep("balance.seed=1,2,3")
         assert failed == ["demo__balance.seed=2"] and len(executed) == 2
         assert f"demo__balance.seed=2: {error or type(error).__name__}" in capsys.readouterr().err
@@ -255,7 +264,7 @@ def test_any_failure_of_a_run_is_a_failed_trial_and_poisons_nothing(sweep, tmp_p
 def test_damage_beside_a_sweep_fails_none_of_its_trials(sweep, fake_run):
     torn = fake_run("demo__balance.seed=9").do("merge_split")
     torn.folders.stage_record("merge_split").write_text("{")
-    (torn.folders.run.parent / f"demo__{'y' * 200}").mkdir()
+    (torn.folders.folder.parent / f"demo__{'y' * 200}").mkdir()
     executed, failed, *_ = sweep("balance.seed=1,2")
     assert failed == [] and len(executed) == 2
 
@@ -270,25 +279,6 @@ def test_a_stage_is_taken_over_from_any_run_of_the_outputs_folder(fake_run, monk
     assert taken == ["a [1]__balance.seed=1", "other"]
 
 
-def test_a_hiccup_of_the_database_does_not_end_the_reports_to_the_pruner(tmp_path, monkeypatch, capsys):
-    looks = []
-
-    def hiccup(*_):
-        looks.append(1)
-        raise RuntimeError("database is locked")
-
-    monkeypatch.setattr(sweeps, "POLL", 0.01)
-    monkeypatch.setattr(sweeps, "_report", hiccup)
-    made = plan(tmp_path / "outputs", ["balance.seed=1,2"], pruner="median")
-    attempt = sweeps._Attempt(SimpleNamespace(number=0), folders=runner.folders_of(made.resolve({})))
-    with sweeps._watched(made, attempt):
-        until = time.monotonic() + 10
-        while len(looks) < 5 and time.monotonic() < until:
-            time.sleep(0.01)
-    assert len(looks) >= 5
-    assert capsys.readouterr().err.count("the study cannot be reached (database is locked)") == 1
-
-
 GARBAGE = (b"garbage", b"garbage\n", b"\x00\xff\n\x00\n", b"[]\n", b"null\n", b'{"op_code": 99}\n', b"\n\n")
 
 
@@ -301,41 +291,6 @@ def test_a_garbage_journal_is_named_with_the_way_out(tmp_path, content):
         ParameterError, match=r"sweep_demo\.journal, the sweep's study: cannot be opened .*: move it away"
     ):
         sweeps.open_study(made, tmp_path / "outputs")
-
-
-def test_a_training_below_the_median_is_pruned_after_an_epoch(sweep, fake_run, monkeypatch, tmp_path):
-    def execute(stage, values, folders, verbose=False):
-        fake = fake_run(values["run"], **files.read_json(folders.run / "run.json")["parameters"])
-        if stage == "fine_tune":
-            score = values["unfreeze_top"] / 100
-            rows = []
-            for _ in range(30):
-                rows.append({"val_macro_f1": score})
-                np.savez(folders.checkpoint(stage), state=np.array(json.dumps({"rows": rows})))
-                time.sleep(0.03)
-                if sweeps.stop_file(folders).exists():
-                    break
-            epochs[values["run"]] = len(rows)
-        fake.do(stage, content=values["run"] if stage in ("fine_tune", "evaluate") else "")
-
-    epochs: dict[str, int] = {}
-    monkeypatch.setattr(sweeps, "POLL", 0.01)
-    monkeypatch.setattr(runner, "execute", execute)
-    tops = ",".join(map(str, range(90, 80, -1)))  # each worse than the one before
-    made = plan(tmp_path / "outputs", [f"fine_tune.unfreeze_top={tops}"], pruner="median")
-    shared = sweeps.open_study(made, tmp_path / "outputs")
-    assert sweeps.work(made, shared, tmp_path / "outputs") == []
-    states = Counter(trial.state.name for trial in shared.trials)
-    assert states["PRUNED"] >= 2 and states["COMPLETE"] >= 5
-    for trial in shared.trials:
-        name = sweeps.name_of("demo", json.loads(trial.user_attrs["point"]))
-        fake = fake_run(name, **json.loads(trial.user_attrs["point"]))
-        if trial.state.name == "PRUNED":
-            assert epochs[name] < 30 and not fake.folders.path("metrics.json").exists()
-            assert not fake.folders.stage_record("fine_tune").exists()  # a pruned training passes for no finished one
-            assert not sweeps.stop_file(fake.folders).exists()
-        else:
-            assert epochs[name] == 30 and fake.folders.path("metrics.json").exists()
 
 
 # --- several processes -------------------------------------------------------------------------------------------------
@@ -400,7 +355,7 @@ def test_two_processes_share_a_sweep_and_a_third_joins_in(workers):
     assert len({line[1] for line in trained}) == 8 and len({line[0] for line in trained}) >= 2
     made = plan(workers.outputs, list(Workers.SWEPT))
     shared = sweeps.open_study(made, workers.outputs)
-    table = pages.ranking(made, shared)
+    table = sweeps.ranking(made, shared)
     assert len(table) == 8 and list(table["rank"]) == [str(rank) for rank in range(1, 9)]
     scores = {
         name: files.read_json(workers.outputs / name / "metrics.json")["val"]["macro_f1"] for name in table["runs"]
@@ -424,12 +379,12 @@ def test_pictures_taken_over_take_no_room_and_outlive_their_donor(sweep, fake_ru
     names = list(executed)
     one, two = (fake_run(name).folders.path("images/TRAIN") / "angry" / "a.png" for name in names)
     assert one.stat().st_ino == two.stat().st_ino
-    files.remove(fake_run(names[0]).folders.run)
+    files.remove(fake_run(names[0]).folders.folder)
     assert two.read_text() == "TRAIN angry "
 
 
 def _takes_over(stage: str, run, donor) -> bool:
-    key = keys.key_of(stage, run.values[stage], run.folders, runs.records_of(run.folders))
+    key = keys.key_of(stage, run.values[stage], run.folders, run.folders.all_records())
     return runner.take_over(stage, run.values[stage], run.folders, donor.folders, key)
 
 
@@ -450,27 +405,28 @@ def test_a_run_that_fails_does_not_stop_the_rest_and_is_run_by_the_next_command(
     assert failed == ["demo__balance.seed=2"] and executed["demo__balance.seed=2"][-1] == "balance"
     assert len(executed) == 3
     assert "demo__balance.seed=2: balance failed" in capsys.readouterr().err
-    table = pages.ranking(made, shared)
+    table = sweeps.ranking(made, shared)
     assert list(table["state"]) == ["done", "done", "failed"] and table["rank"].iloc[-1] == "–"
     executed, failed, shared, made = sweep("balance.seed=1,2,3")
     assert list(executed) == ["demo__balance.seed=2"] and failed == []
-    assert list(pages.ranking(made, shared)["state"]) == ["done"] * 3
+    assert list(sweeps.ranking(made, shared)["state"]) == ["done"] * 3
 
 
-def test_val_ranks_and_test_is_never_looked_at(sweep, tmp_path, monkeypatch):
+def test_val_ranks_and_test_is_never_looked_at(sweep, tmp_path, capsys):
     *_, shared, made = sweep("fine_tune.unfreeze_top=30,31,32,33,34,35")
-    assert pages.ranking(made, shared)["score"].nunique() > 1
-    for name in pages.ranking(made, shared)["runs"]:
+    assert sweeps.ranking(made, shared)["score"].nunique() > 1
+    for name in sweeps.ranking(made, shared)["runs"]:
         path = tmp_path / "outputs" / name / "metrics.json"
         metrics = files.read_json(path)
         del metrics["test"]  # a look at it would fail
         files.write_json(path, metrics)
-    table = pages.ranking(made, shared)
+    table = sweeps.ranking(made, shared)
     assert list(table["score"]) == sorted(table["score"], reverse=True)
     assert not any("TEST" in column or "test" in column for column in table)
-    sheet, page = pages.write_sweep(made, shared, tmp_path / "outputs")
-    text = page.read_text()
-    assert "Which parameter matters" in text and "data:image/png" in text and "ranked by VAL" in text
+    sweeps.print_ranking(made, shared, tmp_path / "outputs")
+    sheet, said = tmp_path / "outputs" / "sweep_demo.csv", capsys.readouterr().out
+    assert f"6 of 6 points finished; ranked by VAL: {sheet}" in said
+    assert [line.split()[1] for line in said.splitlines() if "unfreeze_top=" in line][-6:] == list(table["point"])
     assert (
         sheet.read_text()
         .splitlines()[0]
@@ -479,9 +435,9 @@ def test_val_ranks_and_test_is_never_looked_at(sweep, tmp_path, monkeypatch):
 
 
 def test_the_interval_over_seeds_is_students(sweep):
-    low, high = pages.interval([0.5, 0.6, 0.7])
+    low, high = sweeps.interval([0.5, 0.6, 0.7])
     assert (low, high) == pytest.approx((0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5), abs=1e-6)
-    assert np.isnan(pages.interval([0.5])).all()
+    assert np.isnan(sweeps.interval([0.5])).all()
 
 
 def test_a_database_holds_the_study_too_and_one_that_cannot_be_opened_is_named(tmp_path, sweep):

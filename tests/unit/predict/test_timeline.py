@@ -1,11 +1,10 @@
 """Seconds, means and shares of a track by hand, and its figure."""
 
 from fer_utils.classes import CLASSES
-from fer_utils.predict import timeline
 from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import Picture
 from fer_utils.predict.reader import Face, Reading
-from fer_utils.predict.timeline import Timeline
+from fer_utils.predict.tracking import COLOURS, Timeline
 
 import numpy as np
 import pytest
@@ -62,8 +61,7 @@ def test_the_figure_grows_with_its_tracks_and_shows_six_at_most(n, tmp_path):
         assert picture.width == 1500 and picture.height == pytest.approx(150 * (1 + 1.15 * min(n, 6)), abs=2)
         colours = {tuple(pixel) for pixel in np.array(picture.convert("RGB")).reshape(-1, 3)}
     assert all(
-        tuple(bytes.fromhex(timeline.COLOURS[CLASSES.index(name)][1:])) in colours
-        for name in {*list(faces.values())[:6]}
+        tuple(bytes.fromhex(COLOURS[CLASSES.index(name)][1:])) in colours for name in {*list(faces.values())[:6]}
     )
 
 
@@ -76,6 +74,6 @@ def test_a_long_video_is_averaged_in_steps_and_white_where_the_face_is_not_seen(
     found.draw(tmp_path / "line.png", str)
     with Image.open(tmp_path / "line.png") as picture:
         row = np.array(picture.convert("RGB"))[180]  # at about half the height of the areas
-    columns = np.flatnonzero((row == tuple(bytes.fromhex(timeline.COLOURS[2][1:]))).all(axis=1))
+    columns = np.flatnonzero((row == tuple(bytes.fromhex(COLOURS[2][1:]))).all(axis=1))
     left, right = columns[0] - 3 * (columns[-1] - columns[0] + 1), columns[-1]  # fear takes the last quarter
     assert (row[left + (right - left) * 6 // 10] == 255).all() and (row[left + (right - left) // 4] != 255).any()

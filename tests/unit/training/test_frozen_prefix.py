@@ -81,7 +81,7 @@ def trained(unfrozen) -> Callable:
         optimizer = keras.optimizers.AdamW(**ADAM)
         if folder:
             prefix, suffix = frozen_prefix.split(model)
-            plan = frozen_prefix.plan(prefix, len(images), "disk", dtype, folder)
+            plan = frozen_prefix.Plan("disk", dtype, 0, "")
             subject, (inputs,) = frozen_prefix.prepare(prefix, suffix, [images], plan, folder)
             optimizer = optimizers.AdamW(**ADAM)
         keras.utils.set_random_seed(9)  # dropout's masks

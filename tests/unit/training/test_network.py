@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fer_utils import places
 from fer_utils.pipeline import runner
-from fer_utils.training import frozen_prefix, loop, model_files, network, optimizers
+from fer_utils.training import architecture, devices, frozen_prefix, loop, model_files, network, optimizers
 from fer_utils.training.network import RESNET50, SMALL
 from fer_utils.training.weights import WeightsError
 
@@ -152,7 +152,7 @@ def test_faces_of_any_size_go_in(model):
 def test_as_one_function_a_model_takes_batches_of_any_length_and_several_inputs():
     one, two = keras.Input((3,)), keras.Input((2,))
     model = keras.Model([one, two], [keras.layers.Concatenate()([one, two]), keras.layers.Dropout(0.5)(one)])
-    step = network.compiled(model)
+    step = devices.compiled(model)
     for n in (4, 1):
         batch = np.full((n, 3), 2, np.float16), np.ones((n, 2), np.uint8)
         both, undropped = step(batch)
@@ -165,7 +165,7 @@ def test_an_image_size_below_resnets_is_refused():
 
 
 def test_the_small_network_is_small():
-    layers = network.small(48).layers
+    layers = architecture.small(48).layers
     kernels = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
     multiply_adds = sum(np.prod(one.kernel.shape) * np.prod(one.output.shape[1:3]) for one in kernels)
     assert multiply_adds == 122_747_904 < 130e6
