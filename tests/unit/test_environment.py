@@ -1,14 +1,13 @@
 """environment.yml and pyproject.toml name the same packages in the same versions."""
 
 import re
+import tomllib
 from pathlib import Path
 
-import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-tomllib = pytest.importorskip("tomllib" if __import__("sys").version_info >= (3, 11) else "tomli")
 ROOT = Path(__file__).resolve().parents[2]
 
 
