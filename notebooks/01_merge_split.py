@@ -28,7 +28,7 @@
 # %% tags=["parameters"]
 # What the specification names
 seed: int = 42  # >= 0, < 4294967296; every random choice follows from it
-fer2013: str = "auto"  # a folder, zip, tar or csv; auto: data/ or Kaggle's mounts; demo: draw faces
+fer2013: str = "auto"  # a folder, zip or csv; auto: data/ or Kaggle's mounts; demo: draw faces
 emotion_detection: str = "auto"  # a folder or zip; auto: data/ or Kaggle's mounts; demo: draw faces; none: without it
 val_fraction: float = 0.25  # > 0, < 1; specification: share of FER2013's train images
 # Beyond it
@@ -37,9 +37,9 @@ test_usage: str = "all"  # all | private; which of FER2013's test images TEST ho
 leakage: str = "keep"  # keep | drop | fail; specification is keep
 labels: str = "fer2013"  # fer2013 | ferplus; specification is fer2013; ferplus: the majority of ten people's votes
 votes: str = "auto"  # fer2013new.csv of FER+; auto: data/ or Kaggle's mounts, where it is there; none: no votes
-extra: str = ""  # folders, zips, tars or tables of pictures for TRAIN, separated by ;
+extra: str = ""  # folders, zips or tables of pictures for TRAIN, separated by ;
 extra_classes: str = ""  # class of each folder, as joy=happy,unsure=; affectnet, fer2013 or raf-db for their numbers
-extra_columns: str = ""  # PICTURE:LABEL, the columns of a table to take instead of folders, as pth:label; none: folders
+extra_columns: str = ""  # PICTURE:LABEL, the columns of a table to take instead of folders, as pth:label
 extra_faces: str = "whole"  # whole | detect; pictures of extra as they are, or the one face found in each
 train_copies: str = "one"  # one | all; copies of one picture left in TRAIN under drop
 unreadable: str = "error"  # error | exclude; what to do with image files that cannot be read

@@ -37,7 +37,7 @@ n_confused: int = 6  # >= 0; pairs of classes most often confused, shown with fa
 test_time_augmentation: str = "none"  # none | flip | ten_crop; views of an image whose predictions are averaged
 also: str = ""  # folders, zips, tars or tables of pictures to score the model on too, separated by ;
 also_classes: str = ""  # class of each folder, as joy=happy,unsure=; affectnet, fer2013 or raf-db for their numbers
-also_columns: str = ""  # PICTURE:LABEL, the columns of a table to take instead of folders, as pth:label; none: folders
+also_columns: str = ""  # PICTURE:LABEL, the columns of a table to take instead of folders, as pth:label
 also_faces: str = "whole"  # whole | detect; pictures of also as they are, or the one face found in each
 also_groups: str = ""  # CSV with file names and attributes of pictures of also, to score by group
 corruptions: bool = False  # scores TEST under eight corruptions in five strengths: 40 passes more
@@ -204,8 +204,7 @@ if len(worst):
 # %% [markdown]
 # ## Optional: other test sets
 # With `also`: your own pictures, RAF-DB, AffectNet. They are not part of TEST. How many of them the model has seen in
-# training is counted as for TEST, by copies. Where attributes are known, from RAF-DB's own annotation or from
-# `also_groups`, a second table has the scores of each group of people.
+# training is counted as for TEST, by copies. With `also_groups` a second table has the scores of each group of people.
 
 # %%
 finder, trained = reader.face_finder(also_faces), stage.read("trained.csv")

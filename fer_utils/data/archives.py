@@ -1,25 +1,19 @@
-"""Reads the files of a folder, a zip or a tar in place: nothing is unpacked beside it, so no entry's name can lead out of it."""
+"""Reads the files of a folder or a zip in place: nothing is unpacked beside it, so no entry's name can lead out of it."""
 
-import gzip
 import os
 import re
 import stat
-import tarfile
-import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from fer_utils import images
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_IMAGE_BYTES = 10_000_000  # a 48×48 picture has about 2,000; a larger entry is no face picture, or a zip bomb
+MAX_UNPACKED_BYTES = 200_000_000_000  # AffectNet's uncropped pictures are 120 GB
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what is packed by others zipfile unpacks without a limit
-_GZIP = b"\x1f\x8b"
 
 
 class DatasetError(ValueError):
@@ -63,43 +57,36 @@ class FolderReader:
         pass
 
 
-_Entry = tuple[
-    str, int, str, Callable[[], IO[bytes] | None]
-]  # name, a folder's with / at its end; bytes; fault; opener
+class ZipReader:
+    """The files of a zip. One with an entry that no dataset has is refused as a whole."""
 
-
-class ArchiveReader:
-    """A zip, or a tar, which may be packed by gzip. An archive with an entry that no dataset has is refused as a whole."""
-
-    def __init__(self, path: Path, name: str, image_bytes: int, unpacked_bytes: int):
+    def __init__(self, path: Path, name: str, image_bytes: int):
         self.path, self.image_bytes = path, image_bytes
-        where, kind = f"{name}: {path}", "zip" if path.suffix.lower() == ".zip" else "tar"
+        where = f"{name}: {path}"
         with ExitStack() as opened:
             try:
-                found = list((_zip if kind == "zip" else _tar)(path, opened, unpacked_bytes))
-            except Exception as error:  # zipfile, tarfile and gzip raise about ten types for damaged bytes
-                raise DatasetError(f"{where} is not a whole {kind} file ({error}): download it again") from error
-            for entry, _, fault, _ in found:
-                parts = entry.replace("\\", "/").split("/")
-                if ".." in parts or not parts[0] or ":" in parts[0]:
-                    fault = "whose name leads out of the folder"
-                if fault:
-                    fault = f"holds the entry {entry[-300:]!r}, {fault}"
-                    raise DatasetError(f"{where} {fault}: get the {kind} from its source")
-            unpacked = sum(size for _, size, _, _ in found)
-            if unpacked > unpacked_bytes:
+                self._archive = opened.enter_context(zipfile.ZipFile(path))
+            except Exception as error:  # zipfile raises about ten types for damaged bytes
+                raise DatasetError(f"{where} is not a whole zip file ({error}): download it again") from error
+            entries = self._archive.infolist()
+            for entry in entries:
+                if fault := _fault(entry):
+                    raise DatasetError(
+                        f"{where} holds the entry {entry.filename[-300:]!r}, {fault}: get the zip from its source"
+                    )
+            unpacked = sum(entry.file_size for entry in entries)
+            if unpacked > MAX_UNPACKED_BYTES:
                 raise DatasetError(f"{where} unpacks to {unpacked:,} bytes; no dataset of faces is that large")
-            twice = sorted(entry for entry, times in Counter(entry for entry, *_ in found).items() if times > 1)
+            twice = sorted(name for name, times in Counter(self._archive.namelist()).items() if times > 1)
             if twice:
                 raise DatasetError(f"{where} holds the entry {twice[0]} twice ({len(twice)} such): download it again")
-            self._entries = {entry: (size, opener) for entry, size, _, opener in found if not entry.endswith("/")}
-            self._held = opened.pop_all()
+            self.close = opened.pop_all().close
 
     def files(self) -> list[str]:
-        return list(self._entries)
+        return [entry.filename for entry in self._archive.infolist() if not entry.is_dir()]
 
     def read(self, file: str) -> bytes:
-        size = self._entries[file][0]
+        size = self._archive.getinfo(file).file_size
         if size > self.image_bytes:
             raise images.UnreadableImage(f"{self.path}: {file} unpacks to {size:,} bytes, no face picture")
         try:
@@ -109,41 +96,20 @@ class ArchiveReader:
             raise images.UnreadableImage(f"{self.path}: {file} cannot be unpacked ({error})") from error
 
     def open(self, file: str) -> IO[bytes]:
-        opened = self._entries[file][1]()
-        assert opened is not None  # tarfile opens no folder or link, which are no entries here
-        return opened
-
-    def close(self) -> None:
-        self._held.close()
+        return self._archive.open(file)
 
 
-def _zip(path: Path, opened: ExitStack, unpacked_bytes: int) -> Iterator[_Entry]:
-    archive = opened.enter_context(zipfile.ZipFile(path))
-    for info in archive.infolist():
-        fault = "which is packed by another method than zip's usual one" if info.compress_type not in _PACKED else ""
-        fault = "which is encrypted" if info.flag_bits & 1 else fault
-        fault = "which is a link" if stat.S_ISLNK(info.external_attr >> 16) else fault
-        yield info.filename, info.file_size, fault, partial(archive.open, info)
-
-
-def _tar(path: Path, opened: ExitStack, unpacked_bytes: int) -> Iterator[_Entry]:
-    file: IO[bytes] = opened.enter_context(path.open("rb"))
-    if file.read(2) == _GZIP:  # reading entries out of order would unpack it again for each
-        file = opened.enter_context(tempfile.TemporaryFile())  # noqa: SIM115, closed by the reader
-        with gzip.open(path) as packed:
-            while block := packed.read(1 << 20):
-                if file.write(block) and file.tell() > unpacked_bytes:
-                    raise tarfile.ReadError(f"it unpacks to more than {unpacked_bytes:,} bytes")
-    file.seek(0)
-    archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115, it holds nothing but the file
-    for info in archive:
-        fault = "" if info.isfile() or info.isdir() else "which is no regular file"
-        fault = "which is a link" if info.issym() or info.islnk() else fault
-        name = PurePosixPath(info.name).as_posix() + "/" * info.isdir()
-        yield name, info.size, fault, partial(archive.extractfile, info)
-    file.seek(archive.offset)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile ends at a damaged entry without an error
-        raise tarfile.ReadError("it has no end")
+def _fault(entry: zipfile.ZipInfo) -> str:
+    """What no entry of a dataset is, or ""."""
+    parts = entry.filename.replace("\\", "/").split("/")
+    if ".." in parts or not parts[0] or ":" in parts[0]:
+        return "whose name leads out of the folder"
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        return "which is a link"
+    if entry.flag_bits & 1:
+        return "which is encrypted"
+    is_usual = entry.compress_type in _PACKED
+    return "" if is_usual else "which is packed by another method than zip's usual one"
 
 
 def is_hidden(file: str) -> bool:

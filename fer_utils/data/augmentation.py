@@ -45,9 +45,7 @@ class Changes:
     """
 
     augmentation: str = "none"  # or a name of STRENGTHS
-    mixup: float = (
-        0.0  # alpha of the Beta distribution of the mixing shares (Zhang et al. 2018, arXiv:1710.09412); 0: none
-    )
+    mixup: float = 0.0  # alpha of the mixing shares' Beta distribution (Zhang et al. 2018, arXiv:1710.09412); 0: none
     label_smoothing: float = 0.0  # share of each label spread over all classes (Szegedy et al. 2016, arXiv:1512.00567)
 
     @property
@@ -84,11 +82,10 @@ def augment(images: np.ndarray, strength: Strength, rng: np.random.Generator) ->
     moved = np.empty_like(images)
     for image, matrix, result in zip(images, maps, moved, strict=True):
         cv2.warpAffine(image, matrix, (width, height), result, cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101)
-    steps = np.array([1 + strength.light * contrast, 255 * strength.light * brightness], np.float32)[
-        ..., None, None, None
-    ]
+    steps = np.array([1 + strength.light * contrast, 255 * strength.light * brightness], np.float32)
+    gain, offset = steps[..., None, None, None]
     mean = moved.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
-    seen = np.clip(np.rint(steps[0] * moved + ((1 - steps[0]) * mean + steps[1])), 0, 255).astype(np.uint8)
+    seen = np.clip(np.rint(gain * moved + ((1 - gain) * mean + offset)), 0, 255).astype(np.uint8)
     for row in np.flatnonzero(rng.random(n) < strength.erased):
         area, aspect = height * width * rng.uniform(*ERASED_AREA), rng.uniform(*ERASED_ASPECT)
         tall, wide = min(height, round(np.sqrt(area / aspect))), min(width, round(np.sqrt(area * aspect)))
@@ -120,10 +117,7 @@ def mix(
 
 @lru_cache(maxsize=1)
 def offline_pipeline():
-    """The specification's pipeline: flip, rotation, shear, brightness, contrast, hue shift. It takes and returns RGB.
-
-    The specification names the hue shift; it changes colour pictures, and no grey ones, whose saturation is 0.
-    """
+    """The specification's pipeline, of RGB. Its hue shift changes colour pictures, and no grey ones, whose saturation is 0."""
     import albumentations as A  # noqa: N812 (the library's own convention); slow to import
 
     return A.Compose(

@@ -3,12 +3,13 @@
 Both folders have the same pictures, as the two real datasets do: one as JPEG, one as PNG.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fer_utils.classes import CLASSES, CSV_CODES, EMOTION_DETECTION_SPELLINGS
 from fer_utils.data.addresses import VOTES_FILE
-from fer_utils.data.ferplus import ANSWERS, HEADER, LABELS_FILE, digest
+from fer_utils.data.ferplus import ANSWERS, LABELS_FILE, VOTES
 from fer_utils.data.known_pictures import USAGES
 from fer_utils.images import SIZE, encode_png
 
@@ -219,10 +220,12 @@ def _write_votes(folder: Path, faces: list, drawn_as: list[str], usages: list[st
         shares = dict.fromkeys(ANSWERS, 0.015) | {drawn_as[row]: 0.7, _TAKEN_FOR[drawn_as[row]]: 0.18}
         chances = np.array([*shares.values()]) if faces[row][1].any() else np.eye(len(ANSWERS))[-1]
         counts[number] = rng.multinomial(_VOTERS, chances / chances.sum())
-    rows = [[usages[row], f"fer{number:07}.png", *counts[number]] for number, row in enumerate(order)]
-    _write(folder / VOTES_FILE, "".join(",".join(map(str, row)) + "\n" for row in [HEADER, *rows]).encode())
+    rows = [("Usage", "Image name", *VOTES)]
+    rows += [(usages[row], f"fer{number:07}.png", *counts[number]) for number, row in enumerate(order)]
+    content = "".join(",".join(map(str, row)) + "\n" for row in rows).encode()
+    _write(folder / VOTES_FILE, content)
     digits = "".join(str(CSV_CODES.index(faces[row][0])) for row in order)
-    _write(folder / LABELS_FILE, f"{digits}\n{digest([usages[row] for row in order], counts)}\n".encode())
+    _write(folder / LABELS_FILE, f"{digits}\n{hashlib.sha256(content).hexdigest()}\n".encode())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -93,7 +93,7 @@ def find_dataset(name: str, given: str) -> Path:
 
 def held_as(data: Path, local: str) -> Path | None:
     """The dataset in the folder `data`: a folder, an archive or a table, the first of these that exists, or None."""
-    forms = (data / f"{local}{suffix}" for suffix in ("", ".zip", ".tar.gz", ".csv"))
+    forms = (data / f"{local}{suffix}" for suffix in ("", ".zip", ".csv"))
     return next((path for path in forms if path.exists()), None)
 
 

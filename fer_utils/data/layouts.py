@@ -1,9 +1,8 @@
 """The layouts in which pictures and their classes are shared: each becomes rows of one kind.
 
-docs/own_pictures.md says what is read. A class comes from the nearest folder with a class's name, from AffectNet's annotations
-(`images/1.jpg` and `annotations/1_exp.npy`), or from a table. What is no class is left out and counted, or an error that says
-how `names` gives it one; a file that is there twice counts once. A name that a CSV cannot hold, and a table that is not whole,
-are errors that name the image or the row.
+docs/own_pictures.md says what is read. A class comes from the nearest folder with a class's name, or else from a table. What is
+no class is left out and counted, or an error that says how `names` gives it one; a file that is there twice counts once. A
+name that a CSV cannot hold, and a table that is not whole, are errors that name the image or the row.
 """
 
 import csv
@@ -17,11 +16,8 @@ from typing import IO, NamedTuple
 
 from fer_utils import images
 from fer_utils.classes import CLASSES, CSV_CODES, class_of
-from fer_utils.data import ferplus
-from fer_utils.data.archives import ArchiveReader, DatasetError, FolderReader, is_hidden, natural_key, tails
+from fer_utils.data.archives import DatasetError, FolderReader, ZipReader, is_hidden, natural_key, tails
 from fer_utils.data.known_pictures import USAGES
-
-import numpy as np
 
 TABLES = (".csv", ".tsv", ".txt")
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
@@ -30,7 +26,7 @@ MAX_NAME = 255  # bytes of a file's name; no usual disk holds a longer one
 
 # RAF-DB basic (Li, Deng & Du 2017, doi:10.1109/CVPR.2017.277); the codes are those of its readme.
 RAF_DB = {"1": "surprise", "2": "fear", "3": "disgust", "4": "happy", "5": "sad", "6": "angry", "7": "neutral"}
-RAF_DB_LIST = "list_patition_label.txt"  # spelled so in the dataset
+RAF_DB_LIST = "list_patition_label.txt"  # spelled so in the dataset: lines such as train_00001.jpg 5
 # AffectNet (Mollahosseini et al. 2017, arXiv:1708.03985), section 3; in brackets what is none of the seven classes.
 AFFECTNET = {
     "0": "neutral", "1": "happy", "2": "sad", "3": "surprise", "4": "fear", "5": "disgust", "6": "angry",
@@ -41,14 +37,14 @@ NUMBERED = {"affectnet": AFFECTNET, "fer2013": FER_CODES, "raf-db": RAF_DB}
 _NUMBERED = f"datasets number their classes differently: say one of {', '.join(NUMBERED)}"
 _PARAMETER = "in the parameter for the classes of these pictures (extra_classes, also_classes)"
 
-# Part and usage by a folder's name, a cell, or a word of a table's name.
+# Part and usage by a folder's name, a cell, or a word of a table's or a picture's name.
 _PARTS = {
     **dict.fromkeys(("train", "train_set"), ("train", "")),
     **dict.fromkeys(("test", "test_set", "testing"), ("test", "")),
     **dict.fromkeys(("val", "val_set", "valid", "validation"), ("val", "")),
-    **dict.fromkeys(("training", "fer2013train"), ("train", "Training")),
-    **dict.fromkeys(("publictest", "fer2013valid"), ("test", "PublicTest")),
-    **dict.fromkeys(("privatetest", "fer2013test"), ("test", "PrivateTest")),
+    "training": ("train", "Training"),
+    "publictest": ("test", "PublicTest"),
+    "privatetest": ("test", "PrivateTest"),
 }
 # Names of columns, in lower case, their letters alone.
 _PICTURE = (
@@ -58,9 +54,8 @@ _PICTURE = (
 _LABEL = ("emotion", "emotions", "label", "labels", "expression", "class", "classname", "category", "target")
 _USAGE = ("usage", "split", "set", "part", "subset")
 _NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what a CSV or UTF-8 cannot hold in a file's name
-_RAF_NAME = re.compile(r"(train|test)_\d+(_aligned)?")
 
-Reader = FolderReader | ArchiveReader
+Reader = FolderReader | ZipReader
 
 
 class Row(NamedTuple):
@@ -75,7 +70,6 @@ class Found(NamedTuple):
     rows: list[Row]
     cells: dict[str, str]  # of tables: TABLE#ROW → pixels as text
     left_out: Counter
-    notes: list[str]
     ignored: list[str]  # files that are no pictures of it
 
 
@@ -84,59 +78,44 @@ def find(
 ) -> Found:
     """The pictures of a source and their classes. Raises DatasetError, which begins with `where`, for an unknown layout.
 
-    names: folder's name or code → class, "" to leave it out. columns: PICTURE:LABEL of the list to take, or `none` for the
+    names: folder's name or code → class, "" to leave it out. columns: PICTURE:LABEL of the table to take, also beside class
     folders. is_main: a run's own source, which has images of the datasets' formats alone, and FER2013's labels. given: the
     table, where no folder was given.
     """
     everything = [given] if given else reader.files()
     files = [file for file in everything if not is_hidden(file)]
     pictures = _pictures(files, is_main, where)
-    annotations = {file for file in files if file.endswith("_exp.npy")}
-    in_folders = {
-        file: _row_of_affectnet(file, annotations, reader, where) if annotations else _row_of_folder(file, names)
-        for file in pictures
-    }
-    has_classes = any(row.label for row in in_folders.values())
-    tables = [] if columns == "none" else sorted(file for file in files if PurePosixPath(file).suffix.lower() in TABLES)
+    rows = [_row_of_folder(file, names) for file in pictures]
+    tables = sorted(file for file in files if PurePosixPath(file).suffix.lower() in TABLES)
     own = [file for file in tables if PurePosixPath(file).name in (CSV_NAMES if not pictures else (RAF_DB_LIST,))]
     tables = own[:1] or tables
+    if any(row.label for row in rows) and not columns:
+        tables = []
     is_alone = bool(own or given) or (len(tables) == 1 and not pictures and not tables[0].endswith(".txt"))
-    read = [_Table.read(reader, file, where, columns, is_alone, has_classes) for file in tables]
-    recognised = [table for table in read if table]
-    if columns not in ("", "none") and not recognised:
+    read = [table for file in tables if (table := _read_table(reader, file, where, columns, is_alone))]
+    if columns and not read:
         raise DatasetError(f"{where} holds no table with the columns {columns!r}; expected PICTURE:LABEL, their names")
-    if given and not recognised[0].is_pixels:
+    if given and not read[0].is_pixels:
         pictures = _pictures(reader.files(), is_main, where)
     ends = defaultdict(list)  # end of a path → the pictures whose paths end so
     for file in pictures:
         for end in tails(file):
             ends[end].append(file)
     cells: dict[str, str] = {}
-    every = [row for table in recognised for row in table.rows_of(ends, names, is_main, cells)]
-    listed = [row for row in every if row.file]
-    by_folder = {file: row.label for file, row in in_folders.items() if row.label}
-    takes_list = bool(listed) and (columns != "" or any(row.file not in by_folder for row in listed))
-    notes: list[str] = []
     left_out: Counter[str] = Counter()
-    others = [row for row in listed if by_folder.get(row.file, row.label) != row.label]
-    if others:
-        notes.append(
-            f"{recognised[0].file} and the folders differ on {len(others):,} of {len(listed):,} pictures, such as "
-            f"{others[0].file}; the {'list is' if takes_list else 'folders are'} taken (extra_columns and also_columns decide: "
-            "PICTURE:LABEL takes the list, none the folders)"
-        )
-    if every and not listed and not has_classes:
-        raise DatasetError(where + every[0].said)
-    rows = listed if takes_list else list(in_folders.values())
+    if every := [row for table in read for row in table.rows_of(ends, names, is_main, cells)]:
+        rows = [row for row in every if row.file]
+        left_out["(not there)"] = len(every) - len(rows)
+        if not rows:
+            raise DatasetError(where + every[0].said)
     if unknown := next((row for row in rows if row.label is None), None):
-        may_name = bool(tables) and not listed
-        more = f"; or name the columns of {tables[0]} in extra_columns, as PICTURE:LABEL" if may_name else ""
+        more = (
+            f"; or name the columns of {tables[0]} in extra_columns, as PICTURE:LABEL" if tables and not every else ""
+        )
         raise DatasetError(where + unknown.said + more)
-    if takes_list and len(every) > len(listed):
-        left_out["(not there)"] = len(every) - len(listed)
     taken = {row.file.rsplit("#", 1)[0] if row.file in cells else row.file for row in rows}
     ignored = sorted(file for file in everything if file not in taken)
-    return Found(_once(rows, None if takes_list else reader, left_out), cells, left_out, notes, ignored)
+    return Found(_once(rows, None if every else reader, left_out), cells, +left_out, ignored)
 
 
 def _pictures(files: Iterable[str], is_main: bool, where: str) -> list[str]:
@@ -160,18 +139,6 @@ def _row_of_folder(file: str, names: Mapping[str, str]) -> Row:
         way_out = f"{_NUMBERED if name.isdecimal() else known}, or say {name}=happy, or {name}= to leave the folder out"
         said = f" holds {file} in the folder {folder}, which stands for no class; {way_out}, {_PARAMETER}"
     return Row(*_part(file), _label(name, names), file, said)
-
-
-def _row_of_affectnet(file: str, annotations: set[str], reader: Reader, where: str) -> Row:
-    path = PurePosixPath(file)
-    note = (path.parent.parent / "annotations" / f"{path.stem}_exp.npy").as_posix()
-    if path.parent.name != "images" or note not in annotations:
-        raise DatasetError(f"{where} holds {file}, but no {note} that tells its expression")
-    try:
-        code = str(np.load(io.BytesIO(reader.read(note)), allow_pickle=False).item())
-    except (ValueError, EOFError, OSError, MemoryError) as error:
-        raise DatasetError(f"{where}: {note} is not a whole annotation ({error})") from error
-    return Row(*_part(file), AFFECTNET.get(code), file, f": {note} holds {code!r}; expected 0 to {len(AFFECTNET) - 1}")
 
 
 def _label(text: str, names: Mapping[str, str]) -> str | None:
@@ -212,117 +179,41 @@ class _Table(NamedTuple):
     picture: int  # the numbers of the columns, -1 for none
     label: int
     usage: int
-    votes: list[int]  # FER+'s
     has_header: bool
     is_pixels: bool
     rows: list[list[str]] = []  # noqa: RUF012, never changed
-
-    @classmethod
-    def read(
-        cls, reader: Reader, file: str, where: str, columns: str, is_alone: bool, has_classes: bool
-    ) -> "_Table | None":
-        """The table; if there is more, None for one that is none of pictures, or of pixels beside class folders."""
-        rows: list[list[str]] = []
-        table = None
-        with reader.open(file) as stream:
-            try:
-                raw = _raw_rows(stream, PurePosixPath(file).suffix.lower())
-                first = next(raw, [])
-                table = cls.recognise(file, first, columns)
-                if table and table.is_pixels and has_classes and not is_alone:
-                    return None
-                for row in raw if table else ():
-                    rows.append(row)
-            except Exception as error:  # csv, zipfile and the decoder raise about ten types for damaged bytes
-                if not table and not is_alone and (has_classes or file.endswith(".txt")):
-                    return None
-                raise DatasetError(
-                    f"{where}: {file} cannot be read past its first {len(rows):,} rows ({error}): save it as CSV in UTF-8, or "
-                    "download it again"
-                ) from error
-        if not table and (columns or not is_alone):
-            return None
-        rows = rows if table and table.has_header else [first, *rows]
-        if not table or not rows:
-            raise DatasetError(
-                f"{where}: {file} lacks the column(s) emotion, pixels, usage; a table needs a column of pixels or pictures and "
-                "one of classes, which PICTURE:LABEL in extra_columns or also_columns may name"
-            )
-        return table._replace(rows=rows)
-
-    @classmethod
-    def recognise(cls, file: str, first: list[str], columns: str) -> "_Table | None":
-        """The table that begins with this row, without its rows."""
-        if PurePosixPath(file).name == RAF_DB_LIST:
-            return cls(file, 0, 1, -1, [], False, False)
-        cells = [cell.strip() for cell in first]
-        number = {_plain(cell): column for column, cell in enumerate(cells)}
-        wanted = [(_plain(name),) for name in (columns + ":").split(":")[:2]]
-        picture, label, usage = (
-            next((number[name] for name in names if name in number), -1)
-            for names in (*(wanted if columns else (_PICTURE, _LABEL)), _USAGE)
-        )
-        votes = [number[name] for name in map(_plain, ferplus.VOTES) if name in number]
-        votes = votes if len(votes) == len(ferplus.VOTES) else []
-        is_pixels = 0 <= picture == number.get("pixels")
-        if picture >= 0 and (label >= 0 or votes or is_pixels):
-            return cls(file, picture, label, usage, votes, True, is_pixels)
-        for picture, cell in enumerate([] if columns else cells):  # without a header
-            is_pixels = re.match(r"\d+ \d+ \d+ ", cell) is not None
-            if is_pixels or PurePosixPath(cell).suffix.lower() in images.PHOTOGRAPHS:
-                others = [column for column in range(len(cells)) if column != picture]
-                votes = others[1:] if len(others) == 11 and all(map(str.isdecimal, cells[2:])) else []
-                words = sorted(others, key=lambda column: cells[column].isdecimal())  # a class's name before an index
-                label = next((column for column in words if _label(cells[column], FER_CODES)), -1)
-                usage = next((column for column in others if cells[column].lower() in _PARTS), -1)
-                return cls(file, picture, label, usage, votes, False, is_pixels) if votes or label >= 0 else None
-        return None
 
     def rows_of(
         self, ends: Mapping[str, list[str]], names: Mapping[str, str], is_main: bool, cells: dict[str, str]
     ) -> Iterator[Row]:
         """A row for each picture."""
-        is_raf = PurePosixPath(self.file).name == RAF_DB_LIST
-        codes = {**(RAF_DB if is_raf else FER_CODES if self.is_pixels else {}), **names}
+        own_codes = RAF_DB if PurePosixPath(self.file).name == RAF_DB_LIST else FER_CODES if self.is_pixels else {}
         usages = USAGES if _cell(self.rows[0], self.usage) in USAGES else _PARTS
         words = re.split(r"[\W_]+", PurePosixPath(self.file).stem)
         for number, row in enumerate(self.rows):
             picture, text, usage = (_cell(row, column) for column in (self.picture, self.label, self.usage))
-            label = self._label_of(row, text, codes, is_main)
-            file, part = f"{self.file}#{number}", ""
-            if self.is_pixels:
-                cells[file] = picture
-                said = (
-                    f": {self.file} row {number} has Usage {usage[:20]!r} and emotion {text[:20]!r}; expected one of "
-                )
-                said += f"{', '.join(USAGES)} and 0–{len(FER_CODES) - 1}"
-            else:
-                line = ("," if self.file.lower().endswith("csv") else " ").join(row)[:80]
-                said = f": {self.file}, line {number + self.has_header + 1} is {line!r}; expected such as train_00001.jpg 5"
-                said += f": {_NUMBERED}, {_PARAMETER}" if text.isdecimal() and not is_raf else ""
-                path = PurePosixPath(picture.replace("\\", "/"))
-                if begin := _RAF_NAME.fullmatch(path.stem):
-                    part = begin[1]
-                if is_raf and not (part and label):
-                    label = None
-                elif not (file := self._file_of(path, ends, words)):
-                    what = "there is no such picture: give the folder that holds both"
-                    if is_raf:
-                        what = f"no folder aligned/ holds {path.stem}_aligned.jpg: unpack Image/aligned.zip beside EmoLabel/"
-                    said = f": {self.file} lists {str(path)[:99]}, but {what}"
+            label = self._label_of(text, {**own_codes, **names}, is_main)
             if self.usage >= 0 and (usage if usages is USAGES else usage.lower()) not in usages:
                 label = None
-            yield Row(*_part(file, usage, *words, part), label, file, said)
+            if self.is_pixels:
+                file = f"{self.file}#{number}"
+                cells[file] = picture
+                found = f"row {number} has Usage {usage[:20]!r} and emotion {text[:20]!r}"
+                said = f": {self.file} {found}; expected one of {', '.join(USAGES)} and 0–{len(FER_CODES) - 1}"
+                yield Row(*_part(file, usage, *words), label, file, said)
+                continue
+            path = PurePosixPath(picture.replace("\\", "/"))
+            if file := self._file_of(path, ends, words):
+                line = ("," if self.file.lower().endswith("csv") else " ").join(row)[:80]
+                said = f": {self.file}, line {number + self.has_header + 1} is {line!r}; expected such as train_00001.jpg 5"
+                said += f": {_NUMBERED}, {_PARAMETER}" if text.isdecimal() and not own_codes else ""
+            else:
+                said = f": {self.file} lists {str(path)[:99]}, but there is no such picture: give the folder that holds both"
+            yield Row(*_part(file, usage, *words, path.stem.split("_")[0]), label, file, said)
 
-    def _label_of(self, row: list[str], text: str, codes: Mapping[str, str], is_main: bool) -> str | None:
-        if is_main and (self.votes or self.label < 0):
-            return ""
-        if self.votes:
-            counts = [_cell(row, column) for column in self.votes]
-            answer = ferplus.outcome(np.array([counts], int))[0] if all(map(str.isdecimal, counts)) else None
-            return answer if answer in (*CLASSES, None) else f"({answer})"
+    def _label_of(self, text: str, codes: Mapping[str, str], is_main: bool) -> str | None:
         if self.label < 0:
-            return "(no class)"
+            return "" if is_main else "(no class)"
         label = _label(text, codes)
         return f"({text[:40]})" if label is None and any(map(str.isalpha, text)) else label
 
@@ -332,6 +223,60 @@ class _Table(NamedTuple):
         names = (f"{picture.stem}_aligned{picture.suffix or '.jpg'}", beside, *tails(picture.as_posix()))
         files = next((ends[name] for name in names if name in ends), ())
         return max(files, key=lambda file: _part(file)[0] == _part(self.file, *words)[0], default="")
+
+
+def _read_table(reader: Reader, file: str, where: str, columns: str, is_alone: bool) -> _Table | None:
+    """The table; None for a file that is none of pictures, unless it is all that there is."""
+    rows: list[list[str]] = []
+    table = None
+    with reader.open(file) as stream:
+        try:
+            raw = _raw_rows(stream, PurePosixPath(file).suffix.lower())
+            first = next(raw, [])
+            table = _recognise(file, first, columns)
+            for row in raw if table else ():
+                rows.append(row)
+        except Exception as error:  # csv, zipfile and the decoder raise about ten types for damaged bytes
+            if not table and not is_alone and file.endswith(".txt"):
+                return None
+            raise DatasetError(
+                f"{where}: {file} cannot be read past its first {len(rows):,} rows ({error}): save it as CSV in UTF-8, or "
+                "download it again"
+            ) from error
+    if not table and (columns or not is_alone):
+        return None
+    rows = rows if table and table.has_header else [first, *rows]
+    if not table or not rows:
+        raise DatasetError(
+            f"{where}: {file} lacks the column(s) emotion, pixels, usage; a table needs a column of pixels or pictures and "
+            "one of classes, which PICTURE:LABEL in extra_columns or also_columns may name"
+        )
+    return table._replace(rows=rows)
+
+
+def _recognise(file: str, first: list[str], columns: str) -> _Table | None:
+    """The table that begins with this row, without its rows."""
+    if PurePosixPath(file).name == RAF_DB_LIST:
+        return _Table(file, 0, 1, -1, False, False)
+    cells = [cell.strip() for cell in first]
+    number = {_plain(cell): column for column, cell in enumerate(cells)}
+    wanted = [(_plain(name),) for name in (columns + ":").split(":")[:2]]
+    picture, label, usage = (
+        next((number[name] for name in names if name in number), -1)
+        for names in (*(wanted if columns else (_PICTURE, _LABEL)), _USAGE)
+    )
+    is_pixels = 0 <= picture == number.get("pixels")
+    if picture >= 0 and (label >= 0 or is_pixels):
+        return _Table(file, picture, label, usage, True, is_pixels)
+    for picture, cell in enumerate([] if columns else cells):  # without a header
+        is_pixels = re.match(r"\d+ \d+ \d+ ", cell) is not None
+        if is_pixels or PurePosixPath(cell).suffix.lower() in images.PHOTOGRAPHS:
+            others = [column for column in range(len(cells)) if column != picture]
+            words = sorted(others, key=lambda column: cells[column].isdecimal())  # a class's name before an index
+            label = next((column for column in words if _label(cells[column], FER_CODES)), -1)
+            usage = next((column for column in others if cells[column].lower() in _PARTS), -1)
+            return _Table(file, picture, label, usage, False, is_pixels) if label >= 0 else None
+    return None
 
 
 def _plain(name: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
-from fer_utils.data import addresses, attributes, extra_sources, ferplus, finding, near_duplicates, splits
+from fer_utils.data import addresses, attributes, ferplus, finding, near_duplicates, sources, splits
 from fer_utils.data.sources import DatasetError
 from fer_utils.data.splits import MANIFEST_COLUMNS
 
@@ -84,13 +84,13 @@ def load_scored(manifest: pd.DataFrame, folder: Path, limit_per_class: int, seed
 def load_other_sets(
     also: str,
     classes: str,
-    find_faces: extra_sources.FindFaces | None,
+    find_faces: sources.FindFaces | None,
     trained: pd.DataFrame,
     folder: Path,
     columns: str = "",
     attributes_file: str = "",
 ) -> dict[str, Faces]:
-    """The pictures of other test sets, by short names: see fer_utils.data.extra_sources.
+    """The pictures of other test sets, by short names: see sources.open_extra.
 
     Their tables have path, label, usage, fingerprint, flags, group, attributes (see fer_utils.data.attributes) and
     seen_in_training: whether one of the pictures at `trained["train_path"]`, below `folder`, is a copy, as 01 finds them.
@@ -101,13 +101,14 @@ def load_other_sets(
     sets = {}
     seen = images.load([folder / path for path in trained["train_path"] if also])
     for name, path in finding.extra_places(also).items():
-        with extra_sources.open_extra(path, name, "test", classes, find_faces, columns) as source:
+        with sources.open_extra(path, name, "test", classes, find_faces, columns) as source:
             merged = splits.read_all([source], "exclude")
-            pictures = merged.table["source_path"].tolist()
-            known = attributes.read(source, pictures, places.place(attributes_file) if attributes_file else None)
         about = splits.describe_extra(source, merged.table)
         used = np.flatnonzero(splits.is_usable(merged.table))
-        table = merged.table.join(known).iloc[used].reset_index(drop=True)
+        table = merged.table
+        if attributes_file:
+            table = table.join(attributes.read(places.place(attributes_file), table["source_path"].tolist()))
+        table = table.iloc[used].reset_index(drop=True)
         pixels = merged.pixels[used]
         pairs = near_duplicates.find_pairs(np.concatenate([seen, pixels]))
         seen_groups, groups = np.split(near_duplicates.group(len(seen) + len(pixels), pairs), [len(seen)])

@@ -33,6 +33,9 @@ MAX_DISTANCE = 0.20  # residual divided by contrast, see `picture_distance` and 
 _IS_ODD = np.arange(LOW * LOW) % 2 == 1  # horizontal frequencies whose sign changes in the mirror image
 _CONTRAST_FLOOR = 10.0  # grey levels; JPEG noise does not decrease with a picture's contrast
 _UNCLIPPED = (5, 250)  # grey values between which a pixel is not clipped, also after JPEG
+_PIXEL = np.arange(SIZE, dtype=np.float32)
+_BLUR = np.exp(-((_PIXEL[:, None] - _PIXEL) ** 2) / 2)  # Gaussian blur (1 pixel) of a column of pixels as a matrix
+_BLUR /= _BLUR.sum(axis=1, keepdims=True)
 _ROWS, _COLUMNS = 1024, 8192  # block of similarities in memory: 32 MB
 _BATCH = 256  # pairs that a thread compares at once: about 25 MB
 _ALIGNED_AT_ONCE = 16_384  # pairs whose pictures are copied to be aligned: 75 MB
@@ -68,8 +71,10 @@ def compare(images: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
     pictures = np.array([row for row in distinct if not is_blank(images[row])], int)
     near, rest = [exact], [exact[:0]]
     with bar(description="searching copies", total=len(pictures)) as shown:
-        for done, (first, second, flipped) in _candidates(_descriptors(images, pictures)):
-            candidates = _unaligned(images, pictures[first], pictures[second], flipped)
+        for done, (rows, others, flipped) in _candidates(_descriptors(images, pictures)):
+            first, second = pictures[rows], pictures[others]
+            distance = picture_distance(images[first], _mirrored(images[second], flipped))
+            candidates = _rows(first, second, np.where(flipped, "flipped", "re-encoded").astype(object), distance)
             is_near = candidates["distance"] <= MAX_DISTANCE
             near.append(candidates[is_near])
             rest.append(candidates[~is_near])
@@ -182,12 +187,6 @@ def _similar(even: np.ndarray, odd: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return hit[first], second, np.repeat([False, True], [len(plain[0]), len(mirrored[0])])
 
 
-def _unaligned(images: np.ndarray, first: np.ndarray, second: np.ndarray, flipped: np.ndarray) -> pd.DataFrame:
-    """The candidates with their distances without alignment."""
-    distance = picture_distance(images[first], _mirrored(images[second], flipped))
-    return _rows(first, second, np.where(flipped, "flipped", "re-encoded").astype(object), distance)
-
-
 def _aligned(images: np.ndarray, candidates: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """The candidates with their distances after alignment; of two groups of `known` pairs only the nearest pair."""
     ends = np.sort(group(len(images), known)[candidates[["first", "second"]].to_numpy()], axis=1)
@@ -196,7 +195,7 @@ def _aligned(images: np.ndarray, candidates: pd.DataFrame, known: pd.DataFrame) 
     first, second, flipped = (
         tried["first"].to_numpy(),
         tried["second"].to_numpy(),
-        (tried["kind"] == "flipped").to_numpy(),
+        tried["kind"].to_numpy() == "flipped",
     )
     distance = np.empty(len(tried), np.float32)
     with bar(description="aligning crops", total=len(tried), unit="pairs") as shown:
@@ -207,11 +206,9 @@ def _aligned(images: np.ndarray, candidates: pd.DataFrame, known: pd.DataFrame) 
 
 
 def _aligned_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    start = np.eye(2, 3, dtype=np.float32)
+    start, kind = np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE
     try:
-        correlation, warp = cv2.findTransformECC(
-            first, second, start, cv2.MOTION_AFFINE, _ECC_STOP, _ECC_MASK, _ECC_BLUR
-        )
+        correlation, warp = cv2.findTransformECC(first, second, start, kind, _ECC_STOP, _ECC_MASK, _ECC_BLUR)
     except cv2.error:  # ECC found no map
         return 0.0
     moved = np.abs(_CORNERS @ warp.T - _CORNERS[:, :2]).max()
@@ -239,13 +236,5 @@ def _residual(source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.
     slope = (centred * (target - target_mean)).sum(axis=1, keepdims=True)
     gain = np.maximum(slope / np.maximum((centred * (source - source_mean)).sum(axis=1, keepdims=True), 1e-6), 0)
     left = target - np.clip(gain * (source - source_mean) + target_mean, 0, 255)
-    blur = _blur_matrix()
-    left = blur @ left.reshape(-1, SIZE, SIZE) @ blur.T
+    left = _BLUR @ left.reshape(-1, SIZE, SIZE) @ _BLUR.T
     return np.sqrt((left**2).mean(axis=(1, 2))) / np.hypot(target.std(axis=1), _CONTRAST_FLOOR)
-
-
-def _blur_matrix() -> np.ndarray:
-    """Gaussian blur (1 pixel) of a column of 48 pixels as a matrix, rows summing to 1: float32 (48, 48)."""
-    pixel = np.arange(SIZE, dtype=np.float32)
-    matrix = np.exp(-((pixel[:, None] - pixel[None, :]) ** 2) / 2)
-    return matrix / matrix.sum(axis=1, keepdims=True)

@@ -1,21 +1,21 @@
-"""Opens the source datasets: a folder, a zip, a tar or a table, in a layout of fer_utils.data.layouts; never writes to them.
+"""Opens the source datasets: a folder, a zip or a table, in a layout of fer_utils.data.layouts; never writes to them.
 
 | found | result |
 |---|---|
 | dataset, part or class missing; its folder empty | error: what is missing, what to download |
-| one wrapping folder (`archive/train`), or the one archive in a folder | read through |
+| one wrapping folder (`archive/train`), or the one zip in a folder | read through |
 | the same part twice (`train/angry` and `train/train/angry`) | equal pictures count once; otherwise error: keep one |
 | FER2013 without usage or labels | known by the pixels |
 | links in a folder | followed, each folder once |
 | dead links, pipes, devices, sockets; empty, cut-off or foreign images | error before anything is written, or excluded |
 | image of another size or in colour | repaired when read, flagged (`fer_utils.images.decode`) |
-| entry of an archive that leads out, is a link or is encrypted | error: which entry |
-| archive that unpacks to more than any dataset | error before anything is unpacked |
+| entry of a zip that leads out, is a link or is encrypted | error: which entry |
+| zip that unpacks to more than any dataset | error before anything is unpacked |
 | entry that is longer than it declares | unreadable; no more than declared is unpacked |
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -30,8 +30,11 @@ import pandas as pd
 
 FER2013 = "fer2013"
 COLUMNS = ("source", "part", "label", "usage", "source_path")
-MAX_UNPACKED_BYTES = 4_000_000_000  # the larger dataset unpacks to 0.3 GB as CSV
+MAX_PHOTOGRAPH_BYTES = 100_000_000
+NO_FACE, SEVERAL_FACES = "no_face_found", "several_faces"  # flags
 _SAMPLE = 6  # pictures that tell whether a source is FER2013
+
+FindFaces = Callable[[np.ndarray], Sequence[np.ndarray]]  # RGB picture → crops, uint8 (48, 48)
 
 
 @dataclass
@@ -62,40 +65,37 @@ class Source:
 
 
 @contextmanager
-def open_layout(
-    path: Path, name: str, names: Mapping[str, str], columns: str, limits: tuple[int, int], is_main: bool
-) -> Iterator[Source]:
-    """Open the pictures at `path` in whatever layout; parts and labels are as found. See layouts.find.
-
-    limits: bytes of an image, and of all that an archive unpacks to.
-    """
+def _open_layout(path: Path, name: str, names: Mapping[str, str], columns: str, is_main: bool) -> Iterator[Source]:
+    """Open the pictures at `path` in whatever layout; parts and labels are as found. See layouts.find."""
     path = Path(path)
     if not path.exists():
         raise DatasetError(f"{name}: nothing at {path}")
-    reader = _reader(path, name, limits)
+    reader = _reader(path, name, archives.MAX_IMAGE_BYTES if is_main else MAX_PHOTOGRAPH_BYTES)
     given = path.name if path.is_file() and isinstance(reader, FolderReader) else ""
     try:
         found = layouts.find(reader, f"{name}: {path}", names, columns, is_main, given)
         table = pd.DataFrame([(name, row.part, row.label, row.usage, row.file) for row in found.rows], columns=COLUMNS)
-        yield Source(name, path, table, reader, found.ignored, found.left_out, found.notes, found.cells)
+        yield Source(name, path, table, reader, found.ignored, found.left_out, cells=found.cells)
     finally:
         reader.close()
 
 
-def _reader(path: Path, name: str, limits: tuple[int, int]) -> layouts.Reader:
+def _reader(path: Path, name: str, image_bytes: int) -> layouts.Reader:
     """What reads the files at `path`; for a table the files beside it."""
     if path.is_dir():
-        reader = FolderReader(path, limits[0])
+        reader = FolderReader(path, image_bytes)
         files = reader.files()
-        packed = [file for file in files if file.lower().endswith(archives.SUFFIXES) and not archives.is_hidden(file)]
+        packed = [file for file in files if file.lower().endswith(".zip") and not archives.is_hidden(file)]
         is_wrapped = len(packed) == 1 and not any(_is_content(PurePosixPath(file)) for file in files)
-        return _reader(path / packed[0], name, limits) if is_wrapped else reader
-    if path.is_file() and path.name.lower().endswith(archives.SUFFIXES):
-        return archives.ArchiveReader(path, name, *limits)
+        return _reader(path / packed[0], name, image_bytes) if is_wrapped else reader
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return archives.ZipReader(path, name, image_bytes)
     if path.is_file() and path.suffix.lower() in layouts.TABLES:
-        return FolderReader(path.parent, limits[0])
-    more = ", ".join((*archives.SUFFIXES[1:], *layouts.TABLES[1:]))
-    raise DatasetError(f"{name}: {path} is neither a folder, a .zip nor a .csv file (nor {more})")
+        return FolderReader(path.parent, image_bytes)
+    more = ", ".join(layouts.TABLES[1:])
+    raise DatasetError(
+        f"{name}: {path} is neither a folder, a .zip nor a .csv file (nor {more}): unpack other archives"
+    )
 
 
 def _is_content(file: PurePosixPath) -> bool:
@@ -108,7 +108,7 @@ def open_source(path: Path, name: str) -> Iterator[Source]:
 
     Raises DatasetError, naming `path`, what was found there and what to do, if it is none, or its layout is unknown.
     """
-    with open_layout(path, name, {}, "", (archives.MAX_IMAGE_BYTES, MAX_UNPACKED_BYTES), True) as source:
+    with _open_layout(path, name, {}, "", True) as source:
         if not len(source.table):
             raise DatasetError(
                 f"{name}: {path} holds {len(source.ignored)} files, among them no images and none of "
@@ -127,6 +127,62 @@ def open_source(path: Path, name: str) -> Iterator[Source]:
         source.table = table.assign(part=table["part"].replace("val", "test")).reset_index(drop=True)
         _require_whole(source)
         yield source
+
+
+@contextmanager
+def open_extra(
+    path: Path, name: str, part: str, classes: str = "", find_faces: FindFaces | None = None, columns: str = ""
+) -> Iterator[Source]:
+    """Open pictures beside the two datasets, to train on or to test with, in whatever layout.
+
+    part: `train` or `test`, the part to take of a dataset that has both; its rows get that part. classes: see
+    layouts.parse_classes. find_faces: finds the faces of a picture, which are read instead of the whole; a picture with none or
+    several is flagged NO_FACE or SEVERAL_FACES. columns: see layouts.find. `Source.left_out` counts the pictures of other
+    classes and parts. Raises DatasetError, naming `path` and the way out.
+    """
+    with _open_layout(path, name, layouts.parse_classes(classes), columns, False) as source:
+        source.decode = decoder(find_faces)
+        found = source.table
+        parts = set(found["part"])
+        wanted = {"", "train"} if part == "train" else {"", "test" if "test" in parts else "val"}
+        taken = found[found["part"].isin(wanted)]
+        is_class = taken["label"].isin(CLASSES)
+        if not is_class.any():
+            holds = ", ".join(part or "no part" for part in sorted(parts)) or "no pictures in class folders"
+            others = "".join(f", {label.strip('()')}" for label in dict.fromkeys(taken["label"]))[:99]
+            raise DatasetError(
+                f"{name}: {path} has no pictures of the seven classes for its {part} part; it holds {holds}{others}. To take another "
+                "part, give its folder; the labels of FER2013's competition are in its icml_face_data.csv"
+            )
+        source.left_out.update(taken["label"][~is_class])
+        source.left_out.update("(part " + found["part"][~found["part"].isin(wanted)] + ")")
+        source.table = taken[is_class].assign(part=part, usage="").reset_index(drop=True)
+        yield source
+
+
+def decoder(find_faces: FindFaces | None) -> Callable[[bytes, str], tuple[np.ndarray, tuple[str, ...]]]:
+    """A function like fer_utils.images.decode for photographs: of the whole picture, or of the one face found in it."""
+
+    def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        try:
+            rgb = images.decode_photograph(data)
+        except images.UnreadableImage as error:
+            raise images.UnreadableImage(f"{name}: {error}") from error
+        flags = [] if (rgb[..., :1] == rgb).all() else ["colour"]
+        faces = find_faces(rgb) if find_faces else ()
+        if len(faces) == 1:
+            face = faces[0]
+            flags.append("face_cropped")
+        else:
+            face = images.as_face(rgb)
+            flags += ["resized"] if rgb.shape[:2] != face.shape else []
+        flags = flags or ["converted"]
+        flags += ["blank"] if images.is_blank(face) else []
+        if find_faces and len(faces) != 1:
+            flags.append(SEVERAL_FACES if len(faces) else NO_FACE)
+        return face, tuple(flags)
+
+    return decode
 
 
 def _look_up(source: Source) -> None:

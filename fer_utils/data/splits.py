@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fer_utils import files, images, progress
 from fer_utils.classes import CLASSES
-from fer_utils.data import extra_sources, finding
-from fer_utils.data.sources import FER2013, DatasetError, Source, open_source
+from fer_utils.data import finding, sources
+from fer_utils.data.sources import FER2013, DatasetError, Source
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ MANIFEST_COLUMNS = (
     "fer2013_label", "row", "votes", "ferplus_label",
 )  # fmt: skip
 _REPAIRED = {"colour", "resized", "face_cropped", "converted"}  # flags of pictures that differ from the source's file
-_UNUSED = {"unreadable", extra_sources.NO_FACE, extra_sources.SEVERAL_FACES}  # flags of pictures that are in no split
+_UNUSED = {"unreadable", sources.NO_FACE, sources.SEVERAL_FACES}  # flags of pictures that are in no split
 _COPY = re.compile(r"_aug\d+$", re.IGNORECASE)  # end of the names of augmented copies, see `balance.balanced_name`
 _LONGEST = 200  # bytes of a name; a class before it, a number and the ending of a copy after it must fit into 255
 _LARGEST_KEPT = 20_000  # bytes of a file that is kept as it is; the datasets' have up to 2,483
@@ -44,18 +44,18 @@ def read_sources(
     unreadable: str,
     extra: str = "",
     extra_classes: str = "",
-    find_faces: extra_sources.FindFaces | None = None,
+    find_faces: sources.FindFaces | None = None,
     extra_columns: str = "",
 ) -> Merged:
     """Open the source datasets, name → folder, archive or table, and read all their images: see read_all.
 
-    extra, extra_classes, find_faces, extra_columns: more pictures for TRAIN, see fer_utils.data.extra_sources; prints what
+    extra, extra_classes, find_faces, extra_columns: more pictures for TRAIN, see sources.open_extra; prints what
     is taken of each of these sources and what is left out, and of others if anything is.
     """
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_source(path, name)) for name, path in paths.items()]
+        opened = [stack.enter_context(sources.open_source(path, name)) for name, path in paths.items()]
         more = [
-            stack.enter_context(extra_sources.open_extra(path, name, "train", extra_classes, find_faces, extra_columns))
+            stack.enter_context(sources.open_extra(path, name, "train", extra_classes, find_faces, extra_columns))
             for name, path in finding.extra_places(extra, list(paths)).items()
         ]
         merged = read_all([*opened, *more], unreadable)

@@ -240,11 +240,11 @@ def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], reasons_
             raise ParameterError(f"{stage}.{name} is set, but {package} is not installed: `pip install {package}`")
     own = values["evaluate"]
     if "evaluate" in chosen and own["also"] and reasons_for("evaluate"):
-        from fer_utils.data import extra_sources  # pandas and OpenCV take a while to import
+        from fer_utils.data import sources  # pandas and OpenCV take a while to import
 
         for name, path in finding.extra_places(own["also"]).items():
             try:
-                with extra_sources.open_extra(path, name, "test", own["also_classes"], columns=own["also_columns"]):
+                with sources.open_extra(path, name, "test", own["also_classes"], columns=own["also_columns"]):
                     pass
             except ValueError as error:
                 raise ParameterError(f"evaluate.also: {error}") from error

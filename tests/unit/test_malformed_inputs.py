@@ -67,7 +67,7 @@ def test_a_zip_entry_that_is_encrypted(tmp_path):
 
 
 def test_a_zip_that_unpacks_to_more_than_any_dataset(tmp_path, monkeypatch):
-    monkeypatch.setattr("fer_utils.data.sources.MAX_UNPACKED_BYTES", 10)
+    monkeypatch.setattr("fer_utils.data.archives.MAX_UNPACKED_BYTES", 10)
     _refused(_zip(tmp_path / "f.zip", "train/angry/b.png"), r"f\.zip unpacks to 16 bytes; no dataset of faces")
 
 

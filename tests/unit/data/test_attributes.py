@@ -1,10 +1,9 @@
-"""What is known of a test set's pictures is read from RAF-DB's annotation and from a CSV, and scored by group."""
+"""What is known of a test set's pictures is read from a CSV, and scored by group."""
 
-import zipfile
 from pathlib import Path
 
 from fer_utils.classes import CLASSES
-from fer_utils.data import attributes, extra_sources, layouts, loading
+from fer_utils.data import attributes, loading, sources
 from fer_utils.data.demo import draw_face
 from fer_utils.data.sources import DatasetError
 from fer_utils.evaluation import report, scores
@@ -14,8 +13,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-LANDMARKS = "30.5\t41.2\n68.0\t40.9\n50.1\t60.0\n36.0\t78.3\n65.7\t77.9\n"
-
 
 def put(folder: Path, name: str, seed: int, label: str = "happy") -> None:
     path = folder / name
@@ -23,49 +20,9 @@ def put(folder: Path, name: str, seed: int, label: str = "happy") -> None:
     Image.fromarray(draw_face(label, np.random.default_rng(seed))).save(path)
 
 
-@pytest.fixture
-def raf_db(tmp_path) -> Path:
-    """Four drawn test pictures of RAF-DB basic, and its annotation of three: a girl, a man, and one who is not sure."""
-    basic = tmp_path / "RAF-DB" / "basic"
-    for number in range(1, 5):
-        put(basic / "Image" / "aligned", f"test_{number:04d}_aligned.jpg", number)
-    (basic / "EmoLabel").mkdir()
-    (basic / "EmoLabel" / layouts.RAF_DB_LIST).write_text("".join(f"test_{n:04d}.jpg 4\n" for n in range(1, 5)))
-    notes = basic / "Annotation" / "manual"
-    notes.mkdir(parents=True)
-    for number, codes in enumerate(("1\n0\n1\n", "0\n1\n3\n", "2\r\n2\r\n4\r\n"), 1):
-        (notes / f"test_{number:04d}_manu_attri.txt").write_text(LANDMARKS + codes)
-    return tmp_path / "RAF-DB"
-
-
-def read(place: Path, given: Path | None = None) -> pd.DataFrame:
-    with extra_sources.open_extra(place, "mine", "test") as source:
-        return attributes.read(source, source.table["source_path"].tolist(), given)
-
-
-@pytest.mark.parametrize("as_zip", [False, True])
-def test_raf_db_tells_gender_race_and_age(raf_db, as_zip):
-    if as_zip:
-        folder, raf_db = raf_db, raf_db.with_suffix(".zip")
-        with zipfile.ZipFile(raf_db, "w") as archive:
-            for file in sorted(folder.rglob("*.*")):
-                archive.write(file, file.relative_to(folder))
-    table = read(raf_db)
-    assert list(table.columns) == ["attribute_gender", "attribute_race", "attribute_age"]
-    assert table.to_numpy().tolist() == [
-        ["female", "Caucasian", "4–19"], ["male", "African-American", "40–69"], ["unsure", "Asian", "70+"], ["", "", ""]
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "text", ["", LANDMARKS, LANDMARKS + "0 0", LANDMARKS + "0 3 0", LANDMARKS + "-1 0 0", "\xff" * 99]
-)
-def test_an_annotation_that_is_not_whole_is_named(raf_db, text):
-    (raf_db / "basic/Annotation/manual/test_0002_manu_attri.txt").write_text(text)
-    with pytest.raises(
-        DatasetError, match=r"test_0002_manu_attri\.txt is no annotation of RAF-DB: expected five landmarks"
-    ):
-        read(raf_db)
+def read(place: Path, given: Path) -> pd.DataFrame:
+    with sources.open_extra(place, "mine", "test") as source:
+        return attributes.read(given, source.table["source_path"].tolist())
 
 
 @pytest.fixture
@@ -75,13 +32,11 @@ def folders(tmp_path) -> Path:
     return tmp_path / "mine"
 
 
-def test_a_csv_names_pictures_by_path_or_by_name_and_joins_raf_dbs(folders, raf_db, capsys):
+def test_a_csv_names_pictures_by_path_or_by_name(folders, capsys):
     csv = folders.parent / "people.csv"
     csv.write_text("file,glasses\nhappy/a.png,yes\n./sad\\\\a.png,no\nb.png,yes\ngone.png,no\n".replace("\\\\", "\\"))
     assert read(folders, csv)["attribute_glasses"].tolist() == ["yes", "no", "yes"]
     assert "people.csv has attributes of 3 of 3 pictures" in capsys.readouterr().out
-    csv.write_text("file,glasses\ntest_0004_aligned.jpg,yes\n")
-    assert read(raf_db, csv).iloc[2:].to_numpy().tolist() == [["unsure", "Asian", "70+", ""], ["", "", "", "yes"]]
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from fer_utils import images
 from fer_utils.classes import CLASSES
 from fer_utils.data import (
     addresses,
+    archives,
     audit,
-    extra_sources,
     finding,
     label_sets,
     layouts,
     loading,
     near_duplicates,
+    sources,
     splits,
 )
 from fer_utils.data.demo import draw_face
@@ -40,7 +41,7 @@ def put(folder: Path, name: str, picture: np.ndarray) -> Path:
 
 
 def read(path: Path, part: str = "train", classes: str = "", find_faces=None):
-    with extra_sources.open_extra(path, "mine", part, classes, find_faces) as source:
+    with sources.open_extra(path, "mine", part, classes, find_faces) as source:
         return source, splits.read_all([source], "exclude")
 
 
@@ -186,8 +187,8 @@ def test_raf_db(tmp_path, as_zip):
     [
         ("train_00001.jpg 8", r"line 1 is 'train_00001\.jpg 8'; expected such as"),
         ("train_00001.jpg", "line 1 is"),
-        ("photo.jpg 1", "line 1 is"),
-        ("train_99999.jpg 1", r"lists train_99999\.jpg, but no folder aligned/ holds train_99999_aligned\.jpg"),
+        ("photo.jpg 1", r"lists photo\.jpg, but there is no such picture"),
+        ("train_99999.jpg 1", r"lists train_99999\.jpg, but there is no such picture: give the folder that holds both"),
     ],
 )
 def test_raf_db_that_is_not_whole(tmp_path, line, said):
@@ -211,42 +212,6 @@ def test_affectnet_as_class_folders_by_number(tmp_path):
     labels = merged.table.set_index("source_path")["label"]
     assert [labels[f"train/{code}/0.jpg"] for code in range(7)] == list(AFFECTNET)
     assert len(read(tmp_path, "test", "affectnet")[1].table) == 7
-
-
-def affectnet(folder: Path) -> Path:
-    """AffectNet's release of 2021: train_set/images/N.jpg, train_set/annotations/N_exp.npy with the code as text."""
-    for part in ("train_set", "val_set"):
-        (folder / part / "annotations").mkdir(parents=True)
-        for code in range(8):
-            put(folder / part / "images", f"{code}.jpg", cv2.resize(face(AFFECTNET[code % 7]), (224, 224)))
-            np.save(folder / part / "annotations" / f"{code}_exp.npy", np.array(str(code)))
-            np.save(folder / part / "annotations" / f"{code}_val.npy", np.array("0.1"))
-    return folder
-
-
-@pytest.mark.parametrize("as_zip", [False, True])
-def test_affectnet_as_images_and_annotations(tmp_path, as_zip):
-    folder = affectnet(tmp_path / "affectnet")
-    source, merged = read(zipped(folder) if as_zip else folder)
-    labels = merged.table.set_index(merged.table["source_path"].map(lambda path: Path(path).stem))["label"]
-    assert [labels[str(code)] for code in range(7)] == list(AFFECTNET)
-    assert source.left_out == {"(contempt)": 1, "(part val)": 8}
-
-
-def test_affectnet_that_is_not_whole(tmp_path):
-    notes = affectnet(tmp_path) / "train_set" / "annotations"
-    np.save(notes / "1_exp.npy", np.array("11"))
-    with pytest.raises(DatasetError, match=r"1_exp\.npy holds '11'; expected 0 to 10"):
-        read(tmp_path)
-    (notes / "1_exp.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(DatasetError, match=r"1_exp\.npy is not a whole annotation"):
-        read(tmp_path)
-    np.save(notes / "1_exp.npy", np.array({"a": 1}), allow_pickle=True)
-    with pytest.raises(DatasetError, match=r"1_exp\.npy is not a whole annotation"):  # a pickle is not loaded
-        read(tmp_path)
-    (notes / "1_exp.npy").unlink()
-    with pytest.raises(DatasetError, match=r"holds train_set/images/1\.jpg, but no train_set/annotations/1_exp\.npy"):
-        read(tmp_path)
 
 
 # --- faces found, names, and what becomes of the pictures --------------------------------------------------------------
@@ -329,12 +294,12 @@ def test_another_test_set_says_how_many_of_its_pictures_the_model_has_seen(audit
 
 
 def test_a_zip_bomb_among_photographs_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(extra_sources, "MAX_UNPACKED_BYTES", 10)
+    monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 10)
     put(tmp_path / "mine" / "happy", "a.png", face())
     with pytest.raises(DatasetError, match="unpacks to"):
         read(zipped(tmp_path / "mine"))
-    monkeypatch.setattr(extra_sources, "MAX_UNPACKED_BYTES", 10**9)
-    monkeypatch.setattr(extra_sources, "MAX_PHOTOGRAPH_BYTES", 10)
+    monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 10**9)
+    monkeypatch.setattr(sources, "MAX_PHOTOGRAPH_BYTES", 10)
     _, merged = read(zipped(tmp_path / "mine"))
     assert list(merged.table["flags"]) == ["unreadable"]
 
@@ -346,5 +311,5 @@ def test_a_broken_picture_is_named(tmp_path):
     Image.fromarray(face()).save(buffer, "JPEG")
     (tmp_path / "happy" / "c.jpg").write_bytes(buffer.getvalue()[:300])
     said = r"2 of 3 images cannot be read.*\n.*happy/b\.jpg.*\n.*happy/c\.jpg"
-    with extra_sources.open_extra(tmp_path, "mine", "train") as source, pytest.raises(DatasetError, match=said):
+    with sources.open_extra(tmp_path, "mine", "train") as source, pytest.raises(DatasetError, match=said):
         splits.read_all([source], "error")

@@ -1,7 +1,6 @@
 """Each layout in which datasets are shared gives its counts: as a source where it is FER2013, as `extra` and as `also`."""
 
 import csv
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,7 @@ from fer_utils import images
 from fer_utils.classes import CSV_CODES, class_of
 from fer_utils.data import known_pictures, splits
 from fer_utils.data.demo import draw_face
-from fer_utils.data.extra_sources import open_extra
-from fer_utils.data.ferplus import ANSWERS
-from fer_utils.data.sources import DatasetError, open_source
+from fer_utils.data.sources import DatasetError, open_extra, open_source
 
 import cv2
 import numpy as np
@@ -27,7 +24,6 @@ FACES = [
     for code, label in enumerate(CSV_CODES)
 ]
 N = len(FACES) // 3  # of each usage
-FOLDERS = dict(zip(USAGES, ("FER2013Train", "FER2013Valid", "FER2013Test"), strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -73,34 +69,11 @@ def _icml(root: Path) -> Path:
     return root
 
 
-def _tar(root: Path, name: str = "fer2013.tar.gz") -> Path:
-    _table(root / "in" / "fer2013" / "fer2013.csv", ("emotion", "pixels", "Usage"), *_rows("epu"))
-    (root / "in" / "fer2013" / "README").write_text("FER2013")
-    (root / "out").mkdir()
-    with tarfile.open(root / "out" / name, "w:gz" if name.endswith("gz") else "w") as archive:
-        archive.add(root / "in" / "fer2013", "./fer2013")
-    return root / "out" / name
-
-
 def _train_and_validation(root: Path, *copies: str) -> Path:
     """As jonathanoheix/face-expression-recognition-dataset: parts drawn anew, file names that tell nothing."""
     for number, (_, label, face) in enumerate(FACES):
         for folder in copies or ("images",):
             _put(root / folder / ("validation" if number % 14 < 7 else "train") / label / f"{number}.png", face)
-    return root
-
-
-def _ferplus(root: Path) -> Path:
-    """As FER+'s own script writes it. Of each fourth picture most people say contempt, of one they do not agree."""
-    rows = {usage: [] for usage in USAGES}
-    for number, (usage, label, face) in enumerate(FACES):
-        _put(root / FOLDERS[usage] / f"fer{number:07}.png", face)
-        votes = [0] * len(ANSWERS)
-        votes[ANSWERS.index("contempt" if number % 4 == 0 else label)] = 10
-        votes = [5, 5, *votes[2:-1], 0] if number == 1 else votes
-        rows[usage].append((f"fer{number:07}.png", "(0, 0, 48, 48)", *(votes if number != 1 else [5, 5, *[0] * 8])))
-    for usage, listed in rows.items():
-        _table(root / FOLDERS[usage] / "label.csv", *listed)
     return root
 
 
@@ -140,14 +113,9 @@ TEST = 2 * N
 FER2013 = {
     "the competition's train.csv and test.csv": (_competition, N, None),
     "the competition's icml_face_data.csv": (_icml, N, TEST),
-    "fer2013.tar.gz": (_tar, N, TEST),
-    "fer2013.tar.gz in a folder": (lambda root: _tar(root).parent, N, TEST),
-    "a plain tar": (lambda root: _tar(root, "x.tar"), N, TEST),
     "train and validation": (_train_and_validation, 21, 21),
     "train and validation, zipped": (_zipped(_train_and_validation), 21, 21),
     "train and validation, doubled": (lambda root: _train_and_validation(root, "images", "images/images"), 21, 21),
-    "FER+": (_ferplus, 9, 21),
-    "FER+, zipped": (_zipped(_ferplus), 9, 21),
     "folders of usages": (_by_usage, N, TEST),
     "one folder a class": (_flat, len(FACES), len(FACES)),
     "paths and labels": (_paths, N, TEST),
@@ -189,14 +157,12 @@ def test_fer2013_in_any_layout_is_taken_as_extra_and_as_also(name, part, tmp_pat
         merged = splits.read_all([source], "error")
     assert len(merged.table) == n == merged.table["source_path"].nunique()
     truth = {images.fingerprint(face): label for _, label, face in FACES}
-    assert name.startswith("FER+") or list(merged.table["fingerprint"].map(truth)) == list(merged.table["label"])
+    assert list(merged.table["fingerprint"].map(truth)) == list(merged.table["label"])
 
 
-def test_what_is_left_out_of_a_doubled_copy_and_of_fer_plus_is_counted(tmp_path):
+def test_what_is_left_out_of_a_doubled_copy_is_counted(tmp_path):
     with open_extra(_train_and_validation(tmp_path / "a", "images", "images/images"), "mine", "train") as source:
         assert source.left_out == {"(listed twice)": len(FACES), "(part val)": 21} and not source.ignored
-    with open_extra(_ferplus(tmp_path / "b"), "mine", "train") as source:
-        assert source.left_out == {"(contempt)": 4, "(no majority)": 1, "(part test)": 28}
 
 
 def test_unlabelled_or_undivided_pictures_that_are_not_fer2013s_are_refused_as_a_source(tmp_path, monkeypatch):
@@ -276,7 +242,6 @@ OTHERS = {
     "RAF-DB on Kaggle": (_raf_db_on_kaggle, "raf-db", "", 14, 7, {"(part test)": 7}),
     "RAF-DB, flat": (_raf_db_flat, "", "", 14, 7, {"(part val)": 7}),
     "AffectNet on Kaggle, by folders": (_affectnet_on_kaggle, "", "", 14, 0, {"(contempt)": 2}),
-    "AffectNet on Kaggle, by folders as said": (_affectnet_on_kaggle, "", "none", 14, 0, {"(contempt)": 2}),
     "AffectNet on Kaggle, by its list": (_affectnet_on_kaggle, "", "pth:label", 14, 0, {"(contempt)": 2}),
     "CK+48": (_ck48, "", "", 18, 0, {"(contempt)": 3}),
     "ckextended.csv": (_ckextended, "", "", 7, 14, {"(contempt)": 1, "(part test)": 16}),
@@ -296,16 +261,12 @@ def test_other_datasets_give_their_counts(name, tmp_path):
         assert len(source.table) == (n_also or n_extra)  # without parts both take everything
 
 
-def test_folders_and_a_list_that_differ_are_said_with_counts_and_a_parameter_decides(tmp_path):
-    path = _affectnet_on_kaggle(tmp_path)
-    for columns, label, said in (("", "angry", "folders are taken"), ("pth:label", "(contempt)", "list is taken")):
+def test_folders_are_taken_unless_the_columns_of_a_list_are_named(tmp_path):
+    path = _affectnet_on_kaggle(tmp_path)  # folders and list differ on three pictures
+    for columns, label in (("", "angry"), ("pth:label", "(contempt)")):
         with open_extra(path, "mine", "train", columns=columns) as source:
             labels = dict(zip(source.table["source_path"], source.table["label"], strict=True))
             assert labels.get("anger/image0000000.png", "(contempt)") == label
-            (note,) = source.notes
-            assert "labels.csv and the folders differ on 3 of 16 pictures" in note and said in note
-    with open_extra(path, "mine", "train", columns="none") as source:
-        assert not source.notes
 
 
 def test_ck_is_no_source_of_a_run_without_all_classes_in_both_parts(tmp_path):

@@ -1,12 +1,8 @@
 """Zip files and folders from strangers: each is read, or refused by a sentence that names file, fault and way out."""
 
-import bz2
-import gzip
-import io
 import os
 import re
 import struct
-import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -14,7 +10,7 @@ from pathlib import Path
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
-from fer_utils.data import audit, balance, extra_sources, near_duplicates, splits
+from fer_utils.data import audit, balance, near_duplicates, sources, splits
 from fer_utils.data.archives import DatasetError, natural_key
 
 import numpy as np
@@ -187,6 +183,7 @@ CASES = {
         _with(lambda data: Path(os.fsdecode(bytes(data / "train/happy") + b"/\xff.png")).write_bytes(_picture())),
         r"'train/happy/\\udcff\.png'; its name has a control character, or is not UTF-8: rename it", None,
     ),
+    "a tar": (lambda root: _zip(root).rename(root / "data.tar"), r"neither a folder, a \.zip nor .*: unpack other archives", None),
     "a pipe called zip": (lambda root: _fifo(root / "data.zip"), r"neither a folder, a \.zip nor a \.csv file", None),
     "a pipe called csv": (lambda root: _fifo(root / "fer2013.csv"), r"neither a folder, a \.zip nor a \.csv file", None),
     "a folder with a pipe called zip": (
@@ -235,88 +232,6 @@ def test_a_source_is_read_or_refused_by_a_sentence(name, tmp_path):
             assert splits.is_usable(table).sum() == usable
 
 
-def _tar(root: Path, *more: tarfile.TarInfo, pack: Callable[[bytes], bytes] = bytes, name: str = "data.tar.gz") -> Path:
-    """The dataset as a tar with more entries, packed by `pack`."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for place, entry in enumerate(_names()):
-            info, content = tarfile.TarInfo(entry), _picture(place)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-        for info in more:
-            archive.addfile(info, io.BytesIO(bytes(info.size)))
-    (root / name).write_bytes(pack(buffer.getvalue()))
-    return root / name
-
-
-def _info(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, target: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.size, info.linkname = kind, size, target
-    return info
-
-
-def _tarred(*more: tarfile.TarInfo, **how: object) -> Callable[[Path], Path]:
-    return lambda root: _tar(root, *more, **how)
-
-
-# As CASES; of tars, plain and packed.
-TARS = {
-    "a tar": (_tarred(name="data.tar"), None, N),
-    "a packed tar": (_tarred(pack=gzip.compress), None, N),
-    "a packed tar, called tgz": (_tarred(pack=gzip.compress, name="data.tgz"), None, N),
-    "a plain tar, called packed": (_tarred(), None, N),
-    "a folder that holds the tar": (lambda root: _tar(root).parent, None, N),
-    "hidden copies of a Mac": (_tarred(_info("train/happy/._a.png", size=9)), None, N),
-    "an entry that leads out": (_tarred(_info("../evil.png")), r"'\.\./evil\.png', whose name leads out .*get the tar from", None),
-    "an entry at the root": (_tarred(_info("/etc/evil.png")), r"'/etc/evil\.png', whose name leads out of the folder", None),
-    "an entry with a link": (_tarred(_info("train/a.png", tarfile.SYMTYPE, target="/etc/passwd")), r"'train/a\.png', which is a l", None),
-    "an entry with a hard link": (
-        _tarred(_info("train/a.png", tarfile.LNKTYPE, target="test/happy/im3.png")), r"'train/a\.png', which is a link", None),
-    "an entry that is a pipe": (_tarred(_info("train/a.png", tarfile.FIFOTYPE)), r"which is no regular file: get the tar", None),
-    "an entry that is a device": (_tarred(_info("train/a.png", tarfile.CHRTYPE)), r"which is no regular file: get the tar", None),
-    "an entry twice": (_tarred(_info("train/happy/im3.png")), r"holds the entry train/happy/im3\.png twice \(1 such\)", None),
-    "an entry of no bytes": (_tarred(_info("train/happy/e.png")), r"e\.png: the file is empty .*exclude", N),
-    "an entry of 11 MB": (
-        _tarred(_info("train/happy/h.png", size=11_000_000), pack=gzip.compress), r"h\.png unpacks to 11,000,000 bytes, no", N),
-    "CR in the name of an entry": (_tarred(_info("train/happy/a\rb.png")), r"'train/happy/a\\rb\.png'; its name has a control", None),
-    "a tar that ends early": (_tarred(pack=lambda data: data[:9_000]), r"not a whole tar file .*: download it again", None),
-    "a tar without its end": (_tarred(pack=lambda data: data.rstrip(b"\0")), r"not a whole tar file .*: download it again", None),
-    "a damaged header": (
-        _tarred(pack=lambda data: data.replace(b"test/sad", b"t\0st/sad", 1)), r"not a whole tar file .*: download it again", None),
-    "gzip that ends early": (_tarred(pack=lambda data: gzip.compress(data)[:9_000]), r"not a whole tar file .*: download it", None),
-    "gzip of a damaged byte": (
-        _tarred(pack=lambda data: gzip.compress(data)[:-6] + b"\1\2\3\4\5\6"), r"not a whole tar file .*: download it again", None),
-    "gzip of something else": (_tarred(pack=lambda data: gzip.compress(b"<html>")), r"not a whole tar file .*: download it", None),
-    "text called tar": (_tarred(pack=lambda data: b"<html>404</html>"), r"not a whole tar file .*: download it again", None),
-    "a tar of nothing": (_tarred(pack=lambda data: bytes(10_240)), r"holds 0 files, .*should hold train/<class>/", None),
-    "another packing": (_tarred(pack=bz2.compress), r"not a whole tar file .*: download it again", None),
-    "a pipe called tar": (lambda root: _fifo(root / "data.tar"), r"neither a folder, a \.zip nor a \.csv file", None),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", TARS)
-def test_a_tar_is_read_or_refused_by_a_sentence(name, tmp_path):
-    make, says, usable = TARS[name]
-    (tmp_path / "held").mkdir()
-    path = make(tmp_path / "held")
-    with unchanged(tmp_path):
-        if says:
-            with pytest.raises(DatasetError, match=re.compile(says, re.DOTALL)) as caught, limited(largest=60_000_000):
-                splits.read_sources({"fer2013": path}, "error")
-            assert str(path) in str(caught.value) and len(str(caught.value)) < 1500
-        if usable is not None:
-            with limited(largest=60_000_000):
-                table = splits.read_sources({"fer2013": path}, "exclude").table
-            assert splits.is_usable(table).sum() == usable
-
-
-def test_a_packed_bomb_is_refused_while_it_unpacks(tmp_path, monkeypatch):
-    monkeypatch.setattr("fer_utils.data.sources.MAX_UNPACKED_BYTES", 5_000_000)
-    path = _tar(tmp_path, _info("train/happy/b.png", size=60_000_000), pack=gzip.compress)
-    with pytest.raises(DatasetError, match="it unpacks to more than 5,000,000 bytes"), limited(largest=20_000_000):
-        splits.read_sources({"fer2013": path}, "error")
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_pictures_of_ones_own_are_read_or_refused_alike(name, tmp_path):
     """`extra` and `also` take class folders at any depth, so that both parts are read; only what is no picture differs."""
@@ -324,7 +239,7 @@ def test_pictures_of_ones_own_are_read_or_refused_alike(name, tmp_path):
     path = CASES[name][0](tmp_path / "held")
     with unchanged(tmp_path), limited(largest=0 if "72,000" in name else 200_000_000):
         try:
-            with extra_sources.open_extra(path, "mine", "train") as source:
+            with sources.open_extra(path, "mine", "train") as source:
                 table = splits.read_all([source], "exclude").table
         except DatasetError as error:
             assert str(path) in str(error) and len(str(error)) < 1500

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fer_utils import images
-from fer_utils.data import augmentation, extra_sources
+from fer_utils.data import augmentation, sources
 from fer_utils.data.demo import draw_face
 
 import numpy as np
@@ -199,7 +199,7 @@ def test_a_picture_is_decoded_or_refused_by_a_sentence(name, answers):
 def test_a_source_names_the_file_that_it_refuses(tmp_path):
     (tmp_path / "happy").mkdir()
     (tmp_path / "happy/bomb.png").write_bytes(_png(13_200, 13_200, depth=1))
-    with unchanged(tmp_path), extra_sources.open_extra(tmp_path, "mine", "train") as source:
+    with unchanged(tmp_path), sources.open_extra(tmp_path, "mine", "train") as source:
         content = source.read("happy/bomb.png")
         with pytest.raises(images.UnreadableImage, match=rf"happy/bomb\.png: has 13,200 × 13,200 pixels, 174 {LARGE}"):
             source.decode(content, "happy/bomb.png")

@@ -3,7 +3,7 @@
 import hashlib
 import sys
 
-from fer_utils.data import extra_sources, splits
+from fer_utils.data import sources, splits
 from fer_utils.predict import detection, yunet_file
 from fer_utils.predict.detection import Box
 
@@ -248,7 +248,7 @@ def test_photographs_given_as_extra_are_cropped_to_their_one_face(tmp_path):
         ("none.png", sets.rgb("gravel.png")),
     ):
         cv2.imwrite(str(folder / name), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    with extra_sources.open_extra(tmp_path, "mine", "train", find_faces=detection.face_finder("detect")) as source:
+    with sources.open_extra(tmp_path, "mine", "train", find_faces=detection.face_finder("detect")) as source:
         merged = splits.read_all([source], "error")
     flags = {row.source_path: row.flags for row in merged.table.itertuples()}
     assert flags["happy/one.png"] == "colour face_cropped"
