@@ -137,7 +137,7 @@ def test_prose_layout_places_and_what_only_shows_are_no_reason(project, file, ol
             "PREDICT_BATCH = 128",
             ["train_head", "fine_tune", "evaluate"],
         ),
-        ("fer_utils/training/architecture.py", "Dropout(0.4", "Dropout(0.5", ["train_head", "fine_tune", "evaluate"]),
+        ("fer_utils/training/network.py", "Dropout(0.4", "Dropout(0.5", ["train_head", "fine_tune", "evaluate"]),
         ("fer_utils/data/augmentation.py", "rotate=(-15, 15)", "rotate=(-20, 20)", ["balance", "fine_tune"]),
         ("fer_utils/images.py", '_pixels(picture, "L")', '_pixels(picture, "1")', list(STAGES)),
         ("fer_utils/data/audit.py", "def _drop(", "def _drop(_, ", ["merge_split", "evaluate"]),
