@@ -372,7 +372,7 @@ def test_a_model_file_of_another_training_has_no_scores(fake_run):
         runs.require_scored(run.folders)
 
 
-def test_where_tensorboards_files_go_does_not_count(fake_run):
+def test_writing_for_tensorboard_does_not_count(fake_run):
     run = fake_run().do()
-    run.values["train_head"]["tensorboard_dir"] = run.values["fine_tune"]["tensorboard_dir"] = "logs"
+    run.values["train_head"]["tensorboard"] = run.values["fine_tune"]["tensorboard"] = True
     assert run.due() == {}
