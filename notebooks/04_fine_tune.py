@@ -61,11 +61,10 @@ run: str = "auto"  # name of the run's folder; auto takes the profile's name
 outputs_dir: str = "outputs"  # folder of all runs, from the project's root
 data_dir: str = ""  # folder of the image folders; empty: the run's own
 cache: str = "auto"  # auto | disk | memory | none; where the frozen layers' activations are kept
-cache_dir: str = ""  # folder of activations on disk, for all runs; empty: .cache in outputs_dir
 precision: str = "auto"  # auto | float32 | mixed_float16 | mixed_bfloat16; auto: float16 on GPUs with tensor cores
 deterministic: str = "auto"  # auto | yes | no; auto: yes on GPUs, so that runs repeat exactly; no is faster there
 time_budget_minutes: float = 0.0  # >= 0; training stops in time for a session of so many, 0: never
-tensorboard_dir: str = ""  # folder for TensorBoard's event files, from the project's root; empty: none are written
+tensorboard: bool = False  # writes event files for TensorBoard, which must be installed
 
 # %% [markdown]
 # ## Setup

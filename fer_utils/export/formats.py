@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fer_utils import entry, files
@@ -32,6 +31,14 @@ from keras import ops
 PACKAGES = {"ai_edge_litert": "ai-edge-litert", "tf2onnx": "tf2onnx", "onnxruntime": "onnxruntime"}  # import → install
 PARITY = 1e-3  # largest difference of a probability from Keras for a float32 format
 PARITY_FLOAT16 = 5e-3  # weights rounded to 11 bits: 0.0016 was measured on a fine-tuned ResNet50
+SAME_CLASS = 0.97  # share of images to which int8 weights must give the same class as Keras
+FORMATS = {  # format: its file, and the largest difference that is allowed; None: only the class counts
+    "Keras": ("model.keras", PARITY),
+    "TFLite, float16": ("model_float16.tflite", PARITY_FLOAT16),
+    "TFLite, int8 weights": ("model_int8.tflite", None),
+    "ONNX": ("model.onnx", PARITY),
+}
+_SHOWN = {"MB": ".1f", "ms an image": ".1f", "largest difference": ".1e", "same class": ".1%", "accuracy": ".3f"}
 COMPARED = 500  # images of VAL, not of TEST
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in `images.decode`; the sum is 1
 OPSET = 17
@@ -41,22 +48,8 @@ class ExportError(entry.Failed):
     """A model cannot be exported, or an export's probabilities differ from the model's."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One exported file: its size, its time, and its difference from Keras on the compared images of VAL."""
-
-    format: str
-    file: str
-    megabytes: float
-    milliseconds: float
-    largest_difference: float
-    same_class: float
-    accuracy: float
-    allowed: float | None  # largest difference; None: only the class counts, on model_files.SAME_CLASS of the images
-
-
-def export(run: Run, folder: Path) -> list[Measured]:
-    """Write the run's model to `folder` in every format, and a model card; return the measurements.
+def export(run: Run, folder: Path) -> pd.DataFrame:
+    """Write the run's model to `folder` in every format, and a model card; return the result of `measure`.
 
     The folder is written atomically. Raises ExportError for missing packages, for a folder that is no earlier export, and
     if a float format differs from Keras by more than is allowed; NotFoundHere if the run is not finished.
@@ -77,14 +70,10 @@ def export(run: Run, folder: Path) -> list[Measured]:
         for path in list(temporary.iterdir()):
             if origin and path.suffix != ".h5":
                 model_files.write_origin(path, origin)
-        measured = _agreeing(temporary, measure(temporary, compared))
+        measured = agreeing(temporary, measure(temporary, compared))
         card = model_card.text(files.read_json(metrics_file), run.name, table(measured), len(compared))
         (temporary / model_card.FILE).write_text(card, encoding="utf-8")
         shutil.copy2(metrics_file, temporary / metrics_file.name)
-        # what fer_utils.predict needs to choose the fastest file that agrees with the model
-        rows = [asdict(row) | {"sha256": model_files.sha256(temporary / row.file)} for row in measured]
-        record = {"run": run.name, "model_sha256": model_files.sha256(model_file), "formats": rows}
-        files.write_json(temporary / model_files.RECORD, record)
     return measured
 
 
@@ -118,7 +107,7 @@ def write_formats(model: keras.Model, folder: Path) -> None:
     for name, types in (("float16", [tf.float16]), ("int8", [])):
         smaller = {"optimizations": [tf.lite.Optimize.DEFAULT], "target_spec": {"supported_types": types}}
         model.export(folder / f"model_{name}.tflite", format="litert", **common, **smaller)
-    with tempfile.TemporaryDirectory() as saved:  # Keras' own export to ONNX renames the input of a ResNet50
+    with tempfile.TemporaryDirectory() as saved:  # Keras' own export to ONNX makes an input of a constant in ResNet50
         model.export(saved, format="tf_saved_model", **common)
         # In a separate process: for a SavedModel, tf2onnx documents its command line.
         command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", saved, "--opset", str(OPSET)]
@@ -127,22 +116,19 @@ def write_formats(model: keras.Model, folder: Path) -> None:
         raise ExportError(f"tf2onnx failed: {done.stderr[-2000:]}")
 
 
-def measure(folder: Path, compared: Faces) -> list[Measured]:
-    """Compare every exported file in `folder` with its model.keras: probabilities on the images, size, time per image."""
-    kinds = {
-        "Keras": ("model.keras", PARITY),
-        "TFLite, float16": ("model_float16.tflite", PARITY_FLOAT16),
-        "TFLite, int8 weights": ("model_int8.tflite", None),
-        "ONNX": ("model.onnx", PARITY),
-    }
-    answers = {kind: timed(model_files.load(folder / file), compared.images) for kind, (file, _) in kinds.items()}
-    expected, rows = answers["Keras"][0], []
-    for kind, (file, allowed) in kinds.items():
-        given, milliseconds = answers[kind]
-        right = float((given.argmax(axis=1) == compared.labels).mean())
-        size = (folder / file).stat().st_size / 1e6
-        rows.append(Measured(kind, file, size, milliseconds, *agreement(given, expected), right, allowed))
-    return rows
+def measure(folder: Path, compared: Faces) -> pd.DataFrame:
+    """Compare every exported file in `folder` with its model.keras, on images one a call; one row for each of FORMATS.
+
+    Columns: `file`, `MB`, `ms an image`, the `largest difference` of a probability, and as shares of the images `same class`
+    and `accuracy`.
+    """
+    answers = {kind: timed(model_files.load(folder / file), compared.images) for kind, (file, _) in FORMATS.items()}
+    expected, rows = answers["Keras"][0], {}
+    for kind, (given, milliseconds) in answers.items():
+        path = folder / FORMATS[kind][0]
+        right = (given.argmax(axis=1) == compared.labels).mean()
+        rows[kind] = (path.name, path.stat().st_size / 1e6, milliseconds, *agreement(given, expected), right)
+    return pd.DataFrame.from_dict(rows, "index", columns=["file", *_SHOWN]).rename_axis("format")
 
 
 def timed(predict: Predict, images: np.ndarray) -> tuple[np.ndarray, float]:
@@ -161,31 +147,21 @@ def agreement(given: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     return float(np.abs(given - expected).max()), float(same.mean())
 
 
-def _agreeing(folder: Path, measured: Sequence[Measured]) -> list[Measured]:
+def agreeing(folder: Path, measured: pd.DataFrame) -> pd.DataFrame:
     """The formats that agree with Keras; int8 weights that do not are removed. A float format that does not: ExportError."""
-    for row in measured:
-        if row.allowed is not None and not row.largest_difference <= row.allowed:
-            differ = f"differ from Keras by up to {row.largest_difference:.2g}, allowed are {row.allowed}"
-            raise ExportError(f"{row.format}: probabilities {differ}; nothing was written")
-    kept = [row for row in measured if row.allowed is not None or row.same_class >= model_files.SAME_CLASS]
-    for row in (row for row in measured if row not in kept):
-        said = f"gives the class of Keras to {row.same_class:.1%} of the images only"
-        print(f"{row.format}: left out, since it {said}; expected are {model_files.SAME_CLASS:.0%}")
-        (folder / row.file).unlink()
-    return kept
+    for kind, file, difference, same in measured[["file", "largest difference", "same class"]].itertuples():
+        allowed = FORMATS[kind][1]
+        if allowed is not None and not difference <= allowed:
+            differ = f"differ from Keras by up to {difference:.2g}, allowed are {allowed}"
+            raise ExportError(f"{kind}: probabilities {differ}; nothing was written")
+        if allowed is None and same < SAME_CLASS:
+            said = f"gives the class of Keras to {same:.1%} of the images only"
+            print(f"{kind}: left out, since it {said}; expected are {SAME_CLASS:.0%}")
+            (folder / file).unlink()
+            measured = measured.drop(kind)
+    return measured
 
 
-def table(measured: Sequence[Measured]) -> pd.DataFrame:
-    """The measurements, one row per format."""
-    rows = {
-        row.format: {
-            "file": row.file,
-            "MB": round(row.megabytes, 1),
-            "ms an image": round(row.milliseconds, 1),
-            "largest difference": f"{row.largest_difference:.1e}",
-            "same class": f"{row.same_class:.1%}",
-            "accuracy": f"{row.accuracy:.3f}",
-        }
-        for row in measured
-    }
-    return pd.DataFrame(rows).T.rename_axis("format")
+def table(measured: pd.DataFrame) -> pd.DataFrame:
+    """The measurements as text, rounded."""
+    return measured.assign(**{name: measured[name].map(f"{{:{how}}}".format) for name, how in _SHOWN.items()})

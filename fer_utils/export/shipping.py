@@ -14,7 +14,6 @@ from fer_utils.pipeline import runs
 from fer_utils.pipeline.runs import Run
 from fer_utils.training import loop, model_files, small_onnx
 
-import numpy as np
 import pandas as pd
 
 COMPARED = 5000  # pictures of TRAIN and VAL
@@ -53,35 +52,22 @@ def ship(run: Run, file: Path = places.SHIPPED) -> pd.DataFrame:
         if origin := model_files.read_origin(run.path("model.keras")):
             model_files.write_origin(temporary, origin)
         answers, milliseconds = formats.timed(model_files.opencv(temporary), pictures)
-        difference, same = formats.agreement(answers, _scaled(model, pictures, temperature))
+        unscaled = pd.DataFrame(loop.predict(model, pictures), columns=list(PROBABILITIES))
+        expected = scores.at_temperature(unscaled, temperature)[list(PROBABILITIES)].to_numpy()
+        difference, same = formats.agreement(answers, expected)
         if same < SAME_CLASS:
             said = f"Keras' class for {same:.1%} of the pictures, expected {SAME_CLASS:.0%}"
             raise ValueError(f"{file}: {said}; not replaced")
-        row: dict[str, object] = {
-            "MB": round(temporary.stat().st_size / 1e6, 1),
-            "ms a picture": round(milliseconds, 1),
-        }
-        row |= {"largest difference": f"{difference:.1e}", "same class": round(same, 4)}
-    found = pd.DataFrame({file.name: row}).T.rename_axis("file")
-    files.write_json(file.parent / run.path("metrics.json").name, _without_paths(metrics))
+        row = (round(temporary.stat().st_size / 1e6, 1), round(milliseconds, 1), f"{difference:.1e}", round(same, 4))
+    columns = ["MB", "ms a picture", "largest difference", "same class"]
+    found = pd.DataFrame([row], pd.Index([file.name], name="file"), columns)
     card = model_card.text(metrics, run.name, found, len(pictures), TAKES, USE, is_scaled=True)
-    (file.parent / "README.md").write_text(card, encoding="utf-8")
+    file.with_name("README.md").write_text(card, encoding="utf-8")
+    for stage, params in metrics["run"]["params"].items():  # paths of this machine stay here
+        kept = {name: value for name, value in params.items() if not Path(str(value)).is_absolute()}
+        metrics["run"]["params"][stage] = kept
+    files.write_json(file.with_name("metrics.json"), metrics)
     return found
-
-
-def _without_paths(metrics: dict) -> dict:
-    """The metrics without the parameters that are paths of the machine on which the run was made."""
-    params = {
-        stage: {name: value for name, value in values.items() if not Path(str(value)).is_absolute()}
-        for stage, values in metrics["run"]["params"].items()
-    }
-    return metrics | {"run": metrics["run"] | {"params": params}}
-
-
-def _scaled(model, pictures: np.ndarray, temperature: float) -> np.ndarray:
-    """Keras' probabilities at a temperature."""
-    unscaled = pd.DataFrame(loop.predict(model, pictures), columns=list(PROBABILITIES))
-    return scores.at_temperature(unscaled, temperature)[list(PROBABILITIES)].to_numpy()
 
 
 def main() -> int:

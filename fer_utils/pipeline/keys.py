@@ -41,7 +41,7 @@ INPUTS = {
 OPTIONAL_INPUTS = {"evaluate": {"model_votes.keras": "fine_tune"}}
 
 # Parameters that do not affect results. The content of the sources counts as an input.
-_NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "cache", "cache_dir", "tensorboard_dir"}
+_NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "cache", "tensorboard"}
 _NOT_COUNTED |= {"votes", *addresses.DATASETS}
 
 # Subpackages and modules that do not affect results: they find, check, move, record, measure time and show.

@@ -22,7 +22,7 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 _SPLITS = ("VAL", "TEST")
-_WHERE = {"run", "profile", "outputs_dir", "data_dir", "tensorboard_dir"}  # parameters that do not affect results
+_WHERE = {"run", "profile", "outputs_dir", "data_dir", "tensorboard"}  # parameters that do not affect results
 _LONGEST_NAME = 100  # bytes of the runs' names in the name of a comparison
 
 _PAGE = """<!doctype html>

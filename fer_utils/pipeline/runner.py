@@ -21,7 +21,7 @@ from fer_utils.pipeline.runs import Run
 
 BACKBONE_LAYERS = {"resnet50": 175, "small": 45}  # a test counts them; Keras takes seconds to import
 
-_NEEDED = {"tensorboard_dir": "tensorboard", "find_label_issues": "cleanlab"}  # parameter → the package that it needs
+_NEEDED = {"tensorboard": "tensorboard", "find_label_issues": "cleanlab"}  # parameter → the package that it needs
 _FILES = [("train_head", "weights"), ("fine_tune", "weights"), ("evaluate", "picture"), ("evaluate", "also_groups")]
 
 
@@ -96,9 +96,7 @@ def run_of(values: Mapping[str, Mapping[str, Any]]) -> Run:
     sources = [places.place(path) for path in given if path not in ("auto", "demo")]
     sources += [places.place(f"data/{local}") for _, local in addresses.DATASETS.values()]
     sources += finding.extra_places(f"{values['merge_split']['extra']};{values['evaluate']['also']}").values()
-    others = {own.get(name) for own in values.values() for name in ("cache_dir", "tensorboard_dir")}
-    written = (run.folder, run.data, *map(places.place, filter(None, others)))
-    for path, source in itertools.product(written, sources):
+    for path, source in itertools.product((run.folder, run.data), sources):
         if path.resolve().is_relative_to(source.resolve()):
             raise ParameterError(f"{path} lies in {source}, a source, which is only read: choose another folder")
     return run

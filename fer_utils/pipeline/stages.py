@@ -48,15 +48,14 @@ class Stage:
 
     @property
     def cache_folder(self) -> Path:
-        """The folder of cached activations that runs share: `cache_dir`, or if that is empty `.cache` beside the runs."""
-        given = self.namespace["cache_dir"]
-        return places.place(given) if given else self.run.folder.parent / ".cache"
+        """The folder of cached activations that runs share: beside the runs, or on Kaggle where nothing is kept as output."""
+        return places.place("/kaggle/temp/.cache") if places.on_kaggle() else self.run.folder.parent / ".cache"
 
     @property
     def tensorboard_folder(self) -> Path | None:
-        """The folder for TensorBoard's event files of this stage, `<tensorboard_dir>/<run>/<stage>`; None: none are written."""
-        given = self.namespace["tensorboard_dir"]
-        return places.place(given) / self.run.name / self.name if given else None
+        """The folder for TensorBoard's event files of this stage; None: none are written."""
+        folder = self.run.folder.parent / ".tensorboard" / self.run.name / self.name
+        return folder if self.namespace["tensorboard"] else None
 
     @property
     def checkpoint(self) -> tuple[Path, str]:

@@ -35,8 +35,8 @@ OF_FRAMES = {"seconds": ">8", "track": ">5"}  # only with a video or a webcam
 
 
 def find_model(given: str, outputs_dir: str = "outputs") -> Path:
-    """The model file for `given`: `shipped`, a file as it is, or the fastest file (see model_files.fastest) of a folder,
-    of a run, or for `auto` of the newest run with a model."""
+    """The model file for `given`: `shipped`, a file as it is, or the model.keras of a folder, of a run, or for `auto` of the
+    newest run that has one."""
     if given == "shipped":
         return places.SHIPPED
     if given != "auto" and Path(given).is_file():
@@ -52,7 +52,7 @@ def find_model(given: str, outputs_dir: str = "outputs") -> Path:
         missing = "no run has a model yet" if given == "auto" else f"no file and no run with a model is called {given}"
         known = ", ".join(sorted(runs)) or "none, `python run_all.py` makes one"
         raise places.NotFoundHere(f"--model: {missing}; runs with a model in {folder}: {known}")
-    return model_files.fastest(model)
+    return model
 
 
 def printable(text: str) -> str:
@@ -180,7 +180,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m fer_utils.predict",
         description="Expressions of faces in pictures.",
-        epilog="A run stands for its fastest file that agrees with Keras. A lower --threshold finds more faces, and more "
+        epilog="A run stands for its model.keras. A lower --threshold finds more faces, and more "
         "boxes that are none. --timeline and --tracks are of videos and webcams.",
     )
     add, mtcnn, yunet = parser.add_argument, detection.Mtcnn.THRESHOLD, detection.YuNet.THRESHOLD

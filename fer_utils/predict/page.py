@@ -194,7 +194,7 @@ def _inline(rgb: np.ndarray) -> str:
 def about(model_file: Path, note: str) -> str:
     """Which model answers and how it scored, in Markdown, by the metrics.json beside it."""
     folder, name = model_file.parent, model_file.name
-    run = folder.parent if folder.name == model_files.EXPORT else folder
+    run = folder.parent if folder.name == "export" else folder
     if (folder / "metrics.json").is_file():
         with files.reading_json(folder / "metrics.json") as metrics:
             test, against = metrics["test"], ""

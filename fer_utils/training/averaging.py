@@ -19,8 +19,8 @@ class WeightAveraging(keras.callbacks.Callback):
     weights are forgotten. BatchNormalization's moving statistics are averaged like weights.
 
     From the start of a validation pass to the next epoch the model has the average: validation scores it, callbacks that
-    keep the best weights keep averages, and it remains in the model when training ends. Training steps continue from the
-    weights that are not averaged. Needs validation data; must come before callbacks that read the weights.
+    keep the best weights keep averages, and it remains in the model when training ends. Needs validation data; must come
+    before callbacks that read the weights.
     """
 
     STATE = ("_own", "_steps")  # at the end of an epoch the averages are in the model
@@ -33,9 +33,8 @@ class WeightAveraging(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None) -> None:
         self._own: list[np.ndarray] | None = None  # the weights without averaging, while the averages are in the model
-        self._steps = 0
         self._averages: list = []
-        self._update = devices.jitted(_moved)
+        self._steps, self._update = 0, devices.jitted(_moved)
 
     def on_epoch_begin(self, epoch: int, logs=None) -> None:
         # Not in `on_train_begin`: a checkpoint restores the model and this callback only after it.

@@ -26,14 +26,12 @@ _STATES = {
 class TrainingCheckpoint(keras.callbacks.Callback):
     """Saves the state of a training atomically, as epoch 0 at its start and after each epoch; resumes from it.
 
-    The file has the model's variables (weights and the states of dropout's seed generators), the optimiser's variables,
-    the state of the callbacks, and the history. Unlike `keras.callbacks.BackupAndRestore` it restores the callbacks too,
-    so that the rest of the history is the same as without an interruption. The order of the batches depends on the number
-    of the epoch alone, and is not saved.
+    Unlike `keras.callbacks.BackupAndRestore` it restores the callbacks and the states of dropout's seed generators too, so
+    that the rest of the history is the same as without an interruption. The order of the batches depends on the number of
+    the epoch alone, and is not saved.
 
-    path: the file, an .npz without pickles. key: identifies the training; a file with another key is replaced. A file that
-    another backend wrote is refused: seeds and optimiser state mean something else there. This callback must come after
-    those whose state it saves.
+    path: the file, an .npz without pickles. key: identifies the training; a file with another key is replaced. This
+    callback must come after those whose state it saves.
     """
 
     def __init__(self, path: Path, key: str):
@@ -47,9 +45,9 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def resume(self, callbacks: Sequence[keras.callbacks.Callback]) -> int:
         """Read the file, if it exists and has this key; return the number of finished epochs.
 
-        The state is assigned to model, optimiser and `callbacks` when training begins; the optimiser must be built then,
-        as it is after compile_for_training. Raises TornFile for a damaged file, ValueError for one of another backend,
-        TypeError for a callback without STATE.
+        The state is assigned to model, optimiser and `callbacks` when training begins; the optimiser must be built then.
+        Raises TornFile for a damaged file, ValueError for one of another backend, whose seeds and optimiser state mean
+        something else, TypeError for a callback without STATE.
         """
         self._callbacks = callbacks
         for callback in callbacks:
@@ -57,8 +55,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if not self.path.is_file():
             return 0
         found, state = _read(self.path)
-        backend = state.get("backend", "tensorflow")  # files of before JAX do not say it
-        if backend != devices.BACKEND:
+        if (backend := state["backend"]) != devices.BACKEND:
             raise ValueError(
                 f"{self.path} holds a training on {backend}, this is {devices.BACKEND}: set KERAS_BACKEND={backend} to go on "
                 "with it, or remove the file to start again"
@@ -98,13 +95,6 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.rows.append(logs)
         self._save()
 
-    def kept(self) -> str:
-        """A description of what is kept of a training that a user interrupted, and how it goes on."""
-        return (
-            f"finished epochs kept in {self.path.name}: {len(self.rows)}.\nRun this cell again to go on after them; after a "
-            "restart of the kernel, run the notebook from its top"
-        )
-
     def _save(self) -> None:
         lists = {name: [variable.numpy() for variable in variables] for name, variables in self._variables().items()}
         scalars: list[dict[str, Any]] = [{} for _ in self._callbacks]
@@ -143,7 +133,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
         state = json.loads(str(found["state"]))
-        state["key"]
+        state["key"], state["backend"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise files.TornFile(
             f"{path} is not a whole checkpoint ({error}): remove it, and training starts from its first epoch"

@@ -95,9 +95,9 @@ def make_reproducible(seed: int, deterministic: str = "auto") -> bool:
 def choose_precision(precision: str) -> str:
     """Set Keras' precision and return it: `float32`, `mixed_float16`, `mixed_bfloat16`, or `auto`.
 
-    Preprocessing, softmax and loss stay float32 (fer_utils.training.network). `auto` is mixed_bfloat16 on TPUs, mixed_float16
-    if every GPU has tensor cores, as a T4 and newer ones have, and otherwise float32; a P100 and CPUs are not faster with
-    float16. CPUs with AVX512_BF16 or AMX are faster with mixed_bfloat16 in large batches (docs/measurements.md).
+    Preprocessing, softmax and loss stay float32. `auto` is mixed_bfloat16 on TPUs, mixed_float16 if every GPU has tensor
+    cores, as a T4 and newer ones have, and otherwise float32; a P100 and CPUs are not faster with float16. CPUs with
+    AVX512_BF16 or AMX are faster with mixed_bfloat16 in large batches (docs/measurements.md).
     """
     if precision == "auto":
         capabilities = [capability for _, capability in _gpus()]
@@ -105,13 +105,6 @@ def choose_precision(precision: str) -> str:
         precision = "mixed_bfloat16" if has_tpu() else on_gpu
     keras.mixed_precision.set_global_policy(precision)
     return precision
-
-
-def rounds_to_tensor_float_32() -> bool:
-    """Whether float32 may be rounded to 10 bits of mantissa: by a GPU since Ampere, if the backend allows it (the default)."""
-    if BACKEND == "jax":
-        return has_gpu() and jax.config.read("jax_default_matmul_precision") not in ("float32", "highest")
-    return has_gpu() and tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def share_batches() -> str:
@@ -144,8 +137,7 @@ def compiled(model: keras.Model) -> Callable:
     """The model as a compiled function in inference mode, from arrays to arrays, for batches of any length.
 
     Takes an array, or a tuple of arrays for a model with several inputs; returns an array or a list of arrays. A batch is
-    padded to a power of two, and a multiple of the devices, since each length is compiled anew. Keras' `predict` is slow
-    with small batches.
+    padded to a power of two, and a multiple of the devices, since each length is compiled anew.
     """
     distribution = keras.distribution.distribution()
 

@@ -1,7 +1,4 @@
-"""Splits the network before its first trainable layer, and caches the activations of the frozen part.
-
-The activations are kept on disk, in memory, or not at all.
-"""
+"""Splits the network before its first trainable layer, and caches the activations of the frozen part."""
 
 import hashlib
 import json
@@ -30,8 +27,7 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     """(prefix, suffix), which share their layers with `model`: suffix(prefix(images)) equals model(images).
 
     The prefix takes raw images. Its outputs, a list if there are several, are the tensors that pass from layers before
-    any trainable weight to the other layers; they are the inputs of the suffix. Trainable layers must be set before the
-    call. Training the suffix trains `model`.
+    any trainable weight to the other layers. Trainable layers must be set before the call.
     """
     backbone, pooling = network.backbone_of(model), model.get_layer(network.FEATURES)
     preprocessed = model.get_layer(network.PREPROCESSING)(model.input)
@@ -76,18 +72,18 @@ class Plan:
     reason: str
 
     def __str__(self) -> str:
-        where = {"disk": "kept on disk", "memory": "kept in memory", "none": "not kept"}[self.place]
-        size = "" if self.place == "none" else f", {self.n_bytes / 1e9:.2f} GB as {self.dtype}"
-        return f"activations of the frozen layers: {where}{size} ({self.reason})"
+        size = f"{self.n_bytes / 1e9:.2f} GB as {self.dtype}"
+        where = {"disk": f"kept on disk, {size}", "memory": f"kept in memory, {size}", "none": "not kept"}[self.place]
+        return f"activations of the frozen layers: {where} ({self.reason})"
 
 
 def plan(prefix: keras.Model, n_images: int, place: str, folder: Path, pictures_change: bool = False) -> Plan:
     """Decide where the activations of `n_images` are kept.
 
-    place: `auto`, `disk`, `memory` or `none`; values other than `auto` are used unchanged. `auto` prefers float32, which is
-    exact, and the disk, where the next run finds the activations, if they take at most SHARE of the free space. With a GPU
-    the disk is used only if they would also fit into memory, since computing the prefix is faster than reading from a
-    disk. pictures_change: the pictures differ from epoch to epoch, so that activations cannot be kept, whatever `place` is.
+    place: `auto`, `disk`, `memory` or `none`. `auto` prefers float32, which is exact, and the disk, where the next run finds
+    the activations, if they take at most SHARE of the free space; with a GPU only if they would also fit into memory, since
+    computing the prefix is faster than reading from a disk. pictures_change: the pictures differ from epoch to epoch, so
+    that activations cannot be kept, whatever `place` is.
     """
     if not prefix.weights:
         return Plan("none", "float32", 0, "training starts at the first layer: nothing is frozen before it")
@@ -100,7 +96,10 @@ def plan(prefix: keras.Model, n_images: int, place: str, folder: Path, pictures_
     if place != "auto":
         dtype, size = ("float32", 0) if place == "none" else next(iter(sizes.items()))
         return Plan(place, dtype, size, "as the parameter says")
-    disk, memory = _free_disk(folder), free_memory()
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    removable = sum(file.stat().st_size for entry in _entries(folder) for file in entry.iterdir())
+    disk = shutil.disk_usage(there).free + removable
+    memory = free_memory()
     for dtype, size in sizes.items():
         if size <= SHARE * (min(disk, memory) if devices.has_gpu() else disk):
             return Plan("disk", dtype, size, f"{disk / 1e9:.0f} GB of disk are free")
@@ -118,12 +117,11 @@ def prepare(
     folder: Path,
     pictures_change: bool = False,
 ) -> tuple[keras.Model, list]:
-    """The model to train and its inputs: (model, inputs), with an entry of `inputs` for each of `image_sets`.
+    """The model to train, and a list of its inputs for each of `image_sets`, raw images, uint8 (n, height, width, 1).
 
-    image_sets: raw images, uint8 (n, height, width, 1). place, folder, pictures_change: as for `plan`, whose decision is
-    printed; or `place` is a Plan. If activations are kept, the model is `suffix` and an entry has the activations for its
-    inputs; otherwise the model is the whole network and an entry has the images. Raises FloatingPointError if activations
-    do not fit into float16.
+    place, folder, pictures_change: as for `plan`, whose decision is printed; or `place` is a Plan. If activations are kept,
+    the model is `suffix` and they are its inputs; otherwise it is the whole network, for the images. Raises
+    FloatingPointError if activations do not fit into float16.
     """
     chosen = place
     if not isinstance(chosen, Plan):
@@ -143,7 +141,7 @@ def prepare(
 def largest_difference(model: keras.Model, trained: keras.Model, images: np.ndarray, inputs, n: int = 64) -> float:
     """The largest difference of probabilities between the whole model and the trained one, on the first `n` images.
 
-    inputs: the result of `prepare` for these images. More than `tolerance` means an error.
+    inputs: the result of `prepare` for these images.
     """
     first = np.arange(min(n, len(images)))
     chosen = keras.tree.map_structure(lambda array: array[first], inputs)
@@ -153,8 +151,8 @@ def largest_difference(model: keras.Model, trained: keras.Model, images: np.ndar
 def tolerance(model: keras.Model, inputs) -> float:
     """TOLERANCE of the coarser of two float types: that of `inputs`, as in largest_difference, and that of the computation."""
     computes_in = model.dtype_policy.compute_dtype
-    if computes_in == "float32" and devices.rounds_to_tensor_float_32():
-        computes_in = "float16"  # as many bits of mantissa
+    if computes_in == "float32" and devices.has_gpu():
+        computes_in = "float16"  # GPUs since Ampere round float32 to as many bits of mantissa (TensorFloat-32)
     kept = {str(array.dtype) for array in keras.tree.flatten(inputs)} & TOLERANCE.keys()  # images are exact
     return max(TOLERANCE[name] for name in {computes_in, *kept})
 
@@ -170,19 +168,10 @@ def free_memory() -> int:
         return free
 
 
-def _free_disk(folder: Path) -> int:
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free + sum(_size(entry) for entry in _entries(folder))
-
-
 def _entries(folder: Path) -> list[Path]:
     """The caches in a folder that hold nothing else, least recently used first."""
     found = [file.parent for file in folder.glob(f"*/{CHECKSUMS}") if files.foreign(file.parent) is None]
     return sorted(found, key=lambda entry: entry.stat().st_mtime)
-
-
-def _size(entry: Path) -> int:
-    return sum(file.stat().st_size for file in entry.iterdir())
 
 
 def _on_disk(
@@ -254,7 +243,7 @@ def _make_room(folder: Path, kept: Collection[Path], n_bytes: int) -> None:
         if n_bytes <= SHARE * shutil.disk_usage(folder).free:
             break
         if old not in kept:
-            print(f"making room: {old} deleted, {_size(old) / 1e9:.2f} GB")
+            print(f"making room: {old} deleted")
             files.remove(old)
     files.require_space(folder, n_bytes)
 
@@ -263,7 +252,7 @@ def _key(prefix: keras.Model, images: np.ndarray, dtype: str) -> str:
     """A digest of everything that determines the activations: images, weights, sizes, float types, versions."""
     digest = hashlib.blake2b(digest_size=12)
     sizes = [prefix.get_layer(network.PREPROCESSING).output.shape[1:], *(tensor.shape[1:] for tensor in prefix.outputs)]
-    computed_in = [devices.rounds_to_tensor_float_32(), *(tensor.dtype for tensor in prefix.outputs)]
+    computed_in = [devices.has_gpu(), *(tensor.dtype for tensor in prefix.outputs)]
     digest.update(json.dumps([sizes, dtype, computed_in, list(images.shape), devices.versions()]).encode())
     digest.update(np.ascontiguousarray(images).data)
     for weight in prefix.weights:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fer_utils import progress
-from fer_utils.training import devices, time_budget
+from fer_utils.training import devices
 from fer_utils.training.checkpoint import TrainingCheckpoint
 from fer_utils.training.devices import compiled
 from fer_utils.training.metrics import Accuracy, MacroScores, cross_entropy
@@ -27,19 +27,16 @@ class Batches(keras.utils.PyDataset):
     """Batches of arrays, all of one size: JAX compiles for each size, and several devices share a batch evenly.
 
     inputs: an array (n, …) or, for a model with several inputs, a tuple of arrays. labels: (n,) int, or shares (n, 7) or
-    (n, 14). A batch size above n counts as n.
+    (n, 14). A batch size above n counts as n. epoch: the number of the current epoch; `fit` sets it.
 
     With a seed the rows are shuffled in an order that depends only on (seed, epoch), and what is left over after the last
     full batch is left out, in each epoch other rows. Without one the order is kept and no row is left out: the last batch is
     filled up with its last row, and a third array, float32 (rows,), has the weights with which a mean over the batches is
     the mean over the rows: 0 for what fills up, and for the others the same number, 1 or a little more.
 
-    `epoch` is the number of the current epoch, set by `fit`: Keras also calls `on_epoch_end` before the first epoch, when it
-    traces a model.
-
-    changes: changes of each batch, such as fer_utils.data.augmentation.Changes: changes(inputs, labels, generator) returns
-    the inputs and labels to train on. The generator depends only on (seed, epoch, number of the batch), so that a resumed
-    epoch has the same pictures. Needs a seed.
+    changes: such as fer_utils.data.augmentation.Changes: changes(inputs, labels, generator) returns the inputs and labels
+    of a batch to train on. The generator depends only on (seed, epoch, number of the batch), so that a resumed epoch has
+    the same pictures. Needs a seed.
     """
 
     def __init__(
@@ -189,13 +186,15 @@ def fit(
             verbose=0,
         )
     except KeyboardInterrupt:
-        kept = saved.kept() if saved else "nothing of it is kept"
+        kept = "nothing of it is kept"
+        if saved:
+            kept = f"finished epochs kept in {saved.path.name}: {len(saved.rows)}.\nRun this cell again to go on after them; "
+            kept += "after a restart of the kernel, run the notebook from its top"
         raise Interrupted(f"{phase} stopped in epoch {train.epoch + 1}; {kept}") from None
     finally:
         bar.close()
     table = pd.concat([pd.DataFrame(rows), pd.DataFrame(history.history)], ignore_index=True)
-    table.insert(0, "epoch", first_epoch + 1 + np.arange(len(table)))
-    table.insert(1, "phase", phase)
+    table = table.assign(epoch=first_epoch + 1 + np.arange(len(table)), phase=phase)
     if not np.isfinite(table["loss"]).all():
         raise FloatingPointError(
             f"{phase}: the loss is no number in epoch {table['epoch'].iloc[-1]}: lower learning_rate"
@@ -228,17 +227,17 @@ def predict(model: keras.Model, inputs, batch_size: int = PREDICT_BATCH) -> np.n
 def in_batches(step: Callable, inputs, description: str, batch_size: int = PREDICT_BATCH) -> Iterator:
     """Yield the result of `step`, such as from devices.compiled, for each batch of `inputs` (as for Batches), in order.
 
-    All batches have one length, since each length is compiled anew: the last of several begins with rows of the one before,
-    which are left out of its result. description: the progress bar's text.
+    All batches have one length, since each length is compiled anew: the last one is filled up with the last row, which is
+    left out of its result. description: the progress bar's text.
     """
     n = len(keras.tree.flatten(inputs)[0])
+    size = min(batch_size, n)
     try:
         with progress.bar(description=description, total=n) as bar:
-            for start in time_budget.announced(range(0, n, batch_size), description):
-                again = max(0, start - max(0, n - batch_size))
-                rows = np.arange(start - again, min(start + batch_size, n))
+            for start in range(0, n, batch_size):
+                rows, own = np.minimum(np.arange(start, start + size), n - 1), slice(min(size, n - start))
                 outputs = step(keras.tree.map_structure(lambda array, rows=rows: array[rows], inputs))
-                bar.update(len(rows) - again)
-                yield keras.tree.map_structure(lambda array, again=again: array[again:], outputs)
+                bar.update(own.stop)
+                yield keras.tree.map_structure(lambda array, own=own: array[own], outputs)
     except KeyboardInterrupt:
         raise Interrupted(f"{description} stopped; nothing of this pass is kept. Run this cell again") from None

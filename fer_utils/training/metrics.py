@@ -58,8 +58,7 @@ class MacroScores(keras.metrics.Metric):
 
     def __init__(self, name: str = "macro", **kwargs):
         super().__init__(name=name, **kwargs)
-        shape = len(CLASSES), len(CLASSES)
-        self.counts = self.add_weight(shape=shape, initializer="zeros", name="counts", dtype="float32")
+        self.counts = self.add_weight((len(CLASSES), len(CLASSES)), "zeros", dtype="float32", name="counts")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         true = ops.one_hot(ops.cast(ops.reshape(likeliest(y_true), (-1,)), "int32"), len(CLASSES), dtype="float32")

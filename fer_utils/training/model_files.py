@@ -4,15 +4,13 @@ The packages for LiteRT and ONNX are the extra `export` of this project; each is
 shipped model.
 """
 
-import hashlib
-import importlib.util
 import json
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fer_utils import files, images, places
+from fer_utils import images, places
 from fer_utils.classes import CLASSES
 
 import cv2
@@ -20,10 +18,6 @@ import numpy as np
 
 # Raw pixels 0–255, float32 (n, height, width, 1), to probabilities, float32 (n, 7), in the order of CLASSES.
 Predict = Callable[[np.ndarray], np.ndarray]
-RUNTIMES = {".tflite": "ai_edge_litert", ".onnx": "onnxruntime"}  # suffix → package to import
-RECORD = "formats.json"  # beside exported files: what each was measured to do
-EXPORT = "export"  # the folder in a run's folder where exported files are looked for
-SAME_CLASS = 0.97  # share of images to which a file must give the same class as Keras
 ORIGIN = "trained_on.json"  # in a model's file: what the model was trained on
 MAX_ORIGIN = 10_000  # bytes
 MAX_BYTES = 500_000_000  # of a model; a ResNet50 has 95 MB
@@ -34,17 +28,17 @@ class NotOurModel(ValueError):
     """The file is not a model of this project, or what runs its format is not installed."""
 
 
-def load(path: Path, threads: int | None = None) -> Predict:
+def load(path: Path) -> Predict:
     """The model in a file as a function, by the file's suffix; a `.keras` or `.h5` file is loaded by Keras, safely.
 
-    threads: how many a LiteRT or ONNX model may use; None leaves it to them. Raises NotOurModel, naming the file.
+    Raises NotOurModel, naming the file.
     """
     suffix = path.suffix.lower()
     try:
         if is_shipped(path):
             predict = opencv(path)
         elif suffix in _LOADERS:
-            predict = _LOADERS[suffix](_moderate(path), threads)
+            predict = _LOADERS[suffix](_moderate(path))
         else:
             from fer_utils.training.devices import compiled  # TensorFlow takes seconds to import
 
@@ -82,19 +76,17 @@ def faces_of(sources: Mapping[str, Any]) -> str:
 
 
 def write_origin(path: Path, origin: Mapping[str, str]) -> None:
-    """Write into a model's file what the model was trained on, so that every copy of the file says it.
-
-    ONNX has metadata for it. Keras' file is a zip, which gets an entry; to LiteRT's a zip is appended, as its own metadata are.
-    """
+    """Write into a model's file what the model was trained on: into ONNX's metadata, as an entry of Keras' zip, or as a zip
+    that is appended to a LiteRT file, as LiteRT's own metadata are."""
     if path.suffix == ".onnx":
         import onnx
 
         model = onnx.load(path)
         model.metadata_props.add(key=ORIGIN, value=json.dumps(origin))
         onnx.save(model, path)
-        return
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(ORIGIN, json.dumps(origin))
+    else:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(ORIGIN, json.dumps(origin))
 
 
 def read_origin(path: Path) -> dict[str, str] | None:
@@ -102,6 +94,7 @@ def read_origin(path: Path) -> dict[str, str] | None:
 
     Raises NotOurModel for a file whose origin is damaged.
     """
+    text = None
     try:
         if path.suffix.lower() == ".onnx":
             import onnx
@@ -110,8 +103,6 @@ def read_origin(path: Path) -> dict[str, str] | None:
         elif zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 text = archive.open(ORIGIN).read(MAX_ORIGIN) if ORIGIN in archive.namelist() else None
-        else:
-            text = None
         origin = None if text is None else json.loads(text)
         if origin is not None and origin["faces"] not in (DRAWN, PHOTOGRAPHS):
             raise ValueError(f"faces: {str(origin['faces'])[:40]!r}")
@@ -119,38 +110,6 @@ def read_origin(path: Path) -> dict[str, str] | None:
         said = f"its entry {ORIGIN} is damaged ({_reason(error)}): train or export it again"
         raise NotOurModel(f"{path}: {said}") from error
     return origin
-
-
-def fastest(model: Path) -> Path:
-    """The fastest file beside a `model.keras`, or in the folder EXPORT beside it, that agrees with it; else the model itself.
-
-    Speed and agreement are those that the export measured. A file counts only if neither it nor the model has changed since,
-    and if what runs it is installed.
-    """
-    for folder in (model.parent, model.parent / EXPORT):
-        if not (folder / RECORD).is_file():
-            continue
-        with files.reading_json(folder / RECORD) as record:
-            rows = sorted(record["formats"], key=lambda row: row["milliseconds"])
-            known = {record["model_sha256"], *(row["sha256"] for row in rows if row["file"] == "model.keras")}
-            if sha256(model) not in known:
-                continue
-            for row in rows:
-                path = folder / Path(row["file"]).name
-                runtime = RUNTIMES.get(path.suffix)
-                is_whole = row["same_class"] >= SAME_CLASS and path.is_file() and sha256(path) == row["sha256"]
-                if is_whole and (runtime is None or importlib.util.find_spec(runtime)):
-                    return path if runtime else model
-    return model
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def load_keras(path: Path):
@@ -209,28 +168,17 @@ def opencv(path: Path) -> Predict:
     return predict
 
 
-def _litert(path: Path, threads: int | None) -> Predict:
+def _litert(path: Path) -> Predict:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(path), num_threads=threads)
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
-
-    def predict(pixels: np.ndarray) -> np.ndarray:
-        interpreter.resize_tensor_input(taken["index"], pixels.shape)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(taken["index"], pixels)
-        interpreter.invoke()
-        return interpreter.get_tensor(given["index"])
-
-    return predict
+    runner = Interpreter(str(path)).get_signature_runner()
+    return lambda pixels: runner(pixels=pixels)["output_0"]
 
 
-def _onnx(path: Path, threads: int | None) -> Predict:
+def _onnx(path: Path) -> Predict:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0  # 0: all cores
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {"pixels": pixels})[0]
 
 

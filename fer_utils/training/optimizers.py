@@ -10,11 +10,8 @@ Rate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
 
 @keras.saving.register_keras_serializable("fer_utils")
 class AdamW(keras.optimizers.AdamW):
-    """Keras' AdamW with its weight decay in a variable, so that changes affect the compiled step.
-
-    In `keras.optimizers.AdamW` the decay is a Python number, a constant in the compiled step: setting it during `fit`
-    changes nothing.
-    """
+    """Keras' AdamW with its weight decay in a variable: a Python number is a constant in the compiled step, and setting it
+    during `fit` changes nothing."""
 
     def __init__(self, learning_rate: float = 0.001, weight_decay: float = 0.004, **kwargs):
         super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
@@ -90,10 +87,9 @@ def make_optimizer(
     clip_norm: gradients whose norm over all weights is larger are scaled down to it (Pascanu et al. 2013,
     arXiv:1211.5063, section 3.2); 0 means no clipping.
     """
-    clip = {"global_clipnorm": clip_norm or None}
     if name == "adam":
-        return keras.optimizers.Adam(learning_rate, **clip)
-    return AdamW(learning_rate, weight_decay, **clip)
+        return keras.optimizers.Adam(learning_rate, global_clipnorm=clip_norm or None)
+    return AdamW(learning_rate, weight_decay, global_clipnorm=clip_norm or None)
 
 
 def innermost(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

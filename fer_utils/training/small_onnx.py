@@ -7,7 +7,7 @@ Weights have the names that they have in Keras, `layer/weight`, and kernels are 
 from pathlib import Path
 
 from fer_utils import images
-from fer_utils.training.architecture import FEATURES, HEAD_LAYERS, PREPROCESSING, SMALL, backbone_of, untrained
+from fer_utils.training.network import FEATURES, HEAD_LAYERS, PREPROCESSING, SMALL, backbone_of, untrained
 
 import keras
 import numpy as np

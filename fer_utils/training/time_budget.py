@@ -1,9 +1,9 @@
-"""Announces the estimated time of long steps, and stops training before the session's time is over."""
+"""Announces how long training will take, and stops it before the session's time is over."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
-from fer_utils.progress import SHORT, announce, in_words
+from fer_utils.progress import announce, in_words
 
 import keras
 import psutil
@@ -12,7 +12,7 @@ WARM_UP = 2  # steps that compile and choose kernels, excluded from the estimate
 MEASURED = 10  # steps used for the estimate
 PASSES_LEFT = 3  # validation passes after training stops: its last validation, then VAL and TEST in stage 05
 SAVING = 60  # seconds; minimum reserve for saving the model, loading it and the report
-SHARE_LEFT = 0.05  # of the budget; minimum reserve, since stage 05 runs the whole network, but validation may use cached activations
+SHARE_LEFT = 0.05  # of the budget; minimum reserve: 05 runs the whole network, validation perhaps on cached activations
 
 
 class TimeBudget(keras.callbacks.Callback):
@@ -20,8 +20,7 @@ class TimeBudget(keras.callbacks.Callback):
 
     minutes: the session's time limit; 0 only prints. began: the session's start on `clock`, in seconds; None: when this
     process, the kernel, was started. Training stops after an epoch if another one would not fit, and within an epoch if the
-    time runs out there. Both leave time to validate, evaluate and save (PASSES_LEFT validation passes, and the larger of
-    SAVING and SHARE_LEFT). The weights that the model then has depend on other callbacks, such as EarlyStopping.
+    time runs out there. Both leave time to validate, evaluate and save.
     """
 
     STATE = ("stopped",)  # restored from a checkpoint
@@ -68,27 +67,24 @@ class TimeBudget(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs=None) -> None:
         now = self.clock()
         another = now + (now - self._epoch_began) + self._reserve() > self.deadline
-        if another and not self.stopped and epoch + 1 < self.params["epochs"]:
+        if another and epoch + 1 < self.params["epochs"]:
             self._stop(f"after epoch {epoch + 1}: another would not fit")
 
     def _measure(self, done: int, now: float) -> None:
         """Announce the time when there are enough steps after WARM_UP; Keras may run several at once."""
-        before, since = self._since
+        steps, epochs, (before, since) = self.params["steps"], self.params["epochs"] - self._epoch, self._since
         if not self._is_warm:
-            self._is_warm, self._since = done >= min(WARM_UP, self.params["steps"]), (done, now)
-        elif done - before >= MEASURED or done == self.params["steps"]:
-            self._announced = True
-            self._announce((now - since) / (done - before), now)
-
-    def _announce(self, step: float, now: float) -> None:
-        steps, epochs = self.params["steps"], self.params["epochs"] - self._epoch
-        total, shown = epochs * steps * step, f"{1000 * step:,.0f}" if step >= 0.01 else f"{1000 * step:.2g}"
-        left = "" if self.deadline == float("inf") else f"; the budget leaves {in_words(max(0, self.deadline - now))}"
-        text = (
-            f"{self.phase}: {shown} ms a step; without validation {in_words(steps * step)} an epoch of {steps:,} "
-            f"steps, at most {in_words(total)} for {epochs} epochs{left}"
-        )
-        announce(text, total, is_longest=self.phase == "fine_tune")
+            self._is_warm, self._since = done >= min(WARM_UP, steps), (done, now)
+        elif done - before >= MEASURED or done == steps:
+            self._announced, step = True, (now - since) / (done - before)
+            shown = f"{1000 * step:,.0f}" if step >= 0.01 else f"{1000 * step:.2g}"
+            left = max(0, self.deadline - now)
+            budget = f"; the budget leaves {in_words(left)}" if left < float("inf") else ""
+            text = (
+                f"{self.phase}: {shown} ms a step; without validation {in_words(steps * step)} an epoch of {steps:,} "
+                f"steps, at most {in_words(epochs * steps * step)} for {epochs} epochs{budget}"
+            )
+            announce(text, epochs * steps * step, is_longest=self.phase == "fine_tune")
 
     def _reserve(self) -> float:
         return PASSES_LEFT * self._validation + self.margin
@@ -97,15 +93,3 @@ class TimeBudget(keras.callbacks.Callback):
         if not self.stopped:
             print(f"{self.phase}: time_budget_minutes stops training {where}")
         self.stopped = self.model.stop_training = True
-
-
-def announced(batches: Sequence, name: str, clock: Callable[[], float] = time.monotonic) -> Iterator:
-    """Yield the batches; after the first ones announce the time for all, if that is more than SHORT seconds."""
-    for done, batch in enumerate(batches):
-        if done == WARM_UP:
-            since = clock()
-        elif done == WARM_UP + MEASURED // 2:
-            total = len(batches) * (clock() - since) / (done - WARM_UP)
-            if total > SHORT:
-                announce(f"{name}: about {in_words(total)} for {len(batches):,} batches", total)
-        yield batch

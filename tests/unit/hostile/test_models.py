@@ -216,13 +216,6 @@ RECORDS = {
     "UTF-16": '{"run": {"params": {}}}'.encode("utf-16"),
 }
 METRICS = RECORDS | {"no run": "{}", "no parameters": '{"run": {"params": [1]}}', "a run that is a list": '{"run": []}'}
-FORMATS = RECORDS | {
-    "no rows": "{}",
-    "rows without keys": '{"model_sha256": "x", "formats": [{}]}',
-    "times that do not compare": '{"model_sha256": "x", "formats": [{"milliseconds": 1}, {"milliseconds": "2"}]}',
-    "a row that is a list": '{"model_sha256": "x", "formats": [[]]}',
-    "unhashable": '{"model_sha256": [], "formats": []}',
-}
 
 
 def written(path: Path, content: str | bytes) -> None:
@@ -243,28 +236,6 @@ def test_metrics_that_are_torn_say_nothing_where_the_model_does(ask, tmp_path):
     written(tmp_path / "model" / "metrics.json", "{")
     status, out, err = ask(tmp_path / "model" / "model.keras")
     assert status == 0 and json.loads(out)["note"] == reader.DRAWN and "Traceback" not in err
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_formats_beside_a_model(ask, tmp_path, name):
-    (tmp_path / "model" / "run").mkdir()
-    network().save(tmp_path / "model" / "run" / "model.keras")
-    written(tmp_path / "model" / "run" / model_files.RECORD, FORMATS[name])
-    refused(ask(Path("run"), "--outputs", str(tmp_path / "model")), model_files.RECORD, "remove it")
-
-
-def test_formats_that_name_a_file_elsewhere(ask, tmp_path):
-    folder = tmp_path / "model" / "run"
-    folder.mkdir()
-    model_files.save(network(), folder / "model.keras", {"fer2013": "auto"} | PHOTOGRAPHS)
-    onnx_model(tmp_path / "other" / "model.onnx")
-    row = {"file": "../../other/model.onnx", "sha256": model_files.sha256(tmp_path / "other" / "model.onnx")}
-    row |= {"milliseconds": 1, "same_class": 1.0}
-    files.write_json(
-        folder / model_files.RECORD, {"model_sha256": model_files.sha256(folder / "model.keras"), "formats": [row]}
-    )
-    status, _, err = ask(Path("run"), "--outputs", str(tmp_path / "model"))
-    assert status == 0 and f"model: {folder / 'model.keras'}\n" in err
 
 
 def test_an_answer_that_is_nan_for_one_picture_alone(tmp_path, capsys):

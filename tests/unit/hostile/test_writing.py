@@ -216,8 +216,6 @@ def person(tmp_path) -> Path:
         (["--sweep", "balance.seed=1,2", "--outputs-dir", "{person}/run.csv"], "cannot be written|is no folder"),
         (["-p", "merge_split.fer2013={person}", "-p", "common.data_dir={person}/x"], "a source, which is only read"),
         (["-p", "merge_split.extra={person}", "--outputs-dir", "{person}/out"], "a source, which is only read"),
-        (["-p", "evaluate.also={person}", "-p", "common.cache_dir={person}/c"], "a source, which is only read"),
-        (["-p", "common.tensorboard_dir={person}/t", "-p", "evaluate.also={person}"], "a source, which is only read"),
         (["--outputs-dir", "data/fer2013/mine"], "a source, which is only read"),
     ],
 )

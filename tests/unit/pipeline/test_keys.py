@@ -137,7 +137,7 @@ def test_prose_layout_places_and_what_only_shows_are_no_reason(project, file, ol
             "PREDICT_BATCH = 128",
             ["train_head", "fine_tune", "evaluate"],
         ),
-        ("fer_utils/training/architecture.py", "Dropout(0.4", "Dropout(0.5", ["train_head", "fine_tune", "evaluate"]),
+        ("fer_utils/training/network.py", "Dropout(0.4", "Dropout(0.5", ["train_head", "fine_tune", "evaluate"]),
         ("fer_utils/data/augmentation.py", "rotate=(-15, 15)", "rotate=(-20, 20)", ["balance", "fine_tune"]),
         ("fer_utils/images.py", '_pixels(picture, "L")', '_pixels(picture, "1")', list(STAGES)),
         ("fer_utils/data/audit.py", "def _drop(", "def _drop(_, ", ["merge_split", "evaluate"]),
@@ -372,7 +372,7 @@ def test_a_model_file_of_another_training_has_no_scores(fake_run):
         runs.require_scored(run.folders)
 
 
-def test_where_tensorboards_files_go_does_not_count(fake_run):
+def test_writing_for_tensorboard_does_not_count(fake_run):
     run = fake_run().do()
-    run.values["train_head"]["tensorboard_dir"] = run.values["fine_tune"]["tensorboard_dir"] = "logs"
+    run.values["train_head"]["tensorboard"] = run.values["fine_tune"]["tensorboard"] = True
     assert run.due() == {}

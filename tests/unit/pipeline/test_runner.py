@@ -75,11 +75,7 @@ def test_an_evaluate_parameter_reruns_05_alone(fake_run, executed, capsys):
 @pytest.mark.parametrize(
     ("parameters", "package", "message"),
     [
-        (
-            {"train_head": {"tensorboard_dir": "events"}},
-            "tensorboard",
-            "train_head.tensorboard_dir is set, but tensorboard",
-        ),
+        ({"train_head": {"tensorboard": True}}, "tensorboard", "train_head.tensorboard is set, but tensorboard"),
         ({"evaluate": {"find_label_issues": True}}, "cleanlab", "evaluate.find_label_issues is set, but cleanlab"),
     ],
 )

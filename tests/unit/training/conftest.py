@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Iterator
 
-from fer_utils.training import architecture, devices, network
+from fer_utils.training import devices, network
 
 import keras
 import pytest
@@ -40,7 +40,7 @@ def _no_garbage_for_later(_imports_are_kept) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def spare() -> keras.Model:
     """A ResNet50 for 32 px that any test may load into."""
-    return architecture.random_backbone(32, network.RESNET50)
+    return network.random_backbone(32, network.RESNET50)
 
 
 @pytest.fixture

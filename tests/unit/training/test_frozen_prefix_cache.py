@@ -174,7 +174,8 @@ def test_what_float16_cannot_hold_is_refused(prefix, kernel, images, tmp_path):
     ],
 )
 def test_the_budget_decides(prefix, disk, memory, gpu, expected, monkeypatch, tmp_path):
-    monkeypatch.setattr(frozen_prefix, "_free_disk", lambda folder: disk)
+    usage = frozen_prefix.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(frozen_prefix.shutil, "disk_usage", lambda folder: usage._replace(free=disk))
     monkeypatch.setattr(frozen_prefix, "free_memory", lambda: memory)
     monkeypatch.setattr(frozen_prefix.devices, "has_gpu", lambda: gpu)
     plan = frozen_prefix.plan(prefix, 300, "auto", tmp_path)  # 300 × (36 + 4) numbers: 48 kB or 24 kB

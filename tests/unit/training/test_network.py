@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fer_utils import places
 from fer_utils.pipeline import runner
-from fer_utils.training import architecture, devices, frozen_prefix, loop, model_files, network, optimizers
+from fer_utils.training import devices, frozen_prefix, loop, model_files, network, optimizers
 from fer_utils.training.network import RESNET50, SMALL
 from fer_utils.training.weights import WeightsError
 
@@ -165,7 +165,7 @@ def test_an_image_size_below_resnets_is_refused():
 
 
 def test_the_small_network_is_small():
-    layers = architecture.small(48).layers
+    layers = network.small(48).layers
     kernels = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
     multiply_adds = sum(np.prod(one.kernel.shape) * np.prod(one.output.shape[1:3]) for one in kernels)
     assert multiply_adds == 122_747_904 < 130e6

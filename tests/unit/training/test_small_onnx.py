@@ -52,9 +52,7 @@ def test_the_file_becomes_the_model_again(model, file):
         np.testing.assert_allclose(second.numpy(), first.numpy(), atol=1e-7, rtol=2**-11)  # kernels in float16
 
 
-@pytest.mark.parametrize(
-    "run", [model_files.opencv, lambda path: model_files._onnx(path, 1)], ids=["cv2", "onnxruntime"]
-)
+@pytest.mark.parametrize("run", [model_files.opencv, model_files._onnx], ids=["cv2", "onnxruntime"])
 def test_the_file_predicts_what_the_model_predicts_that_it_becomes(file, pixels, run):
     expected = small_onnx.read(file).predict(pixels, verbose=0)
     assert expected.shape == (12, 7) and np.ptp(expected, axis=0).max() > 0.05

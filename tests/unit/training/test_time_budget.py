@@ -4,7 +4,6 @@ import types
 from pathlib import Path
 
 from fer_utils.pipeline import cells
-from fer_utils.training import time_budget
 from fer_utils.training.checkpoint import TrainingCheckpoint
 from fer_utils.training.time_budget import TimeBudget
 
@@ -153,18 +152,6 @@ def test_the_best_weights_so_far_come_back_after_a_stop_and_after_a_kill_that_fo
     assert not np.array_equal(weights, first.weights[-1])
     assert not again.weights and np.array_equal(same, weights)
     assert ended_by == ended_as_well_by == "time budget"
-
-
-@pytest.mark.parametrize(("pace", "said"), [(1.0, "pass: about 2 min for 100 batches"), (0.1, "")])
-def test_a_long_pass_is_announced_early_and_yields_every_batch(capsys, pace, said):
-    clock, seen, early = Clock(), [], ""
-    for batch in time_budget.announced(range(100), "pass", clock):
-        clock.now += pace
-        seen.append(batch)
-        if batch < 10:
-            early += capsys.readouterr().out
-    assert seen == list(range(100))
-    assert early.strip() == said and not capsys.readouterr().out
 
 
 def test_phase_1_reports_its_last_epoch_whose_weights_it_saves():
