@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 FOLDS = 5
@@ -38,15 +38,11 @@ def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: in
     for code, label in enumerate(CLASSES):
         if (n_groups := len(set(groups[labels == code]))) < FOLDS:
             raise ValueError(f"TRAIN has {n_groups} different pictures of {label}; {FOLDS} folds need as many")
-    probabilities = np.zeros((len(labels), len(CLASSES)))
+    n_components = min(COMPONENTS, len(labels) // 2, features.shape[1])  # every fit has more than half of the pictures
+    components = PCA(n_components, whiten=True, svd_solver="covariance_eigh")  # exact, and fast for many pictures
+    model = make_pipeline(components, LogisticRegression(C=PROBE_C, max_iter=MOST_STEPS))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for fitted, held_out in folds.split(features, labels, groups):
-        solver = "covariance_eigh" if len(fitted) >= features.shape[1] else "full"  # both are exact; this one is faster
-        components = PCA(min(COMPONENTS, len(fitted), features.shape[1]), whiten=True, svd_solver=solver)
-        model = make_pipeline(components, LogisticRegression(C=PROBE_C, max_iter=MOST_STEPS))
-        model.fit(features[fitted], labels[fitted])
-        probabilities[held_out] = model.predict_proba(features[held_out])
-    return probabilities
+    return cross_val_predict(model, features, labels, groups=groups, cv=folds, method="predict_proba")
 
 
 def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
@@ -107,11 +103,7 @@ def worth(issues: pd.DataFrame, tops: Sequence[int] = TOPS) -> pd.DataFrame:
         return pd.DataFrame()
     flagged = {"cleanlab's own threshold": judged[judged["is_issue"]]}
     flagged |= {f"first {n:,}": judged.head(n) for n in tops if n < len(judged)}
-    table = pd.DataFrame(
-        {
-            name: {"pictures": len(found), "precision": found["wrong"].mean(), "recall": found["wrong"].sum() / n_wrong}
-            for name, found in flagged.items()
-            if len(found)
-        }
-    ).T
-    return table.astype({"pictures": int}).assign(**{"chance": chance, "times chance": table["precision"] / chance})
+    wrong = {name: found["wrong"].agg(["size", "mean", "sum"]) for name, found in flagged.items() if len(found)}
+    table = pd.DataFrame(wrong, ["size", "mean", "sum"]).T.set_axis(["pictures", "precision", "recall"], axis=1)
+    times = {"chance": chance, "times chance": table["precision"] / chance}
+    return table.assign(recall=table["recall"] / n_wrong, **times).astype({"pictures": int})
