@@ -49,7 +49,7 @@ def _corrupted(image: np.ndarray, kind: str, strength: float, rng: np.random.Gen
             return image + rng.normal(0, 255 * strength, image.shape)
         case "jpeg":
             _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(strength)])
-            return cv2.imdecode(file, cv2.IMREAD_GRAYSCALE)
+            return np.asarray(cv2.imdecode(file, cv2.IMREAD_GRAYSCALE))
         case "low light":
             return image * strength
         case "low resolution":
