@@ -1,7 +1,7 @@
 """The HTML report of a run: one file with embedded figures, readable without Jupyter."""
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fer_utils.data.ferplus import RULE
@@ -39,7 +39,7 @@ LABEL_SET_NAMES = {
 }
 
 # Sections of the report after its opening: caption → name under which a notebook saved the figure. Which of the figures a
-# run has depends on its data and parameters.
+# run has depends on its data and parameters; the report names the others.
 _SECTIONS = {
     "VAL": {"Confusion matrix of VAL": "confusion_matrix_val"},
     "Mistakes": {
@@ -75,8 +75,8 @@ _SECTIONS = {
     },
 }
 
-_PAGE = """{% macro show(figures) %}{% for caption, data in figures %}<figure>
-<img alt="{{ caption }}" src="data:image/png;base64,{{ data }}">
+_PAGE = """{% macro show(captions) %}{% for caption in captions if caption in figures %}<figure>
+<img alt="{{ caption }}" src="data:image/png;base64,{{ figures[caption] }}">
 <figcaption>{{ caption }}</figcaption></figure>{% endfor %}{% endmacro %}<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>FER run {{ run }}</title>
@@ -87,19 +87,19 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 {{ "%.3f"|format(metrics.val.macro_f1) }} on {{ "{:,}".format(metrics.val.n) }}); a guess is right one time in seven.</p>
 {% for line in lines if line %}<p class="{{ 'warning' if line.startswith('WARNING') else 'honesty' }}">{{ line }}</p>
 {% endfor %}{{ show(opening) }}
-<h2>Scores</h2>{{ scores|table }}
+<h2>Scores</h2>{{ score_table(metrics)|table }}
 {% if metrics.label_sets %}<h2>Against both label sets</h2><p>{{ disagreement_line(metrics, "TEST") }}</p>
 {{ label_set_table(metrics)|table }}<p>{{ rule }}.</p>{{ label_set_classes(metrics, "TEST")|table }}
 {% endif %}{% if metrics.also %}<h2>Other test sets</h2>{{ other_sets_table(metrics)|table }}
 {% if groups|length %}<h3>By group</h3>{{ groups|table }}{% endif %}{{ show(others) }}
 {% endif %}<h2>TEST, class by class</h2>{{ per_class|table }}
-{% for title, figures in sections %}{% if figures or title == "Confidence" %}<h2>{{ title }}</h2>
-{% if title == "Confidence" %}{{ calibration_table(metrics)|table }}{% endif %}
-{{ show(figures) }}
+{% for title, captions in sections.items() %}{% if title == "Confidence" or show(captions) %}<h2>{{ title }}</h2>
+{% if title == "Confidence" %}{{ calibration_table(metrics)|table }}{% endif %}{{ show(captions) }}
 {% endif %}{% endfor %}
+{% if missing %}<p>Figures that this run has not saved, some of them of optional steps: {{ missing|join("; ") }}.</p>{% endif %}
 <h2>Stages</h2>{{ seconds|table }}
 <h2>Parameters</h2><div class="parameters">
-{% for stage, values in parameters %}<div><h3>{{ stage }}</h3>{{ values|table }}</div>{% endfor %}</div>
+{% for stage, values in parameters.items() %}<div><h3>{{ stage }}</h3>{{ values|table }}</div>{% endfor %}</div>
 <h2>Versions</h2>{{ versions|table }}
 {% if notebooks %}<h2>Executed notebooks</h2><ul>
 {% for name in notebooks %}<li><a href="notebooks/{{ name }}">{{ name }}</a></li>{% endfor %}</ul>{% endif %}
@@ -113,10 +113,8 @@ def score_table(metrics: dict) -> pd.DataFrame:
     With test-time augmentation, the same rows follow again for its scores.
     """
     rows: dict[str, dict] = {}
-    variants = [(metrics, "")]
-    if augmented := metrics.get("test_time_augmentation"):
-        variants.append((augmented, f", {augmented['kind']}"))
-    for found, ending in variants:
+    augmented = metrics.get("test_time_augmentation")
+    for found, ending in [(metrics, ""), *([(augmented, f", {augmented['kind']}")] if augmented else [])]:
         for split in ("VAL", "TEST"):
             rows |= _with_parts(split, found[split.lower()], ending)
     columns = ["n", "accuracy", "macro_f1", "macro_precision", "macro_recall", "loss", "calibration_error"]
@@ -260,37 +258,36 @@ def confusion_title(metrics: dict, split: str) -> str:
 
 
 def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequence[str] = ()) -> str:
-    """The report of the run called `run`, as HTML, with those of its figures that exist.
+    """The report of the run called `run`, as HTML. A figure that does not exist is named in a sentence.
 
     figure: returns the PNG file for a figure's name. notebooks: file names of the executed notebooks, which the report
     links to in the folder `notebooks` beside it.
     """
-
-    def embedded(captions: Mapping[str, str]) -> list[tuple[str, str]]:
-        there = {caption: figure(name) for caption, name in captions.items() if figure(name).is_file()}
-        return [(caption, base64.b64encode(path.read_bytes()).decode()) for caption, path in there.items()]
-
+    opening = {"Confusion matrix of TEST": "confusion_matrix_test"}
+    others = {f"Confusion matrix of {name}": f"confusion_matrix_also_{name}" for name in metrics.get("also", {})}
+    names = {caption: name for part in (opening, others, *_SECTIONS.values()) for caption, name in part.items()}
+    there = {caption: figure(name) for caption, name in names.items() if figure(name).is_file()}
     environment = Environment(autoescape=True)
     environment.filters["table"] = _named_table
-    tables = (calibration_table, disagreement_line, label_set_classes, label_set_table, other_sets_table)
-    others = {f"Confusion matrix of {name}": f"confusion_matrix_also_{name}" for name in metrics.get("also", {})}
+    tables = (calibration_table, disagreement_line, label_set_classes, label_set_table, other_sets_table, score_table)
     return environment.from_string(_PAGE, globals={function.__name__: function for function in tables}).render(
         style=STYLE,
         run=run,
         metrics=metrics,
         lines=(drawn_line(metrics), labels_line(metrics), honesty_line(metrics)),
         rule=RULE,
-        scores=score_table(metrics),
         groups=groups_table(metrics),
-        opening=embedded({"Confusion matrix of TEST": "confusion_matrix_test"}),
-        others=embedded(others),
-        sections=[(title, embedded(captions)) for title, captions in _SECTIONS.items()],
+        opening=opening,
+        others=others,
+        sections=_SECTIONS,
+        figures={caption: base64.b64encode(path.read_bytes()).decode() for caption, path in there.items()},
+        missing=[caption for caption in names if caption not in there],
         per_class=pd.DataFrame(metrics["per_class"]["test"]),
         seconds=pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"]),
-        parameters=[
-            (stage, pd.DataFrame(values.items(), columns=["name", "value"], dtype=str))
+        parameters={
+            stage: pd.DataFrame(values.items(), columns=["name", "value"], dtype=str)
             for stage, values in metrics["run"]["params"].items()
-        ],
+        },
         versions=pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"]),
         notebooks=sorted(notebooks),
     )

@@ -9,7 +9,7 @@ from fer_utils.data.archives import natural_key
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import rel_entr
+from scipy.special import rel_entr, softmax
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
@@ -54,7 +54,7 @@ def overall(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
         "loss": _loss(predictions),
         "accuracy": float((true == predicted).mean()),
         **{f"macro_{name}": float(value) for name, value in zip(("precision", "recall", "f1"), macro[:3], strict=True)},
-        **bootstrap_intervals(*_counts_to_draw(predictions)),
+        **bootstrap_intervals(predictions),
         "calibration_error": calibration_error(reliability(predictions)),
     }
 
@@ -65,37 +65,25 @@ def _loss(predictions: pd.DataFrame) -> float:
     return float(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1)).mean())
 
 
-def _counts_to_draw(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of bootstrap_intervals. Images with the same `group`, if there is that column, are copies of one picture."""
-    side = len(CLASSES)
-    cells = class_codes(predictions["label"]) * side + class_codes(predictions["predicted"])
-    groups = pd.factorize(predictions["group"])[0] if "group" in predictions else np.arange(len(cells))
-    sizes = np.bincount(groups)
-    of_copies = sizes[groups] > 1
-    held = pd.crosstab(groups[of_copies], cells[of_copies]).reindex(columns=range(side**2), fill_value=0).to_numpy()
-    kinds, times = np.unique(held.reshape(-1, side, side), axis=0, return_counts=True)
-    return np.append(np.bincount(cells[~of_copies], minlength=side**2), times), kinds
-
-
-def bootstrap_intervals(counts: np.ndarray, kinds: np.ndarray | None = None, seed: int = 0) -> dict[str, list[float]]:
+def bootstrap_intervals(predictions: pd.DataFrame, seed: int = 0) -> dict[str, list[float]]:
     """95 % percentile intervals of accuracy and macro F1 under resampling of pictures with replacement (cluster bootstrap).
 
-    Copies of one picture are drawn together, since their predictions depend on each other. counts: (7, 7) confusion counts of
-    images without copies, or the same flat, followed by how many groups of copies there are of each of `kinds`, (k, 7, 7):
-    the confusion counts inside such a group. Both scores depend on the images only through these counts, which are drawn
-    directly from a multinomial distribution: equivalent and much faster.
+    Images with the same `group`, if there is that column, are copies of one picture: they are drawn together, since their
+    predictions depend on each other. Both scores depend on a picture only through its confusion counts, and few kinds of
+    these differ. How often each kind is drawn has a multinomial distribution: equivalent to drawing pictures, and much faster.
     """
     side = len(CLASSES)
-    inside = np.eye(side**2, dtype=int)
-    if kinds is not None:
-        inside = np.vstack([inside, kinds.reshape(-1, side**2)])
-    chosen = np.random.default_rng(seed).multinomial(counts.sum(), counts.ravel() / counts.sum(), RESAMPLES)
-    drawn = (chosen @ inside).reshape(-1, side, side)
-    hits = np.diagonal(drawn, axis1=1, axis2=2)
-    called = drawn.sum(axis=1) + drawn.sum(axis=2)
+    cells = class_codes(predictions["label"]) * side + class_codes(predictions["predicted"])
+    pictures = predictions["group"].to_numpy() if "group" in predictions else np.arange(len(cells))
+    counts = pd.crosstab(pictures, cells).reindex(columns=range(side**2), fill_value=0)
+    kinds, times = np.unique(counts, axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(times.sum(), times / times.sum(), RESAMPLES) @ kinds
+    confusions = drawn.reshape(-1, side, side)
+    hits = np.diagonal(confusions, axis1=1, axis2=2)
+    called = confusions.sum(axis=1) + confusions.sum(axis=2)
     f1 = np.divide(2 * hits, called, out=np.zeros(hits.shape), where=called > 0).mean(axis=1)
-    draws = {"accuracy_interval": hits.sum(axis=1) / drawn.sum(axis=(1, 2)), "macro_f1_interval": f1}
-    return {name: [float(end) for end in np.percentile(values, [2.5, 97.5])] for name, values in draws.items()}
+    draws = {"accuracy_interval": hits.sum(axis=1) / drawn.sum(axis=1), "macro_f1_interval": f1}
+    return {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in draws.items()}
 
 
 def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -139,9 +127,8 @@ def scores_at(predictions: pd.DataFrame, temperature: float) -> dict[str, float]
 
 def at_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
     """The predictions with probabilities softmax(log(p) / temperature); log(p) equals the scores up to a constant."""
-    logits = np.log(np.clip(predictions[list(PROBABILITIES)].to_numpy(), SMALLEST_PROBABILITY, 1)) / temperature
-    scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return predictions.assign(**dict(zip(PROBABILITIES, (scaled / scaled.sum(axis=1, keepdims=True)).T, strict=True)))
+    logits = np.log(predictions[list(PROBABILITIES)].clip(SMALLEST_PROBABILITY, 1)) / temperature
+    return predictions.assign(**pd.DataFrame(softmax(logits, axis=1), predictions.index, PROBABILITIES))
 
 
 def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
@@ -177,14 +164,9 @@ def scores_with_parts(predictions: pd.DataFrame) -> dict:
 def scores_of_set(predictions: pd.DataFrame) -> dict:
     """The scores of another test set, as in metrics.json: with parts, `classes` (of CLASSES that have pictures; macro scores
     count the others as 0), seen_in_training and, if there are some, `groups` (see scores_by_group)."""
-    found = scores_with_parts(predictions) | _classes(predictions)
-    found["seen_in_training"] = int(predictions["seen_in_training"].sum())
+    counts = {"classes": predictions["label"].nunique(), "seen_in_training": int(predictions["seen_in_training"].sum())}
     groups = scores_by_group(predictions)
-    return found | ({"groups": groups} if groups else {})
-
-
-def _classes(predictions: pd.DataFrame) -> dict[str, int]:
-    return {"classes": int(predictions["label"].nunique())}
+    return scores_with_parts(predictions) | counts | ({"groups": groups} if groups else {})
 
 
 def _attributes(table: pd.DataFrame) -> list[str]:
@@ -198,7 +180,7 @@ def scores_by_group(predictions: pd.DataFrame) -> dict[str, dict[str, dict]]:
         groups = found[column.removeprefix(attributes.COLUMN)] = {}
         for value, rows in sorted(predictions.groupby(column), key=lambda group: natural_key(group[0])):
             whole = overall(rows) if len(rows) >= SMALLEST_GROUP else {"n": len(rows)}
-            groups[value or NOT_KNOWN] = whole | _classes(rows)
+            groups[value or NOT_KNOWN] = whole | {"classes": rows["label"].nunique()}
     return found
 
 
@@ -267,16 +249,10 @@ def surest_of_each_class(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def most_confused(predictions: pd.DataFrame, n: int) -> pd.DataFrame:
     """The `n` pairs of classes most often confused: label, predicted, n images, share of the label's images."""
-    counts = confusion(predictions)
-    np.fill_diagonal(counts, 0)
-    rows, columns = np.unravel_index(np.argsort(-counts, axis=None, kind="stable"), counts.shape)
-    totals = predictions["label"].value_counts()
-    pairs = [
-        (CLASSES[row], CLASSES[column], int(counts[row, column]), counts[row, column] / totals[CLASSES[row]])
-        for row, column in zip(rows[:n], columns[:n], strict=True)
-        if counts[row, column]
-    ]
-    return pd.DataFrame(pairs, columns=["label", "predicted", "n", "share"])
+    wrong = predictions[predictions["label"] != predictions["predicted"]]
+    pairs = wrong.groupby(["label", "predicted"]).size().sort_values(ascending=False, kind="stable").head(n)
+    table = pairs.rename("n").reset_index()
+    return table.assign(share=table["n"] / table["label"].map(predictions["label"].value_counts()))
 
 
 def surest_of_pairs(predictions: pd.DataFrame, pairs: pd.DataFrame, n: int = 10) -> dict[str, list[int]]:
