@@ -205,7 +205,7 @@ if len(worst):
 # ## Optional: other test sets
 # With `also`: your own pictures, RAF-DB, AffectNet. They are not part of TEST. How many of them the model has seen in
 # training is counted as for TEST, by copies. Where attributes are known, from RAF-DB's own annotation or from
-# `also_groups`, a second table has the scores of each group of people.
+# `also_groups`, the table has the scores of each group of people too.
 
 # %%
 finder, trained = reader.face_finder(also_faces), stage.read("trained.csv")
@@ -218,9 +218,6 @@ for name, shown in others.items():
     stage.save(table, f"predictions_also_{name}.csv")
 if others:
     display(report.other_sets_table(metrics).round(4))
-    groups = report.groups_table(metrics)
-    if len(groups):
-        display(groups.round(4))
 
 # %% [markdown]
 # ## Optional: harder pictures

@@ -91,7 +91,7 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 {% if metrics.label_sets %}<h2>Against both label sets</h2><p>{{ disagreement_line(metrics, "TEST") }}</p>
 {{ label_set_table(metrics)|table }}<p>{{ rule }}.</p>{{ label_set_classes(metrics, "TEST")|table }}
 {% endif %}{% if metrics.also %}<h2>Other test sets</h2>{{ other_sets_table(metrics)|table }}
-{% if groups|length %}<h3>By group</h3>{{ groups|table }}{% endif %}{{ show(others) }}
+{{ show(others) }}
 {% endif %}<h2>TEST, class by class</h2>{{ per_class|table }}
 {% for title, captions in sections.items() %}{% if title == "Confidence" or show(captions) %}<h2>{{ title }}</h2>
 {% if title == "Confidence" %}{{ calibration_table(metrics)|table }}{% endif %}{{ show(captions) }}
@@ -129,34 +129,28 @@ def _with_parts(split: str, scores: dict, ending: str) -> dict[str, dict]:
 
 def _with_intervals(rows: dict[str, dict], columns: Sequence[str]) -> pd.DataFrame:
     """These columns of the scores, and the interval of accuracy and of macro F1 after each."""
-    table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
+    table = pd.DataFrame(
+        {name: pd.Series(row, dtype=object).reindex(columns) for name, row in rows.items()}
+    ).T.infer_objects()
     for score in ("accuracy", "macro_f1"):
-        ends = [row[f"{score}_interval"] for row in rows.values()]
+        ends = [row.get(f"{score}_interval") for row in rows.values()]
         texts = ["{:.3f}–{:.3f}".format(*end) if end else "too few" for end in ends]
         table.insert(list(table).index(score) + 1, f"{score} 95 %", texts)
-    return table.astype({column: int for column in ("n", "classes", "seen_in_training") if column in table})
+    return table
 
 
 def other_sets_table(metrics: dict) -> pd.DataFrame:
-    """The scores of other test sets: a row for each, and one for its pictures that the model has not seen."""
+    """The scores of other test sets: a row for each, for its pictures that the model has not seen, and for each group of it,
+    without scores where a group has too few pictures.
+    """
     rows = {}
     for name, whole in metrics["also"].items():
         rows[name] = whole
         if "unseen" in whole:
             rows[f"{name}, unseen"] = whole["unseen"] | {"classes": whole["classes"], "seen_in_training": 0}
+        for attribute, groups in whole.get("groups", {}).items():
+            rows |= {f"{name}, {attribute}: {group}": found for group, found in groups.items()}
     return _with_intervals(rows, ["n", "classes", "seen_in_training", "accuracy", "macro_f1"])
-
-
-def groups_table(metrics: dict) -> pd.DataFrame:
-    """The scores of other test sets by group: a row for each, without scores where it has too few pictures; may be empty."""
-    nothing = {"accuracy": float("nan"), "macro_f1": float("nan"), "accuracy_interval": None, "macro_f1_interval": None}
-    rows = {
-        f"{name}, {attribute}: {group}": nothing | found
-        for name, whole in metrics.get("also", {}).items()
-        for attribute, groups in whole.get("groups", {}).items()
-        for group, found in groups.items()
-    }
-    return _with_intervals(rows, ["n", "classes", "accuracy", "macro_f1"]) if rows else pd.DataFrame()
 
 
 def other_title(metrics: dict, name: str) -> str:
@@ -276,7 +270,6 @@ def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequ
         metrics=metrics,
         lines=(drawn_line(metrics), labels_line(metrics), honesty_line(metrics)),
         rule=RULE,
-        groups=groups_table(metrics),
         opening=opening,
         others=others,
         sections=_SECTIONS,

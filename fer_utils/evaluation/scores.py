@@ -164,9 +164,12 @@ def scores_with_parts(predictions: pd.DataFrame) -> dict:
 def scores_of_set(predictions: pd.DataFrame) -> dict:
     """The scores of another test set, as in metrics.json: with parts, `classes` (of CLASSES that have pictures; macro scores
     count the others as 0), seen_in_training and, if there are some, `groups` (see scores_by_group)."""
-    counts = {"classes": predictions["label"].nunique(), "seen_in_training": int(predictions["seen_in_training"].sum())}
     groups = scores_by_group(predictions)
-    return scores_with_parts(predictions) | counts | ({"groups": groups} if groups else {})
+    return scores_with_parts(predictions) | _counts(predictions) | ({"groups": groups} if groups else {})
+
+
+def _counts(predictions: pd.DataFrame) -> dict[str, int]:
+    return {"classes": predictions["label"].nunique(), "seen_in_training": int(predictions["seen_in_training"].sum())}
 
 
 def _attributes(table: pd.DataFrame) -> list[str]:
@@ -174,13 +177,13 @@ def _attributes(table: pd.DataFrame) -> list[str]:
 
 
 def scores_by_group(predictions: pd.DataFrame) -> dict[str, dict[str, dict]]:
-    """Attribute → group → `overall` and `classes` of its pictures; of a group under SMALLEST_GROUP only n and `classes`."""
+    """Attribute → group → `overall` and counts of its pictures; of a group under SMALLEST_GROUP only n and the counts."""
     found: dict[str, dict[str, dict]] = {}
     for column in _attributes(predictions):
         groups = found[column.removeprefix(attributes.COLUMN)] = {}
         for value, rows in sorted(predictions.groupby(column), key=lambda group: natural_key(group[0])):
             whole = overall(rows) if len(rows) >= SMALLEST_GROUP else {"n": len(rows)}
-            groups[value or NOT_KNOWN] = whole | {"classes": rows["label"].nunique()}
+            groups[value or NOT_KNOWN] = whole | _counts(rows)
     return found
 
 
