@@ -108,10 +108,7 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 
 
 def score_table(metrics: dict) -> pd.DataFrame:
-    """The scores of metrics.json as a table: a row for VAL, TEST and each of their parts.
-
-    With test-time augmentation, the same rows follow again for its scores.
-    """
+    """A row for VAL, TEST and each of their parts; with test-time augmentation, the same rows again for its scores."""
     rows: dict[str, dict] = {}
     augmented = metrics.get("test_time_augmentation")
     for found, ending in [(metrics, ""), *([(augmented, f", {augmented['kind']}")] if augmented else [])]:
@@ -129,9 +126,7 @@ def _with_parts(split: str, scores: dict, ending: str) -> dict[str, dict]:
 
 def _with_intervals(rows: dict[str, dict], columns: Sequence[str]) -> pd.DataFrame:
     """These columns of the scores, and the interval of accuracy and of macro F1 after each."""
-    table = pd.DataFrame(
-        {name: pd.Series(row, dtype=object).reindex(columns) for name, row in rows.items()}
-    ).T.infer_objects()
+    table = pd.DataFrame(list(rows.values()), list(rows)).reindex(columns=columns)
     for score in ("accuracy", "macro_f1"):
         ends = [row.get(f"{score}_interval") for row in rows.values()]
         texts = ["{:.3f}–{:.3f}".format(*end) if end else "too few" for end in ends]
@@ -140,9 +135,7 @@ def _with_intervals(rows: dict[str, dict], columns: Sequence[str]) -> pd.DataFra
 
 
 def other_sets_table(metrics: dict) -> pd.DataFrame:
-    """The scores of other test sets: a row for each, for its pictures that the model has not seen, and for each group of it,
-    without scores where a group has too few pictures.
-    """
+    """A row for each other test set, for its unseen pictures, and for each group; a group with too few pictures has no scores."""
     rows = {}
     for name, whole in metrics["also"].items():
         rows[name] = whole
@@ -207,10 +200,7 @@ def calibration_table(metrics: dict) -> pd.DataFrame:
 
 
 def seen_in_training(metrics: dict, split: str) -> int | None:
-    """How many scored images of VAL or TEST have a copy among the images that the model was trained on.
-
-    None for a run of an early version, which did not count them.
-    """
+    """How many images of VAL or TEST have a copy among those trained on; None for a run of an early version, which did not count."""
     return metrics["leakage"].get(f"{split.lower()}_images_seen_in_training")
 
 

@@ -27,10 +27,7 @@ Predictions = Mapping[str, pd.DataFrame]  # split → prediction_table
 
 
 def mark_seen(manifest: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
-    """The manifest with `seen_in_training`: whether the model was trained on the image or a copy of it, by trained.csv.
-
-    Raises ValueError as audit.seen_in_training does.
-    """
+    """The manifest with `seen_in_training`: whether the model trained on the image or a copy of it. Raises as audit does."""
     return manifest.assign(seen_in_training=audit.seen_in_training(manifest, trained["train_path"]))
 
 
@@ -42,9 +39,7 @@ def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataF
 
 
 def overall(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
-    """The scores of a set of predictions.
-
-    n, loss (sparse categorical cross-entropy, nats), accuracy, macro precision, recall and F1 (zero_division 0), 95 %
+    """n, loss (sparse categorical cross-entropy, nats), accuracy, macro precision, recall and F1 (zero_division 0), 95 %
     bootstrap intervals of accuracy and macro F1, and calibration_error.
     """
     true, predicted = predictions["label"], predictions["predicted"]
@@ -149,10 +144,9 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
 
 
 def scores_with_parts(predictions: pd.DataFrame) -> dict:
-    """The scores of all predictions, and those of parts under their names, as in metrics.json.
+    """`overall` as in metrics.json, and that of the parts public, private and unseen, the images without a copy in training.
 
-    Parts: public, private, and unseen, the images without a copy in training. An empty part is left out, and so is `unseen`
-    if it would be all images.
+    An empty part is left out, and so is `unseen` if it would be all images.
     """
     usage, seen = predictions["usage"], predictions["seen_in_training"]
     parts = {"public": predictions[usage == "PublicTest"], "private": predictions[usage == "PrivateTest"]}
@@ -162,8 +156,7 @@ def scores_with_parts(predictions: pd.DataFrame) -> dict:
 
 
 def scores_of_set(predictions: pd.DataFrame) -> dict:
-    """The scores of another test set, as in metrics.json: with parts, `classes` (of CLASSES that have pictures; macro scores
-    count the others as 0), seen_in_training and, if there are some, `groups` (see scores_by_group)."""
+    """The scores of another test set with its counts and, if it has some, `groups`. Macro scores count absent classes as 0."""
     groups = scores_by_group(predictions)
     return scores_with_parts(predictions) | _counts(predictions) | ({"groups": groups} if groups else {})
 
@@ -280,11 +273,9 @@ def has_votes(predictions: Predictions) -> bool:
 def against_both(predictions: Predictions, votes_output: Mapping[str, np.ndarray] | None = None) -> dict[str, dict]:
     """The scores of VAL and TEST against FER2013's label and against FER+'s, as in metrics.json.
 
-    For each split `fer2013` and `ferplus`, scores with parts as for the run's own labels (`ferplus`: the pictures to which
-    ferplus.RULE gives a class), each with `per_class` F1; `divergence`: the mean Kullback-Leibler divergence in nats of the
-    model's probabilities from the distribution of a picture's votes (ferplus.distribution) and `n`; `disagreement`: how
-    many pictures both sets have a class for, on how many of these they differ, and how many of the model's errors against
-    FER2013's label fall on these.
+    For each split `fer2013` and `ferplus`, scores with parts and `per_class` F1 (`ferplus`: of the pictures to which
+    ferplus.RULE gives a class); see `divergence`; `disagreement`: how many pictures both sets have a class for, on how many
+    of these they differ, and how many of the model's errors against FER2013's label are there.
 
     votes_output: for each split the probabilities (n, 7) of a second output that learned the votes. Its scores against FER+'s
     labels are added under the same name.
@@ -296,7 +287,7 @@ def against_both(predictions: Predictions, votes_output: Mapping[str, np.ndarray
 
 
 def with_labels(predictions: pd.DataFrame, label_set: str) -> pd.DataFrame:
-    """The predictions with the labels of a set, `fer2013` or `ferplus`; pictures that it has no class for are left out."""
+    """The predictions of pictures with a class in a label set, `fer2013` or `ferplus`, with these labels."""
     labelled = predictions.assign(label=predictions[f"{label_set}_label"])
     return labelled[labelled["label"] != ""]
 

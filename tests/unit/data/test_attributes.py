@@ -147,4 +147,4 @@ def test_groups_are_scored_apart_and_small_ones_are_counted():
     assert list(shown.index) == ["mine", *(f"mine, age: {group}" for group in found["groups"]["age"]), "other"]
     assert shown.loc["mine, age: 70+", "accuracy 95 %"] == "too few" and shown.loc["mine, age: 70+", "n"] == 3
     assert shown["accuracy"].isna().tolist() == [False, True, False, False, True, False]
-    assert (shown[["n", "classes", "seen_in_training"]].dtypes == int).all()
+    assert shown[["n", "classes", "seen_in_training"]].dtypes.eq(np.int64).all()
