@@ -94,8 +94,7 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
 def acquired(lock: Path, seconds: float) -> "BaseFileLock | None":
     """The lock of a lock file, acquired within `seconds`, -1 for any time. Raises TimeoutError if another process keeps it.
 
-    A process may acquire it several times. On Kaggle a session is alone with its folders: there it is None, and `filelock`,
-    which may be missing there, is not imported.
+    A process may acquire it several times. On Kaggle it is None: a session is alone with its folders, and may lack `filelock`.
     """
     if places.on_kaggle():
         return None
@@ -198,9 +197,9 @@ def remove(path: Path) -> None:
 
 
 def remove_partials(folder: Path) -> list[Path]:
-    """Remove partial files that a killed process left directly in `folder`; return the temporary paths found.
+    """Remove what a killed process left directly in `folder`, and return the temporary paths found.
 
-    If the process died while it replaced a folder, and the new folder is not in place, the old one is restored.
+    If it died while it replaced a folder, and the new folder is not in place, the old one is restored.
     """
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     left = [path for path in found if re.match(rf"{re.escape(PARTIAL)}[0-9a-f]{{8}}-", path.name)]

@@ -26,22 +26,15 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         if not waiting:
             return
         folder, depth = waiting.popleft()
-        folders, files = _entries(folder)
-        yield folder, folders, files
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted((entry.name, entry.is_dir()) for entry in islice(found, MAX_ENTRIES))
+        except OSError:
+            entries = []
+        folders = [name for name, is_folder in entries if is_folder]
+        yield folder, folders, [name for name, is_folder in entries if not is_folder]
         if depth < MAX_DEPTH:
             waiting.extend((folder / name, depth + 1) for name in folders)
-
-
-def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    folders: list[str] = []
-    files: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in islice(entries, MAX_ENTRIES):
-                (folders if entry.is_dir() else files).append(entry.name)
-    except OSError:
-        return [], []
-    return sorted(folders), sorted(files)
 
 
 def find_files(root: Path, suffix: str) -> list[Path]:

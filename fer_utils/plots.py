@@ -23,6 +23,7 @@ _HATCH = "////"  # for a changed version of a split: balanced, or at another tem
 _GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
 _HEAT: dict[str, Any] = {"cmap": "Blues", "linewidths": 0.5, "cbar": False}
 _AS_SHARES: dict[str, Any] = {"fmt": ".2f", "vmin": 0, "vmax": 1}
+Faces = np.ndarray | Sequence[np.ndarray]
 _CURVES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
@@ -42,7 +43,7 @@ def class_counts(counts: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def faces(images: Sequence[np.ndarray] | np.ndarray, titles: Sequence[str], columns: int, title: str = "") -> Figure:
+def faces(images: Faces, titles: Sequence[str], columns: int, title: str = "") -> Figure:
     """A grid of faces, grey, uint8 (48, 48), or RGB, 0 to 1, each under its own title."""
     rows = [slice(start, start + columns) for start in range(0, len(images), columns)]
     return groups_of_faces([(images[row], titles[row]) for row in rows], title, columns, framed=False)
@@ -55,15 +56,9 @@ def batch(images: np.ndarray, labels: np.ndarray, title: str) -> Figure:
 
 
 def groups_of_faces(
-    groups: Sequence[tuple[Sequence[np.ndarray] | np.ndarray, Sequence[str]]],
-    title: str,
-    columns: int = 9,
-    framed: bool = True,
+    groups: Sequence[tuple[Faces, Sequence[str]]], title: str, columns: int = 9, framed: bool = True
 ) -> Figure:
-    """Groups of faces that belong together, each in a frame, in rows of at most `columns` faces.
-
-    groups: grey faces, uint8 (n, 48, 48), and a title for each; at least one group.
-    """
+    """Groups of faces, at least one, with a title for each face, in rows of at most `columns` faces. framed: each in a frame."""
     # in faces: from face to face, between groups, around a group
     step, gap, frame = (1.05, 0.25, 0.06) if framed else (1.15, 0.05, 0.0)
     head = 0.06 + 0.115 * max(text.count("\n") + 1 for _, titles in groups for text in titles)  # room for titles
@@ -225,9 +220,14 @@ def label_agreement(counts: pd.DataFrame) -> Figure:
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     texts = shares.map("{:.0%}\n".format) + counts.map("{:,}".format)
     figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
-    sns.heatmap(
-        shares, annot=texts.where(counts > 0, ""), fmt="", vmin=0, vmax=1, ax=axes, annot_kws={"fontsize": 8}, **_HEAT
-    )
+    style = _HEAT | {
+        "annot": texts.where(counts > 0, ""),
+        "annot_kws": {"fontsize": 8},
+        "fmt": "",
+        "vmin": 0,
+        "vmax": 1,
+    }
+    sns.heatmap(shares, ax=axes, **style)
     axes.axvline(len(CLASSES), color="black", linewidth=1)
     axes.set(title="What ten people say of the pictures of each label", xlabel="FER+ (majority)", ylabel="FER2013")
     axes.tick_params("y", rotation=0)
@@ -272,17 +272,15 @@ def pair_distances(pairs: pd.DataFrame, strangers: np.ndarray, line: float) -> F
 def reliability(bins: dict[str, pd.DataFrame]) -> Figure:
     """Accuracy against confidence, and the number of images in each bin: bars side by side in bins of equal width.
 
-    bins: name → table of `evaluation.scores.reliability`; a name begins with a split's. A second table of a split is hatched.
+    bins: name → table of `evaluation.scores.reliability`. A name begins with a split's; a second one that says more is hatched.
     """
     rows: dict[str, Any] = {"height_ratios": (2, 1), "sharex": True, "layout": "constrained"}
     figure, (above, below) = plt.subplots(2, 1, figsize=(10, 5.5), **rows)
-    seen = set()
     for number, (name, table) in enumerate(bins.items()):
-        split = name.split()[0].rstrip(",")
         bar = 0.84 * (table["high"] - table["low"]) / len(bins)
         middles = (table["low"] + table["high"]) / 2 + (number - (len(bins) - 1) / 2) * bar
-        style = {"width": bar, "color": COLOURS[split], "edgecolor": "white", "hatch": _HATCH if split in seen else ""}
-        seen.add(split)
+        hatch = _HATCH if name not in COLOURS and number else ""
+        style = {"width": bar, "color": COLOURS[name.split()[0]], "edgecolor": "white", "hatch": hatch}
         above.bar(middles, table["accuracy"], label=f"{name} ({table['n'].sum():,} images)", **style)
         below.bar_label(below.bar(middles, table["n"], **style), fmt="{:,.0f}", fontsize=6, rotation=90, padding=2)
     above.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfectly calibrated")

@@ -32,8 +32,8 @@ def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: in
     """Out-of-sample probabilities of the seven classes, float (n, 7), by cross-validation of a linear probe.
 
     features: (n, d), from a frozen backbone. labels: int (n,). groups: pictures of one group are copies of one picture, and
-    never in different folds. The probe (Alain & Bengio 2017, arXiv:1610.01644) is logistic regression on the whitened
-    principal components of the features, on which it converges in a few steps. Raises ValueError for a class with fewer groups than folds.
+    never in different folds. The probe (Alain & Bengio 2017, arXiv:1610.01644) is logistic regression on whitened principal
+    components, on which it converges in a few steps. Raises ValueError for a class with fewer groups than folds.
     """
     for code, label in enumerate(CLASSES):
         if (n_groups := len(set(groups[labels == code]))) < FOLDS:
@@ -49,9 +49,8 @@ def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """The pictures with what confident learning says of their labels, the most doubtful first.
 
     pictures: column label, and those of COLUMNS that are kept. probabilities: (n, 7), out of sample. Adds `suggested`, the
-    likeliest class; `quality`, 0 to 1, cleanlab's normalized margin: below 0.5 where another class is likelier than the label
-    (by the label's probability alone, pictures of rare classes would come first); `is_issue`, cleanlab's verdict
-    (`prune_by_noise_rate`). Raises CleanlabMissing.
+    likeliest class; `quality`, 0 to 1, cleanlab's normalized margin: below 0.5 where another class is likelier (by the label's
+    probability alone, rare classes would come first); `is_issue`, by `prune_by_noise_rate`. Raises CleanlabMissing.
     """
     try:
         from cleanlab.filter import find_label_issues

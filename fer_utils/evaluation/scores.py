@@ -34,7 +34,9 @@ def mark_seen(manifest: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
 def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """One row per image: its KEPT_COLUMNS and attributes, the predicted class, and all seven probabilities, (n, 7)."""
     predicted = [CLASSES[code] for code in probabilities.argmax(axis=1)]
-    rows = table[[*filter(table.__contains__, KEPT_COLUMNS), *_attributes(table)]].assign(predicted=predicted)
+    rows = table[[*filter(table.__contains__, KEPT_COLUMNS), *table.filter(like=attributes.COLUMN)]].assign(
+        predicted=predicted
+    )
     return pd.concat([rows, pd.DataFrame(probabilities.round(7), table.index, PROBABILITIES)], axis=1)
 
 
@@ -129,9 +131,8 @@ def at_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFram
 def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
     """McNemar's exact test of two models' predictions for the same images.
 
-    Returns n (images in both tables), only_first and only_second (images that only that model gets right) and p_value,
-    two-sided: the probability of a split at least as uneven if both were equally good. Raises ValueError if no image is
-    in both tables.
+    Returns n (images in both tables), only_first and only_second (images that only that model gets right) and the two-sided
+    p_value: the probability of a split at least as uneven if both were equally good. ValueError if no image is in both.
     """
     both = first.merge(second, on="path", suffixes=("_1", "_2"))
     if not len(both):
@@ -165,14 +166,10 @@ def _counts(predictions: pd.DataFrame) -> dict[str, int]:
     return {"classes": predictions["label"].nunique(), "seen_in_training": int(predictions["seen_in_training"].sum())}
 
 
-def _attributes(table: pd.DataFrame) -> list[str]:
-    return [column for column in table if column.startswith(attributes.COLUMN)]
-
-
 def scores_by_group(predictions: pd.DataFrame) -> dict[str, dict[str, dict]]:
     """Attribute → group → `overall` and counts of its pictures; of a group under SMALLEST_GROUP only n and the counts."""
     found: dict[str, dict[str, dict]] = {}
-    for column in _attributes(predictions):
+    for column in predictions.filter(like=attributes.COLUMN):
         groups = found[column.removeprefix(attributes.COLUMN)] = {}
         for value, rows in sorted(predictions.groupby(column), key=lambda group: natural_key(group[0])):
             whole = overall(rows) if len(rows) >= SMALLEST_GROUP else {"n": len(rows)}
@@ -253,12 +250,10 @@ def most_confused(predictions: pd.DataFrame, n: int) -> pd.DataFrame:
 
 def surest_of_pairs(predictions: pd.DataFrame, pairs: pd.DataFrame, n: int = 10) -> dict[str, list[int]]:
     """For each pair of `most_confused`: a description → the rows of its `n` most confident mistakes."""
-    ranked = surest(predictions)
+    ranked = surest(predictions).groupby(["label", "predicted"]).groups
     return {
-        f"{pair.label} taken for {pair.predicted}: {pair.n:,} images, {pair.share:.0%} of {pair.label}": list(
-            ranked.index[(ranked["label"] == pair.label) & (ranked["predicted"] == pair.predicted)][:n]
-        )
-        for pair in pairs.itertuples()
+        f"{label} taken for {said}: {count:,} images, {share:.0%} of {label}": list(ranked[label, said][:n])
+        for label, said, count, share in pairs.itertuples(index=False)
     }
 
 
