@@ -163,9 +163,7 @@ def require_own(path: Path, names_only: bool = False) -> None:
 
 def _entries(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
     """Everything below `folder` that is no folder, links not followed: its name and stat."""
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir(follow_symlinks=False):
             yield from _entries(Path(entry.path), f"{below}{entry.name}/")
         elif entry.name != WRITTEN and entry.name.lower() not in FILE_MANAGERS:

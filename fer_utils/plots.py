@@ -22,7 +22,6 @@ RUN_COLOURS = ("#ee7733", "#aa3377", "#33bbee", "#222222", "#999933", "#882255")
 _HATCH = "////"  # for a changed version of a split: balanced, or at another temperature
 _GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
 _HEAT: dict[str, Any] = {"cmap": "Blues", "linewidths": 0.5, "cbar": False}
-_AS_SHARES: dict[str, Any] = {"fmt": ".2f", "vmin": 0, "vmax": 1}
 Faces = np.ndarray | Sequence[np.ndarray]
 _CURVES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
@@ -173,7 +172,7 @@ def compared_confusions(counts: dict[str, np.ndarray]) -> Figure:
     for axes in list(grid.flat)[len(counts) :]:
         axes.set_axis_off()
     for axes, (run, counts_of_run) in zip(grid.flat, counts.items(), strict=False):
-        _confusion(axes, _shares(counts_of_run), _as_text(run), **_AS_SHARES, annot_kws={"fontsize": 7})
+        _confusion(axes, counts_of_run, _as_text(run), as_shares=True, annot_kws={"fontsize": 7})
         axes.tick_params(labelsize=7)
         axes.tick_params("x", rotation=45)
     return figure
@@ -198,18 +197,16 @@ def rates(history: pd.DataFrame) -> Figure:
 def confusion_matrix(counts: np.ndarray, title: str) -> Figure:
     """Two heat maps of (7, 7) counts: the counts, and each row as shares of its true class."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
-    _confusion(left, counts, "images", fmt=",d")
-    _confusion(right, _shares(counts), "share of the true class", **_AS_SHARES)
+    _confusion(left, counts, "images")
+    _confusion(right, counts, "share of the true class", as_shares=True)
     figure.suptitle(title)
     return figure
 
 
-def _shares(counts: np.ndarray) -> np.ndarray:
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-
-
-def _confusion(axes: Axes, values: np.ndarray, title: str, **style) -> None:
+def _confusion(axes: Axes, counts: np.ndarray, title: str, as_shares: bool = False, **style) -> None:
     names = {"xticklabels": CLASSES, "yticklabels": CLASSES}
+    style |= {"fmt": ".2f", "vmin": 0, "vmax": 1} if as_shares else {"fmt": ",d"}
+    values = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) if as_shares else counts
     sns.heatmap(values, annot=True, ax=axes, square=True, **_HEAT, **names, **style)
     axes.set(title=title, xlabel="predicted", ylabel="true")
     axes.tick_params("y", rotation=0)

@@ -231,7 +231,9 @@ if corruptions:
     stage.save(harder, "corruptions_test.csv")
     metrics["corruptions"] = robustness.summary(harder)
     stage.show(plots.corruptions(harder, metrics["test"]["accuracy"]), "corruptions")
-    display(robustness.shown(harder).round(3))
+    display(
+        harder.pivot_table("accuracy", "corruption", "level", sort=False, margins=True, margins_name="mean").round(3)
+    )
 
 # %% [markdown]
 # ## Optional: wrong labels

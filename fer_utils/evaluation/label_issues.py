@@ -24,10 +24,6 @@ TOPS = (500, 1000, 2000)  # numbers of the first issues that `worth` gives preci
 COLUMNS = ("path", "label", "suggested", "quality", "is_issue", "fingerprint", "ferplus_label", "votes", "row_in_train")
 
 
-class CleanlabMissing(ImportError):
-    """cleanlab is not installed."""
-
-
 def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     """Out-of-sample probabilities of the seven classes, float (n, 7), by cross-validation of a linear probe.
 
@@ -50,14 +46,14 @@ def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
 
     pictures: column label, and those of COLUMNS that are kept. probabilities: (n, 7), out of sample. Adds `suggested`, the
     likeliest class; `quality`, 0 to 1, cleanlab's normalized margin: below 0.5 where another class is likelier (by the label's
-    probability alone, rare classes would come first); `is_issue`, by `prune_by_noise_rate`. Raises CleanlabMissing.
+    probability alone, rare classes would come first); `is_issue`, by `prune_by_noise_rate`. Raises ImportError.
     """
     try:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
     except ImportError as error:
         install = "`pip install cleanlab` (2.9 or newer), the extra `labels` of this project"
-        raise CleanlabMissing(f"label issues need cleanlab: {install}") from error
+        raise ImportError(f"label issues need cleanlab: {install}") from error
     codes = pictures["label"].map(CLASSES.index).to_numpy(int)
     rows = pictures[[column for column in COLUMNS if column in pictures]].assign(
         suggested=[CLASSES[code] for code in probabilities.argmax(axis=1)],

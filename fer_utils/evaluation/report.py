@@ -252,7 +252,7 @@ def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequ
     names = {caption: name for part in (opening, others, *_SECTIONS.values()) for caption, name in part.items()}
     there = {caption: figure(name) for caption, name in names.items() if figure(name).is_file()}
     environment = Environment(autoescape=True)
-    environment.filters["table"] = _named_table
+    environment.filters["table"] = _spaced_table
     tables = (calibration_table, disagreement_line, label_set_classes, label_set_table, other_sets_table, score_table)
     return environment.from_string(_PAGE, globals={function.__name__: function for function in tables}).render(
         style=STYLE,
@@ -276,16 +276,15 @@ def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequ
     )
 
 
-def _named_table(table: pd.DataFrame) -> Markup:
-    """The table with its index where that holds names, and with spaces in the names of its columns."""
+def _spaced_table(table: pd.DataFrame) -> Markup:
+    return html_table(table.rename(columns=lambda name: name.replace("_", " ")))
+
+
+def html_table(table: pd.DataFrame) -> Markup:
+    """A table as HTML, with its index where that holds names, and numbers formatted by `significant`; a wide table scrolls."""
     has_names = not isinstance(table.index, pd.RangeIndex)
-    return html_table(table.rename(columns=lambda name: name.replace("_", " ")), has_names)
-
-
-def html_table(table: pd.DataFrame, index: bool = False) -> Markup:
-    """A table as HTML, with text escaped and numbers formatted by `significant`; a wide table scrolls."""
     whole = dict.fromkeys(table.select_dtypes("integer").columns, "{:,}".format)
-    html = table.to_html(index=index, border=0, float_format=significant, formatters=whole, escape=True)
+    html = table.to_html(index=has_names, border=0, float_format=significant, formatters=whole, escape=True)
     return Markup(f'<div class="wide">{html}</div>')
 
 

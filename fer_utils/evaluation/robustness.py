@@ -81,12 +81,6 @@ def score(model: keras.Model, faces, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["corruption", "level", "strength", "accuracy", "macro_f1"])
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The result of `score` for reading: a row a corruption, accuracy in the columns 1 to 5, and the mean."""
-    wide = table.pivot_table("accuracy", "corruption", "level", sort=False, margins=True, margins_name="mean")
-    return wide.rename_axis(None).rename_axis(None, axis=1)
-
-
 def summary(table: pd.DataFrame) -> dict:
     """The result of `score` as in metrics.json: the means over all corruptions and levels, by kind, and each level."""
     by_kind = {

@@ -103,10 +103,9 @@ def calibration_error(bins: pd.DataFrame) -> float:
 
 
 def fit_temperature(predictions: pd.DataFrame) -> float:
-    """The temperature that minimises the loss of these predictions when the scores before softmax are divided by it.
+    """The temperature that minimises the loss when the scores before softmax are divided by it (Guo et al. 2017, section 4.2).
 
-    Temperature scaling (Guo et al. 2017, section 4.2): above 1 the model is overconfident, below 1 underconfident. The
-    predicted classes stay the same.
+    Above 1 the model is overconfident, below 1 underconfident. The predicted classes stay the same.
     """
     found = minimize_scalar(
         lambda log: _loss(at_temperature(predictions, float(np.exp(log)))),
