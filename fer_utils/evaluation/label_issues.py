@@ -52,8 +52,9 @@ def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
     except ImportError as error:
-        install = "`pip install cleanlab` (2.9 or newer), the extra `labels` of this project"
-        raise ImportError(f"label issues need cleanlab: {install}") from error
+        raise ImportError(
+            "label issues need cleanlab 2.9 or newer: `pip install cleanlab`, or the extra `labels`"
+        ) from error
     codes = pictures["label"].map(CLASSES.index).to_numpy(int)
     rows = pictures[[column for column in COLUMNS if column in pictures]].assign(
         suggested=[CLASSES[code] for code in probabilities.argmax(axis=1)],

@@ -92,15 +92,16 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 {{ label_set_table(metrics)|table }}<p>{{ rule }}.</p>{{ label_set_classes(metrics, "TEST")|table }}
 {% endif %}{% if metrics.also %}<h2>Other test sets</h2>{{ other_sets_table(metrics)|table }}
 {{ show(others) }}
-{% endif %}<h2>TEST, class by class</h2>{{ per_class|table }}
+{% endif %}<h2>TEST, class by class</h2>{{ frame(metrics.per_class.test)|table }}
 {% for title, captions in sections.items() %}{% if title == "Confidence" or show(captions) %}<h2>{{ title }}</h2>
 {% if title == "Confidence" %}{{ calibration_table(metrics)|table }}{% endif %}{{ show(captions) }}
 {% endif %}{% endfor %}
 {% if missing %}<p>Figures that this run has not saved, some of them of optional steps: {{ missing|join("; ") }}.</p>{% endif %}
-<h2>Stages</h2>{{ seconds|table }}
+<h2>Stages</h2>{{ frame(metrics.run.seconds_per_stage.items(), columns=["stage", "seconds"])|table }}
 <h2>Parameters</h2><div class="parameters">
-{% for stage, values in parameters.items() %}<div><h3>{{ stage }}</h3>{{ values|table }}</div>{% endfor %}</div>
-<h2>Versions</h2>{{ versions|table }}
+{% for stage, values in metrics.run.params.items() %}<div><h3>{{ stage }}</h3>
+{{ frame(values.items(), columns=["name", "value"], dtype="str")|table }}</div>{% endfor %}</div>
+<h2>Versions</h2>{{ frame(metrics.run.versions.items(), columns=["package", "version"])|table }}
 {% if notebooks %}<h2>Executed notebooks</h2><ul>
 {% for name in notebooks %}<li><a href="notebooks/{{ name }}">{{ name }}</a></li>{% endfor %}</ul>{% endif %}
 </body></html>
@@ -252,9 +253,10 @@ def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequ
     names = {caption: name for part in (opening, others, *_SECTIONS.values()) for caption, name in part.items()}
     there = {caption: figure(name) for caption, name in names.items() if figure(name).is_file()}
     environment = Environment(autoescape=True)
-    environment.filters["table"] = _spaced_table
+    environment.filters["table"] = lambda table: html_table(table.rename(columns=lambda name: name.replace("_", " ")))
     tables = (calibration_table, disagreement_line, label_set_classes, label_set_table, other_sets_table, score_table)
     return environment.from_string(_PAGE, globals={function.__name__: function for function in tables}).render(
+        frame=pd.DataFrame,
         style=STYLE,
         run=run,
         metrics=metrics,
@@ -265,19 +267,8 @@ def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequ
         sections=_SECTIONS,
         figures={caption: base64.b64encode(path.read_bytes()).decode() for caption, path in there.items()},
         missing=[caption for caption in names if caption not in there],
-        per_class=pd.DataFrame(metrics["per_class"]["test"]),
-        seconds=pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"]),
-        parameters={
-            stage: pd.DataFrame(values.items(), columns=["name", "value"], dtype=str)
-            for stage, values in metrics["run"]["params"].items()
-        },
-        versions=pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"]),
         notebooks=sorted(notebooks),
     )
-
-
-def _spaced_table(table: pd.DataFrame) -> Markup:
-    return html_table(table.rename(columns=lambda name: name.replace("_", " ")))
 
 
 def html_table(table: pd.DataFrame) -> Markup:

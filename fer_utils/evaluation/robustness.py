@@ -74,8 +74,7 @@ def score(model: keras.Model, faces, seed: int) -> pd.DataFrame:
     rows = []
     for kind, (_, strengths) in STRENGTHS.items():
         for level in FIVE:
-            probabilities = loop.predict(model, corrupt(faces.images, kind, level, seed))
-            predicted = probabilities.argmax(axis=1)
+            predicted = loop.predict(model, corrupt(faces.images, kind, level, seed)).argmax(axis=1)
             f1 = f1_score(faces.labels, predicted, labels=range(len(CLASSES)), average="macro", zero_division=0)
             rows.append((kind, level + 1, strengths[level], float((predicted == faces.labels).mean()), float(f1)))
     return pd.DataFrame(rows, columns=["corruption", "level", "strength", "accuracy", "macro_f1"])

@@ -107,11 +107,7 @@ def fit_temperature(predictions: pd.DataFrame) -> float:
 
     Above 1 the model is overconfident, below 1 underconfident. The predicted classes stay the same.
     """
-    found = minimize_scalar(
-        lambda log: _loss(at_temperature(predictions, float(np.exp(log)))),
-        bounds=np.log(TEMPERATURES),
-        method="bounded",
-    )
+    found = minimize_scalar(lambda log: _loss(at_temperature(predictions, np.exp(log))), bounds=np.log(TEMPERATURES))
     return float(np.exp(found.x))
 
 
