@@ -40,6 +40,24 @@ class TornFile(ValueError):
 
 
 @contextlib.contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Raise an OutputError that names `path` and says what to do, where the disk is full or nothing can be written there."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OutputError(f"no space left on the disk while writing {path}: free some and run again") from error
+        if error.errno in _NOT_WRITABLE:
+            # On Windows a file that a program has open, such as a table in Excel, cannot be replaced.
+            close = "close the program that has it open, or " if sys.platform == "win32" else ""
+            message = f"{path} cannot be written ({error.strerror}): {close}choose another output folder"
+            raise OutputError(message) from error
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which replaces `path` when the block ends without an error.
 
@@ -52,23 +70,22 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
     prefix = f"{PARTIAL}{uuid.uuid4().hex[:8]}"
     temporary, old = path.with_name(f"{prefix}-{path.name}"), path.with_name(f"{prefix}{_OLD}{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        is_folder = temporary.is_dir()
-        if is_folder:
-            note_written(temporary)
-            require_own(path)
-        else:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())  # else a crash could leave an empty file under the final name
-        if before is not None:
-            before(path)
-        if is_folder and path.exists():
-            os.rename(path, old)
-        os.replace(temporary, path)
-        remove(old)
-    except OSError as error:
-        raise explained(error, path) from error
+        with _explaining(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            is_folder = temporary.is_dir()
+            if is_folder:
+                note_written(temporary)
+                require_own(path)
+            else:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())  # else a crash could leave an empty file under the final name
+            if before is not None:
+                before(path)
+            if is_folder and path.exists():
+                os.rename(path, old)
+            os.replace(temporary, path)
+            remove(old)
     finally:
         if os.path.lexists(temporary):
             remove(temporary)
@@ -77,25 +94,16 @@ def replacing(path: Path, before: Callable[[Path], None] | None = None) -> Itera
 def acquired(lock: Path, seconds: float) -> "BaseFileLock | None":
     """The lock of a lock file, acquired within `seconds`, -1 for any time. Raises TimeoutError if another process keeps it.
 
-    <<<<<<< HEAD
-        A process may acquire it several times. On Kaggle a session is alone with its folders: there it is None, and `filelock`,
-        which may be missing there, is not imported.
-    =======
-        On Kaggle, where a session is alone with its folders and `filelock` may be missing, no lock is taken.
-    >>>>>>> room_data
+    A process may acquire it several times. On Kaggle it is None: a session is alone with its folders, and may lack `filelock`.
     """
     if places.on_kaggle():
         return None
     from filelock import FileLock
 
-    try:
+    with _explaining(lock.parent):
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(lock, is_singleton=True)
         held.acquire(timeout=seconds)
-    except TimeoutError:
-        raise
-    except OSError as error:
-        raise explained(error, lock.parent) from error
     return held
 
 
@@ -155,26 +163,11 @@ def require_own(path: Path, names_only: bool = False) -> None:
 
 def _entries(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:
     """Everything below `folder` that is no folder, links not followed: its name and stat."""
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir(follow_symlinks=False):
             yield from _entries(Path(entry.path), f"{below}{entry.name}/")
         elif entry.name != WRITTEN and entry.name.lower() not in FILE_MANAGERS:
             yield below + entry.name, entry.stat(follow_symlinks=False)
-
-
-def explained(error: OSError, path: Path) -> OSError:
-    """An OutputError that says what to do, if the disk is full or nothing can be written there; otherwise the error itself."""
-    if isinstance(error, OutputError):
-        return error
-    if error.errno == errno.ENOSPC:
-        return OutputError(f"no space left on the disk while writing {path}: free some and run again")
-    if error.errno in _NOT_WRITABLE:
-        # On Windows a file that a program has open, such as a table in Excel, cannot be replaced.
-        close = "close the program that has it open, or " if sys.platform == "win32" else ""
-        return OutputError(f"{path} cannot be written ({error.strerror}): {close}choose another output folder")
-    return error
 
 
 def place_copy(source: Path, path: Path) -> None:
@@ -202,9 +195,9 @@ def remove(path: Path) -> None:
 
 
 def remove_partials(folder: Path) -> list[Path]:
-    """Remove partial files that a killed process left directly in `folder`; return the temporary paths found.
+    """Remove what a killed process left directly in `folder`, and return the temporary paths found.
 
-    If the process died while it replaced a folder, and the new folder is not in place, the old one is restored.
+    If it died while it replaced a folder, and the new folder is not in place, the old one is restored.
     """
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     left = [path for path in found if re.match(rf"{re.escape(PARTIAL)}[0-9a-f]{{8}}-", path.name)]
@@ -219,12 +212,10 @@ def remove_partials(folder: Path) -> list[Path]:
 
 def require_space(folder: Path, needed: int) -> None:
     """Raise OutputError if `folder` cannot be written or has less than `needed` bytes free."""
-    try:
+    with _explaining(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise explained(error, folder) from error
     free = shutil.disk_usage(folder).free
     if free < needed:
         found = f"{folder} has {free / 1e6:,.0f} MB free, this stage writes about {needed / 1e6:,.0f} MB"

@@ -38,10 +38,8 @@ class UnreadableImage(ValueError):
 
 
 def read_file(path: Path, at_most: int = MAX_FILE_BYTES) -> bytes:
-    """The bytes of an image file, which may be a link to one.
-
-    Raises UnreadableImage, without the path, if it is missing, has more than `at_most` bytes, or is no regular file: a
-    pipe or a device may have no end.
+    """The bytes of an image file or of a link to one. Raises UnreadableImage, without the path, if it is missing, has more than
+    `at_most` bytes, or is no regular file: a pipe or a device may have no end.
     """
     try:
         status = path.stat()
@@ -56,10 +54,9 @@ def read_file(path: Path, at_most: int = MAX_FILE_BYTES) -> bytes:
 
 @contextmanager
 def _opened(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """The picture in an image file's bytes, not yet decoded; every picture is opened here, and its limits checked by its header.
+    """The picture in an image file's bytes, not yet decoded, with its limits checked by its header.
 
-    Only these formats are tried, since Pillow starts other programs for some. Raises UnreadableImage, also for what goes wrong
-    inside the block.
+    Only these formats are tried, since Pillow starts other programs for some. Raises UnreadableImage, also for errors in the block.
     """
     try:
         with Image.open(io.BytesIO(data), formats=formats) as picture:
@@ -88,8 +85,8 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode an image file's bytes to uint8 grey of shape (48, 48), and list the conversions made.
 
     The second value holds any of `colour` (was not 8-bit grey, is now by ITU-R 601 luma), `resized` (was not 48×48) and
-    `blank` (see is_blank). See _pixels for what else is done. Raises UnreadableImage, naming `name`, for an empty, truncated,
-    foreign or far too large file: Pillow, unlike OpenCV, refuses a JPEG that ends early.
+    `blank` (see is_blank). Raises UnreadableImage, naming `name`, for an empty, truncated, foreign or far too large file:
+    Pillow, unlike OpenCV, refuses a JPEG that ends early.
     """
     if not data:
         raise UnreadableImage(f"{name}: the file is empty (zero bytes)")
@@ -108,10 +105,9 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def decode_photograph(file: bytes | Path) -> np.ndarray:
-    """An image file, or its bytes, as RGB uint8 (height, width, 3); of several pictures or frames the first. See _pixels.
+    """An image file, or its bytes, as RGB uint8 (height, width, 3); of several pictures or frames the first.
 
-    Raises UnreadableImage, without the path, if the file is missing, empty, truncated, over MAX_MEGAPIXELS, no regular file,
-    or of none of PHOTOGRAPH_FORMATS.
+    Raises UnreadableImage, without the path, as read_file does and for what is cut off, too large, or of another format.
     """
     if "HEIF" in PHOTOGRAPH_FORMATS:
         importlib.import_module("pillow_heif.HeifImagePlugin")  # once imported, Pillow opens such files
@@ -120,10 +116,9 @@ def decode_photograph(file: bytes | Path) -> np.ndarray:
 
 
 def _pixels(picture: Image.Image, mode: Literal["L", "RGB"]) -> np.ndarray:
-    """The pixels of an opened picture: uint8, (height, width) or (height, width, 3).
+    """The pixels of an opened picture, upright by its EXIF orientation: uint8, (height, width) or (height, width, 3).
 
-    The picture is turned upright by its EXIF orientation. Transparent parts become white. Grey of more than 8 bits, and
-    fractions, are scaled: see _range.
+    Transparent parts become white. Grey of more than 8 bits, and fractions, are scaled: see _range.
     """
     ImageOps.exif_transpose(picture, in_place=True)
     is_deep = picture.mode[0] in "IF"

@@ -26,22 +26,15 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
         if not waiting:
             return
         folder, depth = waiting.popleft()
-        folders, files = _entries(folder)
-        yield folder, folders, files
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted((entry.name, entry.is_dir()) for entry in islice(found, MAX_ENTRIES))
+        except OSError:
+            entries = []
+        folders = [name for name, is_folder in entries if is_folder]
+        yield folder, folders, [name for name, is_folder in entries if not is_folder]
         if depth < MAX_DEPTH:
             waiting.extend((folder / name, depth + 1) for name in folders)
-
-
-def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    folders: list[str] = []
-    files: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in islice(entries, MAX_ENTRIES):
-                (folders if entry.is_dir() else files).append(entry.name)
-    except OSError:
-        return [], []
-    return sorted(folders), sorted(files)
 
 
 def find_files(root: Path, suffix: str) -> list[Path]:
@@ -60,19 +53,16 @@ def find_parts(root: Path, parts: Sequence[str], classes: Sequence[str]) -> list
 
 
 def describe(root: Path, lines: int = 40) -> str:
-    """What is mounted, for an error message: a line for each folder of the first levels with some of its entries."""
-    found = []
-    for folder, folders, files in walk(root):
-        depth = len(folder.relative_to(root).parts)
-        if depth >= 3:
-            folders.clear()
-        if depth:
-            shown = ", ".join([*(f"{name}/" for name in _entries(folder)[0][:4]), *files[:4]])
-            found.append(f"  {folder}: {shown or 'empty'}")
-    if not found:
-        return f"nothing is mounted in {root}"
-    more = [f"  … and {len(found) - lines} more"] if len(found) > lines else []
-    return "\n".join([f"mounted in {root}:", *sorted(found[:lines]), *more])
+    """What is mounted, for an error message: a line for each of the first folders with some of its entries."""
+    found = [
+        f"  {folder}: {', '.join([*(f'{name}/' for name in folders[:4]), *files[:4]]) or 'empty'}"
+        for folder, folders, files in islice(walk(root), 1, lines + 1)
+    ]
+    return (
+        "\n".join([f"mounted in {root} (at most {lines} folders are shown):", *sorted(found)])
+        if found
+        else f"nothing is mounted in {root}"
+    )
 
 
 class NotFoundHere(FileNotFoundError):

@@ -32,9 +32,8 @@ def say(text: str, seconds: float = 0) -> None:
 
 
 def announce(text: str, seconds: float, is_longest: bool = False) -> None:
-    """Print how long a step will take; run_all.py also shows it if that is more than SHORT seconds.
-
-    is_longest: most of the run's time is in this step: run_all.py then says how long the run will take.
+    """Print how long a step will take; run_all.py shows it too if that is more than SHORT seconds, and with is_longest adds how
+    long the whole run will take.
     """
     if seconds <= SHORT:
         print(text)

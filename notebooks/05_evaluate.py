@@ -204,7 +204,7 @@ if len(worst):
 # %% [markdown]
 # ## Optional: other test sets
 # With `also`: your own pictures, RAF-DB, AffectNet. They are not part of TEST. How many of them the model has seen in
-# training is counted as for TEST, by copies. With `also_groups` a second table has the scores of each group of people.
+# training is counted as for TEST, by copies. With `also_groups` the table has the scores of each group of people too.
 
 # %%
 finder, trained = reader.face_finder(also_faces), stage.read("trained.csv")
@@ -217,9 +217,6 @@ for name, shown in others.items():
     stage.save(table, f"predictions_also_{name}.csv")
 if others:
     display(report.other_sets_table(metrics).round(4))
-    groups = report.groups_table(metrics)
-    if len(groups):
-        display(groups.round(4))
 
 # %% [markdown]
 # ## Optional: harder pictures
@@ -233,7 +230,9 @@ if corruptions:
     stage.save(harder, "corruptions_test.csv")
     metrics["corruptions"] = robustness.summary(harder)
     stage.show(plots.corruptions(harder, metrics["test"]["accuracy"]), "corruptions")
-    display(robustness.shown(harder).round(3))
+    display(
+        harder.pivot_table("accuracy", "corruption", "level", sort=False, margins=True, margins_name="mean").round(3)
+    )
 
 # %% [markdown]
 # ## Optional: wrong labels

@@ -1,5 +1,7 @@
 """Grad-CAM: heat maps of the image parts that speak for a class."""
 
+from functools import partial
+
 from fer_utils.training import devices, network
 
 import keras
@@ -18,36 +20,25 @@ def heat_maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np
     sizes. As in Selvaraju et al. 2017, "Grad-CAM", the layer's channels are weighted by the mean gradient of the class's
     score before softmax, and negative values are set to zero. A map without positive values is all zeros.
     """
-    explain = _explainer(model)
-    batches = range(0, len(images), BATCH)
-    return np.concatenate([explain(images[i : i + BATCH], classes[i : i + BATCH]) for i in batches])
-
-
-def _explainer(model: keras.Model):
     backbone = network.backbone_of(model)
-    layer = _layer_to_explain(backbone)
-    pooling, *head, last = [model.get_layer(name) for name in (network.FEATURES, *network.HEAD_LAYERS)]
-    before, after = keras.Model(backbone.input, layer.output), keras.Model(layer.output, pooling(backbone.output))
+    blocks = [layer.output for layer in backbone.layers if layer.name.endswith("_out")]
+    deepest = [output for output in blocks if output.shape[1] >= SMALLEST_MAP][-1]
+    *layers, last = [model.get_layer(name) for name in (network.FEATURES, *network.HEAD_LAYERS)]
+    x = backbone.output
+    for layer in layers:
+        x = layer(x)
+    before, after = keras.Model(backbone.input, deepest), keras.Model(deepest, x)
 
-    def explain(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        pixels = ops.convert_to_tensor(images, "float32")
+    def score(maps, codes: np.ndarray):
+        x = ops.cast(after(maps, training=False), last.kernel.dtype)  # float16 in a model trained in mixed precision
+        return ops.take_along_axis(ops.matmul(x, last.kernel) + last.bias, ops.expand_dims(codes, 1), axis=1)
+
+    found = []
+    for rows in (slice(start, start + BATCH) for start in range(0, len(images), BATCH)):
+        pixels = ops.convert_to_tensor(images[rows], "float32")
         maps = before(model.get_layer(network.PREPROCESSING)(pixels), training=False)
-
-        def score(maps):
-            x = after(maps, training=False)
-            for layer in head:
-                x = layer(x, training=False)
-            x = ops.cast(x, last.kernel.dtype)  # float16 in a model trained in mixed precision
-            return ops.take_along_axis(ops.matmul(x, last.kernel) + last.bias, ops.expand_dims(classes, 1), axis=1)
-
-        weights = ops.mean(ops.cast(devices.gradient(score, maps), "float32"), axis=(1, 2), keepdims=True)
+        slopes = ops.cast(devices.gradient(partial(score, codes=classes[rows]), maps), "float32")
+        weights = ops.mean(slopes, axis=(1, 2), keepdims=True)
         heat = ops.relu(ops.sum(weights * ops.cast(maps, "float32"), axis=-1))
-        return ops.convert_to_numpy(ops.divide_no_nan(heat, ops.max(heat, axis=(1, 2), keepdims=True)))
-
-    return explain
-
-
-def _layer_to_explain(backbone: keras.Model) -> keras.layers.Layer:
-    blocks = [layer for layer in backbone.layers if layer.name.endswith("_out")]
-    large = [layer for layer in blocks if layer.output.shape[1] >= SMALLEST_MAP]
-    return large[-1]
+        found.append(ops.convert_to_numpy(ops.divide_no_nan(heat, ops.max(heat, axis=(1, 2), keepdims=True))))
+    return np.concatenate(found)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
 FOLDS = 5
@@ -24,45 +24,37 @@ TOPS = (500, 1000, 2000)  # numbers of the first issues that `worth` gives preci
 COLUMNS = ("path", "label", "suggested", "quality", "is_issue", "fingerprint", "ferplus_label", "votes", "row_in_train")
 
 
-class CleanlabMissing(ImportError):
-    """cleanlab is not installed."""
-
-
 def probe(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     """Out-of-sample probabilities of the seven classes, float (n, 7), by cross-validation of a linear probe.
 
     features: (n, d), from a frozen backbone. labels: int (n,). groups: pictures of one group are copies of one picture, and
-    never in different folds. The probe (Alain & Bengio 2017, arXiv:1610.01644) is logistic regression on the whitened
-    principal components of the features, on which it converges in a few steps. Raises ValueError for a class with fewer groups than folds.
+    never in different folds. The probe (Alain & Bengio 2017, arXiv:1610.01644) is logistic regression on whitened principal
+    components, on which it converges in a few steps. Raises ValueError for a class with fewer groups than folds.
     """
     for code, label in enumerate(CLASSES):
         if (n_groups := len(set(groups[labels == code]))) < FOLDS:
             raise ValueError(f"TRAIN has {n_groups} different pictures of {label}; {FOLDS} folds need as many")
-    probabilities = np.zeros((len(labels), len(CLASSES)))
+    n_components = min(COMPONENTS, len(labels) // 2, features.shape[1])  # every fit has more than half of the pictures
+    components = PCA(n_components, whiten=True, svd_solver="covariance_eigh")  # exact, and fast for many pictures
+    model = make_pipeline(components, LogisticRegression(C=PROBE_C, max_iter=MOST_STEPS))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for fitted, held_out in folds.split(features, labels, groups):
-        solver = "covariance_eigh" if len(fitted) >= features.shape[1] else "full"  # both are exact; this one is faster
-        components = PCA(min(COMPONENTS, len(fitted), features.shape[1]), whiten=True, svd_solver=solver)
-        model = make_pipeline(components, LogisticRegression(C=PROBE_C, max_iter=MOST_STEPS))
-        model.fit(features[fitted], labels[fitted])
-        probabilities[held_out] = model.predict_proba(features[held_out])
-    return probabilities
+    return cross_val_predict(model, features, labels, groups=groups, cv=folds, method="predict_proba")
 
 
 def find(pictures: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """The pictures with what confident learning says of their labels, the most doubtful first.
 
     pictures: column label, and those of COLUMNS that are kept. probabilities: (n, 7), out of sample. Adds `suggested`, the
-    likeliest class; `quality`, 0 to 1, cleanlab's normalized margin: below 0.5 where another class is likelier than the label
-    (by the label's probability alone, pictures of rare classes would come first); `is_issue`, cleanlab's verdict
-    (`prune_by_noise_rate`). Raises CleanlabMissing.
+    likeliest class; `quality`, 0 to 1, cleanlab's normalized margin: below 0.5 where another class is likelier (by the label's
+    probability alone, rare classes would come first); `is_issue`, by `prune_by_noise_rate`. Raises ImportError.
     """
     try:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
     except ImportError as error:
-        install = "`pip install cleanlab` (2.9 or newer), the extra `labels` of this project"
-        raise CleanlabMissing(f"label issues need cleanlab: {install}") from error
+        raise ImportError(
+            "label issues need cleanlab 2.9 or newer: `pip install cleanlab`, or the extra `labels`"
+        ) from error
     codes = pictures["label"].map(CLASSES.index).to_numpy(int)
     rows = pictures[[column for column in COLUMNS if column in pictures]].assign(
         suggested=[CLASSES[code] for code in probabilities.argmax(axis=1)],
@@ -107,11 +99,7 @@ def worth(issues: pd.DataFrame, tops: Sequence[int] = TOPS) -> pd.DataFrame:
         return pd.DataFrame()
     flagged = {"cleanlab's own threshold": judged[judged["is_issue"]]}
     flagged |= {f"first {n:,}": judged.head(n) for n in tops if n < len(judged)}
-    table = pd.DataFrame(
-        {
-            name: {"pictures": len(found), "precision": found["wrong"].mean(), "recall": found["wrong"].sum() / n_wrong}
-            for name, found in flagged.items()
-            if len(found)
-        }
-    ).T
-    return table.astype({"pictures": int}).assign(**{"chance": chance, "times chance": table["precision"] / chance})
+    wrong = {name: found["wrong"].agg(["size", "mean", "sum"]) for name, found in flagged.items() if len(found)}
+    table = pd.DataFrame(wrong, ["size", "mean", "sum"]).T.set_axis(["pictures", "precision", "recall"], axis=1)
+    times = {"chance": chance, "times chance": table["precision"] / chance}
+    return table.assign(recall=table["recall"] / n_wrong, **times).astype({"pictures": int})

@@ -1,7 +1,7 @@
 """The HTML report of a run: one file with embedded figures, readable without Jupyter."""
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fer_utils.data.ferplus import RULE
@@ -39,7 +39,7 @@ LABEL_SET_NAMES = {
 }
 
 # Sections of the report after its opening: caption → name under which a notebook saved the figure. Which of the figures a
-# run has depends on its data and parameters.
+# run has depends on its data and parameters; the report names the others.
 _SECTIONS = {
     "VAL": {"Confusion matrix of VAL": "confusion_matrix_val"},
     "Mistakes": {
@@ -75,8 +75,8 @@ _SECTIONS = {
     },
 }
 
-_PAGE = """{% macro show(figures) %}{% for caption, data in figures %}<figure>
-<img alt="{{ caption }}" src="data:image/png;base64,{{ data }}">
+_PAGE = """{% macro show(captions) %}{% for caption in captions if caption in figures %}<figure>
+<img alt="{{ caption }}" src="data:image/png;base64,{{ figures[caption] }}">
 <figcaption>{{ caption }}</figcaption></figure>{% endfor %}{% endmacro %}<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>FER run {{ run }}</title>
@@ -87,20 +87,21 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 {{ "%.3f"|format(metrics.val.macro_f1) }} on {{ "{:,}".format(metrics.val.n) }}); a guess is right one time in seven.</p>
 {% for line in lines if line %}<p class="{{ 'warning' if line.startswith('WARNING') else 'honesty' }}">{{ line }}</p>
 {% endfor %}{{ show(opening) }}
-<h2>Scores</h2>{{ scores|table }}
+<h2>Scores</h2>{{ score_table(metrics)|table }}
 {% if metrics.label_sets %}<h2>Against both label sets</h2><p>{{ disagreement_line(metrics, "TEST") }}</p>
 {{ label_set_table(metrics)|table }}<p>{{ rule }}.</p>{{ label_set_classes(metrics, "TEST")|table }}
 {% endif %}{% if metrics.also %}<h2>Other test sets</h2>{{ other_sets_table(metrics)|table }}
-{% if groups|length %}<h3>By group</h3>{{ groups|table }}{% endif %}{{ show(others) }}
-{% endif %}<h2>TEST, class by class</h2>{{ per_class|table }}
-{% for title, figures in sections %}{% if figures or title == "Confidence" %}<h2>{{ title }}</h2>
-{% if title == "Confidence" %}{{ calibration_table(metrics)|table }}{% endif %}
-{{ show(figures) }}
+{{ show(others) }}
+{% endif %}<h2>TEST, class by class</h2>{{ frame(metrics.per_class.test)|table }}
+{% for title, captions in sections.items() %}{% if title == "Confidence" or show(captions) %}<h2>{{ title }}</h2>
+{% if title == "Confidence" %}{{ calibration_table(metrics)|table }}{% endif %}{{ show(captions) }}
 {% endif %}{% endfor %}
-<h2>Stages</h2>{{ seconds|table }}
+{% if missing %}<p>Figures that this run has not saved, some of them of optional steps: {{ missing|join("; ") }}.</p>{% endif %}
+<h2>Stages</h2>{{ frame(metrics.run.seconds_per_stage.items(), columns=["stage", "seconds"])|table }}
 <h2>Parameters</h2><div class="parameters">
-{% for stage, values in parameters %}<div><h3>{{ stage }}</h3>{{ values|table }}</div>{% endfor %}</div>
-<h2>Versions</h2>{{ versions|table }}
+{% for stage, values in metrics.run.params.items() %}<div><h3>{{ stage }}</h3>
+{{ frame(values.items(), columns=["name", "value"], dtype="str")|table }}</div>{% endfor %}</div>
+<h2>Versions</h2>{{ frame(metrics.run.versions.items(), columns=["package", "version"])|table }}
 {% if notebooks %}<h2>Executed notebooks</h2><ul>
 {% for name in notebooks %}<li><a href="notebooks/{{ name }}">{{ name }}</a></li>{% endfor %}</ul>{% endif %}
 </body></html>
@@ -108,15 +109,10 @@ on {{ "{:,}".format(metrics.test.n) }} images (VAL: {{ "%.3f"|format(metrics.val
 
 
 def score_table(metrics: dict) -> pd.DataFrame:
-    """The scores of metrics.json as a table: a row for VAL, TEST and each of their parts.
-
-    With test-time augmentation, the same rows follow again for its scores.
-    """
+    """A row for VAL, TEST and each of their parts; with test-time augmentation, the same rows again for its scores."""
     rows: dict[str, dict] = {}
-    variants = [(metrics, "")]
-    if augmented := metrics.get("test_time_augmentation"):
-        variants.append((augmented, f", {augmented['kind']}"))
-    for found, ending in variants:
+    augmented = metrics.get("test_time_augmentation")
+    for found, ending in [(metrics, ""), *([(augmented, f", {augmented['kind']}")] if augmented else [])]:
         for split in ("VAL", "TEST"):
             rows |= _with_parts(split, found[split.lower()], ending)
     columns = ["n", "accuracy", "macro_f1", "macro_precision", "macro_recall", "loss", "calibration_error"]
@@ -131,34 +127,24 @@ def _with_parts(split: str, scores: dict, ending: str) -> dict[str, dict]:
 
 def _with_intervals(rows: dict[str, dict], columns: Sequence[str]) -> pd.DataFrame:
     """These columns of the scores, and the interval of accuracy and of macro F1 after each."""
-    table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
+    table = pd.DataFrame(list(rows.values()), list(rows)).reindex(columns=columns)
     for score in ("accuracy", "macro_f1"):
-        ends = [row[f"{score}_interval"] for row in rows.values()]
+        ends = [row.get(f"{score}_interval") for row in rows.values()]
         texts = ["{:.3f}–{:.3f}".format(*end) if end else "too few" for end in ends]
         table.insert(list(table).index(score) + 1, f"{score} 95 %", texts)
-    return table.astype({column: int for column in ("n", "classes", "seen_in_training") if column in table})
+    return table
 
 
 def other_sets_table(metrics: dict) -> pd.DataFrame:
-    """The scores of other test sets: a row for each, and one for its pictures that the model has not seen."""
+    """A row for each other test set, for its unseen pictures, and for each group; a group with too few pictures has no scores."""
     rows = {}
     for name, whole in metrics["also"].items():
         rows[name] = whole
         if "unseen" in whole:
             rows[f"{name}, unseen"] = whole["unseen"] | {"classes": whole["classes"], "seen_in_training": 0}
+        for attribute, groups in whole.get("groups", {}).items():
+            rows |= {f"{name}, {attribute}: {group}": found for group, found in groups.items()}
     return _with_intervals(rows, ["n", "classes", "seen_in_training", "accuracy", "macro_f1"])
-
-
-def groups_table(metrics: dict) -> pd.DataFrame:
-    """The scores of other test sets by group: a row for each, without scores where it has too few pictures; may be empty."""
-    nothing = {"accuracy": float("nan"), "macro_f1": float("nan"), "accuracy_interval": None, "macro_f1_interval": None}
-    rows = {
-        f"{name}, {attribute}: {group}": nothing | found
-        for name, whole in metrics.get("also", {}).items()
-        for attribute, groups in whole.get("groups", {}).items()
-        for group, found in groups.items()
-    }
-    return _with_intervals(rows, ["n", "classes", "accuracy", "macro_f1"]) if rows else pd.DataFrame()
 
 
 def other_title(metrics: dict, name: str) -> str:
@@ -215,10 +201,7 @@ def calibration_table(metrics: dict) -> pd.DataFrame:
 
 
 def seen_in_training(metrics: dict, split: str) -> int | None:
-    """How many scored images of VAL or TEST have a copy among the images that the model was trained on.
-
-    None for a run of an early version, which did not count them.
-    """
+    """How many images of VAL or TEST have a copy among those trained on; None for a run of an early version, which did not count."""
     return metrics["leakage"].get(f"{split.lower()}_images_seen_in_training")
 
 
@@ -260,52 +243,39 @@ def confusion_title(metrics: dict, split: str) -> str:
 
 
 def page(metrics: dict, run: str, figure: Callable[[str], Path], notebooks: Sequence[str] = ()) -> str:
-    """The report of the run called `run`, as HTML, with those of its figures that exist.
+    """The report of the run called `run`, as HTML. A figure that does not exist is named in a sentence.
 
     figure: returns the PNG file for a figure's name. notebooks: file names of the executed notebooks, which the report
     links to in the folder `notebooks` beside it.
     """
-
-    def embedded(captions: Mapping[str, str]) -> list[tuple[str, str]]:
-        there = {caption: figure(name) for caption, name in captions.items() if figure(name).is_file()}
-        return [(caption, base64.b64encode(path.read_bytes()).decode()) for caption, path in there.items()]
-
-    environment = Environment(autoescape=True)
-    environment.filters["table"] = _named_table
-    tables = (calibration_table, disagreement_line, label_set_classes, label_set_table, other_sets_table)
+    opening = {"Confusion matrix of TEST": "confusion_matrix_test"}
     others = {f"Confusion matrix of {name}": f"confusion_matrix_also_{name}" for name in metrics.get("also", {})}
+    names = {caption: name for part in (opening, others, *_SECTIONS.values()) for caption, name in part.items()}
+    there = {caption: figure(name) for caption, name in names.items() if figure(name).is_file()}
+    environment = Environment(autoescape=True)
+    environment.filters["table"] = lambda table: html_table(table.rename(columns=lambda name: name.replace("_", " ")))
+    tables = (calibration_table, disagreement_line, label_set_classes, label_set_table, other_sets_table, score_table)
     return environment.from_string(_PAGE, globals={function.__name__: function for function in tables}).render(
+        frame=pd.DataFrame,
         style=STYLE,
         run=run,
         metrics=metrics,
         lines=(drawn_line(metrics), labels_line(metrics), honesty_line(metrics)),
         rule=RULE,
-        scores=score_table(metrics),
-        groups=groups_table(metrics),
-        opening=embedded({"Confusion matrix of TEST": "confusion_matrix_test"}),
-        others=embedded(others),
-        sections=[(title, embedded(captions)) for title, captions in _SECTIONS.items()],
-        per_class=pd.DataFrame(metrics["per_class"]["test"]),
-        seconds=pd.DataFrame(metrics["run"]["seconds_per_stage"].items(), columns=["stage", "seconds"]),
-        parameters=[
-            (stage, pd.DataFrame(values.items(), columns=["name", "value"], dtype=str))
-            for stage, values in metrics["run"]["params"].items()
-        ],
-        versions=pd.DataFrame(metrics["run"]["versions"].items(), columns=["package", "version"]),
+        opening=opening,
+        others=others,
+        sections=_SECTIONS,
+        figures={caption: base64.b64encode(path.read_bytes()).decode() for caption, path in there.items()},
+        missing=[caption for caption in names if caption not in there],
         notebooks=sorted(notebooks),
     )
 
 
-def _named_table(table: pd.DataFrame) -> Markup:
-    """The table with its index where that holds names, and with spaces in the names of its columns."""
+def html_table(table: pd.DataFrame) -> Markup:
+    """A table as HTML, with its index where that holds names, and numbers formatted by `significant`; a wide table scrolls."""
     has_names = not isinstance(table.index, pd.RangeIndex)
-    return html_table(table.rename(columns=lambda name: name.replace("_", " ")), has_names)
-
-
-def html_table(table: pd.DataFrame, index: bool = False) -> Markup:
-    """A table as HTML, with text escaped and numbers formatted by `significant`; a wide table scrolls."""
     whole = dict.fromkeys(table.select_dtypes("integer").columns, "{:,}".format)
-    html = table.to_html(index=index, border=0, float_format=significant, formatters=whole, escape=True)
+    html = table.to_html(index=has_names, border=0, float_format=significant, formatters=whole, escape=True)
     return Markup(f'<div class="wide">{html}</div>')
 
 

@@ -3,8 +3,6 @@
 Kinds after Hendrycks & Dietterich 2019 (arXiv:1903.12261), each in five strengths, chosen by eye for faces of 48 px.
 """
 
-import random
-
 from fer_utils.classes import CLASSES
 from fer_utils.training import loop
 
@@ -35,46 +33,36 @@ def corrupt(images: np.ndarray, kind: str, level: int, seed: int) -> np.ndarray:
     kind: a name of STRENGTHS. level: 0 (weakest) to 4. Noise and the side of a rotation depend on (seed, kind, level) and on
     the order of the images.
     """
-    strength = STRENGTHS[kind][1][level]
-    if kind == "low light":
-        return np.round(images * strength).astype(np.uint8)
-    if kind.startswith("covered"):
-        return _covered(images, kind, strength)
     rng = np.random.default_rng([seed, list(STRENGTHS).index(kind), level])
-    if kind == "rotation":
-        sides = rng.choice([-1, 1], len(images))
-        return np.stack([_rotated(image, side * strength) for image, side in zip(images, sides, strict=True)])
-    pipeline = _pipeline(kind, strength)
-    pipeline.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-    return np.stack([pipeline(image=image)["image"].reshape(image.shape) for image in images])
+    strength = STRENGTHS[kind][1][level]
+    harder = [_corrupted(image, kind, strength, rng) for image in images[..., 0]]
+    return np.clip(np.round(harder), 0, 255).astype(np.uint8)[..., None]
 
 
-def _pipeline(kind: str, strength: float):
-    import albumentations as A  # noqa: N812 (the library's own convention); slow to import
-
-    ways = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
-    steps = {
-        "blur": lambda: A.GaussianBlur(blur_limit=0, sigma_limit=(strength, strength), p=1),
-        "noise": lambda: A.GaussNoise(std_range=(strength, strength), p=1),
-        "jpeg": lambda: A.ImageCompression(quality_range=(strength, strength), p=1),
-        "low resolution": lambda: A.Downscale(scale_range=(strength, strength), interpolation_pair=ways, p=1),
-    }
-    return A.Compose([steps[kind]()])
-
-
-def _rotated(image: np.ndarray, degrees: float) -> np.ndarray:
-    height, width = image.shape[:2]
-    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
-    return cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101).reshape(image.shape)
-
-
-def _covered(images: np.ndarray, kind: str, share: float) -> np.ndarray:
-    """A bar of each picture's mean grey over the whole width."""
-    height = images.shape[1]
-    size = round(share * height)
+def _corrupted(image: np.ndarray, kind: str, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """One picture, uint8 (height, width), under a corruption; its values are not yet rounded or clipped."""
+    height, width = image.shape
+    match kind:
+        case "blur":
+            return cv2.GaussianBlur(image, (0, 0), strength)
+        case "noise":
+            return image + rng.normal(0, 255 * strength, image.shape)
+        case "jpeg":
+            _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(strength)])
+            return np.asarray(cv2.imdecode(file, cv2.IMREAD_GRAYSCALE))
+        case "low light":
+            return image * strength
+        case "low resolution":
+            small = cv2.resize(image, None, fx=strength, fy=strength, interpolation=cv2.INTER_AREA)
+            return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+        case "rotation":
+            degrees = rng.choice([-1, 1]) * strength
+            turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
+            return cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    size = round(strength * height)
     top = height - size if kind == "covered mouth" else max(0, round(_EYES * height - size / 2))
-    covered = images.copy()
-    covered[:, top : top + size] = np.round(images.mean(axis=(1, 2), keepdims=True)).astype(np.uint8)
+    covered = image.copy()
+    covered[top : top + size] = np.round(image.mean())
     return covered
 
 
@@ -86,17 +74,10 @@ def score(model: keras.Model, faces, seed: int) -> pd.DataFrame:
     rows = []
     for kind, (_, strengths) in STRENGTHS.items():
         for level in FIVE:
-            probabilities = loop.predict(model, corrupt(faces.images, kind, level, seed))
-            predicted = probabilities.argmax(axis=1)
+            predicted = loop.predict(model, corrupt(faces.images, kind, level, seed)).argmax(axis=1)
             f1 = f1_score(faces.labels, predicted, labels=range(len(CLASSES)), average="macro", zero_division=0)
             rows.append((kind, level + 1, strengths[level], float((predicted == faces.labels).mean()), float(f1)))
     return pd.DataFrame(rows, columns=["corruption", "level", "strength", "accuracy", "macro_f1"])
-
-
-def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The result of `score` for reading: a row a corruption, accuracy in the columns 1 to 5, and the mean."""
-    wide = table.pivot_table("accuracy", "corruption", "level", sort=False, margins=True, margins_name="mean")
-    return wide.rename_axis(None).rename_axis(None, axis=1)
 
 
 def summary(table: pd.DataFrame) -> dict:

@@ -9,7 +9,7 @@ from fer_utils.data.archives import natural_key
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import rel_entr
+from scipy.special import rel_entr, softmax
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
@@ -27,24 +27,21 @@ Predictions = Mapping[str, pd.DataFrame]  # split → prediction_table
 
 
 def mark_seen(manifest: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:
-    """The manifest with `seen_in_training`: whether the model was trained on the image or a copy of it, by trained.csv.
-
-    Raises ValueError as audit.seen_in_training does.
-    """
+    """The manifest with `seen_in_training`: whether the model trained on the image or a copy of it. Raises as audit does."""
     return manifest.assign(seen_in_training=audit.seen_in_training(manifest, trained["train_path"]))
 
 
 def prediction_table(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """One row per image: its KEPT_COLUMNS and attributes, the predicted class, and all seven probabilities, (n, 7)."""
     predicted = [CLASSES[code] for code in probabilities.argmax(axis=1)]
-    rows = table[[*filter(table.__contains__, KEPT_COLUMNS), *_attributes(table)]].assign(predicted=predicted)
+    rows = table[[*filter(table.__contains__, KEPT_COLUMNS), *table.filter(like=attributes.COLUMN)]].assign(
+        predicted=predicted
+    )
     return pd.concat([rows, pd.DataFrame(probabilities.round(7), table.index, PROBABILITIES)], axis=1)
 
 
 def overall(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
-    """The scores of a set of predictions.
-
-    n, loss (sparse categorical cross-entropy, nats), accuracy, macro precision, recall and F1 (zero_division 0), 95 %
+    """n, loss (sparse categorical cross-entropy, nats), accuracy, macro precision, recall and F1 (zero_division 0), 95 %
     bootstrap intervals of accuracy and macro F1, and calibration_error.
     """
     true, predicted = predictions["label"], predictions["predicted"]
@@ -54,7 +51,7 @@ def overall(predictions: pd.DataFrame) -> dict[str, float | list[float]]:
         "loss": _loss(predictions),
         "accuracy": float((true == predicted).mean()),
         **{f"macro_{name}": float(value) for name, value in zip(("precision", "recall", "f1"), macro[:3], strict=True)},
-        **bootstrap_intervals(*_counts_to_draw(predictions)),
+        **bootstrap_intervals(predictions),
         "calibration_error": calibration_error(reliability(predictions)),
     }
 
@@ -65,37 +62,25 @@ def _loss(predictions: pd.DataFrame) -> float:
     return float(-np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1)).mean())
 
 
-def _counts_to_draw(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of bootstrap_intervals. Images with the same `group`, if there is that column, are copies of one picture."""
-    side = len(CLASSES)
-    cells = class_codes(predictions["label"]) * side + class_codes(predictions["predicted"])
-    groups = pd.factorize(predictions["group"])[0] if "group" in predictions else np.arange(len(cells))
-    sizes = np.bincount(groups)
-    of_copies = sizes[groups] > 1
-    held = pd.crosstab(groups[of_copies], cells[of_copies]).reindex(columns=range(side**2), fill_value=0).to_numpy()
-    kinds, times = np.unique(held.reshape(-1, side, side), axis=0, return_counts=True)
-    return np.append(np.bincount(cells[~of_copies], minlength=side**2), times), kinds
-
-
-def bootstrap_intervals(counts: np.ndarray, kinds: np.ndarray | None = None, seed: int = 0) -> dict[str, list[float]]:
+def bootstrap_intervals(predictions: pd.DataFrame, seed: int = 0) -> dict[str, list[float]]:
     """95 % percentile intervals of accuracy and macro F1 under resampling of pictures with replacement (cluster bootstrap).
 
-    Copies of one picture are drawn together, since their predictions depend on each other. counts: (7, 7) confusion counts of
-    images without copies, or the same flat, followed by how many groups of copies there are of each of `kinds`, (k, 7, 7):
-    the confusion counts inside such a group. Both scores depend on the images only through these counts, which are drawn
-    directly from a multinomial distribution: equivalent and much faster.
+    Images with the same `group`, if there is that column, are copies of one picture: they are drawn together, since their
+    predictions depend on each other. Both scores depend on a picture only through its confusion counts, and few kinds of
+    these differ. How often each kind is drawn has a multinomial distribution: equivalent to drawing pictures, and much faster.
     """
     side = len(CLASSES)
-    inside = np.eye(side**2, dtype=int)
-    if kinds is not None:
-        inside = np.vstack([inside, kinds.reshape(-1, side**2)])
-    chosen = np.random.default_rng(seed).multinomial(counts.sum(), counts.ravel() / counts.sum(), RESAMPLES)
-    drawn = (chosen @ inside).reshape(-1, side, side)
-    hits = np.diagonal(drawn, axis1=1, axis2=2)
-    called = drawn.sum(axis=1) + drawn.sum(axis=2)
+    cells = class_codes(predictions["label"]) * side + class_codes(predictions["predicted"])
+    pictures = predictions["group"].to_numpy() if "group" in predictions else np.arange(len(cells))
+    counts = pd.crosstab(pictures, cells).reindex(columns=range(side**2), fill_value=0)
+    kinds, times = np.unique(counts, axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(times.sum(), times / times.sum(), RESAMPLES) @ kinds
+    confusions = drawn.reshape(-1, side, side)
+    hits = np.diagonal(confusions, axis1=1, axis2=2)
+    called = confusions.sum(axis=1) + confusions.sum(axis=2)
     f1 = np.divide(2 * hits, called, out=np.zeros(hits.shape), where=called > 0).mean(axis=1)
-    draws = {"accuracy_interval": hits.sum(axis=1) / drawn.sum(axis=(1, 2)), "macro_f1_interval": f1}
-    return {name: [float(end) for end in np.percentile(values, [2.5, 97.5])] for name, values in draws.items()}
+    draws = {"accuracy_interval": hits.sum(axis=1) / drawn.sum(axis=1), "macro_f1_interval": f1}
+    return {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in draws.items()}
 
 
 def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -118,16 +103,11 @@ def calibration_error(bins: pd.DataFrame) -> float:
 
 
 def fit_temperature(predictions: pd.DataFrame) -> float:
-    """The temperature that minimises the loss of these predictions when the scores before softmax are divided by it.
+    """The temperature that minimises the loss when the scores before softmax are divided by it (Guo et al. 2017, section 4.2).
 
-    Temperature scaling (Guo et al. 2017, section 4.2): above 1 the model is overconfident, below 1 underconfident. The
-    predicted classes stay the same.
+    Above 1 the model is overconfident, below 1 underconfident. The predicted classes stay the same.
     """
-    found = minimize_scalar(
-        lambda log: _loss(at_temperature(predictions, float(np.exp(log)))),
-        bounds=np.log(TEMPERATURES),
-        method="bounded",
-    )
+    found = minimize_scalar(lambda log: _loss(at_temperature(predictions, np.exp(log))), bounds=np.log(TEMPERATURES))
     return float(np.exp(found.x))
 
 
@@ -139,17 +119,15 @@ def scores_at(predictions: pd.DataFrame, temperature: float) -> dict[str, float]
 
 def at_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
     """The predictions with probabilities softmax(log(p) / temperature); log(p) equals the scores up to a constant."""
-    logits = np.log(np.clip(predictions[list(PROBABILITIES)].to_numpy(), SMALLEST_PROBABILITY, 1)) / temperature
-    scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return predictions.assign(**dict(zip(PROBABILITIES, (scaled / scaled.sum(axis=1, keepdims=True)).T, strict=True)))
+    logits = np.log(predictions[list(PROBABILITIES)].clip(SMALLEST_PROBABILITY, 1)) / temperature
+    return predictions.assign(**pd.DataFrame(softmax(logits, axis=1), predictions.index, PROBABILITIES))
 
 
 def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
     """McNemar's exact test of two models' predictions for the same images.
 
-    Returns n (images in both tables), only_first and only_second (images that only that model gets right) and p_value,
-    two-sided: the probability of a split at least as uneven if both were equally good. Raises ValueError if no image is
-    in both tables.
+    Returns n (images in both tables), only_first and only_second (images that only that model gets right) and the two-sided
+    p_value: the probability of a split at least as uneven if both were equally good. ValueError if no image is in both.
     """
     both = first.merge(second, on="path", suffixes=("_1", "_2"))
     if not len(both):
@@ -162,10 +140,9 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
 
 
 def scores_with_parts(predictions: pd.DataFrame) -> dict:
-    """The scores of all predictions, and those of parts under their names, as in metrics.json.
+    """`overall` as in metrics.json, and that of the parts public, private and unseen, the images without a copy in training.
 
-    Parts: public, private, and unseen, the images without a copy in training. An empty part is left out, and so is `unseen`
-    if it would be all images.
+    An empty part is left out, and so is `unseen` if it would be all images.
     """
     usage, seen = predictions["usage"], predictions["seen_in_training"]
     parts = {"public": predictions[usage == "PublicTest"], "private": predictions[usage == "PrivateTest"]}
@@ -175,30 +152,23 @@ def scores_with_parts(predictions: pd.DataFrame) -> dict:
 
 
 def scores_of_set(predictions: pd.DataFrame) -> dict:
-    """The scores of another test set, as in metrics.json: with parts, `classes` (of CLASSES that have pictures; macro scores
-    count the others as 0), seen_in_training and, if there are some, `groups` (see scores_by_group)."""
-    found = scores_with_parts(predictions) | _classes(predictions)
-    found["seen_in_training"] = int(predictions["seen_in_training"].sum())
+    """The scores of another test set with its counts and, if it has some, `groups`. Macro scores count absent classes as 0."""
     groups = scores_by_group(predictions)
-    return found | ({"groups": groups} if groups else {})
+    return scores_with_parts(predictions) | _counts(predictions) | ({"groups": groups} if groups else {})
 
 
-def _classes(predictions: pd.DataFrame) -> dict[str, int]:
-    return {"classes": int(predictions["label"].nunique())}
-
-
-def _attributes(table: pd.DataFrame) -> list[str]:
-    return [column for column in table if column.startswith(attributes.COLUMN)]
+def _counts(predictions: pd.DataFrame) -> dict[str, int]:
+    return {"classes": predictions["label"].nunique(), "seen_in_training": int(predictions["seen_in_training"].sum())}
 
 
 def scores_by_group(predictions: pd.DataFrame) -> dict[str, dict[str, dict]]:
-    """Attribute → group → `overall` and `classes` of its pictures; of a group under SMALLEST_GROUP only n and `classes`."""
+    """Attribute → group → `overall` and counts of its pictures; of a group under SMALLEST_GROUP only n and the counts."""
     found: dict[str, dict[str, dict]] = {}
-    for column in _attributes(predictions):
+    for column in predictions.filter(like=attributes.COLUMN):
         groups = found[column.removeprefix(attributes.COLUMN)] = {}
         for value, rows in sorted(predictions.groupby(column), key=lambda group: natural_key(group[0])):
             whole = overall(rows) if len(rows) >= SMALLEST_GROUP else {"n": len(rows)}
-            groups[value or NOT_KNOWN] = whole | _classes(rows)
+            groups[value or NOT_KNOWN] = whole | _counts(rows)
     return found
 
 
@@ -267,26 +237,18 @@ def surest_of_each_class(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def most_confused(predictions: pd.DataFrame, n: int) -> pd.DataFrame:
     """The `n` pairs of classes most often confused: label, predicted, n images, share of the label's images."""
-    counts = confusion(predictions)
-    np.fill_diagonal(counts, 0)
-    rows, columns = np.unravel_index(np.argsort(-counts, axis=None, kind="stable"), counts.shape)
-    totals = predictions["label"].value_counts()
-    pairs = [
-        (CLASSES[row], CLASSES[column], int(counts[row, column]), counts[row, column] / totals[CLASSES[row]])
-        for row, column in zip(rows[:n], columns[:n], strict=True)
-        if counts[row, column]
-    ]
-    return pd.DataFrame(pairs, columns=["label", "predicted", "n", "share"])
+    wrong = predictions[predictions["label"] != predictions["predicted"]]
+    pairs = wrong.groupby(["label", "predicted"]).size().sort_values(ascending=False, kind="stable").head(n)
+    table = pairs.rename("n").reset_index()
+    return table.assign(share=table["n"] / table["label"].map(predictions["label"].value_counts()))
 
 
 def surest_of_pairs(predictions: pd.DataFrame, pairs: pd.DataFrame, n: int = 10) -> dict[str, list[int]]:
     """For each pair of `most_confused`: a description → the rows of its `n` most confident mistakes."""
-    ranked = surest(predictions)
+    ranked = surest(predictions).groupby(["label", "predicted"]).groups
     return {
-        f"{pair.label} taken for {pair.predicted}: {pair.n:,} images, {pair.share:.0%} of {pair.label}": list(
-            ranked.index[(ranked["label"] == pair.label) & (ranked["predicted"] == pair.predicted)][:n]
-        )
-        for pair in pairs.itertuples()
+        f"{label} taken for {said}: {count:,} images, {share:.0%} of {label}": list(ranked[label, said][:n])
+        for label, said, count, share in pairs.itertuples(index=False)
     }
 
 
@@ -301,11 +263,9 @@ def has_votes(predictions: Predictions) -> bool:
 def against_both(predictions: Predictions, votes_output: Mapping[str, np.ndarray] | None = None) -> dict[str, dict]:
     """The scores of VAL and TEST against FER2013's label and against FER+'s, as in metrics.json.
 
-    For each split `fer2013` and `ferplus`, scores with parts as for the run's own labels (`ferplus`: the pictures to which
-    ferplus.RULE gives a class), each with `per_class` F1; `divergence`: the mean Kullback-Leibler divergence in nats of the
-    model's probabilities from the distribution of a picture's votes (ferplus.distribution) and `n`; `disagreement`: how
-    many pictures both sets have a class for, on how many of these they differ, and how many of the model's errors against
-    FER2013's label fall on these.
+    For each split `fer2013` and `ferplus`, scores with parts and `per_class` F1 (`ferplus`: of the pictures to which
+    ferplus.RULE gives a class); see `divergence`; `disagreement`: how many pictures both sets have a class for, on how many
+    of these they differ, and how many of the model's errors against FER2013's label are there.
 
     votes_output: for each split the probabilities (n, 7) of a second output that learned the votes. Its scores against FER+'s
     labels are added under the same name.
@@ -317,7 +277,7 @@ def against_both(predictions: Predictions, votes_output: Mapping[str, np.ndarray
 
 
 def with_labels(predictions: pd.DataFrame, label_set: str) -> pd.DataFrame:
-    """The predictions with the labels of a set, `fer2013` or `ferplus`; pictures that it has no class for are left out."""
+    """The predictions of pictures with a class in a label set, `fer2013` or `ferplus`, with these labels."""
     labelled = predictions.assign(label=predictions[f"{label_set}_label"])
     return labelled[labelled["label"] != ""]
 

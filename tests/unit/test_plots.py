@@ -83,18 +83,26 @@ def test_a_second_series_of_a_split_is_hatched():
     assert not plain[0].get_hatch() and scaled[0].get_hatch()
 
 
-def test_grad_cam_names_its_rows_and_says_where_a_class_was_never_right():
-    faces = np.zeros((8, 48, 48), np.uint8)
+def test_grad_cam_is_below_each_face_and_says_where_a_class_was_never_right():
+    faces = np.full((8, 48, 48), 200, np.uint8)
     right = [CLASSES[column] for column in (0, 2, 3, 4, 5, 6)]
     table = pd.DataFrame({"label": [*right, *CLASSES[:2]], "predicted": [*right, *CLASSES[1::-1]], "confidence": 0.5})
-    figure = plots.heat_on_faces(faces, np.zeros((8, 5, 5)), table)
-    grid = np.array(figure.axes).reshape(4, 7)
-    assert [axes.get_title() for axes in grid[0]] == list(CLASSES)
-    assert [grid[row, 0].get_ylabel() for row in (0, 2)] == ["predicted right", "predicted wrong"]
-    said = [[" ".join(text.get_text() for text in axes.texts) for axes in grid[row]] for row in (0, 2)]
-    assert said == [["", "never right", *[""] * 5], ["", "", *["never wrong"] * 5]]
-    n_images = np.array([[len(axes.images) for axes in row] for row in grid])
-    assert (n_images[:, 0] == [1, 2, 1, 2]).all() and n_images.sum() == 3 * 8
+    heat = np.zeros((8, 5, 5))
+    heat[:, 0, 0] = 1
+    axes = plots.heat_on_faces(faces, heat, table).axes[0]
+    titles = np.array([text.get_text() for text in axes.texts]).reshape(4, 7)
+    wrong = ["angry\nas disgust 0.50", "disgust\nas angry 0.50", *(f"{label}\nnever wrong" for label in CLASSES[2:])]
+    assert titles[2].tolist() == wrong
+    assert titles[0].tolist() == [
+        f"{label}\nas {label} 0.50" if label in right else f"{label}\nnever right" for label in CLASSES
+    ]
+    pictures = [image.get_array() for image in axes.images[14:21]]
+    assert all((picture == 200).all() for picture in pictures[:2])  # the two wrong predictions
+    assert all((picture == 1).all() for picture in pictures[2:])  # white
+    warm = np.array([image.get_array() for image in axes.images[21:23]])
+    assert (np.ptp(warm[:, 0, 0], axis=-1) > 0.2).all() and warm.shape == (2, 48, 48, 3)
+    lefts, bottoms = (np.array([image.get_extent()[end] for image in axes.images]).reshape(4, 7) for end in (0, 2))
+    assert (lefts == lefts[0]).all() and (np.diff(bottoms, axis=0) > 1).all()
 
 
 def test_groups_of_faces_keep_to_their_frames_and_to_the_rows_width():

@@ -97,9 +97,9 @@ def test_groups_are_scored_apart_and_small_ones_are_counted():
     assert old["accuracy"] == 1 and old["macro_f1_interval"][1] == 1 and old["classes"] == 7
     assert young["accuracy"] == (np.array(label)[5:50] == CLASSES[3]).mean()
     assert young["accuracy_interval"][0] < young["accuracy"] < young["accuracy_interval"][1]
-    assert found["groups"]["age"]["70+"] == {"n": 3, "classes": 3}
-    shown = report.groups_table({"also": {"mine": found, "other": {}}})
-    assert list(shown.index) == [f"mine, age: {group}" for group in ("not known", "4–19", "20–39", "70+")]
+    assert found["groups"]["age"]["70+"] == {"n": 3, "classes": 3, "seen_in_training": 0}
+    shown = report.other_sets_table({"also": {"mine": found, "other": {**found, "groups": {}}}})
+    assert list(shown.index) == ["mine", *(f"mine, age: {group}" for group in found["groups"]["age"]), "other"]
     assert shown.loc["mine, age: 70+", "accuracy 95 %"] == "too few" and shown.loc["mine, age: 70+", "n"] == 3
-    assert shown["accuracy"].isna().tolist() == [True, False, False, True]
-    assert len(report.groups_table({"also": {"other": {}}})) == 0
+    assert shown["accuracy"].isna().tolist() == [False, True, False, False, True, False]
+    assert shown[["n", "classes", "seen_in_training"]].dtypes.eq(np.int64).all()

@@ -137,16 +137,27 @@ def test_the_report_opens_with_scores_honesty_and_confusion_and_ends_with_parame
     assert places == sorted(places)
 
 
-def test_a_figure_that_is_not_there_is_left_out_with_its_caption(page):
+def test_a_figure_that_is_not_there_is_named_in_one_sentence_and_leaves_no_broken_image(page):
     html = page()
-    assert html.count("<img") == html.count("<figure>") == 4
-    assert "Confusion matrix of VAL" not in html and "<h2>VAL" not in html and "Grad-CAM" not in html
+    assert html.count("<img") == html.count("<figure>") == 4 and "<h2>VAL" not in html
+    shown, _, rest = html.partition("Figures that this run has not saved")
+    sentence = rest.partition("</p>")[0]
+    for missing in ("Confusion matrix of VAL", "Grad-CAM on TEST", "Reliability"):
+        assert missing in sentence and missing not in shown
+    assert "Confusion matrix of TEST" in shown and "Confusion matrix of TEST" not in sentence
+
+
+def test_a_report_with_all_figures_names_none_as_missing(metrics, page, tmp_path):
+    page()
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"picture")
+    assert "has not saved" not in report.page(metrics, "r", lambda name: picture)
 
 
 def test_other_sets_have_their_groups_where_there_are_some(page, metrics):
     whole = metrics["test"] | {"classes": 7, "seen_in_training": 0}
     metrics["also"] = {"mine": whole}
-    assert "Other test sets" in page() and "By group" not in page()
+    assert "Other test sets" in page() and "mine, age" not in page()
     metrics["also"]["mine"] = whole | {"groups": {"age": {"70+": {"n": 3, "classes": 2}, "20–39": whole}}}
     html = page()
     assert (

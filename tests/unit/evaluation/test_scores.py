@@ -96,17 +96,23 @@ def test_public_private_and_unseen_are_scored_apart_where_they_can_be_told():
     assert "unseen" not in _parts(table.assign(seen_in_training=True))
 
 
+def _intervals(counts: np.ndarray) -> dict[str, list[float]]:
+    """Those of predictions with these (7, 7) confusion counts."""
+    true, said = np.array(CLASSES)[np.indices(counts.shape)].reshape(2, -1).repeat(counts.ravel(), axis=1)
+    return scores.bootstrap_intervals(pd.DataFrame({"label": true, "predicted": said}))
+
+
 def test_intervals_hold_the_score_narrow_with_more_images_and_follow_the_seed():
     few, many = np.diag([8] * 7) + 1, np.diag([800] * 7) + 100
     for counts in (few, many):
-        found = scores.bootstrap_intervals(counts)
+        found = _intervals(counts)
         low, high = found["accuracy_interval"]
         assert low < np.trace(counts) / counts.sum() < high
-    widths = [np.diff(scores.bootstrap_intervals(counts)["accuracy_interval"])[0] for counts in (few, many)]
+    widths = [np.diff(_intervals(counts)["accuracy_interval"])[0] for counts in (few, many)]
     assert widths[1] == pytest.approx(widths[0] / 10, rel=0.15)  # by the root of 100 times the images
     accuracy = np.trace(few) / few.sum()
     assert widths[0] == pytest.approx(2 * 1.96 * np.sqrt(accuracy * (1 - accuracy) / few.sum()), rel=0.1)
-    assert scores.bootstrap_intervals(few) == scores.bootstrap_intervals(few)
+    assert _intervals(few) == _intervals(few)
 
 
 def test_copies_of_one_picture_are_drawn_together():
@@ -139,7 +145,7 @@ def test_a_group_of_copies_keeps_its_right_and_wrong_predictions_together():
 
 
 def test_a_perfect_score_has_an_interval_of_no_width():
-    found = scores.bootstrap_intervals(np.diag([5] * 7))
+    found = _intervals(np.diag([5] * 7))
     assert found["accuracy_interval"] == [1, 1] and found["macro_f1_interval"][1] == 1
 
 

@@ -30,4 +30,4 @@ def test_ten_crops_are_corners_and_centre_and_their_mirror_images(top_left, face
     mirrored = [faces[:, y, x] for y, x in [(0, 17), (0, 19), (2, 17), (2, 19), (1, 18)]]
     expected = np.mean([pixels.astype(float) for pixels in first + mirrored], axis=0)
     assert test_time_augmentation.predict_with_views(top_left, faces, "ten_crop") == pytest.approx(expected)
-    assert all(view.shape == (2, 18, 18, 1) for view in test_time_augmentation.VIEWS["ten_crop"](faces))
+    assert all(view.shape == (2, 18, 18, 1) for view in test_time_augmentation.views(faces, "ten_crop"))
