@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from fer_utils.predict import command_line, detection, page, yunet_file
+from fer_utils.predict import command_line, detection, page
 from fer_utils.training import model_files
 
 import keras
@@ -191,8 +191,7 @@ def test_the_page_starts_no_program_for_postscript(album, monkeypatch):
     monkeypatch.setenv("PATH", str(album))
     (album / "gs").write_text(f"#!/bin/sh\necho > {album}/started\n")
     (album / "gs").chmod(0o755)
-    answer, picture = page.Session.answer_file(None, str(album / "x.jpg"))
-    assert picture is None and "x.jpg: not a whole image file (it is no JPEG" in answer
+    assert "x.jpg: not a whole image file (it is no JPEG" in page.answer_file(None, str(album / "x.jpg"))
     assert not (album / "started").exists() and not (album / "x.jpg").exists()
 
 
@@ -237,7 +236,7 @@ def test_a_detector_that_is_another_file(tmp_path, name):
     DETECTORS[name](tmp_path / "yunet.onnx")
     with (
         limited(),
-        pytest.raises(detection.DetectorMissing, match=rf"--detector {tmp_path}/yunet\.onnx: .*{yunet_file.URL}"),
+        pytest.raises(detection.DetectorMissing, match=rf"--detector {tmp_path}/yunet\.onnx: .*{detection.YUNET_URL}"),
     ):
         detection.detector(str(tmp_path / "yunet.onnx"))
 
