@@ -110,8 +110,7 @@ class Table:
 
 class Csv:
     """Comma-separated lines, one per face. At the end stands one, with a `reason`, for each file that could not be
-    read and each folder with files that were left alone. Notes are on standard error alone, tracks in the file of
-    --tracks."""
+    read and each folder with files that were left alone. Notes are on standard error alone."""
 
     def __init__(self, is_timed: bool, note: str = ""):
         columns = ["source", "frame", "seconds", "track"] if is_timed else ["source"]
@@ -173,7 +172,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
         "python -m fer_utils.predict",
         description="Expressions of faces in pictures.",
         epilog="A run stands for its fastest file that agrees with Keras. A lower --threshold finds more faces, and "
-        "more boxes that are none. --timeline and --tracks are of videos and webcams.",
+        "more boxes that are none. --timeline is of videos and webcams.",
     )
     add, mtcnn, yunet = parser.add_argument, detection.Mtcnn.THRESHOLD, detection.YuNet.THRESHOLD
     add("paths", nargs="*", type=Path, metavar="PATH", help="image files, videos, folders of both")
@@ -194,7 +193,6 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add("--every", type=int, default=1, metavar="N", help="read each N-th frame of a video")
     add("--annotate", type=Path, metavar="DIR", help="write copies with the faces framed to this folder")
     add("--timeline", type=Path, metavar="FILE.png", help="draw each track's expressions over time")
-    add("--tracks", type=Path, metavar="FILE.csv", help="write a summary, a row a track")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--json", dest="format", action="store_const", const=Json, help="all probabilities, one document")
     add("--csv", dest="format", action="store_const", const=Csv, help="all probabilities, a line a face")
@@ -207,7 +205,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     copies, figure, threshold = given.annotate, given.timeline, given.threshold
     camera, smallest = given.webcam or 0, detection.SMALLEST
     n_sources = bool(given.paths) + (given.webcam is not None) + given.page
-    others = given.no_detect or copies or given.format or figure or given.tracks
+    others = given.no_detect or copies or given.format or figure
     for is_right, said in (
         (n_sources == 1, "give paths of pictures or --webcam N or --page, one of the three"),
         (not (given.page and others), "--page goes with --model, --detector, --smallest, --threshold, --host, --port"),
@@ -217,6 +215,8 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         (threshold is None or 0 < threshold < 1, f"--threshold {threshold}: a confidence lies between 0 and 1"),
         (0 <= given.smooth < float("inf"), f"--smooth {given.smooth}: a time in seconds, 0 or more"),
         (not copies or copies.is_dir() or not os.path.lexists(copies), f"--annotate: {copies} is no folder"),
+        (not figure or figure.suffix.lower() == ".png", f"--timeline {figure}: the file's name ends in .png"),
+        (not figure or figure.is_file() or not os.path.lexists(figure), f"--timeline: {figure} is no file"),
     ):
         if not is_right:
             parser.error(said)
@@ -225,11 +225,6 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
             parser.error(f"{path}: no such file or folder")
         if copies and path.is_dir() and copies.resolve().is_relative_to(path.resolve()):
             parser.error(f"--annotate: {copies} lies in {path}, whose pictures are read; choose another folder")
-    for option, path, suffix in (("--timeline", given.timeline, ".png"), ("--tracks", given.tracks, ".csv")):
-        if path and path.suffix.lower() != suffix:
-            parser.error(f"{option} {path}: the file's name ends in {suffix}")
-        if path and os.path.lexists(path) and not path.is_file():
-            parser.error(f"{option}: {path} is no file")
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -260,10 +255,9 @@ def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     sources, unreadable, left_alone = photographs.find(given.paths)
     for folder, files_of in left_alone.items():
         _say(f"left alone: {folder}: {_kinds(files_of)}")
-    for path in filter(None, (given.timeline, given.tracks)):
-        if path.exists() and any(path.samefile(source) for source in sources):
-            raise files.OutputError(f"{path} is one of the pictures that are read: choose another file")
-    is_live = given.webcam is not None
+    is_live, figure = given.webcam is not None, given.timeline
+    if figure and figure.exists() and any(figure.samefile(source) for source in sources):
+        raise files.OutputError(f"{figure} is one of the pictures that are read: choose another file")
     if is_live:
         pictures, total = photographs.watch(given.webcam), None
     else:
@@ -291,13 +285,8 @@ def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
                 copies.add(shown.picture, shown.drawn(), given.every)
     tracks = times.tracks()
     output.end(tracks, passed_over, left_alone)
-    if tracks and given.tracks:
-        import pandas as pd  # takes a while to import
-
-        known = [track | {"source": os.fsencode(track["source"]).decode(errors="backslashreplace")} for track in tracks]
-        files.write_csv(given.tracks, pd.json_normalize(known, sep="_"))
-    if tracks and given.timeline:
-        times.draw(given.timeline, lambda source: _printable(source)[-40:])
-    if not tracks and (given.tracks or given.timeline):
-        _say("no face in a video: neither tracks nor a timeline are written")
+    if figure and tracks:
+        times.draw(figure, lambda source: _printable(source)[-40:])
+    elif figure:
+        _say("no face in a video: no timeline is written")
     return passed_over

@@ -54,7 +54,7 @@ CSS = """
 .answer .face { flex: 1 1 15em; max-width: 24em; display: flex; gap: .8em; }
 .answer .face img { width: 72px; height: 72px; border-radius: 4px; }
 .answer .bars { flex: 1; display: grid; grid-template-columns: 5em 1fr 3em; gap: 2px 6px; font-size: 13px; }
-.answer .bar { width: 100%; accent-color: #00a86b; }
+.answer .bar { width: 100%; }
 .answer .best { font-weight: 700; }
 """
 

@@ -48,8 +48,8 @@ def album(tmp_path) -> Path:
     folder.mkdir()
     Image.new("L", (60, 50), 200).save(folder / "whole.png")
     (tmp_path / "album.png").mkdir()
-    (tmp_path / "null.csv").symlink_to("/dev/null")
-    (tmp_path / "gone.csv").symlink_to("nowhere")
+    (tmp_path / "null.png").symlink_to("/dev/null")
+    (tmp_path / "gone.png").symlink_to("nowhere")
     return folder
 
 
@@ -93,10 +93,10 @@ REFUSED = {
     "every -1st frame": (["album", "--every", "-1"], "--every starts at 1"),
     "a timeline of no known kind": (["album", "--timeline", "x.xyz"], "--timeline x.xyz: the file's name ends in .png"),
     "a timeline over a folder": (["album", "--timeline", "album.png"], "--timeline: album.png is no file"),
-    "tracks over a device": (["album", "--tracks", "null.csv"], "--tracks: null.csv is no file"),
-    "tracks over a link to nowhere": (["album", "--tracks", "gone.csv"], "--tracks: gone.csv is no file"),
-    "tracks of a page": (["--page", "--tracks", "x.csv"], "--page goes with"),
-    "tracks in a long name": (["album/whole.png", "--tracks", LONG + ".csv"], "ile name too long"),
+    "a timeline over a device": (["album", "--timeline", "null.png"], "--timeline: null.png is no file"),
+    "a timeline over a link to nowhere": (["album", "--timeline", "gone.png"], "--timeline: gone.png is no file"),
+    "a timeline of a page": (["--page", "--timeline", "x.png"], "--page goes with"),
+    "a timeline in a long name": (["album/whole.png", "--timeline", LONG + ".png"], "ile name too long"),
     "copies over a file": (["album", "--annotate", "album/whole.png"], "--annotate: album/whole.png is no folder"),
     "copies into a device": (["album", "--annotate", "/dev/null"], "--annotate: /dev/null is no folder"),
     "copies below a file": (["album/whole.png", "--annotate", "album/whole.png/x"], "album/whole.png/x"),
