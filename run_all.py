@@ -105,7 +105,7 @@ def _run(options: argparse.Namespace) -> int:
 
         runner.check_network(values["train_head"], values["fine_tune"])
         weights = options.kaggle_weights or export.WEIGHTS
-        export.print_exported(Path(options.export_kaggle), values, options.kaggle_user or USER, weights)
+        export.export(Path(options.export_kaggle), values, options.kaggle_user or USER, weights)
         if not options.kaggle_user:
             print(f"first put your user name in for `{USER}`: export again with --kaggle-user NAME")
     elif options.dry_run:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fer_utils.data import demo
 from fer_utils.data.splits import EMOTION_DETECTION, FER2013
-from fer_utils.predict import yunet_file
+from fer_utils.predict import detection
 
 import h5py
 import numpy as np
@@ -72,7 +72,7 @@ def real_data() -> dict[str, Path]:
 def yunet_path() -> Path:
     """YuNet's file; skips where it is not at hand."""
     folder = Path(os.environ.get("FER_REAL_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
-    path = folder / "yunet" / next(iter(yunet_file.KNOWN))
+    path = folder / "yunet" / next(iter(detection.YUNET))
     if not path.is_file():
         pytest.skip(f"no YuNet: {path} not found (FER_REAL_DATA names the folder with yunet/ in it)")
     return path

@@ -33,7 +33,7 @@ WEIGHTS = "keras/resnet50"  # Keras' dataset on Kaggle with ResNet50's ImageNet 
 _FORGET = "%reset_selective -f ."
 
 _UNPACK = '''\
-# The helper package fer_utils, compressed. It is unpacked into a folder: to read, and for tracebacks that show its lines.
+# The helper package fer_utils, compressed. It is unpacked into a folder: to read, and for tracebacks with its lines.
 import base64, hashlib, io, os, sys, tarfile
 from pathlib import Path
 
@@ -49,24 +49,29 @@ tarfile.open(fileobj=io.BytesIO(data)).extractall(home, filter="data")
 sys.path.insert(0, str(home))
 print(f"fer_utils {version}, sha256 {{digest}}, in {{home}}")
 for module in sorted(home.glob("fer_utils/**/*.py")):
-    print(f"  {{str(module.relative_to(home / 'fer_utils')):36}} {{module.read_text().split(chr(10))[0].strip(chr(34))}}")
-from fer_utils.kaggle import backend
-print(backend.choose())'''
+    headline = module.read_text().splitlines()[0].strip('"')
+    print(f"  {{str(module.relative_to(home / 'fer_utils')):36}} {{headline}}")
+from fer_utils.kaggle import session
+print(session.choose_backend())'''
+
+_TOP = """\
+# Facial expression recognition with ResNet50
+
+Five stages in one notebook, first to last cell.
+
+{contents}
+- [Results](#results)
+
+The cell below holds the helper package `fer_utils` and lists its modules; to read one, put `from fer_utils.training
+import network` in a new cell below it, and `network??` in the next."""
 
 
 class ExportError(parameters.ParameterError):
     """The arguments do not give notebooks that Kaggle accepts."""
 
 
-def print_exported(folder: Path, values: Mapping[str, Mapping[str, Any]], user: str, weights: str) -> None:
-    """Export as `export` does, and print what was written and the next command."""
-    written = export(folder, values, user, weights)
-    size = sum(path.stat().st_size for path in written.iterdir())
-    print(f"{written}  {size / 1000:,.0f} kB\n\nto run it on Kaggle: kaggle kernels push -p {written}")
-
-
 def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, weights: str) -> Path:
-    """Write a folder for one notebook with all five stages into `folder`; return it.
+    """Write a folder for one notebook with all five stages into `folder`; print the next command; return it.
 
     values: stage → parameter → value, written into the parameters cells. owner: the user name on Kaggle. weights: the
     dataset (`owner/slug`) or model version (`owner/model/framework/variation/version`) with a ResNet50 notop file, or
@@ -97,6 +102,7 @@ def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, we
         (temporary / f"{SLUG}.ipynb").write_text(text, encoding="utf-8")
         metadata = json.dumps(_metadata(owner, weights), indent=2)
         (temporary / "kernel-metadata.json").write_text(metadata + "\n", encoding="utf-8")
+    print(f"{target}  {size / 1000:,.0f} kB\n\nto run it on Kaggle: kaggle kernels push -p {target}")
     return target
 
 
@@ -122,15 +128,14 @@ def _metadata(owner: str, weights: str) -> dict[str, Any]:
 
 
 def _package() -> NotebookNode:
-    """The cell that contains this package, the notebooks' source and the profiles, unpacks them, and chooses Keras' backend."""
+    """The cell that holds this package, the notebooks' source and the profiles, unpacks them, and chooses a backend."""
     root = places.source_root()
     buffer = io.BytesIO()
     kinds = ("fer_utils/**/*.py", "fer_utils/**/*.yaml", "fer_utils/**/*.xz", "notebooks/*.py", "params/*.yaml")
     with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as packed:
         for path in (path for kind in kinds for path in sorted(root.glob(kind))):
             data = path.read_bytes()
-            # without a date: equal sources give equal hashes
-            entry = tarfile.TarInfo(path.relative_to(root).as_posix())
+            entry = tarfile.TarInfo(path.relative_to(root).as_posix())  # no date: equal sources give equal hashes
             entry.size = len(data)
             packed.addfile(entry, io.BytesIO(data))
     data = buffer.getvalue()
@@ -143,38 +148,18 @@ def _package() -> NotebookNode:
 
 
 def _all_stages(values: Mapping[str, Mapping[str, Any]]) -> list[NotebookNode]:
-    package = _package()
-    cells_of = {stage: _stage_cells(stage, stage_values) for stage, stage_values in values.items()}
-    headlines = {stage: cells[0].source.splitlines()[0].lstrip("# ") for stage, cells in cells_of.items()}
-    contents = "\n".join(f"- [{headline}](#{stage})" for stage, headline in headlines.items())
-    top = (
-        f"# Facial expression recognition with ResNet50\n\nFive stages in one notebook, first to last cell.\n\n{contents}\n"
-        "- [Results](#results)\n\nEach stage has its own parameters cell; stages pass state through files alone. "
-        "The cell below holds the helper package `fer_utils` and lists its modules; to read one, put "
-        "`from fer_utils.training import network` in a new cell below it, and `network??` in the next."
-    )
-    joined = [new_markdown_cell(top), package]
-    for stage, cells in cells_of.items():
+    contents = []
+    joined: list[NotebookNode] = []
+    for stage, stage_values in values.items():
+        cells = jupytext.read(places.source_root() / "notebooks" / parameters.STAGES[stage]).cells
+        (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        cell.source = parameters.with_values(cell.source, stage_values)
+        cell.metadata["tags"] = [f"parameters-{stage}"]  # papermill allows one `parameters` cell
+        headline = cells[0].source.splitlines()[0].lstrip("# ")
+        contents.append(f"- [{headline}](#{stage})")
         cells[0].source = f'<a id="{stage}"></a>\n\n{cells[0].source}'
-        _parameters_cell(cells).metadata["tags"] = [f"parameters-{stage}"]  # papermill allows one `parameters` cell
-        if joined[-1] is not package:
-            joined.append(new_code_cell(_FORGET))
-        joined += cells
-    end = '<a id="results"></a>\n\n# Results\n\nThe output: confusion matrices, scores, report and model, and one zip of the rest.'
-    return [
-        *joined,
-        new_markdown_cell(end),
-        new_code_cell("from fer_utils.kaggle import results\n\nresults.deliver(stage.run);"),
-    ]
-
-
-def _stage_cells(stage: str, values: Mapping[str, Any]) -> list[NotebookNode]:
-    cells = jupytext.read(places.source_root() / "notebooks" / parameters.STAGES[stage]).cells
-    cell = _parameters_cell(cells)
-    cell.source = parameters.with_values(cell.source, values)
-    return cells
-
-
-def _parameters_cell(cells: list[NotebookNode]) -> NotebookNode:
-    (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    return cell
+        joined += [new_code_cell(_FORGET), *cells] if joined else cells
+    top = new_markdown_cell(_TOP.format(contents="\n".join(contents)))
+    end = '<a id="results"></a>\n\n# Results\n\nConfusion matrices, scores, report and model, and one zip of the rest.'
+    last = new_code_cell("from fer_utils.kaggle import session\n\nsession.deliver(stage.run);")
+    return [top, _package(), *joined, new_markdown_cell(end), last]

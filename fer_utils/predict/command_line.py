@@ -8,20 +8,19 @@ import csv
 import json
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fer_utils import files, places
 from fer_utils.classes import CLASSES
 from fer_utils.predict import detection, drawing, photographs
 from fer_utils.predict.photographs import PassedOver
-from fer_utils.predict.reader import Face, Reader, Reading
+from fer_utils.predict.reader import Reader, Reading
 from fer_utils.predict.tracking import Timeline, Tracker, described
 from fer_utils.training import model_files
 
@@ -35,8 +34,8 @@ OF_FRAMES = {"seconds": ">8", "track": ">5"}  # only with a video or a webcam
 
 
 def find_model(given: str, outputs_dir: str = "outputs") -> Path:
-    """The model file for `given`: `shipped`, a file as it is, or the model.keras of a folder, of a run, or for `auto` of the
-    newest run that has one."""
+    """The model file for `given`: `shipped`, a file as it is, or the model.keras of a folder, of a run, or for `auto` of
+    the newest run that has one."""
     if given == "shipped":
         return places.SHIPPED
     if given != "auto" and Path(given).is_file():
@@ -55,12 +54,17 @@ def find_model(given: str, outputs_dir: str = "outputs") -> Path:
     return model
 
 
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """The text with escapes for what a terminal would obey or cannot show: a file's name may hold line feeds."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def kinds(files: Mapping[str, int]) -> str:
+def _say(text: str, file: TextIO | None = None) -> None:
+    """Write a line on standard error, since standard output is for the rows, or to another file."""
+    tqdm.write(_printable(text), file=file or sys.stderr)
+
+
+def _kinds(files: Mapping[str, int]) -> str:
     """Numbers of files by kind, most first: `12 .pdf, 3 .txt and 1 hidden`."""
     *most, last = (f"{n:,} {kind}" for kind, n in Counter(files).most_common())
     return f"{', '.join(most)} and {last}" if most else last
@@ -70,14 +74,12 @@ class Table:
     """Lines for the terminal, one per face."""
 
     def __init__(self, is_timed: bool, note: str = ""):
-        self._columns = OF_FRAMES | COLUMNS if is_timed else COLUMNS
-        self._is_timed, self._note = is_timed, note
+        self._columns, self._note = OF_FRAMES | COLUMNS if is_timed else COLUMNS, note
         self._n_faces = self._n_pictures = 0
-        self._say({name: name for name in self._columns})
+        self._row({name: name for name in self._columns})
 
-    def _say(self, cells: Mapping[str, str]) -> None:
-        line = "  ".join(f"{cells.get(name, ''):{width}}" for name, width in self._columns.items())
-        tqdm.write(printable(line), file=sys.stdout)
+    def _row(self, cells: Mapping[str, str]) -> None:
+        _say("  ".join(f"{cells.get(name, ''):{width}}" for name, width in self._columns.items()), sys.stdout)
 
     def add(self, reading: Reading) -> None:
         source, seconds = reading.picture.source, reading.picture.seconds
@@ -85,7 +87,7 @@ class Table:
         self._n_pictures += 1
         self._n_faces += len(reading.faces)
         if not reading.faces:
-            self._say(of_picture | {"box": "no face found"})
+            self._row(of_picture | {"box": "no face found"})
         for face in reading.faces:
             second = int(np.argsort(face.probabilities)[-2])
             of_face = {
@@ -95,36 +97,42 @@ class Table:
                 "next": f"{CLASSES[second]} {face.probabilities[second]:.2f}",
                 "detector": f"{face.box.confidence:.2f}",
             }
-            self._say(of_picture | of_face)
+            self._row(of_picture | of_face)
 
-    def end(self, tracks: list[dict], passed_over: list[PassedOver], left_alone: Mapping, seconds: float) -> None:
-        lines = [described(track, track["source"]) for track in tracks]
-        faces, pictures = _counted(self._n_faces, "face"), _counted(self._n_pictures, "picture")
-        counts = f"{faces} in {pictures}; passed over: {len(passed_over)}"
-        counts += f"; left alone: {kinds(sum(left_alone.values(), Counter()))}" if left_alone else ""
-        counts += f"; {self._n_pictures / seconds:.1f} pictures a second" if self._is_timed else ""
-        for line in filter(None, [*lines, counts, self._note]):
-            tqdm.write(printable(line), file=sys.stdout)
+    def end(self, tracks: list[dict], passed_over: list[PassedOver], left_alone: Mapping) -> None:
+        faces, pictures = ("" if n == 1 else "s" for n in (self._n_faces, self._n_pictures))
+        counts = f"{self._n_faces:,} face{faces} in {self._n_pictures:,} picture{pictures}"
+        counts += f"; passed over: {len(passed_over)}"
+        counts += f"; left alone: {_kinds(sum(left_alone.values(), Counter()))}" if left_alone else ""
+        for line in filter(None, [*(described(track, track["source"]) for track in tracks), counts, self._note]):
+            _say(line, sys.stdout)
 
 
 class Csv:
-    """Comma-separated lines, one per face. At the end stands one, with a `reason`, for each file that could not be read
-    and each folder with files that were left alone. Notes are on standard error alone, tracks in the file of --tracks."""
+    """Comma-separated lines, one per face. At the end stands one, with a `reason`, for each file that could not be
+    read and each folder with files that were left alone. Notes are on standard error alone."""
 
     def __init__(self, is_timed: bool, note: str = ""):
-        of_picture = ["source", "frame", "seconds", "track"] if is_timed else ["source"]
-        of_face = _columns(0, Face(detection.Box(0, 0, 0, 0, 0.0), (0.0,) * len(CLASSES)))
-        self._writer = csv.DictWriter(sys.stdout, [*of_picture, *of_face, "reason"], "", "ignore", lineterminator="\n")
+        columns = ["source", "frame", "seconds", "track"] if is_timed else ["source"]
+        columns += ["face", "x", "y", "width", "height", "confidence", "expression"]
+        columns += [*(f"probability_{name}" for name in CLASSES), "reason"]
+        self._writer = csv.DictWriter(sys.stdout, columns, "", "ignore", lineterminator="\n")
         self._writer.writeheader()
 
     def add(self, reading: Reading) -> None:
-        rows = [{"track": face.track} | _columns(number, face) for number, face in enumerate(reading.faces)]
+        rows = [
+            face
+            | {"face": number}
+            | face["box"]
+            | {f"probability_{name}": p for name, p in face["probabilities"].items()}
+            for number, face in enumerate(_faces(reading))
+        ]
         self._writer.writerows(_of_picture(reading) | row for row in rows or [{}])
 
-    def end(self, tracks: list[dict], passed_over: list[PassedOver], left_alone: Mapping, seconds: float) -> None:
+    def end(self, tracks: list[dict], passed_over: list[PassedOver], left_alone: Mapping) -> None:
         self._writer.writerows(asdict(failed) for failed in passed_over)
         for folder, files_of in left_alone.items():
-            self._writer.writerow({"source": folder, "reason": f"left alone: {kinds(files_of)}"})
+            self._writer.writerow({"source": folder, "reason": f"left alone: {_kinds(files_of)}"})
 
 
 class Json:
@@ -136,44 +144,27 @@ class Json:
 
     def add(self, reading: Reading) -> None:
         height, width = reading.picture.rgb.shape[:2]
-        faces = [
-            {
-                "box": _box(face.box),
-                "landmarks": [[round(x, 1), round(y, 1)] for x, y in face.box.landmarks],
-                "expression": face.expression,
-                "probabilities": _rounded(face),
-            }
-            | ({} if face.track is None else {"track": face.track})
-            for face in reading.faces
-        ]
-        self._pictures.append(_of_picture(reading) | {"width": width, "height": height, "faces": faces})
+        self._pictures.append(_of_picture(reading) | {"width": width, "height": height, "faces": _faces(reading)})
 
-    def end(self, tracks: list[dict], passed_over: list[PassedOver], left_alone: Mapping, seconds: float) -> None:
+    def end(self, tracks: list[dict], passed_over: list[PassedOver], left_alone: Mapping) -> None:
         document = self._note | ({"tracks": tracks} if tracks else {}) | {"pictures": self._pictures}
         document |= {"passed_over": [asdict(failed) for failed in passed_over], "left_alone": left_alone}
         print(json.dumps(document, indent=2))  # in ASCII, which every output can hold
 
 
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def _of_picture(reading: Reading) -> dict[str, Any]:
-    picture = reading.picture
-    return {"source": picture.source, "frame": picture.frame, "seconds": picture.seconds}
+    return {name: getattr(reading.picture, name) for name in ("source", "frame", "seconds")}
 
 
-def _columns(number: int, face: Face) -> dict[str, Any]:
-    probabilities = {f"probability_{name}": p for name, p in _rounded(face).items()}
-    return {"face": number} | _box(face.box) | {"expression": face.expression} | probabilities
-
-
-def _box(box: detection.Box) -> dict[str, Any]:
-    return {name: value for name, value in asdict(box).items() if name != "landmarks"}
-
-
-def _rounded(face: Face) -> dict[str, float]:
-    return {name: round(p, 6) for name, p in face.named.items()}
+def _faces(reading: Reading) -> list[dict[str, Any]]:
+    faces = []
+    for face in reading.faces:
+        box = asdict(face.box)
+        landmarks = [[round(x, 1), round(y, 1)] for x, y in box.pop("landmarks")]
+        track = {} if face.track is None else {"track": face.track}
+        answer = {"expression": face.expression, "probabilities": face.named}
+        faces.append({"box": box, "landmarks": landmarks} | answer | track)
+    return faces
 
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -181,7 +172,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
         "python -m fer_utils.predict",
         description="Expressions of faces in pictures.",
         epilog="A run stands for its model.keras. A lower --threshold finds more faces, and more "
-        "boxes that are none. --timeline and --tracks are of videos and webcams.",
+        "boxes that are none. --timeline is of videos and webcams.",
     )
     add, mtcnn, yunet = parser.add_argument, detection.Mtcnn.THRESHOLD, detection.YuNet.THRESHOLD
     add("paths", nargs="*", type=Path, metavar="PATH", help="image files, videos, folders of both")
@@ -202,7 +193,6 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add("--every", type=int, default=1, metavar="N", help="read each N-th frame of a video")
     add("--annotate", type=Path, metavar="DIR", help="write copies with the faces framed to this folder")
     add("--timeline", type=Path, metavar="FILE.png", help="draw each track's expressions over time")
-    add("--tracks", type=Path, metavar="FILE.csv", help="write a summary, a row a track")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--json", dest="format", action="store_const", const=Json, help="all probabilities, one document")
     add("--csv", dest="format", action="store_const", const=Csv, help="all probabilities, a line a face")
@@ -212,32 +202,29 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    if bool(given.paths) + (given.webcam is not None) + given.page != 1:
-        parser.error("give paths of pictures or --webcam N or --page, one of the three")
-    if given.page and (given.no_detect or given.annotate or given.format or given.timeline or given.tracks):
-        parser.error("--page goes with --model, --detector, --smallest, --threshold, --host and --port only")
-    if given.webcam is not None and not 0 <= given.webcam <= LAST_CAMERA:
-        parser.error(f"--webcam {given.webcam}: cameras are numbered from 0 to {LAST_CAMERA}")
-    if not 1 <= given.port <= 65535:
-        parser.error(f"--port {given.port}: ports are numbered from 1 to 65535")
-    if given.every < 1 or given.smallest < detection.SMALLEST:
-        parser.error(f"--every starts at 1 and --smallest at {detection.SMALLEST}")
-    if given.threshold is not None and not 0 < given.threshold < 1:
-        parser.error(f"--threshold {given.threshold}: a confidence lies between 0 and 1")
-    if not 0 <= given.smooth < float("inf"):
-        parser.error(f"--smooth {given.smooth}: a time in seconds, 0 or more")
-    if given.annotate and os.path.lexists(given.annotate) and not given.annotate.is_dir():
-        parser.error(f"--annotate: {given.annotate} is no folder")
+    copies, figure, threshold = given.annotate, given.timeline, given.threshold
+    camera, smallest = given.webcam or 0, detection.SMALLEST
+    n_sources = bool(given.paths) + (given.webcam is not None) + given.page
+    others = given.no_detect or copies or given.format or figure
+    for is_right, said in (
+        (n_sources == 1, "give paths of pictures or --webcam N or --page, one of the three"),
+        (not (given.page and others), "--page goes with --model, --detector, --smallest, --threshold, --host, --port"),
+        (0 <= camera <= LAST_CAMERA, f"--webcam {camera}: cameras are numbered from 0 to {LAST_CAMERA}"),
+        (1 <= given.port <= 65535, f"--port {given.port}: ports are numbered from 1 to 65535"),
+        (given.every >= 1 and given.smallest >= smallest, f"--every starts at 1 and --smallest at {smallest}"),
+        (threshold is None or 0 < threshold < 1, f"--threshold {threshold}: a confidence lies between 0 and 1"),
+        (0 <= given.smooth < float("inf"), f"--smooth {given.smooth}: a time in seconds, 0 or more"),
+        (not copies or copies.is_dir() or not os.path.lexists(copies), f"--annotate: {copies} is no folder"),
+        (not figure or figure.suffix.lower() == ".png", f"--timeline {figure}: the file's name ends in .png"),
+        (not figure or figure.is_file() or not os.path.lexists(figure), f"--timeline: {figure} is no file"),
+    ):
+        if not is_right:
+            parser.error(said)
     for path in given.paths:
         if not path.exists() and not path.is_symlink():
             parser.error(f"{path}: no such file or folder")
-        if given.annotate and path.is_dir() and given.annotate.resolve().is_relative_to(path.resolve()):
-            parser.error(f"--annotate: {given.annotate} lies in {path}, whose pictures are read; choose another folder")
-    for option, path, suffix in (("--timeline", given.timeline, ".png"), ("--tracks", given.tracks, ".csv")):
-        if path and path.suffix.lower() != suffix:
-            parser.error(f"{option} {path}: the file's name ends in {suffix}")
-        if path and os.path.lexists(path) and not path.is_file():
-            parser.error(f"{option}: {path} is no file")
+        if copies and path.is_dir() and copies.resolve().is_relative_to(path.resolve()):
+            parser.error(f"--annotate: {copies} lies in {path}, whose pictures are read; choose another folder")
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -263,27 +250,21 @@ def main(given: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _say(text: str) -> None:
-    """Write a line on standard error; standard output is for the rows."""
-    tqdm.write(printable(text), file=sys.stderr)
-
-
 def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     """Read all pictures, write rows and copies one by one, then summaries; return what could not be read."""
     sources, unreadable, left_alone = photographs.find(given.paths)
     for folder, files_of in left_alone.items():
-        _say(f"left alone: {folder}: {kinds(files_of)}")
-    for path in filter(None, (given.timeline, given.tracks)):
-        if path.exists() and any(path.samefile(source) for source in sources):
-            raise files.OutputError(f"{path} is one of the pictures that are read: choose another file")
-    is_live = given.webcam is not None
+        _say(f"left alone: {folder}: {_kinds(files_of)}")
+    is_live, figure = given.webcam is not None, given.timeline
+    if figure and figure.exists() and any(figure.samefile(source) for source in sources):
+        raise files.OutputError(f"{figure} is one of the pictures that are read: choose another file")
     if is_live:
-        pictures, total = photographs.watch(given.webcam, given.every), None
+        pictures, total = photographs.watch(given.webcam), None
     else:
         pictures = chain(unreadable, *(photographs.read(path, given.every) for path in sources))
         total = len(unreadable) + sum(photographs.count(path, given.every) for path in sources)
     output = (given.format or Table)(is_live or any(map(photographs.is_video, sources)), reader.note)
-    tracker, times, began = Tracker(given.smooth), Timeline(), time.perf_counter()
+    tracker, times = Tracker(given.smooth), Timeline()
     passed_over: list[PassedOver] = []
     with (
         tqdm(desc="pictures", total=total, unit="picture", leave=False, file=sys.stderr, disable=None) as bar,
@@ -303,14 +284,9 @@ def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
             if given.annotate:
                 copies.add(shown.picture, shown.drawn(), given.every)
     tracks = times.tracks()
-    output.end(tracks, passed_over, left_alone, time.perf_counter() - began)
-    if tracks and given.tracks:
-        import pandas as pd  # takes a while to import
-
-        known = [track | {"source": os.fsencode(track["source"]).decode(errors="backslashreplace")} for track in tracks]
-        files.write_csv(given.tracks, pd.json_normalize(known, sep="_"))
-    if tracks and given.timeline:
-        times.draw(given.timeline, lambda source: printable(source)[-40:])
-    if not tracks and (given.tracks or given.timeline):
-        _say("no face in a video: neither tracks nor a timeline are written")
+    output.end(tracks, passed_over, left_alone)
+    if figure and tracks:
+        times.draw(figure, lambda source: _printable(source)[-40:])
+    elif figure:
+        _say("no face in a video: no timeline is written")
     return passed_over

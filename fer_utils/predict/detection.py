@@ -1,16 +1,19 @@
 """Finds faces in photographs with MTCNN or YuNet, and crops them as the training images are cropped.
 
 MTCNN (Zhang et al. 2016, arXiv:1604.02878) comes from the package `mtcnn`, which includes its weights. YuNet (Wu et al.
-2023, doi:10.1007/s11633-023-1423-y) is run by OpenCV from a file (see yunet_file).
+2023, doi:10.1007/s11633-023-1423-y) is run by OpenCV from a file, which is fetched once into Keras' cache folder.
 """
 
+import contextlib
+import hashlib
 import math
+import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fer_utils import images
-from fer_utils.predict import yunet_file
 
 import cv2
 import numpy as np
@@ -23,20 +26,29 @@ TREMBLE = 5.0  # degrees; about the error of both detectors' landmarks: a smalle
 NEAR = 0.05  # of a box's side: a face so near to the border counts as cut
 MIN_SIDE = 48  # pixels; smaller pictures are padded, since MTCNN's pyramid would be empty
 OVERLAP = 0.3  # of two YuNet boxes that share more than this of their union, the less confident one is dropped
-# Pixels. YuNet was trained on faces up to about 300 px and misses much larger ones; in the astronaut's picture it is sure
-# of a face of 500 px, not of one of 600, and takes smooth parts of an enlarged picture for larger faces.
+# Pixels. YuNet was trained on faces up to about 300 px and misses much larger ones; in the astronaut's picture it is
+# sure of a face of 500 px, not of one of 600, and takes smooth parts of an enlarged picture for larger faces.
 LARGEST = 400
+# YuNet's files: name → SHA-256. Both hold the same network and give the same faces. The older one states a fixed size of
+# its input, and some engines then refuse any other (opencv/opencv_zoo#310). The newer one is fetched: 230 KB, MIT licence.
+YUNET = {
+    "face_detection_yunet_2023mar.onnx": "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+    "face_detection_yunet_2026may.onnx": "ebafce4e3c118d6554634be5c27ab333b4c047a9a8c3faf1d7cf93101c22f0f0",
+}
+YUNET_NAME = "face_detection_yunet_2026may.onnx"
+YUNET_URL = f"https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/{YUNET_NAME}"
+YUNET_BYTES = 1_000_000  # at most, of a file that may be YuNet's
 
 
 class DetectorMissing(ImportError):
-    """The package with the face detector is not installed, or its file is not there."""
+    """The package with the face detector is not installed; or its file is not there, is another one, or cannot be fetched."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """A face's position in pixels of the picture, which a face at its border exceeds, and the detector's confidence (0–1).
+    """A face's position in pixels of the picture, which a face at its border exceeds, and its confidence (0–1).
 
-    landmarks: (x, y) of eyes, nose and corners of the mouth, of a pair the one that is left in the picture first; or none.
+    landmarks: (x, y) of eyes, nose and corners of the mouth, of a pair the left one in the picture first; or none.
     """
 
     x: int
@@ -73,10 +85,6 @@ class Detector:
     framing: float
 
     def __init__(self, smallest: int, threshold: float):
-        if smallest < SMALLEST:
-            raise ValueError(f"smallest is {smallest} pixels, the detector sees nothing under {SMALLEST}")
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold is {threshold}; it is a confidence between 0 and 1")
         self._scale, self._threshold = SMALLEST / smallest, threshold
 
     def find(self, picture: np.ndarray) -> list[Box]:
@@ -89,26 +97,23 @@ class Mtcnn(Detector):
     too small for its network, and then fails or finds no face."""
 
     THRESHOLD = 0.9  # measured by tests/benchmarks/detection.py
-    # Measured on 240 faces of FER2013's train folder: the box has a mean side of 0.909 of the picture (10 %–90 %: 0.75–1.12)
-    # and its centre is in the middle, 0.49 across and 0.51 down. The inverse gives the side of a square like FER2013's crops.
+    # On 240 faces of FER2013's train folder the box has a mean side of 0.909 of the picture (10 %–90 %: 0.75–1.12) and
+    # its centre 0.49 across and 0.51 down. The inverse gives the side of a square like FER2013's crops.
     framing = 1.10
 
     def __init__(self, smallest: int = SMALLEST, threshold: float = THRESHOLD):
         super().__init__(smallest, threshold)
         import keras  # takes seconds, and YuNet does without
 
-        if (backend := keras.config.backend()) != "tensorflow":
-            raise DetectorMissing(
-                f"mtcnn computes with TensorFlow alone, and KERAS_BACKEND is {backend}: name YuNet's file with --detector, "
-                "or give crops of faces with --no-detect"
-            )
+        crops, backend = "or give crops of faces with --no-detect", keras.config.backend()
+        if backend != "tensorflow":
+            said = f"mtcnn computes with TensorFlow alone, and KERAS_BACKEND is {backend}"
+            raise DetectorMissing(f"{said}: name YuNet's file with --detector, {crops}")
         try:
             from mtcnn import MTCNN
         except ImportError as error:
-            raise DetectorMissing(
-                f"the face detector is not installed ({error}): `pip install 'mtcnn>=1,<2'`, or give crops of faces "
-                "with --no-detect"
-            ) from error
+            said = f"the face detector is not installed ({error})"
+            raise DetectorMissing(f"{said}: `pip install 'mtcnn>=1,<2'`, {crops}") from error
         self._network = MTCNN()
 
     def find(self, picture: np.ndarray) -> list[Box]:
@@ -123,7 +128,7 @@ class Mtcnn(Detector):
 
 
 class YuNet(Detector):
-    """OpenCV's FaceDetectorYN, not for several threads at once. file: see yunet_file.locate. Raises YuNetMissing."""
+    """OpenCV's FaceDetectorYN, not for several threads at once. file: see yunet_path. Raises DetectorMissing."""
 
     THRESHOLD = 0.8  # measured by tests/benchmarks/detection.py
     # 274 of 300 faces of FER2013: a mean side of 0.923 (10 %–90 %: 0.74–1.11), the centre 0.49 across and 0.52 down.
@@ -131,13 +136,8 @@ class YuNet(Detector):
 
     def __init__(self, smallest: int = SMALLEST, threshold: float = THRESHOLD, file: Path | None = None):
         super().__init__(smallest, threshold)
-        path = yunet_file.locate(file)
-        errors_only = cv2.utils.logging.LOG_LEVEL_ERROR  # OpenCV 5 warns of what is not asked for
-        level = cv2.utils.logging.setLogLevel(errors_only)
-        try:
-            self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), threshold, OVERLAP)
-        finally:
-            cv2.utils.logging.setLogLevel(level)
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # OpenCV 5 warns of what is not asked for
+        self._network = cv2.FaceDetectorYN.create(str(yunet_path(file)), "", (320, 320), threshold, OVERLAP)
 
     def find(self, picture: np.ndarray) -> list[Box]:
         # Larger pictures are searched several times, each a quarter of the size before, for larger faces.
@@ -147,9 +147,8 @@ class YuNet(Detector):
             level = scaled(bgr, scale)
             is_last = max(level.shape[:2]) <= 2 * LARGEST
             self._network.setInputSize(level.shape[1::-1])
-            _, found = self._network.detect(
-                level
-            )  # rows: x, y, width, height, ten coordinates of landmarks, confidence
+            # Rows of a box's corner and sides, ten coordinates of landmarks, and the confidence.
+            _, found = self._network.detect(level)
             for face in () if found is None else found:
                 if is_last or max(face[2:4]) <= LARGEST:
                     faces.append((face[:14] / scale, float(face[14])))
@@ -163,17 +162,46 @@ class YuNet(Detector):
 def detector(
     name: str, smallest: int = SMALLEST, threshold: float | None = None, say: Callable[[str], None] = print
 ) -> Detector:
-    """The detector `mtcnn` or `yunet`, YuNet from the file at a path, or for `auto` YuNet if its file is there or can be
-    fetched, else MTCNN, and `say` gets the reason. threshold: None is the detector's own. Raises DetectorMissing."""
+    """The detector `mtcnn` or `yunet`, YuNet from the file at a path, or for `auto` YuNet if its file is there or can
+    be fetched, else MTCNN, and `say` gets the reason. threshold: None is the detector's own. Raises DetectorMissing."""
     if name != "mtcnn":
         try:
             file = None if name in ("auto", "yunet") else Path(name)
             return YuNet(smallest, YuNet.THRESHOLD if threshold is None else threshold, file)
-        except yunet_file.YuNetMissing as error:
+        except DetectorMissing as error:
             if name != "auto":
                 raise DetectorMissing(f"--detector {name}: {error}") from error
             say(f"detector: mtcnn; {error}")
     return Mtcnn(smallest, Mtcnn.THRESHOLD if threshold is None else threshold)
+
+
+def yunet_path(given: Path | None = None) -> Path:
+    """YuNet's file: the one given, else the one in Keras' cache folder, fetched if it is not there.
+
+    Raises DetectorMissing, naming the file and the way out.
+    """
+    folder = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser()) / "models"
+    cached = next((folder / name for name in YUNET if (folder / name).is_file()), None)
+    path = given or cached or _fetched(folder / YUNET_NAME)
+    if not path.is_file():
+        raise DetectorMissing(f"no file at {path}: YuNet's is {YUNET_URL}")
+    with path.open("rb") as file:
+        found = hashlib.sha256(file.read(YUNET_BYTES)).hexdigest()
+    if found not in YUNET.values():
+        known = " or ".join(YUNET)
+        raise DetectorMissing(f"{path} is not {known} (its SHA-256 begins with {found[:8]}): take it from {YUNET_URL}")
+    return path
+
+
+def _fetched(cached: Path) -> Path:
+    import keras  # takes seconds to import
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # Keras shows its progress, and standard output is for rows
+            return Path(keras.utils.get_file(YUNET_NAME, YUNET_URL, cache_subdir="models", file_hash=YUNET[YUNET_NAME]))
+    except Exception as error:  # Keras raises a plain Exception without a network, ValueError for another hash
+        reason, way = str(error).splitlines()[0], f"put {YUNET_URL} at {cached}, or name its path with --detector"
+        raise DetectorMissing(f"YuNet's file could not be fetched ({reason}): {way}") from error
 
 
 def scaled(picture: np.ndarray, scale: float) -> np.ndarray:
@@ -204,7 +232,7 @@ def _in_order(boxes: Iterable[Box], picture: np.ndarray) -> list[Box]:
 
 
 def _completed(begin: int, length: int, whole: int, end: int) -> tuple[int, int]:
-    """Begin and length of a box's side, which is made `whole` over the picture's border, 0 or `end`, where it lies at one."""
+    """Begin and length of a box's side, made `whole` over the picture's border, 0 or `end`, where it lies at one."""
     missing, near = max(0, whole - length), NEAR * length
     if begin <= near:
         return begin - missing, length + missing
@@ -212,8 +240,8 @@ def _completed(begin: int, length: int, whole: int, end: int) -> tuple[int, int]
 
 
 def crop(picture: np.ndarray, box: Box, framing: float) -> np.ndarray:
-    """The face cropped as in FER2013: uint8 grey (48, 48), a square of `framing` times the box's mean side, turned about its
-    centre so that the face is upright, if its landmarks are known. Outside the picture the edge pixels are repeated."""
+    """The face cropped as in FER2013: uint8 grey (48, 48), a square of `framing` times the box's mean side, turned
+    until the face is upright, if its landmarks are known. Outside the picture the edge is repeated."""
     side = max(1, round(framing * (box.width * box.height) ** 0.5))
     turn = box.turn()
     margin = math.ceil(side * (2**0.5 - 1) / 2) if turn else 0  # a square turned by 45° reaches so much further
@@ -229,12 +257,9 @@ def crop(picture: np.ndarray, box: Box, framing: float) -> np.ndarray:
 
 
 def face_finder(faces: str) -> Callable[[np.ndarray], list[np.ndarray]] | None:
-    """A function that returns the crops of the faces in an RGB picture, or None for `whole`. faces: `whole` or `detect`.
-
-    Raises DetectorMissing.
-    """
+    """For `detect` a function that gives the crops of the faces in an RGB picture, for `whole` None. Raises
+    DetectorMissing."""
     if faces == "whole":
         return None
-    # It needs no file: what a run trains on must not depend on what a machine has fetched.
-    mtcnn = Mtcnn()
+    mtcnn = Mtcnn()  # it needs no file: what a run trains on must not depend on what a machine has fetched
     return lambda picture: [crop(picture, box, mtcnn.framing) for box in mtcnn.find(picture)]

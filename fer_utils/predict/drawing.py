@@ -12,6 +12,7 @@ from fer_utils.predict.photographs import Picture
 
 import cv2
 import numpy as np
+from PIL import Image
 
 COLOUR = (0, 230, 118)  # RGB
 MARK = "_faces"  # added to the name of a copy
@@ -22,7 +23,7 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str], note: str = "") -> np.ndarray:
-    """A copy of an RGB picture with boxes and labels, with lines and letters in proportion to its size, a note at its foot."""
+    """A copy of an RGB picture with boxes and labels, in proportion to its size, and a note at its foot."""
     copy = np.ascontiguousarray(picture).copy()
     scale = max(copy.shape[:2]) / 1000
     thickness, size = max(1, round(2 * scale)), max(0.4, 0.7 * scale)
@@ -57,22 +58,16 @@ class Copies(contextlib.ExitStack):
         self._last: np.ndarray = np.empty(0)
         self._seconds, self._due, self._written = 0.0, 0.0, 0
 
-    def add(self, picture: Picture, rgb: np.ndarray, every: int) -> None:
-        """Write the annotated copy `rgb` of a picture, or of a frame of a video of which each `every`-th is read."""
-        if picture.seconds is None:
-            self.add_picture(picture.source, rgb)
-        else:
-            self.add_frame(picture.source, rgb, picture.seconds, (picture.rate or RATE) / every)
+    def add(self, picture: Picture, rgb: np.ndarray, every: int = 1) -> None:
+        """Write the annotated copy `rgb` of a picture, or of a frame of a video of which each `every`-th is read. The
+        copy of a video ends with the next source or with this object."""
+        if picture.seconds is not None:
+            self._add_frame(picture.source, rgb, picture.seconds, (picture.rate or RATE) / every)
+            return
+        with files.replacing(self._path(picture.source, ".png")) as temporary:
+            Image.fromarray(rgb).save(temporary)
 
-    def add_picture(self, source: str, rgb: np.ndarray) -> Path:
-        """Write a picture's copy; return its path."""
-        path = self._path(source, ".png")
-        with files.replacing(path) as temporary:
-            temporary.write_bytes(cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes())
-        return path
-
-    def add_frame(self, source: str, rgb: np.ndarray, seconds: float, rate: float) -> None:
-        """Write a frame to the copy of its video, which ends with the next source or with this object."""
+    def _add_frame(self, source: str, rgb: np.ndarray, seconds: float, rate: float) -> None:
         rate, bgr = min(rate, MAX_RATE), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
         if self._source != source:
             self.close()  # the video before

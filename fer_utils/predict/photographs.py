@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fer_utils import images
-from fer_utils.images import UnreadableImage
 
 import cv2
 import numpy as np
@@ -19,8 +18,8 @@ MISCOUNT = 0.02  # tolerated relative error of a container's frame count (Matros
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: RGB uint8 (height, width, 3). For a video also frame number from 0, seconds since the first frame, and
-    frames per second, of which a video of a variable rate has the mean."""
+    """One picture: RGB uint8 (height, width, 3). For a video also the frame's number from 0, seconds since the first
+    frame, and frames per second, of which a video of a variable rate has the mean."""
 
     source: str
     rgb: np.ndarray
@@ -39,8 +38,8 @@ class PassedOver:
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Path], list[PassedOver], dict[str, Counter[str]]]:
-    """The files at `paths`, folders searched recursively, each file once; what is passed over, such as an empty folder, a
-    pipe or a link that leads nowhere; and for each folder how many files of which kind are left alone, since they are
+    """The files at `paths`, folders searched recursively, each file once; what is passed over, such as an empty folder,
+    a pipe or a link that leads nowhere; and for each folder how many files of which kind are left alone, since they are
     hidden or by their suffix neither picture nor video."""
     found, passed_over, left_alone = [], [], {}
     for path in paths:
@@ -75,13 +74,15 @@ def is_video(path: Path) -> bool:
 
 def read(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
     """A file's picture, or every `every`-th frame of a video; PassedOver for what could not be read."""
-    if is_video(path):
-        yield from read_video(path, every)
-        return
+    return read_video(path, every) if is_video(path) else iter([read_picture(path)])
+
+
+def read_picture(path: Path) -> Picture | PassedOver:
+    """The picture in an image file, or why it could not be read."""
     try:
-        yield Picture(str(path), images.decode_photograph(path))
-    except UnreadableImage as error:
-        yield PassedOver(str(path), str(error))
+        return Picture(str(path), images.decode_photograph(path))
+    except images.UnreadableImage as error:
+        return PassedOver(str(path), str(error))
 
 
 def read_video(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
@@ -136,7 +137,7 @@ def count(path: Path, every: int = 1) -> int:
     return max(1, math.ceil(n_frames / every))
 
 
-def watch(camera: int, every: int = 1) -> Iterator[Picture | PassedOver]:
+def watch(camera: int) -> Iterator[Picture | PassedOver]:
     """The pictures of a webcam, until it or the caller stops, without those that come while the last ones are read."""
     source, video = f"webcam {camera}", cv2.VideoCapture(camera)
     if not video.isOpened():
@@ -145,7 +146,6 @@ def watch(camera: int, every: int = 1) -> Iterator[Picture | PassedOver]:
     video.set(cv2.CAP_PROP_BUFFERSIZE, 2)  # one is filled while one is read; the driver leaves out the others
     started, number = time.monotonic(), 0
     while video.grab():
-        if number % every == 0:
-            yield _frame(video, source, number, time.monotonic() - started)
+        yield _frame(video, source, number, time.monotonic() - started)
         number += 1
     yield PassedOver(source, "the camera gives no more pictures", number)

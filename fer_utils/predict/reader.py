@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fer_utils import files, images, places
+from fer_utils import images, places
 from fer_utils.classes import CLASSES
 from fer_utils.predict import detection, drawing, photographs
 from fer_utils.predict.detection import Box, face_finder  # noqa: F401 (notebook 05 takes face_finder from here)
@@ -23,8 +23,13 @@ Item = TypeVar("Item")
 
 BATCH = 64  # faces per step of the model, at most
 DRAWN = "This model was trained on drawn faces: what it says about a photograph means nothing."
-UNKNOWN = "What this model was trained on is not known: neither its file nor a metrics.json beside it says so."
+UNKNOWN = "What this model was trained on is not known: its file does not say so."
 SUM_ERROR = 0.01  # of seven probabilities in float16
+
+
+def by_class(values: Iterable[float]) -> dict[str, float]:
+    """Seven values by the names of the classes, rounded to six digits."""
+    return {name: round(float(value), 6) for name, value in zip(CLASSES, values, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class Face:
 
     @property
     def named(self) -> dict[str, float]:
-        """The probabilities by class."""
-        return dict(zip(CLASSES, self.probabilities, strict=True))
+        """The probabilities by class, rounded."""
+        return by_class(self.probabilities)
 
     @property
     def label(self) -> str:
@@ -118,7 +123,7 @@ class Reader:
         return replace(located, faces=tuple(faces))
 
     def probabilities(self, crops: np.ndarray) -> np.ndarray:
-        """Probabilities for grey crops, uint8 (n, height, width): float32 (n, 7). Raises NotOurModel for other values."""
+        """Probabilities for grey crops, uint8 (n, height, width): float32 (n, 7). Raises NotOurModel for others."""
         starts = range(0, len(crops), BATCH)
         found = np.concatenate([self._predict(crops[i : i + BATCH, ..., None].astype(np.float32)) for i in starts])
         is_whole = (found >= 0).all(axis=1) & np.isclose(found.sum(axis=1), 1, atol=SUM_ERROR)
@@ -159,14 +164,8 @@ def read_photograph(model_file: Path, photograph: Picture) -> dict[str, Reading]
 
 
 def note(model_file: Path) -> str:
-    """A sentence for every answer about a photograph, by what the model was trained on: DRAWN, UNKNOWN, or none. The
-    model's file says it, or else the metrics.json beside it."""
-    origin, metrics_file = model_files.read_origin(model_file), model_file.parent / "metrics.json"
-    if origin is not None:
-        faces = origin["faces"]
-    elif metrics_file.is_file():
-        with files.reading_json(metrics_file) as metrics:
-            faces = model_files.faces_of(metrics["run"]["params"].get("merge_split", {}))
-    else:
+    """A sentence for every answer of a model, by what its file says it was trained on: DRAWN, UNKNOWN, or none."""
+    origin = model_files.read_origin(model_file)
+    if origin is None:
         return UNKNOWN
-    return DRAWN if faces == model_files.DRAWN else ""
+    return DRAWN if origin["faces"] == model_files.DRAWN else ""

@@ -11,7 +11,7 @@ from fer_utils import files
 from fer_utils.classes import CLASSES
 from fer_utils.predict import drawing
 from fer_utils.predict.detection import Box
-from fer_utils.predict.reader import Face, Reading
+from fer_utils.predict.reader import Face, Reading, by_class
 
 import numpy as np
 
@@ -52,10 +52,10 @@ class _Track:
 class Tracker:
     """Numbers the faces of each source, from 1 in the order in which they appear, and averages their probabilities.
 
-    A face goes on as the one whose expected box overlaps its own, or is near. Where several do, as when faces cross, the
-    nearest landmarks decide, or without landmarks the corners of the boxes.
-    smooth: seconds, 0 to average nothing. The average is exponential: after `smooth` a picture counts 1/e (37 %) of what
-    it counted at first. A face that is not seen for longer begins anew.
+    A face goes on as the one whose expected box overlaps its own, or is near. Where several do, as when faces cross,
+    the nearest landmarks decide, or without landmarks the corners of the boxes.
+    smooth: seconds, 0 to average nothing. The average is exponential: after `smooth` a picture counts 1/e (37 %) of
+    what it counted at first. A face that is not seen for longer begins anew.
     """
 
     def __init__(self, smooth: float = 0.0) -> None:
@@ -127,7 +127,7 @@ class Timeline:
 
     def _seen(self) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray]]:
         """For each track its summary, and for each of the source's pictures: when it begins, for how many seconds the
-        track is seen in it, and its probabilities. A picture lasts until the next one, the last one like that before."""
+        track is seen in it, and its probabilities. A picture lasts until the next one, the last like the one before."""
         for (source, number), seen in sorted(self._tracks.items()):
             begins, table = np.array(self._times[source]), np.array(seen).reshape(-1, 1 + len(CLASSES))
             steps = np.maximum(np.diff(begins), 1e-3)
@@ -140,7 +140,7 @@ class Timeline:
             times = {"first": begins[indices[0]], "last": begins[indices[-1]], "seconds": total}
             times = {name: round(float(value), 3) for name, value in times.items()}
             summary: dict[str, Any] = {"source": source, "track": number} | times
-            summary |= {"probability": _named(lasts @ probabilities / total), "share": _named(shares)}
+            summary |= {"probability": by_class(lasts @ probabilities / total), "share": by_class(shares)}
             yield summary, begins, lasts, probabilities
 
     def tracks(self) -> list[dict[str, Any]]:
@@ -176,10 +176,6 @@ class Timeline:
         figure.legend(grid[0].collections, CLASSES, loc="outside upper center", ncols=len(CLASSES), frameon=False)
         with files.replacing(path) as temporary:
             figure.savefig(temporary, dpi=150)
-
-
-def _named(values: np.ndarray) -> dict[str, float]:
-    return {name: round(float(value), 6) for name, value in zip(CLASSES, values, strict=True)}
 
 
 def described(track: dict[str, Any], source: str) -> str:

@@ -267,8 +267,8 @@ def test_it_says_what_it_computes_on_and_takes_the_branches_of_a_full_size(drawn
     (machine, notebook), backend = drawn_run, environment[1]
     printed = text_of(notebook)
     chosen = {
-        "jax": "Keras computes with jax: with it 2 GPUs share each batch\n",
-        "tensorflow": "Keras computes with tensorflow: this machine has no GPU\n",
+        "jax": "Keras computes with jax. GPUs: 2. JAX for CUDA: installed.\n",
+        "tensorflow": "Keras computes with tensorflow. GPUs: 0. JAX for CUDA: not installed.\n",
     }
     assert printed.count(chosen[backend]) == 1
     computing = rf"computing on CPU, \d+ cores with {backend} [\d.]+ in mixed_float16 with deterministic kernels\n"

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from fer_utils.predict import command_line, detection, page, yunet_file
+from fer_utils.predict import command_line, detection, page
 from fer_utils.training import model_files
 
 import keras
@@ -48,8 +48,8 @@ def album(tmp_path) -> Path:
     folder.mkdir()
     Image.new("L", (60, 50), 200).save(folder / "whole.png")
     (tmp_path / "album.png").mkdir()
-    (tmp_path / "null.csv").symlink_to("/dev/null")
-    (tmp_path / "gone.csv").symlink_to("nowhere")
+    (tmp_path / "null.png").symlink_to("/dev/null")
+    (tmp_path / "gone.png").symlink_to("nowhere")
     return folder
 
 
@@ -93,10 +93,10 @@ REFUSED = {
     "every -1st frame": (["album", "--every", "-1"], "--every starts at 1"),
     "a timeline of no known kind": (["album", "--timeline", "x.xyz"], "--timeline x.xyz: the file's name ends in .png"),
     "a timeline over a folder": (["album", "--timeline", "album.png"], "--timeline: album.png is no file"),
-    "tracks over a device": (["album", "--tracks", "null.csv"], "--tracks: null.csv is no file"),
-    "tracks over a link to nowhere": (["album", "--tracks", "gone.csv"], "--tracks: gone.csv is no file"),
-    "tracks of a page": (["--page", "--tracks", "x.csv"], "--page goes with"),
-    "tracks in a long name": (["album/whole.png", "--tracks", LONG + ".csv"], "ile name too long"),
+    "a timeline over a device": (["album", "--timeline", "null.png"], "--timeline: null.png is no file"),
+    "a timeline over a link to nowhere": (["album", "--timeline", "gone.png"], "--timeline: gone.png is no file"),
+    "a timeline of a page": (["--page", "--timeline", "x.png"], "--page goes with"),
+    "a timeline in a long name": (["album/whole.png", "--timeline", LONG + ".png"], "ile name too long"),
     "copies over a file": (["album", "--annotate", "album/whole.png"], "--annotate: album/whole.png is no folder"),
     "copies into a device": (["album", "--annotate", "/dev/null"], "--annotate: /dev/null is no folder"),
     "copies below a file": (["album/whole.png", "--annotate", "album/whole.png/x"], "album/whole.png/x"),
@@ -191,8 +191,7 @@ def test_the_page_starts_no_program_for_postscript(album, monkeypatch):
     monkeypatch.setenv("PATH", str(album))
     (album / "gs").write_text(f"#!/bin/sh\necho > {album}/started\n")
     (album / "gs").chmod(0o755)
-    answer, picture = page.Session.answer_file(None, str(album / "x.jpg"))
-    assert picture is None and "x.jpg: not a whole image file (it is no JPEG" in answer
+    assert "x.jpg: not a whole image file (it is no JPEG" in page.answer_file(None, str(album / "x.jpg"))
     assert not (album / "started").exists() and not (album / "x.jpg").exists()
 
 
@@ -237,7 +236,7 @@ def test_a_detector_that_is_another_file(tmp_path, name):
     DETECTORS[name](tmp_path / "yunet.onnx")
     with (
         limited(),
-        pytest.raises(detection.DetectorMissing, match=rf"--detector {tmp_path}/yunet\.onnx: .*{yunet_file.URL}"),
+        pytest.raises(detection.DetectorMissing, match=rf"--detector {tmp_path}/yunet\.onnx: .*{detection.YUNET_URL}"),
     ):
         detection.detector(str(tmp_path / "yunet.onnx"))
 

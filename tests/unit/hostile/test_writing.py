@@ -16,6 +16,7 @@ from fer_utils.kaggle import export
 from fer_utils.pipeline import pages, parameters, runner, runs, stages
 from fer_utils.pipeline.parameters import STAGES
 from fer_utils.predict import drawing
+from fer_utils.predict.photographs import Picture
 
 import numpy as np
 import pandas as pd
@@ -275,8 +276,10 @@ def test_an_annotated_copy_takes_a_free_name(tmp_path):
     picture = np.zeros((48, 64, 3), np.uint8)
     for expected in ("a_faces_4.png", "a_faces_5.png"):  # a second call is no exception
         with drawing.Copies(tmp_path) as copies:
-            assert copies.add_picture("there/a.jpg", picture).name == expected
-            copies.add_frame("v.avi", picture, 0.0, 10)
+            assert not (tmp_path / expected).exists()
+            copies.add(Picture("there/a.jpg", picture), picture)
+            assert (tmp_path / expected).is_file()
+            copies.add(Picture("v.avi", picture, 0, 0.0), picture)
     assert [path.read_bytes() for path in taken] == before and (tmp_path / "a_faces_3.png").is_symlink()
     assert (tmp_path / "v_faces.mp4").read_text() == "mine"
 

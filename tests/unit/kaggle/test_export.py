@@ -149,7 +149,7 @@ def test_the_package_unpacks_to_files_and_says_its_hash(exported, tmp_path):
     assert done.returncode == 0, done.stderr
     (home,) = (tmp_path / "temp").iterdir()
     *_, chosen, package = done.stdout.splitlines()
-    assert chosen == "Keras computes with tensorflow: this machine has no GPU"
+    assert chosen == "Keras computes with tensorflow. GPUs: 0. JAX for CUDA: not installed."
     assert package == f"{home}/fer_utils/places.py {home}"
     for path in ROOT.glob("fer_utils/**/*.py"):
         assert (home / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
@@ -178,7 +178,7 @@ def test_notebooks_import_nothing_at_once_that_kaggles_image_may_lack():
 
 def test_the_first_cell_chooses_a_backend(exported):
     first = next(cell for cell in notebook(exported, ALL).cells if cell.cell_type == "code")
-    assert first.source.endswith("print(backend.choose())")
+    assert first.source.endswith("print(session.choose_backend())")
 
 
 def test_a_damaged_package_is_refused(exported, tmp_path):

@@ -4,7 +4,7 @@ import hashlib
 import sys
 
 from fer_utils.data import sources, splits
-from fer_utils.predict import detection, yunet_file
+from fer_utils.predict import detection
 from fer_utils.predict.detection import Box
 
 import cv2
@@ -98,11 +98,11 @@ def test_auto_takes_yunet_from_the_cache_and_goes_on_with_mtcnn_without_a_networ
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr("keras.utils.get_file", no_network)
     assert isinstance(detection.detector("auto", say=said.append), detection.Mtcnn)
-    assert "mtcnn" in said[0] and "no network" in said[0] and yunet_file.URL in said[0]
+    assert "mtcnn" in said[0] and "no network" in said[0] and detection.YUNET_URL in said[0]
     with pytest.raises(detection.DetectorMissing, match="could not be fetched"):
         detection.detector("yunet")
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / yunet_file.NAME).write_bytes(yunet_path.read_bytes())
+    (tmp_path / "models" / detection.YUNET_NAME).write_bytes(yunet_path.read_bytes())
     assert isinstance(detection.detector("auto", say=said.append), detection.YuNet) and len(said) == 1
 
 
@@ -115,8 +115,12 @@ def test_a_file_that_is_fetched_is_checked_and_kept_in_the_cache(yunet_path, tmp
 
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr("keras.utils.get_file", get_file)
-    assert yunet_file.locate() == yunet_path
-    assert asked == {"name": yunet_file.NAME, "url": yunet_file.URL, "hash": yunet_file.SHA256}
+    assert detection.yunet_path() == yunet_path
+    assert asked == {
+        "name": detection.YUNET_NAME,
+        "url": detection.YUNET_URL,
+        "hash": detection.YUNET[detection.YUNET_NAME],
+    }
 
 
 @pytest.fixture
@@ -130,7 +134,7 @@ def yunet_2026may(yunet_path, tmp_path):
     del model.graph.value_info[:]
     file = tmp_path / "2026may.onnx"
     file.write_bytes(model.SerializeToString())
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == yunet_file.KNOWN["face_detection_yunet_2026may.onnx"]
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == detection.YUNET["face_detection_yunet_2026may.onnx"]
     return file
 
 
@@ -156,18 +160,6 @@ def test_a_lower_threshold_shows_what_the_default_leaves_out(mtcnn):
     boxes = detection.Mtcnn(threshold=0.75).find(gravel)
     assert boxes and all(0.75 <= box.confidence < mtcnn.THRESHOLD for box in boxes)
     assert mtcnn.find(gravel) == []
-
-
-@pytest.mark.parametrize("kind", [detection.Mtcnn, detection.YuNet])
-def test_a_threshold_is_a_confidence(kind):
-    with pytest.raises(ValueError, match="threshold is 95; it is a confidence between 0 and 1"):
-        kind(threshold=95)
-
-
-@pytest.mark.parametrize("kind", [detection.Mtcnn, detection.YuNet])
-def test_smallest_below_what_the_network_sees_is_refused(kind):
-    with pytest.raises(ValueError, match="smallest is 12 pixels"):
-        kind(smallest=12)
 
 
 def test_a_missing_detector_is_named_with_the_way_out(monkeypatch):
