@@ -22,7 +22,6 @@ from fer_utils.predict.detection import Detector, scaled
 from fer_utils.predict.photographs import PassedOver, Picture
 from fer_utils.predict.reader import Reader, Reading
 from fer_utils.predict.tracking import Tracker
-from fer_utils.training import model_files
 
 import cv2
 import numpy as np
