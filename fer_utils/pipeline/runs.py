@@ -1,17 +1,14 @@
 """A run: its folders and the names of its files, its records, its state and scores, and its locks.
 
-Only one process works on a run. A lock is released when its process ends. Each folder has two: `runner` is held by run_all.py
-from start to end, `stage` by the process that computes a stage, in Jupyter or started by run_all.py. A kernel survives a
-killed run_all.py by about a second; meanwhile its lock keeps the next run from writing to the same folder.
-
-An image folder outside the run's folder has a file that names the run. Another run does not write to it.
+Only one process works on a run. Each folder has two locks, which end with their process: `runner` is held by run_all.py from
+start to end, `stage` by the process that computes a stage, in Jupyter or started by run_all.py. A kernel survives a killed
+run_all.py by about a second; meanwhile its lock keeps the next run from writing to the same folder.
 """
 
 import contextlib
 import os
 import platform
 import reprlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -39,8 +36,7 @@ _METRICS: dict[str, Any] = {"leakage": dict, "run": dict}
 for _split in ("val", "test"):
     _METRICS |= {f"{_split}.{name}": (int, float) for name in ("n", "calibration_error", *INTERVALS)}
     _METRICS |= {f"{_split}.{name}_interval": list for name in INTERVALS}
-# The two kinds of locks → seconds to wait for one. A look at a lock takes less than half a second, see _is_held; an orphaned
-# kernel checks for its parent once a second.
+# The two kinds of locks → seconds to wait for one. An orphaned kernel checks for its parent once a second.
 _PATIENCE = {"runner": 0.5, "stage": 15.0}
 _OWNER = ".images_of_run.json"  # in an image folder outside the run's folder: the run whose images these are
 
@@ -97,12 +93,13 @@ class Run:
 
     def all_records(self) -> dict[str, dict]:
         """The records of the finished stages as they are now, in stage order. Raises TornFile for a damaged record."""
-        lacks, way_out = "is no record of a stage, it lacks", "remove it, and its stage runs again"
-        paths = {stage: self.stage_record(stage) for stage in STAGES if self.stage_record(stage).is_file()}
-        found = {stage: _read(path, _RECORD, lacks, way_out) for stage, path in paths.items()}
-        for stage, name in ((stage, name) for stage, record in found.items() for name in record["outputs"]):
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise files.TornFile(f"{paths[stage]} names the output {name!r}: {way_out}")
+        found, way_out = {}, "remove it, and its stage runs again"
+        for stage, path in ((stage, self.stage_record(stage)) for stage in STAGES):
+            if path.is_file():
+                found[stage] = _read(path, _RECORD, way_out)
+                for name in found[stage]["outputs"]:
+                    if Path(name).is_absolute() or ".." in Path(name).parts:
+                        raise files.TornFile(f"{path} names the output {name!r}: {way_out}")
         return found
 
     @cached_property
@@ -113,26 +110,15 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any] | None:
         """The scores; None unless `evaluate` scored the model that the run has now."""
-        lacks, way_out = "holds no metrics of a run, it lacks", "run its stage again with --only evaluate"
-        return _read(self.path("metrics.json"), _METRICS, lacks, way_out) if "evaluate" in self.records else None
+        if "evaluate" not in self.records:
+            return None
+        return _read(self.path("metrics.json"), _METRICS, "run its stage again with --only evaluate")
 
     @property
     def state(self) -> str:
-        """`done`, `running`, or the stage before which it stopped."""
-        if self.is_held():
-            return "running"
+        """`done`, or the stage that comes next, such as `next: balance`."""
         missing = [stage for stage in STAGES if stage not in self.records]
-        return f"stopped before {missing[0]}" if missing else "done"
-
-    @property
-    def finished(self) -> str:
-        """The end of its last stage, ISO 8601 in UTC; empty if no stage has ended."""
-        return max((record["finished"] for record in self.records.values()), default="")
-
-    @property
-    def seconds(self) -> float:
-        """The total seconds of its stages."""
-        return sum(record["seconds"] for record in self.records.values())
+        return f"next: {missing[0]}" if missing else "done"
 
     def faulty_inputs(self, stage: str, but_of: Sequence[str] = ()) -> Iterator[tuple[Path, str, str]]:
         """Inputs of a stage that are missing or changed since they were written: path, stage that writes it, fault.
@@ -173,26 +159,19 @@ class Run:
         keeps them; OutputError for a folder that is no run's, or another run's.
         """
         self._require_own()
-        locks = []
-        for file in self._lock_files(kind):
+        is_elsewhere, locks = not self.data.is_relative_to(self.folder), []
+        for folder in [self.folder, self.data] if is_elsewhere else [self.folder]:
+            file = folder / f".{kind}.lock"
             try:
                 locks.append(files.acquired(file, _PATIENCE[kind]))
             except TimeoutError:
                 raise RunIsBusy(
-                    f"{file.parent}: another process works on this run ({file} is held). Wait for it, end it (a notebook: "
+                    f"{folder}: another process works on this run ({file} is held). Wait for it, end it (a notebook: "
                     "shut its kernel down), or give this run another name with --run"
                 ) from None
-        if not self.data.is_relative_to(self.folder):
+        if is_elsewhere:
             files.write_json(self.data / _OWNER, {"run": str(self.folder.resolve())})
         return [lock for lock in locks if lock]
-
-    def is_held(self) -> bool:
-        """Whether a process works on the run now. Nothing is written, so that runs can be looked at in a read-only folder."""
-        return any(_is_held(file) for kind in _PATIENCE for file in self._lock_files(kind))
-
-    def _lock_files(self, kind: str) -> list[Path]:
-        folders = [self.folder] if self.data.is_relative_to(self.folder) else [self.folder, self.data]
-        return [folder / f".{kind}.lock" for folder in folders]
 
     def _require_own(self) -> None:
         """Raise OutputError if the run's folder holds something and no run, or if the image folder is another run's."""
@@ -218,27 +197,6 @@ class Run:
             files.require_own(self.path(name))
 
 
-def _is_held(file: Path) -> bool:
-    """Whether a lock cannot be shared. It is shared for a moment; who wants it then waits, see _PATIENCE."""
-    try:
-        if sys.platform == "win32":  # it has no shared locks
-            from filelock import FileLock
-
-            if file.exists():
-                with FileLock(file, timeout=0):
-                    pass
-        else:
-            import fcntl
-
-            with file.open("rb") as opened:
-                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (TimeoutError, BlockingIOError):
-        return True
-    except OSError:  # there is none, or it cannot be opened here
-        return False
-    return False
-
-
 def run_named(name: str, outputs_dir: str, data_dir: str) -> Run:
     """The run of this name; relative paths start at the project's root.
 
@@ -260,7 +218,7 @@ def run_named(name: str, outputs_dir: str, data_dir: str) -> Run:
 
 def description(folder: Path, needed: Mapping[str, Any]) -> dict[str, Any]:
     """A run's description: its profile, and the parameters of all stages. Raises TornFile if it lacks what is needed."""
-    return _read(folder / "run.json", needed, "lacks", "start this run again, or delete its folder")
+    return _read(folder / "run.json", needed, "start this run again, or delete its folder")
 
 
 def read(folder: Path) -> Run:
@@ -299,7 +257,7 @@ def require_scored(run: Run) -> None:
         )
 
 
-def _read(path: Path, needed: Mapping[str, Any], lacks: str, way_out: str) -> dict[str, Any]:
+def _read(path: Path, needed: Mapping[str, Any], way_out: str) -> dict[str, Any]:
     """The content of a JSON file. Raises TornFile unless it has values of these types; `key.inputs` is `inputs` in `key`."""
     content = files.read_json(path)
     for name, kind in needed.items():
@@ -307,7 +265,7 @@ def _read(path: Path, needed: Mapping[str, Any], lacks: str, way_out: str) -> di
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if not isinstance(value, kind):
-            raise files.TornFile(f"{path} {lacks} {name!r}: {way_out}")
+            raise files.TornFile(f"{path} lacks {name!r}: {way_out}")
     return content
 
 

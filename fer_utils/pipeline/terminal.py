@@ -213,8 +213,10 @@ def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
             faults.append(f"{name}: {error}")
             continue
         scores = [with_interval(run.metrics["test"], score) if run.metrics else "" for score in runs.INTERVALS]
-        policy, finished = run.parameters["merge_split"].get("leakage", ""), run.finished[:16].replace("T", " ")
-        rows.append((name, run.state, run.profile, policy, finished, *scores, progress.in_words(run.seconds)))
+        policy, records = run.parameters["merge_split"].get("leakage", ""), run.records.values()
+        finished = max((record["finished"] for record in records), default="")[:16].replace("T", " ")
+        seconds = progress.in_words(sum(record["seconds"] for record in records))
+        rows.append((name, run.state, run.profile, policy, finished, *scores, seconds))
     return rows, faults
 
 

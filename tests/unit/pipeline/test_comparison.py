@@ -51,7 +51,7 @@ def test_what_was_changed_by_hand_is_marked(two):
 
 def test_a_run_without_scores_has_dashes(two, fake_run):
     table = pages.results(_read(two[0], fake_run("half").do("merge_split")))
-    assert table.loc["TEST accuracy", "half"] == "–" and table.loc["state", "half"] == "stopped before balance"
+    assert table.loc["TEST accuracy", "half"] == "–" and table.loc["state", "half"] == "next: balance"
 
 
 def test_mcnemar_counts_the_images_that_one_run_alone_gets_right(two):
@@ -112,7 +112,7 @@ def test_the_list_has_a_row_a_run_with_scores_and_state(two, fake_run, tmp_path)
     one = _read(two[0])[0]
     assert rows["one"]["TEST macro F1"] == terminal.with_interval(one.metrics["test"], "macro_f1")
     assert rows["one"]["state"] == "done" and rows["one"]["leakage"] == "drop" and rows["one"]["profile"] == "demo"
-    assert rows["third"]["state"] == "stopped before balance" and rows["third"]["TEST accuracy"] == ""
+    assert rows["third"]["state"] == "next: balance" and rows["third"]["TEST accuracy"] == ""
 
 
 def test_the_list_fits_a_terminal_of_80_and_of_100_columns(fake_run, tmp_path):
