@@ -1,11 +1,10 @@
-"""What run_all.py prints: tables of runs and scores; while a stage runs a status line, or a line every LOG_EVERY seconds in a log."""
+"""What run_all.py prints: tables of runs and scores; while a stage runs a status line, or in a log a line every LOG_EVERY s."""
 
 import contextlib
 import json
 import os
 import re
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,11 +16,9 @@ from fer_utils import files, progress
 from fer_utils.pipeline import runs
 
 REFRESH = 0.5  # seconds between two readings of the kernel's reports
-LOG_EVERY = 30  # seconds between two lines of a log; a new epoch gives a line earlier
-LOG_EPOCH = 5  # least seconds between two lines of a log
+LOG_EVERY = 30  # seconds between two lines of a log
 NARROWEST = 40  # columns; a narrower terminal counts as this wide
 COLUMNS = ("run", "state", "profile", "leakage", "finished (UTC)", "TEST accuracy", "TEST macro F1", "time")
-SCORES = ("", "images", "accuracy", "macro F1", "ECE")
 _HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 _CLEAR = "\r\x1b[K"
 
@@ -36,16 +33,8 @@ def columns(stream: TextIO | None = None) -> int | None:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print to a stream (default: standard output), wrapped to the width of a terminal; a log is not wrapped."""
-    stream = stream or sys.stdout
-    print("\n".join(folded(line, columns(stream)) for line in text.split("\n")), file=stream, flush=True)
-
-
-def folded(line: str, width: int | None) -> str:
-    """Wrap a line to `width` columns (None: unchanged). Longer words, such as paths, are not split."""
-    if not width:
-        return line
-    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    """Print to a stream (default: standard output) at once, also if it is a file."""
+    print(text, file=stream, flush=True)
 
 
 @dataclass
@@ -53,7 +42,6 @@ class Shown:
     """What the stages of one run share on the terminal."""
 
     all_output: bool = False  # the notebooks' whole output is shown
-    began: float = field(default_factory=time.monotonic)
     said: set[str] = field(default_factory=set)  # lines that kernels had shown
 
 
@@ -88,11 +76,11 @@ class Status:
     def __init__(
         self, stage: str, reports: Path, shown: Shown | None = None, clock: Callable[[], float] = time.monotonic
     ):
-        self.stage, self.shown, self.clock = stage, shown or Shown(began=clock()), clock
+        self.stage, self.shown, self.clock = stage, shown or Shown(), clock
         self.output = _Lines(lambda line: self._print(sys.stdout, line.rpartition("\r")[2]))
         self.errors = _Lines(lambda line: self._print(sys.stderr, line.rpartition("\r")[2]))
         self._reports = reports.absolute()  # the kernel may have another working folder
-        self._heading, self._logged_task = "starting", ""
+        self._heading = "starting"
         self._task: dict[str, Any] = {}
         self._since: tuple[float, float] | None = None  # time and progress at the first report with progress
         self._began = self._logged = clock()
@@ -136,11 +124,6 @@ class Status:
         if "say" in report:
             if report["say"] not in self.shown.said and not self.shown.all_output:
                 self._print(sys.stdout, report["say"])
-            if report["seconds"]:
-                whole = progress.in_words(self.clock() - self.shown.began + report["seconds"])
-                self._print(
-                    sys.stdout, f"the run takes about {whole} to the end of {self.stage}, validation not counted"
-                )
             self.shown.said.add(report["say"])
             return
         if not self._task:
@@ -188,15 +171,12 @@ class Status:
             self.take(json.loads(line))
 
     def _draw(self) -> None:
-        now, task = self.clock(), self._task.get("task", "")
         if self._width:
             with self._lock:
                 self._width = columns(sys.stderr) or self._width
                 self._clear(self.line()[: self._width - 1])
-        elif now - self._logged >= (
-            LOG_EPOCH if task.startswith("epoch ") and task != self._logged_task else LOG_EVERY
-        ):
-            self._logged, self._logged_task = now, task
+        elif self.clock() - self._logged >= LOG_EVERY:
+            self._logged = self.clock()
             self._print(sys.stdout, self.line())
 
 
@@ -220,25 +200,6 @@ def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     return rows, faults
 
 
-def score_rows(metrics: dict) -> list[tuple[str, ...]]:
-    """A row of SCORES for VAL, TEST and each of their parts, and again for test-time augmentation.
-
-    ECE is the expected calibration error.
-    """
-    rows = []
-    augmented = metrics.get("test_time_augmentation", {})
-    for found, views in ((metrics, ""), (augmented, f", {augmented.get('kind')}")):
-        for split in ("val", "test"):
-            whole = found.get(split, {})
-            parts = {"": whole} | {f", {part}": whole.get(part) for part in ("public", "private", "unseen")}
-            for part, scores in parts.items():
-                if scores:
-                    intervals = [with_interval(scores, name) for name in runs.INTERVALS]
-                    error = f"{scores['calibration_error']:.3f}"
-                    rows.append((f"{split.upper()}{part}{views}", f"{scores['n']:,}", *intervals, error))
-    return rows
-
-
 def with_interval(scores: dict, name: str) -> str:
     """A score with its 95 % interval: `0.712 [0.701–0.723]`."""
     low, high = scores[f"{name}_interval"]
@@ -252,7 +213,7 @@ def as_lines(rows: Sequence[Sequence[str]], width: int | None = None, apart: int
         rest = _aligned([row[apart:] for row in rows])
         lines = []
         for row, cells in zip(rows, rest, strict=True):
-            lines.append(folded("  ".join(row[:apart]).rstrip(), width))
+            lines.append("  ".join(row[:apart]).rstrip())
             lines += [f"  {cells}"] if cells else []
     return lines
 
@@ -288,9 +249,9 @@ def print_summary(run: runs.Run, n_ran: int) -> None:
     if n_ran:
         from fer_utils.evaluation import report  # pandas takes a while to import
 
-        print()
-        print_table([SCORES, *score_rows(metrics)])
-        print()
+        table = report.score_table(metrics)[["n", "accuracy", "accuracy 95 %", "macro_f1", "macro_f1 95 %"]]
+        shown = table.to_string(header=["images", "accuracy", "95 %", "macro F1", "95 %"], float_format="{:.3f}".format)
+        print(f"\n{shown}\n")
         notes = (report.drawn_line(metrics), report.labels_line(metrics), report.honesty_line(metrics))
         say("\n".join(filter(None, notes)))
     scores = [f"TEST {name} {with_interval(metrics['test'], key)}" for key, name in runs.INTERVALS.items()]

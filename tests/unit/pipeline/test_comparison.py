@@ -128,15 +128,21 @@ def test_the_list_fits_a_terminal_of_80_and_of_100_columns(fake_run, tmp_path):
     assert terminal.as_lines(rows, max(map(len, whole)), apart=4) == whole
 
 
-def test_scores_have_a_row_for_each_part_and_fit_80_columns():
-    part = {"n": 35_887, "calibration_error": 0.1}
-    part |= {"accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "macro_f1": 0.5, "macro_f1_interval": [0.4, 0.6]}
-    metrics = {"val": part, "test": part | {"public": part, "private": part}}
-    rows = terminal.score_rows(metrics | {"test_time_augmentation": {"kind": "ten_crop", **metrics}})
+def test_scores_have_a_row_for_each_part_and_fit_80_columns(fake_run, capsys):
+    run = fake_run().do()
+    path = run.folders.path("metrics.json")
+    metrics = files.read_json(path)
+    scores = metrics["test"] | {"n": 35_887, "accuracy": 0.5, "accuracy_interval": [0.4, 0.6]}
+    both = {"val": scores, "test": scores | {"public": scores, "private": scores}}
+    files.write_json(path, metrics | both | {"test_time_augmentation": {"kind": "ten_crop", **both}})
+    capsys.readouterr()
+    terminal.print_summary(run.folders, 1)
+    _, heading, *rows = capsys.readouterr().out.splitlines()
     parts = ["VAL", "TEST", "TEST, public", "TEST, private"]
-    assert [row[0] for row in rows] == [*parts, *(f"{name}, ten_crop" for name in parts)]
-    assert rows[0][1:] == ("35,887", "0.500 [0.400–0.600]", "0.500 [0.400–0.600]", "0.100")
-    assert max(map(len, terminal.as_lines([terminal.SCORES, *rows]))) <= 80
+    names = [*parts, *(f"{name}, ten_crop" for name in parts)]
+    assert heading.split() == ["images", "accuracy", "95", "%", "macro", "F1", "95", "%"]
+    assert [row.partition("  ")[0].partition(" 3")[0] for row in rows[: len(names)]] == names and not rows[len(names)]
+    assert rows[0].split()[1:4] == ["35887", "0.500", "0.400–0.600"] and max(map(len, [heading, *rows[:8]])) <= 80
 
 
 def test_runs_of_an_earlier_version_are_listed_and_compared(two, tmp_path):
