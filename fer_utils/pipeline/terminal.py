@@ -209,13 +209,11 @@ def with_interval(scores: dict, name: str) -> str:
 def as_lines(rows: Sequence[Sequence[str]], width: int | None = None, apart: int = 2) -> list[str]:
     """Rows of text as lines with aligned columns; if wider than `width`, the first `apart` cells get a separate line."""
     lines = _aligned(rows)
-    if width and max(map(len, lines), default=0) > width:
-        rest = _aligned([row[apart:] for row in rows])
-        lines = []
-        for row, cells in zip(rows, rest, strict=True):
-            lines.append("  ".join(row[:apart]).rstrip())
-            lines += [f"  {cells}"] if cells else []
-    return lines
+    if not width or max(map(len, lines)) <= width:
+        return lines
+    rest = _aligned([("", *row[apart:]) for row in rows])
+    pairs = zip(("  ".join(row[:apart]).rstrip() for row in rows), rest, strict=True)
+    return [line for pair in pairs for line in pair if line]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
