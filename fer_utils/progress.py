@@ -24,22 +24,19 @@ def bar(rows: Iterable | None = None, description: str = "", total: int | None =
     return tqdm(rows, description, total, leave=False, file=sys.stdout, unit=f" {unit}")
 
 
-def say(text: str, seconds: float = 0) -> None:
-    """Print a line; run_all.py shows it too, once a run. seconds: what is left of the run at least, if that is known."""
+def say(text: str) -> None:
+    """Print a line; run_all.py shows it too, once a run."""
     print(text)
     if REPORTS in os.environ:
-        _report({"say": text, "seconds": seconds})
+        _report({"say": text})
 
 
-def announce(text: str, seconds: float, is_longest: bool = False) -> None:
-    """Print how long a step will take; run_all.py also shows it if that is more than SHORT seconds.
-
-    is_longest: most of the run's time is in this step: run_all.py then says how long the run will take.
-    """
+def announce(text: str, seconds: float) -> None:
+    """Print how long a step will take; run_all.py also shows it if that is more than SHORT seconds."""
     if seconds <= SHORT:
         print(text)
     else:
-        say(text, seconds if is_longest else 0)
+        say(text)
 
 
 def in_words(seconds: float) -> str:
@@ -60,8 +57,10 @@ class _Reporter(tqdm):
         self.display()
 
     def display(self, *_, **__) -> None:
-        task = self.desc.removesuffix(": ")
-        _report({"task": task, "done": self.n, "total": self.total, "unit": self.unit, "scores": self.postfix})
+        task, rate = self.desc.removesuffix(": "), self.format_dict["rate"]
+        left = (self.total - self.n) / rate if rate and self.total else None  # seconds
+        shown = {"done": self.n, "total": self.total, "unit": self.unit, "left": left, "scores": self.postfix}
+        _report({"task": task} | shown)
 
     def close(self) -> None:
         if not self.disable:

@@ -238,10 +238,8 @@ def find(outputs: Path, names: Sequence[str]) -> list[Run]:
     known = [file.parent.name for file in sorted(outputs.glob("*/run.json"))]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise places.NotFoundHere(
-            f"{outputs} has no run {', '.join(map(printable, unknown))}; runs there: "
-            f"{', '.join(map(printable, known)) or 'none'}"
-        )
+        there = ", ".join(map(repr, known)) or "none"
+        raise places.NotFoundHere(f"{outputs} has no run {', '.join(map(repr, unknown))}; runs there: {there}")
     return [read(outputs / name) for name in names]
 
 
@@ -277,8 +275,3 @@ def versions() -> dict[str, str]:
 def one_line(figures: Mapping[str, Any]) -> str:
     """Key figures in one line, with thousands separators: `epochs 10, ended by last epoch`."""
     return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:,}'}" for name, value in figures.items())
-
-
-def printable(name: str) -> str:
-    """The name of a folder as a terminal may show it: quoted and escaped if it has line breaks or control characters."""
-    return name if name.isprintable() else ascii(name)

@@ -9,7 +9,6 @@ point returns to the queue. What trials have in common is computed once.
 import contextlib
 import hashlib
 import itertools
-import math
 import os
 import re
 import statistics
@@ -186,14 +185,9 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    digest = keys.digest(
-        {
-            "axes": {key: str(axis) for key, axis in plan.axes.items()},
-            "parameters": {stage: keys.counted(values) for stage, values in plan.resolve({}).items()},
-            "code": [keys.code_of(stage) for stage in STAGES],
-            "rest": [list(plan.seeds), plan.objective],
-        }
-    )
+    swept = {key: str(axis) for key, axis in plan.axes.items()}
+    others = {stage: [keys.counted(values), keys.code_of(stage)] for stage, values in plan.resolve({}).items()}
+    digest = keys.digest({"study": [swept, others, list(plan.seeds), plan.objective]})
     journal = outputs / f"sweep_{plan.base}.journal"
     files.require_space(outputs, 0)  # every trial writes there
     try:
@@ -350,27 +344,19 @@ def ranking(plan: Plan, study: "optuna.Study") -> "pd.DataFrame":
     Columns: rank, point, score (mean over seeds on VAL), low and high (95 %, Student's t over seeds; empty for one seed),
     seeds, state, trial, a column for each swept parameter, runs.
     """
-    import pandas as pd  # slow to import
+    import pandas as pd  # slow to import, as is SciPy
+    from scipy.stats import t
 
     trials = [trial for trial in (*_in_state(study, "FAIL"), *_in_state(study, "COMPLETE")) if trial.user_attrs]
     rows = []
     for text, trial in {trial.user_attrs["point"]: trial for trial in trials}.items():
         values = trial.user_attrs.get("values", {})
-        low, high = interval(list(values.values()))
-        row = {"point": text, "score": trial.value if values else math.nan, "low": low, "high": high}
-        row |= {"seeds": len(values), "state": "done" if values else "failed", "trial": trial.number}
+        scores = pd.Series(values, dtype=float)
+        half = t.ppf(0.975, len(scores) - 1) * scores.sem()  # NaN for fewer than two
+        row = {"point": text, "score": scores.mean(), "low": scores.mean() - half, "high": scores.mean() + half}
+        row |= {"seeds": len(scores), "state": "done" if values else "failed", "trial": trial.number}
         swept = point_of({key: trial.params[key] for key in plan.axes})
         rows.append(row | swept | {"runs": " ".join(values)})
     found = pd.DataFrame(rows).sort_values(["score", "trial"], ascending=[False, True], ignore_index=True)
     found.insert(0, "rank", [str(rank) if done else "–" for rank, done in enumerate(found["score"].notna(), 1)])
     return found
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of scores, Student's t, cut to 0–1; two NaN for fewer than two values."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    from scipy.stats import t  # slow to import
-
-    mean, half = statistics.fmean(values), t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return max(0.0, mean - half), min(1.0, mean + half)

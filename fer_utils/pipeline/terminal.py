@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-import re
+import shutil
 import sys
 import threading
 import time
@@ -17,19 +17,13 @@ from fer_utils.pipeline import runs
 
 REFRESH = 0.5  # seconds between two readings of the kernel's reports
 LOG_EVERY = 30  # seconds between two lines of a log
-NARROWEST = 40  # columns; a narrower terminal counts as this wide
 COLUMNS = ("run", "state", "profile", "leakage", "finished (UTC)", "TEST accuracy", "TEST macro F1", "time")
-_HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 _CLEAR = "\r\x1b[K"
 
 
 def columns(stream: TextIO | None = None) -> int | None:
     """Columns of a stream's terminal (default: standard output); None for a file or a pipe."""
-    stream = stream or sys.stdout
-    try:
-        return max(NARROWEST, os.get_terminal_size(stream.fileno()).columns) if stream.isatty() else None
-    except (OSError, ValueError):
-        return None
+    return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else None
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
@@ -80,9 +74,7 @@ class Status:
         self.output = _Lines(lambda line: self._print(sys.stdout, line.rpartition("\r")[2]))
         self.errors = _Lines(lambda line: self._print(sys.stderr, line.rpartition("\r")[2]))
         self._reports = reports.absolute()  # the kernel may have another working folder
-        self._heading = "starting"
         self._task: dict[str, Any] = {}
-        self._since: tuple[float, float] | None = None  # time and progress at the first report with progress
         self._began = self._logged = clock()
         self._width, self._lock = columns(sys.stderr), threading.RLock()
 
@@ -110,41 +102,24 @@ class Status:
         """Seconds since the stage's kernel was requested."""
         return self.clock() - self._began
 
-    def cell_begins(self, notebook: str) -> None:
-        """Store the heading above the running cell, from the notebook's JSON as papermill writes it."""
-        heading = self._heading
-        for cell in json.loads(notebook)["cells"]:
-            if cell["cell_type"] == "markdown" and (found := _HEADING.search("".join(cell["source"]))):
-                heading = found[1]
-            if cell["metadata"].get("papermill", {}).get("status") == "running":
-                self._heading = heading
-
     def take(self, report: dict[str, Any]) -> None:
         """Process one report of the kernel."""
-        if "say" in report:
-            if report["say"] not in self.shown.said and not self.shown.all_output:
-                self._print(sys.stdout, report["say"])
+        if "say" not in report:
+            self._task = report if report["task"] else {}
+        elif report["say"] not in self.shown.said:
             self.shown.said.add(report["say"])
-            return
-        if not self._task:
-            self._since = None
-        self._task = report | {"at": self.clock()} if report["task"] else {}
-        if self._task and self._since is None and report["done"]:
-            self._since = self._task["at"], report["done"]
+            if not self.shown.all_output:
+                self._print(sys.stdout, report["say"])
 
     def line(self) -> str:
         """The status line: stage, elapsed time, current task, its progress, and the estimated time left."""
-        now, task = self.clock(), self._task
-        parts = [task["task"] if task else self._heading]
-        if task and task["total"]:
-            parts.append(f"{task['done']:,} of {task['total']:,} {task['unit']}")
-            if self._since and task["done"] > self._since[1]:
-                seen, first = self._since
-                left = (task["at"] - seen) / (task["done"] - first) * (task["total"] - task["done"])
-                parts.append(f"about {progress.in_words(max(0, left - (now - task['at'])))} left")
-        if task and task["scores"]:
-            parts.append(f"after {task['scores']}")
-        return f"{self.stage}, {progress.in_words(now - self._began)}: {', '.join(parts)}"
+        parts, task = [f"{self.stage}, {progress.in_words(self.seconds())}"], self._task
+        if task:
+            parts.append(task["task"])
+            parts += [f"{task['done']:,} of {task['total']:,} {task['unit']}"] if task["total"] else []
+            parts += [f"about {progress.in_words(task['left'])} left"] if task["left"] else []
+            parts += [f"after {task['scores']}"] if task["scores"] else []
+        return ", ".join(parts)
 
     def _clear(self, line: str = "") -> None:
         """Replace the status line, if this is a terminal."""
@@ -185,7 +160,7 @@ def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     rows: list[tuple[str, ...]] = []
     faults = []
     for file in sorted(outputs.glob("*/run.json")):
-        name = runs.printable(file.parent.name)
+        name = repr(file.parent.name)[1:-1]  # escapes line breaks and control characters
         try:
             run = runs.read(file.parent)
         except (files.TornFile, OSError) as error:

@@ -88,7 +88,7 @@ class TimeBudget(keras.callbacks.Callback):
             f"{self.phase}: {shown} ms a step; without validation {in_words(steps * step)} an epoch of {steps:,} "
             f"steps, at most {in_words(total)} for {epochs} epochs{left}"
         )
-        announce(text, total, is_longest=self.phase == "fine_tune")
+        announce(text, total)
 
     def _reserve(self) -> float:
         return PASSES_LEFT * self._validation + self.margin

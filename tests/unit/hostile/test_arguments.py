@@ -99,13 +99,13 @@ REFUSED = [
         for names, said in (
             (["base"], "expected the names of two or more runs"),
             (["base", "base"], "expected the names of two or more runs"),
-            (["base", "../outputs/base"], "has no run ../outputs/base"),
-            (["base", "*"], "has no run *"),
+            (["base", "../outputs/base"], "has no run '../outputs/base'"),
+            (["base", "*"], "has no run '*'"),
             (["base", ""], "has no run"),
-            (["base", LONG], "has no run xxx"),
+            (["base", LONG], "has no run 'xxx"),
         )
     ),
-    ([*B[2:], "--to-mlflow", "../outputs/base"], "has no run ../outputs/base"),
+    ([*B[2:], "--to-mlflow", "../outputs/base"], "has no run '../outputs/base'"),
     ([*B, "--run", "new", "--only", "evaluate"], "which merge_split writes: manifest.csv is missing"),
     (["--tracking-uri", "x"], "--tracking-uri goes with --to-mlflow"),
 ]

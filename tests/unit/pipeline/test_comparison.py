@@ -159,7 +159,7 @@ def test_runs_of_an_earlier_version_are_listed_and_compared(two, tmp_path):
 
 
 def test_an_unknown_run_is_an_error_that_lists_those_there(two, tmp_path):
-    with pytest.raises(places.NotFoundHere, match="has no run nowhere; runs there: one, other"):
+    with pytest.raises(places.NotFoundHere, match="has no run 'nowhere'; runs there: 'one', 'other'"):
         runs.find(tmp_path / "outputs", ["one", "nowhere"])
 
 

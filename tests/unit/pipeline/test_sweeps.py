@@ -446,9 +446,13 @@ def test_val_ranks_and_test_is_never_looked_at(sweep, tmp_path, capsys):
 
 
 def test_the_interval_over_seeds_is_students(sweep):
-    low, high = sweeps.interval([0.5, 0.6, 0.7])
-    assert (low, high) == pytest.approx((0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5), abs=1e-6)
-    assert np.isnan(sweeps.interval([0.5])).all()
+    *_, shared, made = sweep("fine_tune.unfreeze_top=30", seeds=(1, 2, 3))
+    ((_, row),) = sweeps.ranking(made, shared).iterrows()
+    scores = list(shared.trials[0].user_attrs["values"].values())
+    half = 4.302653 * np.std(scores, ddof=1) / 3**0.5
+    assert half > 0 and (row["low"], row["high"]) == pytest.approx((row["score"] - half, row["score"] + half), abs=1e-6)
+    *_, shared, made = sweep("fine_tune.unfreeze_top=30")
+    assert sweeps.ranking(made, shared)[["low", "high"]].isna().all(axis=None)
 
 
 def test_a_database_holds_the_study_too_and_one_that_cannot_be_opened_is_named(tmp_path, sweep):
