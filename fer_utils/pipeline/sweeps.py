@@ -9,6 +9,7 @@ point returns to the queue. What trials have in common is computed once.
 import contextlib
 import hashlib
 import itertools
+import math
 import os
 import re
 import statistics
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 Point = dict[str, str]  # `<stage>.<name>` → value, as text
 SEEDED = ("train_head", "fine_tune")  # the stages whose seed varies: data and splits of a point stay the same
 OBJECTIVES = ("macro_f1", "accuracy")
+MOST = 10_000  # combinations of a sweep's values, and seeds of a point
 POLL = 2.0  # seconds to wait for the end of another process's trial, before the next one is looked at
 
 
@@ -73,6 +75,8 @@ def axes(texts: Sequence[str], declared: Mapping[str, Mapping[str, Parameter]]) 
 def grid(swept: "Mapping[str, Axis]") -> list[Point]:
     """Every combination of the swept values; of a range these are its two ends."""
     lists = [list(axis.choices) if hasattr(axis, "choices") else [axis.low, axis.high] for axis in swept.values()]
+    if math.prod(map(len, lists)) > MOST:
+        raise ParameterError(f"--sweep: more than {MOST:,} combinations; give fewer values, or ranges and --trials")
     return [point_of(dict(zip(swept, values, strict=True))) for values in itertools.product(*lists)]
 
 
@@ -141,8 +145,8 @@ class Plan:
 
 def plan(swept: Sequence[str], profile: str, layers: Sequence[tuple[str, Mapping]], n_seeds: int, **how) -> Plan:
     """The checked plan of a command line. how: further fields of a plan. Raises ParameterError."""
-    if n_seeds < 1:
-        raise ParameterError(f"--seeds is {n_seeds}, expected 1 or more")
+    if not 1 <= n_seeds <= MOST:
+        raise ParameterError(f"--seeds is {n_seeds}, expected 1 to {MOST:,}")
     base = next(iter(runner.resolve(profile, layers).values()))
 
     def resolve(point: Point) -> dict[str, dict[str, Any]]:

@@ -239,6 +239,7 @@ def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
     ("swept", "how", "said"),
     [
         ("fine_tune.unfreeze_top=30,40", {"seeds": range(2**32 - 1, 2**32 + 1)}, "seed is 4294967296, expected"),
+        (f"balance.seed={','.join(map(str, range(10_001)))}", {}, "more than 10,000 combinations"),
         ("merge_split.extra=a/b,a b", {}, r"gives two runs the name demo__merge_split\.extra=a-b"),
     ],
 )
@@ -247,11 +248,11 @@ def test_a_plan_beyond_all_bounds_is_refused_first(tmp_path, swept, how, said):
         plan(tmp_path / "outputs", [swept], **how).check()
 
 
-@pytest.mark.parametrize("seeds", ["0", "-5"])
-def test_a_sweep_without_seeds_is_refused_first(answer, tmp_path, seeds):
+@pytest.mark.parametrize("seeds", ["0", "-5", "10001"])
+def test_a_number_of_seeds_beyond_all_bounds_is_refused_first(answer, tmp_path, seeds):
     arguments = ["--params", "demo", "--outputs-dir", str(tmp_path), "--sweep", "balance.seed=1,2", "--seeds", seeds]
     status, _, errors = answer(*arguments)
-    assert status == 2 and f"--seeds is {seeds}, expected 1 or more" in errors and not list(tmp_path.iterdir())
+    assert status == 2 and f"--seeds is {seeds}, expected 1 to 10,000" in errors and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("error", [OSError(36, "File name too long"), KeyError("val"), MemoryError()])
