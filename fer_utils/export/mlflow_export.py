@@ -137,7 +137,7 @@ def _scores(run: Run, scores: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """The numbers of a finished run by their names in MLflow, such as `test_accuracy`, `test_accuracy_low`."""
     parts = {name: part for name, part in scores.items() if name not in ("run", "per_class")}
     parts["leakage"] = {**files.read_json(run.folder / "leakage.json"), **scores["leakage"]}
-    yield from _numbers(parts | {"seconds": run.seconds})
+    yield from _numbers(parts | {"seconds": sum(record["seconds"] for record in run.records.values())})
     for split, rows in scores.get("per_class", {}).items():
         for row in rows:
             yield from _numbers(row, f"{split}_{row['class'].replace(' ', '_')}_")

@@ -1,7 +1,6 @@
 """Compares runs: a page and a table of what differs between them in parameters, versions and results."""
 
 import base64
-import hashlib
 import io
 import itertools
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 from fer_utils import files, plots
 from fer_utils.data import loading
 from fer_utils.evaluation import report, scores
-from fer_utils.pipeline import runs, terminal
+from fer_utils.pipeline import keys, runs, terminal
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 from fer_utils.pipeline.runs import Run
 
@@ -59,10 +58,7 @@ def differing_parameters(compared: Sequence[Run]) -> pd.DataFrame:
 
 
 def results(compared: Sequence[Run]) -> pd.DataFrame:
-    """Scores with intervals, leakage, epochs, the reason for the end of training, and seconds.
-
-    One row each, one column per run; "–" if a run has no value.
-    """
+    """Scores with intervals, leakage, epochs and seconds: one row each, one column per run; "–" if a run has no value."""
     return _side_by_side(compared, [_results_of(run) for run in compared])
 
 
@@ -102,10 +98,7 @@ def _scores(found: dict, name: str, ending: str = "") -> dict[str, str]:
 
 
 def mcnemar_tests(compared: Sequence[Run]) -> pd.DataFrame | None:
-    """McNemar's test of each pair of runs on VAL and on TEST, on the images that both predicted; None without such images.
-
-    Two images are the same if path and fingerprint of the pixels are equal.
-    """
+    """McNemar's test of each pair of runs on VAL and on TEST, on the images that both predicted; None without such images."""
     rows = []
     for split in _SPLITS:
         tables = {run.name: _predictions(run, split) for run in compared if run.metrics}
@@ -118,8 +111,8 @@ def mcnemar_tests(compared: Sequence[Run]) -> pd.DataFrame | None:
 
 
 def _predictions(run: Run, split: str) -> pd.DataFrame:
-    needed = ("path", "label", "predicted")
-    table = loading.read_table(run.path(f"predictions_{split.lower()}.csv"), needed)
+    """The table of predictions; two images are the same if their path, here with the fingerprint of the pixels, is equal."""
+    table = loading.read_table(run.path(f"predictions_{split.lower()}.csv"), ("path", "label", "predicted"))
     manifest = loading.read_table(run.path("manifest.csv"), ("path", "fingerprint"))
     in_a_split = manifest[manifest["path"] != ""].set_index("path")
     return table.assign(path=table["path"] + " " + table["path"].map(in_a_split["fingerprint"]).fillna(""))
@@ -167,8 +160,8 @@ def write_comparison(compared: Sequence[Run], folder: Path) -> tuple[Path, Path]
 
 def _file_name(names: Sequence[str]) -> str:
     """A name for the files of a comparison. A digest distinguishes the runs `a_b`, `c` from `a`, `b_c`."""
-    digest = hashlib.blake2b("/".join(names).encode(), digest_size=3).hexdigest()
-    return f"compare_{os.fsencode('_'.join(names))[:_LONGEST_NAME].decode(errors='ignore')}_{digest}"
+    shown = os.fsencode("_".join(names))[:_LONGEST_NAME].decode(errors="ignore")
+    return f"compare_{shown}_{keys.digest({'names': names})[:6]}"
 
 
 def _embedded(figure: Figure) -> str:

@@ -47,10 +47,7 @@ class RunIsBusy(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run: `folder` has its results, `data` its image folders. `read` also gives its profile and the stages' parameters.
-
-    The records that count and the scores are read once, when they are first asked for.
-    """
+    """A run: `folder` has its results, `data` its image folders. `read` also gives its profile and the stages' parameters."""
 
     folder: Path
     data: Path
@@ -63,10 +60,7 @@ class Run:
         return self.folder.name
 
     def path(self, name: str) -> Path:
-        """A file or folder by its name in records: `model.keras` is in the run's folder, `images/VAL` in that of images.
-
-        `run.json` describes the run: its profile and parameters. A folder with this file is a run.
-        """
+        """A file or folder by its name in records: `model.keras` is in the run's folder, `images/VAL` in that of images."""
         return self.data / name.removeprefix("images/") if name.startswith("images/") else self.folder / name
 
     def name_of(self, path: Path) -> str:
@@ -88,7 +82,7 @@ class Run:
         return self.path(f"checkpoint_{stage}.npz")
 
     def describe(self, profile: str, values: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write the run's description: its profile and the parameters of all stages."""
+        """Write `run.json`, by which a folder is known as a run: its profile and the parameters of all stages."""
         files.write_json(self.path("run.json"), {"profile": profile, "parameters": values})
 
     def all_records(self) -> dict[str, dict]:
@@ -121,10 +115,7 @@ class Run:
         return f"next: {missing[0]}" if missing else "done"
 
     def faulty_inputs(self, stage: str, but_of: Sequence[str] = ()) -> Iterator[tuple[Path, str, str]]:
-        """Inputs of a stage that are missing or changed since they were written: path, stage that writes it, fault.
-
-        but_of: stages whose outputs do not count.
-        """
+        """Inputs of a stage, but of what these stages write, that are missing or changed: path, stage that writes it, fault."""
         records = self.all_records()
         for name, writer in keys.inputs_of(stage, records).items():
             path, recorded = self.path(name), records.get(writer, {}).get("outputs", {}).get(name)
@@ -177,16 +168,14 @@ class Run:
         """Raise OutputError if the run's folder holds something and no run, or if the image folder is another run's."""
         held = {path.name for path in self.folder.glob("[!.]*")}
         if held and not {"run.json", "stages"} & held:
-            raise files.OutputError(
-                f"{self.folder} is no run: it holds {min(held)}. Choose another --run or --outputs-dir"
-            )
+            found = f"{self.folder} is no run: it holds {min(held)}"
+            raise files.OutputError(f"{found}. Choose another --run or --outputs-dir")
         data = self.data.resolve()
         marked = [Path(files.read_json(data / _OWNER)["run"])] if (data / _OWNER).is_file() else []
         owner = next((run for run in (data, *data.parents[:2], *marked) if (run / "run.json").is_file()), None)
         if owner and owner != self.folder.resolve():
-            raise files.OutputError(
-                f"{self.data} belongs to the run {owner.name} ({owner}): choose another data_dir, or leave it empty"
-            )
+            found = f"{self.data} belongs to the run {owner.name} ({owner})"
+            raise files.OutputError(f"{found}: choose another data_dir, or leave it empty")
 
     def require_own_images(self, stage: str) -> None:
         """Raise OutputError if an image folder that the stage replaces holds what this project did not write."""
@@ -245,14 +234,10 @@ def find(outputs: Path, names: Sequence[str]) -> list[Run]:
 
 def require_scored(run: Run) -> None:
     """Raise NotFoundHere unless the run's scores are those of its model's file."""
-    evaluated = keys.current(run.all_records()).get("evaluate")
-    scored = evaluated["key"]["inputs"].get("model.keras") if evaluated else None
-    model = run.path("model.keras")
-    if scored is None or not model.is_file() or keys.file_digest(model) != scored:
-        raise places.NotFoundHere(
-            f"{run.path('metrics.json')} does not hold the scores of {model}: finish the run first (`python run_all.py "
-            f"--run {run.name}` with its --params and -p)"
-        )
+    evaluated, model = keys.current(run.all_records()).get("evaluate"), run.path("model.keras")
+    if not evaluated or not model.is_file() or evaluated["key"]["inputs"].get("model.keras") != keys.file_digest(model):
+        finish = f"finish the run first (`python run_all.py --run {run.name}` with its --params and -p)"
+        raise places.NotFoundHere(f"{run.path('metrics.json')} does not hold the scores of {model}: {finish}")
 
 
 def _read(path: Path, needed: Mapping[str, Any], way_out: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ point returns to the queue. What trials have in common is computed once.
 """
 
 import contextlib
-import hashlib
 import itertools
 import math
 import os
@@ -100,11 +99,9 @@ def name_of(base: str, point: Point) -> str:
     A longer one than a run may have is cut, and ends in a digest of the whole.
     """
     name = "__".join([base, *(re.sub(r"[^\w.=+-]+", "-", f"{key}={value}") for key, value in point.items())])
-    encoded = os.fsencode(name)
-    if len(encoded) <= LONGEST_NAME or not point:
+    if len(os.fsencode(name)) <= LONGEST_NAME or not point:
         return name
-    whole = hashlib.blake2b(encoded, digest_size=4).hexdigest()
-    return encoded[: LONGEST_NAME - len(whole) - 1].decode(errors="ignore") + f"-{whole}"
+    return f"{os.fsencode(name)[: LONGEST_NAME - 9].decode(errors='ignore')}-{keys.digest({'name': name})[:8]}"
 
 
 # --- the study ---------------------------------------------------------------------------------------------------------

@@ -67,16 +67,14 @@ class Status:
     which is printed in whole lines; of a line rewritten with carriage returns, as bars do, only the last version.
     """
 
-    def __init__(
-        self, stage: str, reports: Path, shown: Shown | None = None, clock: Callable[[], float] = time.monotonic
-    ):
+    def __init__(self, stage: str, reports: Path, shown: Shown | None = None, clock: Callable = time.monotonic):
         self.stage, self.shown, self.clock = stage, shown or Shown(), clock
         self.output = _Lines(lambda line: self._print(sys.stdout, line.rpartition("\r")[2]))
         self.errors = _Lines(lambda line: self._print(sys.stderr, line.rpartition("\r")[2]))
         self._reports = reports.absolute()  # the kernel may have another working folder
         self._task: dict[str, Any] = {}
         self._began = self._logged = clock()
-        self._width, self._lock = columns(sys.stderr), threading.RLock()
+        self._lock = threading.RLock()
 
     def __enter__(self) -> "Status":
         self._reports.write_bytes(b"")
@@ -123,7 +121,7 @@ class Status:
 
     def _clear(self, line: str = "") -> None:
         """Replace the status line, if this is a terminal."""
-        if self._width:
+        if sys.stderr.isatty():
             sys.stderr.write(f"{_CLEAR}{line}")
             sys.stderr.flush()
 
@@ -146,10 +144,9 @@ class Status:
             self.take(json.loads(line))
 
     def _draw(self) -> None:
-        if self._width:
+        if width := columns(sys.stderr):
             with self._lock:
-                self._width = columns(sys.stderr) or self._width
-                self._clear(self.line()[: self._width - 1])
+                self._clear(self.line()[: width - 1])
         elif self.clock() - self._logged >= LOG_EVERY:
             self._logged = self.clock()
             self._print(sys.stdout, self.line())
@@ -157,8 +154,7 @@ class Status:
 
 def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     """A row of COLUMNS for each run, by name; and the faults of runs with a damaged file."""
-    rows: list[tuple[str, ...]] = []
-    faults = []
+    rows, faults = [], []
     for file in sorted(outputs.glob("*/run.json")):
         name = repr(file.parent.name)[1:-1]  # escapes line breaks and control characters
         try:
