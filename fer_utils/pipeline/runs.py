@@ -33,9 +33,9 @@ _DESCRIPTION |= {f"parameters.{stage}.data_dir": str for stage in STAGES}
 _RECORD: dict[str, Any] = {"finished": str, "seconds": (int, float), "figures": dict, "parameters": dict}
 _RECORD |= {"key.inputs": dict, "outputs": dict}
 _METRICS: dict[str, Any] = {"leakage": dict, "run": dict}
-for _split in ("val", "test"):
-    _METRICS |= {f"{_split}.{name}": (int, float) for name in ("n", "calibration_error", *INTERVALS)}
-    _METRICS |= {f"{_split}.{name}_interval": list for name in INTERVALS}
+_NUMBERS = ("n", "calibration_error", *INTERVALS)
+_METRICS |= {f"{split}.{name}": (int, float) for split in ("val", "test") for name in _NUMBERS}
+_METRICS |= {f"{split}.{name}_interval": list for split in ("val", "test") for name in INTERVALS}
 # The two kinds of locks → seconds to wait for one. An orphaned kernel checks for its parent once a second.
 _PATIENCE = {"runner": 0.5, "stage": 15.0}
 _OWNER = ".images_of_run.json"  # in an image folder outside the run's folder: the run whose images these are
@@ -125,9 +125,9 @@ class Run:
                 yield path, writer, fault
 
     def clear_leftovers(self) -> None:
-        """Remove the partial files that a killed process left. Only the holder of the run's lock may call this.
+        """Remove the partial files that a killed process left, for the holder of the run's lock.
 
-        The executed notebooks are not touched: run_all.py writes one while its stage runs.
+        Executed notebooks are not touched: run_all.py writes one while its stage runs.
         """
         below = [folder for folder in self.folder.iterdir() if folder.is_dir()] if self.folder.is_dir() else []
         for folder in {self.folder, self.data, *below} - {self.path("notebooks")}:

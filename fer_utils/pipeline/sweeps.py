@@ -13,6 +13,7 @@ import os
 import re
 import statistics
 import sys
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,7 @@ Point = dict[str, str]  # `<stage>.<name>` → value, as text
 SEEDED = ("train_head", "fine_tune")  # the stages whose seed varies: data and splits of a point stay the same
 OBJECTIVES = ("macro_f1", "accuracy")
 MOST = 10_000  # combinations of a sweep's values, and seeds of a point
-POLL = 2.0  # seconds to wait for the end of another process's trial, before the next one is looked at
+POLL = 2.0  # seconds between two looks at the trials of other processes
 
 
 def axes(texts: Sequence[str], declared: Mapping[str, Mapping[str, Parameter]]) -> "dict[str, Axis]":
@@ -225,6 +226,7 @@ def work(plan: Plan, study: "optuna.Study", outputs: Path) -> list[str]:
     while True:
         with contextlib.ExitStack() as held:
             with files.one_at_a_time(locks / "study.lock", lambda: None):
+                _queue_abandoned(study, locks)
                 if trial := _take(plan, study):
                     held.enter_context(files.one_at_a_time(locks / f"{trial.number}.lock", lambda: None))
             if trial:
@@ -236,8 +238,7 @@ def work(plan: Plan, study: "optuna.Study", outputs: Path) -> list[str]:
         if not is_waiting:
             terminal.say(f"every trial is taken; waiting for other processes, which run {len(running)} of them")
         is_waiting = True
-        for other in running:
-            _wait(study, other.number, locks)
+        time.sleep(POLL)
 
 
 def locks_of(study: "optuna.Study", outputs: Path) -> Path:
@@ -245,19 +246,17 @@ def locks_of(study: "optuna.Study", outputs: Path) -> Path:
     return outputs / ".trials" / keys.digest({"study": study.study_name})
 
 
-def _wait(study: "optuna.Study", number: int, locks: Path) -> None:
-    """Wait for the process that runs a trial, for POLL seconds. If it has died, queue the trial's point again."""
-    try:
-        held = files.acquired(locks / f"{number}.lock", POLL)
-    except TimeoutError:
-        return
+def _queue_abandoned(study: "optuna.Study", locks: Path) -> None:
+    """Mark trials in the state RUNNING that no process locks as failed, and queue their points."""
     for trial in _in_state(study, "RUNNING"):
-        if trial.number == number:
-            _mark_failed(study, number)
-            study.enqueue_trial(trial.params, user_attrs={"point": _text(point_of(trial.params))})
-            terminal.say(f"the process that ran trial {number} has ended: its point is run again")
-    if held:
-        held.release()
+        with contextlib.suppress(TimeoutError):
+            held = files.acquired(locks / f"{trial.number}.lock", 0)
+            if trial.number in [one.number for one in _in_state(study, "RUNNING")]:  # it may have ended since
+                _mark_failed(study, trial.number)
+                study.enqueue_trial(trial.params, user_attrs={"point": _text(point_of(trial.params))})
+                terminal.say(f"the process that ran trial {trial.number} has ended: its point is run again")
+            if held:
+                held.release()
 
 
 def _in_state(study: "optuna.Study", *states: str) -> "list[optuna.trial.FrozenTrial]":
@@ -292,10 +291,9 @@ def _take(plan: Plan, study: "optuna.Study") -> "optuna.Trial | None":
             return None
         trial = study.ask(dict(plan.axes))
         text = _text(point_of(trial.params))
-        if "point" in trial.user_attrs:
-            return trial
         if text not in points:
             trial.set_user_attr("point", text)
+        if "point" in trial.user_attrs:
             return trial
         _mark_failed(study, trial.number)
 
@@ -331,8 +329,7 @@ def print_ranking(plan: Plan, study: "optuna.Study", outputs: Path) -> None:
     """Print the ranked points, and write them to `outputs/sweep_<base>.csv`."""
     found, sheet = ranking(plan, study), outputs / f"sweep_{plan.base}.csv"
     files.write_csv(sheet, found)
-    shown = found[["rank", "point", "score", "low", "high", "seeds", "state"]].round(4).astype(str)
-    shown = shown.replace("nan", "").fillna("")  # astype leaves NaN in pandas 3
+    shown = found[["rank", "point", "score", "low", "high", "seeds", "state"]].round(4).map(str).replace("nan", "")
     print()
     terminal.print_table([list(shown), *shown.to_numpy().tolist()])
     finished = f"{found['score'].notna().sum()} of {len(found)} points finished"
