@@ -119,8 +119,8 @@ def _predictions(run: Run, split: str) -> pd.DataFrame:
 
 
 def _history(run: Run) -> pd.DataFrame:
-    paths = {"train_head": run.path("history_head.csv"), "fine_tune": run.path("history_fine_tune.csv")}
-    found = [path for stage, path in paths.items() if stage in run.records]
+    names = {"train_head": "history_head.csv", "fine_tune": "history_fine_tune.csv"}
+    found = [run.path(name) for stage, name in names.items() if stage in run.records]
     return pd.concat([loading.read_table(path, ("epoch", "phase", "val_loss")) for path in found], ignore_index=True)
 
 

@@ -111,8 +111,7 @@ class Run:
     @property
     def state(self) -> str:
         """`done`, or the stage that comes next, such as `next: balance`."""
-        missing = [stage for stage in STAGES if stage not in self.records]
-        return f"next: {missing[0]}" if missing else "done"
+        return next((f"next: {stage}" for stage in STAGES if stage not in self.records), "done")
 
     def faulty_inputs(self, stage: str, but_of: Sequence[str] = ()) -> Iterator[tuple[Path, str, str]]:
         """Inputs of a stage, but of what these stages write, that are missing or changed: path, stage that writes it, fault."""

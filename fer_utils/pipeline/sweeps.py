@@ -322,9 +322,6 @@ def _run_trial(plan: Plan, study: "optuna.Study", trial: "optuna.Trial") -> list
     return []
 
 
-# --- ranking -----------------------------------------------------------------------------------------------------------
-
-
 def print_ranking(plan: Plan, study: "optuna.Study", outputs: Path) -> None:
     """Print the ranked points, and write them to `outputs/sweep_<base>.csv`."""
     found, sheet = ranking(plan, study), outputs / f"sweep_{plan.base}.csv"
