@@ -59,8 +59,10 @@ class _Reporter(tqdm):
         self.display()
 
     def display(self, *_, **__) -> None:
-        task = self.desc.removesuffix(": ")
-        _report({"task": task, "done": self.n, "total": self.total, "unit": self.unit, "scores": self.postfix})
+        task, rate = self.desc.removesuffix(": "), self.format_dict["rate"]
+        left = (self.total - self.n) / rate if rate and self.total else None  # seconds
+        shown = {"done": self.n, "total": self.total, "unit": self.unit, "left": left, "scores": self.postfix}
+        _report({"task": task} | shown)
 
     def close(self) -> None:
         if not self.disable:

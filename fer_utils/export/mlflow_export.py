@@ -121,9 +121,10 @@ def _scores(run: Run, scores: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """The numbers of a finished run by their names in MLflow, such as `test_accuracy`, `test_accuracy_low`."""
     parts = {name: part for name, part in scores.items() if name not in ("run", "per_class")}
     parts["leakage"] = {**files.read_json(run.folder / "leakage.json"), **scores["leakage"]}
+    parts["seconds"] = run.seconds
     for split, rows in scores.get("per_class", {}).items():
         parts |= {f"{split}_{row['class'].replace(' ', '_')}": row for row in rows}
-    for key, value in pd.json_normalize(parts | {"seconds": run.seconds}, sep="_").iloc[0].items():
+    for key, value in pd.json_normalize(parts, sep="_").iloc[0].items():
         name = re.sub(r"[^\w./ -]", "_", key)  # what MLflow takes
         if name.endswith("_interval"):
             stem = name.removesuffix("_interval")

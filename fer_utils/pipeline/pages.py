@@ -1,10 +1,8 @@
 """Compares runs: a page and a table of what differs between them in parameters, versions and results."""
 
 import base64
-import hashlib
 import io
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 from fer_utils import files, plots
 from fer_utils.data import loading
 from fer_utils.evaluation import report, scores
-from fer_utils.pipeline import runs, terminal
+from fer_utils.pipeline import keys, runs, terminal
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 from fer_utils.pipeline.runs import Run
 
@@ -60,10 +58,7 @@ def differing_parameters(compared: Sequence[Run]) -> pd.DataFrame:
 
 
 def results(compared: Sequence[Run]) -> pd.DataFrame:
-    """Scores with intervals, leakage, epochs, the reason for the end of training, and seconds.
-
-    One row each, one column per run; "–" if a run has no value.
-    """
+    """Scores with intervals, leakage, epochs and seconds: one row each, one column per run; "–" if a run has no value."""
     return _side_by_side(compared, [_results_of(run) for run in compared])
 
 
@@ -74,67 +69,58 @@ def _side_by_side(compared: Sequence[Run], columns: Sequence[dict[str, str]]) ->
 def _results_of(run: Run) -> dict[str, str]:
     metrics, rows = run.metrics or {}, {"state": run.state}
     for split in _SPLITS if metrics else ():
-        found = metrics[split.lower()]
-        rows[f"{split} images"] = f"{found['n']:,}"
-        rows |= {f"{split} {score}": terminal.with_interval(found, score) for score in runs.INTERVALS}
+        found, sets = metrics[split.lower()], metrics.get("label_sets", {}).get(split.lower(), {})
+        rows |= _scores(found, split)
         rows |= {f"{split} {score}": report.significant(found[score]) for score in ("loss", "calibration_error")}
-        rows |= _against_label_sets(metrics.get("label_sets", {}).get(split.lower(), {}), split)
+        for name, shown in report.label_set_names(sets).items():
+            rows |= _scores(sets[name], split, f", {shown}")
+        if sets:
+            rows[f"{split} divergence from the votes"] = report.significant(sets["divergence"]["mean"])
         seen = report.seen_in_training(metrics, split)
         rows[f"{split} images seen in training"] = "–" if seen is None else f"{seen:,}"
     for name, found in metrics.get("also", {}).items():
-        rows |= {f"{name} {score}": terminal.with_interval(found, score) for score in runs.INTERVALS}
-        rows[f"{name} images seen in training"] = f"{found['seen_in_training']:,} of {found['n']:,}"
+        rows |= _scores(found, name) | {f"{name} images seen in training": f"{found['seen_in_training']:,}"}
     harder = metrics.get("corruptions", {})
     for score in runs.INTERVALS if harder else ():
         rows[f"TEST mean {score} over corruptions"] = report.significant(harder[f"mean_{score}"])
     for stage, record in run.records.items():
-        figures = record["figures"]
-        rows |= {f"{stage}: {name}": str(figures[name]) for name in ("epochs", "ended by") if name in figures}
-        rows |= {f"{stage}: by hand": "; ".join(record["by_hand"])} if record.get("by_hand") else {}
-        rows[f"{stage}: seconds"] = f"{record['seconds']:,.0f}"
+        figures = record["figures"] | {"seconds": f"{record['seconds']:,.0f}"}
+        figures |= {"by hand": "; ".join(record["by_hand"])} if record.get("by_hand") else {}
+        kept = ("epochs", "ended by", "by hand", "seconds")
+        rows |= {f"{stage}: {name}": str(figures[name]) for name in kept if name in figures}
     return rows
 
 
-def _against_label_sets(found: dict, split: str) -> dict[str, str]:
-    """Accuracy and macro F1 against FER2013's label and FER+'s, and the divergence from the votes; empty without votes."""
-    rows = {}
-    for name, shown in report.label_set_names(found).items():
-        rows[f"{split} images, {shown}"] = f"{found[name]['n']:,}"
-        rows |= {f"{split} {score}, {shown}": terminal.with_interval(found[name], score) for score in runs.INTERVALS}
-    if found:
-        rows[f"{split} divergence from the votes"] = report.significant(found["divergence"]["mean"])
-    return rows
+def _scores(found: dict, name: str, ending: str = "") -> dict[str, str]:
+    """The number of images, and accuracy and macro F1 with their intervals."""
+    rows = {f"{name} {score}{ending}": terminal.with_interval(found, score) for score in runs.INTERVALS}
+    return {f"{name} images{ending}": f"{found['n']:,}"} | rows
 
 
 def mcnemar_tests(compared: Sequence[Run]) -> pd.DataFrame | None:
-    """McNemar's test of each pair of runs on VAL and on TEST, on the images that both predicted; None without such images.
-
-    Two images are the same if path and fingerprint of the pixels are equal.
-    """
+    """McNemar's test of each pair of runs on VAL and on TEST, on the images that both predicted; None without such images."""
     rows = []
     for split in _SPLITS:
         tables = {run.name: _predictions(run, split) for run in compared if run.metrics}
         for first, second in itertools.combinations(tables, 2):
             if set(tables[first]["path"]) & set(tables[second]["path"]):
                 test = scores.mcnemar(tables[first], tables[second])
-                rows.append(
-                    (split, first, second, *(test[name] for name in ("n", "only_first", "only_second", "p_value")))
-                )
-    columns = ["images of", "run 1", "run 2", "in both", "only run 1 right", "only run 2 right", "p"]
-    return pd.DataFrame(rows, columns=columns) if rows else None
+                rows.append({"images of": split, "run 1": first, "run 2": second} | test)
+    shown = {"n": "in both", "only_first": "only run 1 right", "only_second": "only run 2 right", "p_value": "p"}
+    return pd.DataFrame(rows).rename(columns=shown) if rows else None
 
 
 def _predictions(run: Run, split: str) -> pd.DataFrame:
-    needed = ("path", "label", "predicted")
-    table = loading.read_table(run.path(f"predictions_{split.lower()}.csv"), needed)
+    """The table of predictions; two images are the same if their path, here with the fingerprint of the pixels, is equal."""
+    table = loading.read_table(run.path(f"predictions_{split.lower()}.csv"), ("path", "label", "predicted"))
     manifest = loading.read_table(run.path("manifest.csv"), ("path", "fingerprint"))
     in_a_split = manifest[manifest["path"] != ""].set_index("path")
     return table.assign(path=table["path"] + " " + table["path"].map(in_a_split["fingerprint"]).fillna(""))
 
 
 def _history(run: Run) -> pd.DataFrame:
-    paths = {"train_head": run.path("history_head.csv"), "fine_tune": run.path("history_fine_tune.csv")}
-    found = [path for stage, path in paths.items() if stage in run.records]
+    names = {"train_head": "history_head.csv", "fine_tune": "history_fine_tune.csv"}
+    found = [run.path(name) for stage, name in names.items() if stage in run.records]
     return pd.concat([loading.read_table(path, ("epoch", "phase", "val_loss")) for path in found], ignore_index=True)
 
 
@@ -158,33 +144,24 @@ def write_comparison(compared: Sequence[Run], folder: Path) -> tuple[Path, Path]
     for split in _SPLITS if scored else ():
         counts = {run.name: scores.confusion(_predictions(run, split)) for run in scored}
         figures.append((f"Confusion matrices of {split}", _embedded(plots.compared_confusions(counts))))
-    content = (
-        Environment(autoescape=True)
-        .from_string(_PAGE)
-        .render(
-            names=names,
-            style=report.STYLE,
-            honesty=[(run.name, report.honesty_line(run.metrics)) for run in scored if run.metrics],
-            differing=report.html_table(differing) if len(differing) else "Nothing.",
-            results=report.html_table(outcome),
-            tests=None if tests is None else report.html_table(tests),
-            n_tests=0 if tests is None else len(tests),
-            figures=figures,
-        )
-    )
-    files.write_text(page, content)
-    parts = {"parameter": differing, "result": outcome}
-    rows = [table.rename_axis("name").reset_index().assign(kind=kind) for kind, table in parts.items()]
-    files.write_csv(sheet, pd.concat(rows))
+    content = {
+        "honesty": [(run.name, report.honesty_line(run.metrics)) for run in scored if run.metrics],
+        "differing": report.html_table(differing) if len(differing) else "Nothing.",
+        "results": report.html_table(outcome),
+        "tests": None if tests is None else report.html_table(tests),
+        "n_tests": 0 if tests is None else len(tests),
+    }
+    template = Environment(autoescape=True).from_string(_PAGE)
+    files.write_text(page, template.render(content, names=names, style=report.STYLE, figures=figures))
+    parts = pd.concat({"parameter": differing, "result": outcome}, names=["kind", "name"])
+    files.write_csv(sheet, parts.reset_index())
     return page, sheet
 
 
 def _file_name(names: Sequence[str]) -> str:
-    """A name for the files of a comparison, another one for other runs: a digest distinguishes `a_b`, `c` and `a`, `b_c`."""
-    joined, digest = "_".join(names), hashlib.blake2b(json.dumps(names).encode(), digest_size=3).hexdigest()
-    if len(os.fsencode(joined)) > _LONGEST_NAME:
-        return f"compare_{names[0][: _LONGEST_NAME // 4]}_{digest}_and_{len(names) - 1}_more"
-    return f"compare_{joined}" if joined.count("_") == len(names) - 1 else f"compare_{joined}_{digest}"
+    """A name for the files of a comparison. A digest distinguishes the runs `a_b`, `c` from `a`, `b_c`."""
+    shown = os.fsencode("_".join(names))[:_LONGEST_NAME].decode(errors="ignore")
+    return f"compare_{shown}_{keys.digest({'names': names})[:6]}"
 
 
 def _embedded(figure: Figure) -> str:

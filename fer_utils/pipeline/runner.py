@@ -306,7 +306,6 @@ def execute(stage: str, values: Mapping[str, Any], run: Run, shown: terminal.Sho
 
     class WholeFiles(LocalHandler):
         def write(self, buf: str, path: str) -> None:
-            status.cell_begins(buf)
             files.write_text(Path(path), buf)
 
     # papermill's reader of parameters cells warns about `>=` in comments; every name is already checked.

@@ -1,17 +1,14 @@
 """A run: its folders and the names of its files, its records, its state and scores, and its locks.
 
-Only one process works on a run. A lock is released when its process ends. Each folder has two: `runner` is held by run_all.py
-from start to end, `stage` by the process that computes a stage, in Jupyter or started by run_all.py. A kernel survives a
-killed run_all.py by about a second; meanwhile its lock keeps the next run from writing to the same folder.
-
-An image folder outside the run's folder has a file that names the run. Another run does not write to it.
+Only one process works on a run. Each folder has two locks, which end with their process: `runner` is held by run_all.py from
+start to end, `stage` by the process that computes a stage, in Jupyter or started by run_all.py. A kernel survives a killed
+run_all.py by about a second; meanwhile its lock keeps the next run from writing to the same folder.
 """
 
 import contextlib
 import os
 import platform
 import reprlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -36,11 +33,10 @@ _DESCRIPTION |= {f"parameters.{stage}.data_dir": str for stage in STAGES}
 _RECORD: dict[str, Any] = {"finished": str, "seconds": (int, float), "figures": dict, "parameters": dict}
 _RECORD |= {"key.inputs": dict, "outputs": dict}
 _METRICS: dict[str, Any] = {"leakage": dict, "run": dict}
-for _split in ("val", "test"):
-    _METRICS |= {f"{_split}.{name}": (int, float) for name in ("n", "calibration_error", *INTERVALS)}
-    _METRICS |= {f"{_split}.{name}_interval": list for name in INTERVALS}
-# The two kinds of locks → seconds to wait for one. A look at a lock takes less than half a second, see _is_held; an orphaned
-# kernel checks for its parent once a second.
+_NUMBERS = ("n", "calibration_error", *INTERVALS)
+_METRICS |= {f"{split}.{name}": (int, float) for split in ("val", "test") for name in _NUMBERS}
+_METRICS |= {f"{split}.{name}_interval": list for split in ("val", "test") for name in INTERVALS}
+# The two kinds of locks → seconds to wait for one. An orphaned kernel checks for its parent once a second.
 _PATIENCE = {"runner": 0.5, "stage": 15.0}
 _OWNER = ".images_of_run.json"  # in an image folder outside the run's folder: the run whose images these are
 
@@ -51,10 +47,7 @@ class RunIsBusy(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run: `folder` has its results, `data` its image folders. `read` also gives its profile and the stages' parameters.
-
-    The records that count and the scores are read once, when they are first asked for.
-    """
+    """A run: `folder` has its results, `data` its image folders. `read` also gives its profile and the stages' parameters."""
 
     folder: Path
     data: Path
@@ -67,10 +60,7 @@ class Run:
         return self.folder.name
 
     def path(self, name: str) -> Path:
-        """A file or folder by its name in records: `model.keras` is in the run's folder, `images/VAL` in that of images.
-
-        `run.json` describes the run: its profile and parameters. A folder with this file is a run.
-        """
+        """A file or folder by its name in records: `model.keras` is in the run's folder, `images/VAL` in that of images."""
         return self.data / name.removeprefix("images/") if name.startswith("images/") else self.folder / name
 
     def name_of(self, path: Path) -> str:
@@ -92,17 +82,18 @@ class Run:
         return self.path(f"checkpoint_{stage}.npz")
 
     def describe(self, profile: str, values: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write the run's description: its profile and the parameters of all stages."""
+        """Write `run.json`, by which a folder is known as a run: its profile and the parameters of all stages."""
         files.write_json(self.path("run.json"), {"profile": profile, "parameters": values})
 
     def all_records(self) -> dict[str, dict]:
         """The records of the finished stages as they are now, in stage order. Raises TornFile for a damaged record."""
-        lacks, way_out = "is no record of a stage, it lacks", "remove it, and its stage runs again"
-        paths = {stage: self.stage_record(stage) for stage in STAGES if self.stage_record(stage).is_file()}
-        found = {stage: _read(path, _RECORD, lacks, way_out) for stage, path in paths.items()}
-        for stage, name in ((stage, name) for stage, record in found.items() for name in record["outputs"]):
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise files.TornFile(f"{paths[stage]} names the output {name!r}: {way_out}")
+        found, way_out = {}, "remove it, and its stage runs again"
+        for stage, path in ((stage, self.stage_record(stage)) for stage in STAGES):
+            if path.is_file():
+                found[stage] = _read(path, _RECORD, way_out)
+                for name in found[stage]["outputs"]:
+                    if Path(name).is_absolute() or ".." in Path(name).parts:
+                        raise files.TornFile(f"{path} names the output {name!r}: {way_out}")
         return found
 
     @cached_property
@@ -113,32 +104,22 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any] | None:
         """The scores; None unless `evaluate` scored the model that the run has now."""
-        lacks, way_out = "holds no metrics of a run, it lacks", "run its stage again with --only evaluate"
-        return _read(self.path("metrics.json"), _METRICS, lacks, way_out) if "evaluate" in self.records else None
-
-    @property
-    def state(self) -> str:
-        """`done`, `running`, or the stage before which it stopped."""
-        if self.is_held():
-            return "running"
-        missing = [stage for stage in STAGES if stage not in self.records]
-        return f"stopped before {missing[0]}" if missing else "done"
-
-    @property
-    def finished(self) -> str:
-        """The end of its last stage, ISO 8601 in UTC; empty if no stage has ended."""
-        return max((record["finished"] for record in self.records.values()), default="")
+        if "evaluate" not in self.records:
+            return None
+        return _read(self.path("metrics.json"), _METRICS, "run its stage again with --only evaluate")
 
     @property
     def seconds(self) -> float:
-        """The total seconds of its stages."""
+        """What the stages took together."""
         return sum(record["seconds"] for record in self.records.values())
 
-    def faulty_inputs(self, stage: str, but_of: Sequence[str] = ()) -> Iterator[tuple[Path, str, str]]:
-        """Inputs of a stage that are missing or changed since they were written: path, stage that writes it, fault.
+    @property
+    def state(self) -> str:
+        """`done`, or the stage that comes next, such as `next: balance`."""
+        return next((f"next: {stage}" for stage in STAGES if stage not in self.records), "done")
 
-        but_of: stages whose outputs do not count.
-        """
+    def faulty_inputs(self, stage: str, but_of: Sequence[str] = ()) -> Iterator[tuple[Path, str, str]]:
+        """Inputs of a stage, but of what these stages write, that are missing or changed: path, stage that writes it, fault."""
         records = self.all_records()
         for name, writer in keys.inputs_of(stage, records).items():
             path, recorded = self.path(name), records.get(writer, {}).get("outputs", {}).get(name)
@@ -148,9 +129,9 @@ class Run:
                 yield path, writer, fault
 
     def clear_leftovers(self) -> None:
-        """Remove the partial files that a killed process left. Only the holder of the run's lock may call this.
+        """Remove the partial files that a killed process left, for the holder of the run's lock.
 
-        The executed notebooks are not touched: run_all.py writes one while its stage runs.
+        Executed notebooks are not touched: run_all.py writes one while its stage runs.
         """
         below = [folder for folder in self.folder.iterdir() if folder.is_dir()] if self.folder.is_dir() else []
         for folder in {self.folder, self.data, *below} - {self.path("notebooks")}:
@@ -173,41 +154,32 @@ class Run:
         keeps them; OutputError for a folder that is no run's, or another run's.
         """
         self._require_own()
-        locks = []
-        for file in self._lock_files(kind):
+        is_elsewhere, locks = not self.data.is_relative_to(self.folder), []
+        for folder in [self.folder, self.data] if is_elsewhere else [self.folder]:
+            file = folder / f".{kind}.lock"
             try:
                 locks.append(files.acquired(file, _PATIENCE[kind]))
             except TimeoutError:
                 raise RunIsBusy(
-                    f"{file.parent}: another process works on this run ({file} is held). Wait for it, end it (a notebook: "
+                    f"{folder}: another process works on this run ({file} is held). Wait for it, end it (a notebook: "
                     "shut its kernel down), or give this run another name with --run"
                 ) from None
-        if not self.data.is_relative_to(self.folder):
+        if is_elsewhere:
             files.write_json(self.data / _OWNER, {"run": str(self.folder.resolve())})
         return [lock for lock in locks if lock]
-
-    def is_held(self) -> bool:
-        """Whether a process works on the run now. Nothing is written, so that runs can be looked at in a read-only folder."""
-        return any(_is_held(file) for kind in _PATIENCE for file in self._lock_files(kind))
-
-    def _lock_files(self, kind: str) -> list[Path]:
-        folders = [self.folder] if self.data.is_relative_to(self.folder) else [self.folder, self.data]
-        return [folder / f".{kind}.lock" for folder in folders]
 
     def _require_own(self) -> None:
         """Raise OutputError if the run's folder holds something and no run, or if the image folder is another run's."""
         held = {path.name for path in self.folder.glob("[!.]*")}
         if held and not {"run.json", "stages"} & held:
-            raise files.OutputError(
-                f"{self.folder} is no run: it holds {min(held)}. Choose another --run or --outputs-dir"
-            )
+            found = f"{self.folder} is no run: it holds {min(held)}"
+            raise files.OutputError(f"{found}. Choose another --run or --outputs-dir")
         data = self.data.resolve()
         marked = [Path(files.read_json(data / _OWNER)["run"])] if (data / _OWNER).is_file() else []
         owner = next((run for run in (data, *data.parents[:2], *marked) if (run / "run.json").is_file()), None)
         if owner and owner != self.folder.resolve():
-            raise files.OutputError(
-                f"{self.data} belongs to the run {owner.name} ({owner}): choose another data_dir, or leave it empty"
-            )
+            found = f"{self.data} belongs to the run {owner.name} ({owner})"
+            raise files.OutputError(f"{found}: choose another data_dir, or leave it empty")
 
     def require_own_images(self, stage: str) -> None:
         """Raise OutputError if an image folder that the stage replaces holds what this project did not write."""
@@ -216,27 +188,6 @@ class Run:
         names |= {f"images/{finding.DRAWN}"} if stage == "merge_split" else set()
         for name in sorted(name for name in names if name.startswith("images/")):
             files.require_own(self.path(name))
-
-
-def _is_held(file: Path) -> bool:
-    """Whether a lock cannot be shared. It is shared for a moment; who wants it then waits, see _PATIENCE."""
-    try:
-        if sys.platform == "win32":  # it has no shared locks
-            from filelock import FileLock
-
-            if file.exists():
-                with FileLock(file, timeout=0):
-                    pass
-        else:
-            import fcntl
-
-            with file.open("rb") as opened:
-                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (TimeoutError, BlockingIOError):
-        return True
-    except OSError:  # there is none, or it cannot be opened here
-        return False
-    return False
 
 
 def run_named(name: str, outputs_dir: str, data_dir: str) -> Run:
@@ -260,7 +211,7 @@ def run_named(name: str, outputs_dir: str, data_dir: str) -> Run:
 
 def description(folder: Path, needed: Mapping[str, Any]) -> dict[str, Any]:
     """A run's description: its profile, and the parameters of all stages. Raises TornFile if it lacks what is needed."""
-    return _read(folder / "run.json", needed, "lacks", "start this run again, or delete its folder")
+    return _read(folder / "run.json", needed, "start this run again, or delete its folder")
 
 
 def read(folder: Path) -> Run:
@@ -280,26 +231,20 @@ def find(outputs: Path, names: Sequence[str]) -> list[Run]:
     known = [file.parent.name for file in sorted(outputs.glob("*/run.json"))]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise places.NotFoundHere(
-            f"{outputs} has no run {', '.join(map(printable, unknown))}; runs there: "
-            f"{', '.join(map(printable, known)) or 'none'}"
-        )
+        there = ", ".join(map(repr, known)) or "none"
+        raise places.NotFoundHere(f"{outputs} has no run {', '.join(map(repr, unknown))}; runs there: {there}")
     return [read(outputs / name) for name in names]
 
 
 def require_scored(run: Run) -> None:
     """Raise NotFoundHere unless the run's scores are those of its model's file."""
-    evaluated = keys.current(run.all_records()).get("evaluate")
-    scored = evaluated["key"]["inputs"].get("model.keras") if evaluated else None
-    model = run.path("model.keras")
-    if scored is None or not model.is_file() or keys.file_digest(model) != scored:
-        raise places.NotFoundHere(
-            f"{run.path('metrics.json')} does not hold the scores of {model}: finish the run first (`python run_all.py "
-            f"--run {run.name}` with its --params and -p)"
-        )
+    evaluated, model = keys.current(run.all_records()).get("evaluate"), run.path("model.keras")
+    if not evaluated or not model.is_file() or evaluated["key"]["inputs"].get("model.keras") != keys.file_digest(model):
+        finish = f"finish the run first (`python run_all.py --run {run.name}` with its --params and -p)"
+        raise places.NotFoundHere(f"{run.path('metrics.json')} does not hold the scores of {model}: {finish}")
 
 
-def _read(path: Path, needed: Mapping[str, Any], lacks: str, way_out: str) -> dict[str, Any]:
+def _read(path: Path, needed: Mapping[str, Any], way_out: str) -> dict[str, Any]:
     """The content of a JSON file. Raises TornFile unless it has values of these types; `key.inputs` is `inputs` in `key`."""
     content = files.read_json(path)
     for name, kind in needed.items():
@@ -307,7 +252,7 @@ def _read(path: Path, needed: Mapping[str, Any], lacks: str, way_out: str) -> di
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if not isinstance(value, kind):
-            raise files.TornFile(f"{path} {lacks} {name!r}: {way_out}")
+            raise files.TornFile(f"{path} lacks {name!r}: {way_out}")
     return content
 
 
@@ -319,8 +264,3 @@ def versions() -> dict[str, str]:
 def one_line(figures: Mapping[str, Any]) -> str:
     """Key figures in one line, with thousands separators: `epochs 10, ended by last epoch`."""
     return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:,}'}" for name, value in figures.items())
-
-
-def printable(name: str) -> str:
-    """The name of a folder as a terminal may show it: quoted and escaped if it has line breaks or control characters."""
-    return name if name.isprintable() else ascii(name)

@@ -1,17 +1,13 @@
 """Sweeps: which parameters vary, an Optuna study that any number of processes share, and the points ranked by VAL.
 
 A trial is a point of the sweep, run with one or several seeds. The study lies in a file beside the runs, or in a database.
-Processes take trials one after another and hold a file lock on the one that they run. The lock ends with its process: a
-trial in the state RUNNING that no process locks has failed, and its point is run again. What trials have in common is
-computed once.
-
-Optuna's GridSampler is not used for lists of values: it may draw a point again whose trial failed.
+Its queue holds the points of a grid, and those to run again. Processes take trials one after another and hold a file lock on
+the one that they run. The lock ends with its process: a trial in the state RUNNING that no process locks has failed, and its
+point returns to the queue. What trials have in common is computed once.
 """
 
 import contextlib
-import hashlib
 import itertools
-import json
 import math
 import os
 import re
@@ -20,7 +16,7 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,101 +29,69 @@ from fer_utils.pipeline.runs import LONGEST_NAME
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
-    from filelock import FileLock
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-Point = dict[str, dict[str, str]]  # section → name → value, as text
+    Axis = CategoricalDistribution | FloatDistribution | IntDistribution  # the values of a list, or a range
+
+Point = dict[str, str]  # `<stage>.<name>` → value, as text
 SEEDED = ("train_head", "fine_tune")  # the stages whose seed varies: data and splits of a point stay the same
 OBJECTIVES = ("macro_f1", "accuracy")
+MOST = 10_000  # combinations of a sweep's values, and seeds of a point
 POLL = 2.0  # seconds between two looks at the trials of other processes
-MOST_POINTS = 10_000  # combinations of a sweep's values
-MOST_SEEDS = 1_000  # of a point
-REPEATS = 50  # points drawn in a row that are there already, after which a search ends
-_RANGE = re.compile(r"([^.:\s]*\.?[^.:\s]+)\.\.([^:\s]+?)(:log)?")
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One swept parameter: the values of a list, or a range, both ends included."""
+def axes(texts: Sequence[str], declared: Mapping[str, Mapping[str, Parameter]]) -> "dict[str, Axis]":
+    """The swept parameters, `<stage>.<name>` → values, of `STAGE.NAME=V1,V2,…` and `STAGE.NAME=LOW..HIGH[:log]`.
 
-    stage: str
-    name: str
-    values: tuple[str, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
-    is_log: bool = False
-    is_int: bool = False
-
-    @property
-    def key(self) -> str:
-        return f"{self.stage}.{self.name}"
-
-    def of(self, point: Point) -> str:
-        """The parameter's value at a point."""
-        return point[self.stage][self.name]
-
-    def draw(self, trial: "optuna.Trial") -> str | float:
-        """The parameter's value in a trial: the queued one, or one that Optuna chooses."""
-        if self.values:
-            return trial.suggest_categorical(self.key, self.values)
-        if self.is_int:
-            return trial.suggest_int(self.key, int(self.low), int(self.high), log=self.is_log)
-        return trial.suggest_float(self.key, self.low, self.high, log=self.is_log)
-
-
-def axes(texts: Sequence[str], declared: Mapping[str, Mapping[str, Parameter]]) -> list[Axis]:
-    """The axes of `STAGE.NAME=V1,V2,…` and `STAGE.NAME=LOW..HIGH[:log]`. Raises ParameterError."""
-    found: list[Axis] = []
+    Both ends of a range are included. Raises ParameterError for another form, and if Optuna is missing.
+    """
+    try:
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    except ImportError:
+        install = "`pip install 'optuna>=4.5,<5'`, or the extra `sweep` of this project"
+        raise ParameterError(f"--sweep needs Optuna: {install}") from None
+    found: dict[str, Axis] = {}
     for text in texts:
-        axis, fault = _axis(text, declared)
-        if axis.key in [other.key for other in found]:
-            fault = f"{axis.key} is swept twice; give its values in one list"
-        if fault:
-            raise ParameterError(f"--sweep {text}: {fault}")
-        found.append(axis)
+        stage, name, given = parameters.parse_override(text, "--sweep")
+        cells = declared.values() if stage == parameters.COMMON else [declared.get(stage, {})]
+        is_whole = {cell[name].type for cell in cells if name in cell} == {int}
+        low, dots, high = given.removesuffix(":log").partition("..")
+        values, is_log = [value.strip() for value in given.split(",")], given.endswith(":log")
+        try:
+            if f"{stage}.{name}" in found or "" in values or len(set(values)) < len(values):
+                raise ValueError("a parameter or a value is given twice, or a value is empty")
+            if not dots or "," in given or "/" in given:  # a path may have two dots
+                found[f"{stage}.{name}"] = CategoricalDistribution(values)
+            elif is_whole:
+                found[f"{stage}.{name}"] = IntDistribution(int(low), int(high), log=is_log)
+            else:
+                found[f"{stage}.{name}"] = FloatDistribution(float(low), float(high), log=is_log)
+        except ValueError as error:
+            expected = "expected values set apart by commas, or a range LOW..HIGH, such as 1e-5..1e-3:log"
+            raise ParameterError(f"--sweep {text}: {expected} ({error})") from None
     return found
 
 
-def _axis(text: str, declared: Mapping[str, Mapping[str, Parameter]]) -> tuple[Axis, str]:
-    """The axis of a text, and what is wrong with it."""
-    stage, name, given = parameters.parse_override(text, "--sweep")
-    match = _RANGE.fullmatch(given) if ".." in given and "," not in given else None  # long lists would take it minutes
-    if not match:
-        values = tuple(value.strip() for value in given.split(","))
-        is_list = "" not in values and len(set(values)) == len(values)
-        fault = "expected values set apart by commas, none twice, or a range such as 1e-5..1e-3:log"
-        return Axis(stage, name, values), "" if is_list else fault
-    cells = declared.values() if stage == parameters.COMMON else [declared.get(stage, {})]
-    kinds = {cell[name].type for cell in cells if name in cell}
-    try:
-        low, high = float(match[1]), float(match[2])
-    except ValueError:
-        low = high = math.nan
-    axis, fault = Axis(stage, name, (), low, high, bool(match[3]), kinds == {int}), ""
-    if not kinds <= {int, float}:
-        fault = f"{axis.key} is no number, so it has no range; give a list of values"
-    elif not -math.inf < low < high < math.inf or (axis.is_log and low <= 0):
-        fault = "expected LOW..HIGH with LOW below HIGH, for :log both above 0, such as 1e-5..1e-3:log"
-    elif axis.is_int and not (low.is_integer() and high.is_integer()):
-        fault = f"{axis.key} is a whole number, and so are the ends of its range"
-    return axis, fault
+def grid(swept: "Mapping[str, Axis]") -> list[Point]:
+    """Every combination of the swept values; of a range these are its two ends."""
+    lists = [list(axis.choices) if hasattr(axis, "choices") else [axis.low, axis.high] for axis in swept.values()]
+    if math.prod(map(len, lists)) > MOST:
+        raise ParameterError(f"--sweep: more than {MOST:,} combinations; give fewer values, or ranges and --trials")
+    return [point_of(dict(zip(swept, values, strict=True))) for values in itertools.product(*lists)]
 
 
-def grid(swept: Sequence[Axis]) -> list[Point]:
-    """Every combination of the axes' values; of a range these are its two ends."""
-    lists = [[(axis, value) for value in axis.values or (axis.low, axis.high)] for axis in swept]
-    if math.prod(map(len, lists)) > MOST_POINTS:
-        most = f"more than {MOST_POINTS:,} combinations"
-        raise ParameterError(f"--sweep: {most}; give fewer values, or ranges and --trials")
-    return [point_of(dict(combination)) for combination in itertools.product(*lists)]
-
-
-def point_of(values: Mapping[Axis, str | float]) -> Point:
+def point_of(values: Mapping[str, str | int | float]) -> Point:
     """The point with these values; searched numbers are rounded to four significant digits."""
-    point: Point = {}
-    for axis, value in values.items():
-        text = value if isinstance(value, str) else str(int(value)) if axis.is_int else f"{value:.4g}"
-        point.setdefault(axis.stage, {})[axis.name] = text
-    return point
+    return {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in values.items()}
+
+
+def sections(point: Point) -> dict[str, dict[str, str]]:
+    """A point's values: section → name → value."""
+    found: dict[str, dict[str, str]] = {}
+    for key, value in point.items():
+        stage, name = key.split(".")
+        found.setdefault(stage, {})[name] = value
+    return found
 
 
 def name_of(base: str, point: Point) -> str:
@@ -135,13 +99,10 @@ def name_of(base: str, point: Point) -> str:
 
     A longer one than a run may have is cut, and ends in a digest of the whole.
     """
-    parts = [f"{stage}.{name}={value}" for stage, values in point.items() for name, value in values.items()]
-    name = "__".join([base, *(re.sub(r"[^\w.=+-]+", "-", part) for part in parts)])
-    encoded = os.fsencode(name)
-    if len(encoded) <= LONGEST_NAME or not parts:
+    name = "__".join([base, *(re.sub(r"[^\w.=+-]+", "-", f"{key}={value}") for key, value in point.items())])
+    if len(os.fsencode(name)) <= LONGEST_NAME or not point:
         return name
-    whole = hashlib.blake2b(encoded, digest_size=4).hexdigest()
-    return encoded[: LONGEST_NAME - len(whole) - 1].decode(errors="ignore") + f"-{whole}"
+    return f"{os.fsencode(name)[: LONGEST_NAME - 9].decode(errors='ignore')}-{keys.digest({'name': name})[:8]}"
 
 
 # --- the study ---------------------------------------------------------------------------------------------------------
@@ -154,7 +115,7 @@ class Plan:
     resolve: a point → the checked parameters of all stages of its run. base: the name that runs begin with.
     """
 
-    axes: Sequence[Axis]
+    axes: "Mapping[str, Axis]"
     base: str
     profile: str
     resolve: Callable[[Point], dict[str, dict[str, Any]]]
@@ -163,41 +124,33 @@ class Plan:
     objective: str = "macro_f1"
     verbose: bool = False
 
-    @property
-    def is_search(self) -> bool:
-        return not all(axis.values for axis in self.axes)
-
     def check(self) -> None:
         """Raise ParameterError for a plan that cannot be run, before anything runs."""
-        if self.is_search and self.trials < 1:
+        is_search = not all(hasattr(axis, "choices") for axis in self.axes.values())
+        if is_search and self.trials < 1:
             raise ParameterError("--sweep searches a range: say with --trials how many points, such as --trials 20")
-        if self.trials and not self.is_search:
+        if self.trials and not is_search:
             raise ParameterError("--trials is for ranges; lists of values are run in every combination")
-        if not self.seeds or self.seeds[MOST_SEEDS:]:
-            said = f"more than {MOST_SEEDS:,}" if self.seeds else "0 or less"
-            raise ParameterError(f"--seeds is {said}, expected 1 to {MOST_SEEDS:,}")
         names = [name for point in grid(self.axes) for name, _ in self.runs(point)]
         if twice := [name for name, n in Counter(names).items() if n > 1]:
             raise ParameterError(f"--sweep gives two runs the name {twice[0]}: leave one of the two values out")
 
     def runs(self, point: Point) -> list[tuple[str, dict[str, dict[str, Any]]]]:
         """The runs of a point, one for each seed of both phases of training: name and parameters."""
-        points = [point]
-        if len(self.seeds) > 1:
-            points = [
-                point | {stage: {**point.get(stage, {}), "seed": str(seed)} for stage in SEEDED} for seed in self.seeds
-            ]
-        return [(name_of(self.base, seeded), self.resolve(seeded)) for seeded in points]
+        seeded = [point | {f"{stage}.seed": str(seed) for stage in SEEDED} for seed in self.seeds]
+        return [(name_of(self.base, each), self.resolve(each)) for each in (seeded if seeded[1:] else [point])]
 
 
 def plan(swept: Sequence[str], profile: str, layers: Sequence[tuple[str, Mapping]], n_seeds: int, **how) -> Plan:
     """The checked plan of a command line. how: further fields of a plan. Raises ParameterError."""
+    if not 1 <= n_seeds <= MOST:
+        raise ParameterError(f"--seeds is {n_seeds}, expected 1 to {MOST:,}")
     base = next(iter(runner.resolve(profile, layers).values()))
 
     def resolve(point: Point) -> dict[str, dict[str, Any]]:
         name = name_of(base["run"], point)
         folders_of_run = {"run": name} | ({"data_dir": f"{base['data_dir']}/{name}"} if base["data_dir"] else {})
-        more = [("--sweep", point), ("--sweep", {parameters.COMMON: folders_of_run})]
+        more = [("--sweep", sections(point)), ("--sweep", {parameters.COMMON: folders_of_run})]
         return runner.resolve(profile, [*layers, *more])
 
     found, seeds = axes(swept, parameters.declared()), range(base["seed"], base["seed"] + n_seeds)
@@ -227,34 +180,30 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
     """The study of a plan, made if it does not exist: in `outputs/sweep_<base>.journal`, or in the database `storage`.
 
     Its name has a digest of axes, other parameters, seeds, objective and code, so that a study never mixes trials that do
-    not compare. Raises ParameterError if Optuna is missing or the study cannot be opened.
+    not compare. Raises ParameterError if the study cannot be opened.
     """
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-    except ImportError:
-        install = "`pip install 'optuna>=4.5,<5'`, or the extra `sweep` of this project"
-        raise ParameterError(f"--sweep needs Optuna: {install}") from None
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    digest = keys.digest(
-        {
-            "axes": sorted(str(axis) for axis in plan.axes),
-            "parameters": {stage: keys.counted(values) for stage, values in plan.resolve({}).items()},
-            "code": [keys.code_of(stage) for stage in STAGES],
-            "rest": [list(plan.seeds), plan.objective],
-        }
-    )
-    name, journal = f"{plan.base}_{digest[:8]}", outputs / f"sweep_{plan.base}.journal"
+    swept = {key: str(axis) for key, axis in plan.axes.items()}
+    others = {stage: [keys.counted(values), keys.code_of(stage)] for stage, values in plan.resolve({}).items()}
+    digest = keys.digest({"study": [swept, others, list(plan.seeds), plan.objective]})
+    journal = outputs / f"sweep_{plan.base}.journal"
     files.require_space(outputs, 0)  # every trial writes there
     try:
-        where = storage or JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal))))
-        study = optuna.create_study(storage=where, study_name=name, direction="maximize", load_if_exists=True)
+        study = optuna.create_study(
+            storage=storage or JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal)))),
+            study_name=f"{plan.base}_{digest[:8]}",
+            direction="maximize",
+            load_if_exists=True,
+        )
     except Exception as error:  # each storage has its own, and its driver may be missing
-        fault = f"cannot be opened ({next(iter(str(error).splitlines()), type(error).__name__)})"
-        way_out = "move it away, and the sweep takes over what its runs have finished"
-        message = f"--storage {storage}: {fault}" if storage else f"{journal}, the sweep's study: {fault}: {way_out}"
-        raise ParameterError(message) from error
+        name = f"--storage {storage}" if storage else f"{journal}, the sweep's study"
+        way_out = "" if storage else ": move it away, and the sweep takes over what its runs have finished"
+        fault = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ParameterError(f"{name}: cannot be opened ({fault}){way_out}") from error
     first = min(10, max(4, plan.trials // 3))  # trials drawn at random before the model of good values begins
     # Another study draws other points, and so does a process that joins in.
     seed = zlib.crc32(study.study_name.encode()) + len(study.get_trials(deepcopy=False))
@@ -266,53 +215,62 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
 
 
 def work(plan: Plan, study: "optuna.Study", outputs: Path) -> list[str]:
-    """Take and run trials until the study has all of them; return the names of the points that failed here.
+    """Run trials until the study has all of them; return the names of the points that failed here.
 
-    Waits for trials that other processes run, and runs the points of processes that died.
+    Points that failed before are run again, and so are those of processes that died. Waits for trials of other processes.
     """
     failed: list[str] = []
-    earlier, is_waiting = {trial.number for trial in _in_state(study, "FAIL")}, False
+    locks, is_waiting = locks_of(study, outputs), False
+    with files.one_at_a_time(locks / "study.lock", lambda: None):
+        _queue(plan, study)
     while True:
-        with lock(outputs, study, "study"):
-            _fail_abandoned(study, outputs)
-            taken = _take(plan, study, earlier)
-            held = lock(outputs, study, taken[0].number).acquire() if taken else None
-        if taken and held:
-            is_waiting = False
-            with held:
-                failed += _run_trial(plan, study, *taken)
-        elif n_running := len(_in_state(study, "RUNNING")):
-            if not is_waiting:
-                terminal.say(f"every trial is taken; waiting for other processes, which run {n_running} of them")
-            is_waiting = True
-            time.sleep(POLL)
-        else:
-            if _is_exhausted(study):
-                ends = f"the search ends after {len(_in_state(study, 'COMPLETE'))} points"
-                terminal.say(f"the last {REPEATS} points drawn were there already: {ends}")
+        with contextlib.ExitStack() as held:
+            with files.one_at_a_time(locks / "study.lock", lambda: None):
+                _queue_abandoned(study, locks)
+                if trial := _take(plan, study):
+                    held.enter_context(files.one_at_a_time(locks / f"{trial.number}.lock", lambda: None))
+            if trial:
+                failed += _run_trial(plan, study, trial)
+                continue
+        running = _in_state(study, "RUNNING")
+        if not running:
             return failed
+        if not is_waiting:
+            terminal.say(f"every trial is taken; waiting for other processes, which run {len(running)} of them")
+        is_waiting = True
+        time.sleep(POLL)
 
 
-def lock(outputs: Path, study: "optuna.Study", name: str | int) -> "FileLock":
-    """What a process locks while it takes a trial (name: `study`), or runs one (name: its number)."""
-    from filelock import FileLock  # may be missing on Kaggle
+def locks_of(study: "optuna.Study", outputs: Path) -> Path:
+    """The folder of files that processes lock: `study.lock` to take a trial, `<number>.lock` to run it."""
+    return outputs / ".trials" / keys.digest({"study": study.study_name})
 
-    folder = outputs / ".trials" / keys.digest({"study": study.study_name})
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{name}.lock")
+
+def _queue_abandoned(study: "optuna.Study", locks: Path) -> None:
+    """Mark trials in the state RUNNING that no process locks as failed, and queue their points."""
+    for trial in _in_state(study, "RUNNING"):
+        with contextlib.suppress(TimeoutError):
+            held = files.acquired(locks / f"{trial.number}.lock", 0)
+            if trial.number in [one.number for one in _in_state(study, "RUNNING")]:  # it may have ended since
+                _mark_failed(study, trial.number)
+                study.enqueue_trial(trial.params, user_attrs={"point": _text(point_of(trial.params))})
+                terminal.say(f"the process that ran trial {trial.number} has ended: its point is run again")
+            if held:
+                held.release()
 
 
 def _in_state(study: "optuna.Study", *states: str) -> "list[optuna.trial.FrozenTrial]":
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in states]
 
 
-def _fail_abandoned(study: "optuna.Study", outputs: Path) -> None:
-    """Mark trials in the state RUNNING that no process locks as failed."""
-    for trial in _in_state(study, "RUNNING"):
-        with contextlib.suppress(TimeoutError), lock(outputs, study, trial.number).acquire(timeout=0):
-            if trial.number in [one.number for one in _in_state(study, "RUNNING")]:  # it may have ended since
-                _mark_failed(study, trial.number)
-                terminal.say(f"the process that ran trial {trial.number} has ended: its point is run again")
+def _queue(plan: Plan, study: "optuna.Study") -> None:
+    """Queue the points of a grid that have no trial yet, and those whose trials failed."""
+    points: dict[str, dict] = {} if plan.trials else {_text(point): dict(point) for point in grid(plan.axes)}
+    points |= {trial.user_attrs["point"]: trial.params for trial in _in_state(study, "FAIL") if trial.user_attrs}
+    there = {trial.user_attrs.get("point") for trial in _in_state(study, "WAITING", "RUNNING", "COMPLETE")}
+    for text, values in points.items():
+        if text not in there:
+            study.enqueue_trial(values, user_attrs={"point": text})
 
 
 def _mark_failed(study: "optuna.Study", number: int) -> None:
@@ -321,47 +279,32 @@ def _mark_failed(study: "optuna.Study", number: int) -> None:
     study.tell(number, state=TrialState.FAIL)
 
 
-def _take(plan: Plan, study: "optuna.Study", earlier: Collection[int]) -> "tuple[optuna.Trial, Point] | None":
-    """A trial for this process, and its point; None if there is none left.
+def _take(plan: Plan, study: "optuna.Study") -> "optuna.Trial | None":
+    """The next trial of the queue, or a new one of a search; None if there is none left.
 
-    A grid's points are taken in order. A search first takes points whose trials failed, then draws new ones. earlier: trials
-    that failed before this command, whose points are run again. Only one process at a time may call this.
+    A new trial whose point the study has already counts as one of the search's trials, but is not run. Only one process at a
+    time may call this.
     """
     while True:
-        failed = [trial for trial in _in_state(study, "FAIL") if "point" in trial.user_attrs]
-        others = [trial for trial in failed if "error" in trial.user_attrs and trial.number not in earlier]
-        used = {trial.user_attrs.get("point") for trial in (*_in_state(study, "RUNNING", "COMPLETE"), *others)}
-        if plan.is_search:
-            known = {trial.user_attrs["point"]: trial.params for trial in failed}
-        else:
-            known = {_text(point): {axis.key: axis.of(point) for axis in plan.axes} for point in grid(plan.axes)}
-        left = [values for text, values in known.items() if text not in used]
-        may_draw = plan.is_search and not _is_exhausted(study)
-        if (plan.is_search and len(used) >= plan.trials) or not (left or may_draw):
+        points = {trial.user_attrs.get("point", trial.number) for trial in study.get_trials(deepcopy=False)}
+        if len(points) >= plan.trials and not _in_state(study, "WAITING"):
             return None
-        if left:
-            study.enqueue_trial(left[0])
-        trial = study.ask()
-        point = point_of({axis: axis.draw(trial) for axis in plan.axes})
-        if _text(point) not in used:
-            trial.set_user_attr("point", _text(point))
-            return trial, point
-        trial.set_user_attr("drawn again", _text(point))
+        trial = study.ask(dict(plan.axes))
+        text = _text(point_of(trial.params))
+        if text not in points:
+            trial.set_user_attr("point", text)
+        if "point" in trial.user_attrs:
+            return trial
         _mark_failed(study, trial.number)
 
 
 def _text(point: Point) -> str:
-    return json.dumps(point, sort_keys=True)
+    return ", ".join(f"{key}={value}" for key, value in sorted(point.items()))
 
 
-def _is_exhausted(study: "optuna.Study") -> bool:
-    """Whether a search draws nothing but points that it had."""
-    last = study.get_trials(deepcopy=False)[-REPEATS:]
-    return len(last) == REPEATS and all("drawn again" in trial.user_attrs for trial in last)
-
-
-def _run_trial(plan: Plan, study: "optuna.Study", trial: "optuna.Trial", point: Point) -> list[str]:
+def _run_trial(plan: Plan, study: "optuna.Study", trial: "optuna.Trial") -> list[str]:
     """Run a trial's runs and report to the study; return the point's name if it failed."""
+    point = point_of({key: trial.params[key] for key in plan.axes})
     name = name_of(plan.base, point)
     terminal.say(f"\n[trial {trial.number}] {name}")
     values: dict[str, float] = {}
@@ -370,31 +313,24 @@ def _run_trial(plan: Plan, study: "optuna.Study", trial: "optuna.Trial", point: 
             runner.run(plan.profile, list(STAGES), parameters_of_run, verbose=plan.verbose, is_shared=True)
             metrics = files.read_json(runner.run_of(parameters_of_run).path("metrics.json"))
             values[run] = float(metrics["val"][plan.objective])
-            trial.set_user_attr("values", values)
     except Exception as error:  # whatever it is, the other trials can run
         terminal.say(f"\n{name}: {error or type(error).__name__}", sys.stderr)
-        trial.set_user_attr("error", str(error)[:500])
         _mark_failed(study, trial.number)
         return [name]
+    trial.set_user_attr("values", values)
     study.tell(trial, values=statistics.fmean(values.values()))
     return []
-
-
-# --- ranking -----------------------------------------------------------------------------------------------------------
 
 
 def print_ranking(plan: Plan, study: "optuna.Study", outputs: Path) -> None:
     """Print the ranked points, and write them to `outputs/sweep_<base>.csv`."""
     found, sheet = ranking(plan, study), outputs / f"sweep_{plan.base}.csv"
     files.write_csv(sheet, found)
-    rows = [("rank", "point", f"VAL {plan.objective.replace('_f1', ' F1')}", "state")]
-    for row in found.itertuples():
-        score = "" if math.isnan(row.score) else f"{row.score:.4f}"
-        score += "" if math.isnan(row.low) else f" ({row.low:.4f}–{row.high:.4f}, {row.seeds} seeds)"
-        rows.append((row.rank, row.point, score, row.state))
+    shown = found[["rank", "point", "score", "low", "high", "seeds", "state"]].round(4).map(str).replace("nan", "")
     print()
-    terminal.print_table(rows)
-    terminal.say(f"{found['score'].notna().sum()} of {len(found)} points finished; ranked by VAL: {sheet}")
+    terminal.print_table([list(shown), *shown.to_numpy().tolist()])
+    finished = f"{found['score'].notna().sum()} of {len(found)} points finished"
+    terminal.say(f"{finished}; ranked by VAL {plan.objective.replace('_f1', ' F1')}: {sheet}")
 
 
 def ranking(plan: Plan, study: "optuna.Study") -> "pd.DataFrame":
@@ -403,28 +339,19 @@ def ranking(plan: Plan, study: "optuna.Study") -> "pd.DataFrame":
     Columns: rank, point, score (mean over seeds on VAL), low and high (95 %, Student's t over seeds; empty for one seed),
     seeds, state, trial, a column for each swept parameter, runs.
     """
-    import pandas as pd  # slow to import
+    import pandas as pd  # slow to import, as is SciPy
+    from scipy.stats import t
 
-    trials = [*_in_state(study, "FAIL"), *_in_state(study, "COMPLETE")]
+    trials = [trial for trial in (*_in_state(study, "FAIL"), *_in_state(study, "COMPLETE")) if trial.user_attrs]
     rows = []
-    for text, trial in {one.user_attrs["point"]: one for one in trials if "point" in one.user_attrs}.items():
-        is_done, swept = trial.state.name == "COMPLETE", {axis.key: axis.of(json.loads(text)) for axis in plan.axes}
-        values = trial.user_attrs["values"] if is_done else {}
-        low, high = interval(list(values.values()))
-        row: dict[str, Any] = {"point": ", ".join(f"{key}={value}" for key, value in swept.items())}
-        row |= {"score": trial.value if is_done else math.nan, "low": low, "high": high, "seeds": len(values)}
-        row |= {"state": "done" if is_done else "failed", "trial": trial.number, **swept, "runs": " ".join(values)}
-        rows.append(row)
+    for text, trial in {trial.user_attrs["point"]: trial for trial in trials}.items():
+        values = trial.user_attrs.get("values", {})
+        scores = pd.Series(values, dtype=float)
+        half = t.ppf(0.975, len(scores) - 1) * scores.sem()  # NaN for fewer than two
+        row = {"point": text, "score": scores.mean(), "low": scores.mean() - half, "high": scores.mean() + half}
+        row |= {"seeds": len(scores), "state": "done" if values else "failed", "trial": trial.number}
+        swept = point_of({key: trial.params[key] for key in plan.axes})
+        rows.append(row | swept | {"runs": " ".join(values)})
     found = pd.DataFrame(rows).sort_values(["score", "trial"], ascending=[False, True], ignore_index=True)
     found.insert(0, "rank", [str(rank) if done else "–" for rank, done in enumerate(found["score"].notna(), 1)])
     return found
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of scores, Student's t, cut to 0–1; two NaN for fewer than two values."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    from scipy.stats import t  # slow to import
-
-    mean, half = statistics.fmean(values), t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return max(0.0, mean - half), min(1.0, mean + half)

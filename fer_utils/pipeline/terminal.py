@@ -1,15 +1,16 @@
-"""What run_all.py prints: tables of runs and scores; while a stage runs a status line, or a line every LOG_EVERY seconds in a log."""
+"""What run_all.py prints: tables of runs and scores; while a stage runs a status line, or in a log a line every LOG_EVERY s."""
 
 import contextlib
 import json
 import os
-import re
+import shutil
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,35 +18,23 @@ from fer_utils import files, progress
 from fer_utils.pipeline import runs
 
 REFRESH = 0.5  # seconds between two readings of the kernel's reports
-LOG_EVERY = 30  # seconds between two lines of a log; a new epoch gives a line earlier
-LOG_EPOCH = 5  # least seconds between two lines of a log
-NARROWEST = 40  # columns; a narrower terminal counts as this wide
+LOG_EVERY = 30  # seconds between two lines of a log
 COLUMNS = ("run", "state", "profile", "leakage", "finished (UTC)", "TEST accuracy", "TEST macro F1", "time")
-SCORES = ("", "images", "accuracy", "macro F1", "ECE")
-_HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 _CLEAR = "\r\x1b[K"
 
 
 def columns(stream: TextIO | None = None) -> int | None:
     """Columns of a stream's terminal (default: standard output); None for a file or a pipe."""
-    stream = stream or sys.stdout
-    try:
-        return max(NARROWEST, os.get_terminal_size(stream.fileno()).columns) if stream.isatty() else None
-    except (OSError, ValueError):
-        return None
+    return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else None
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print to a stream (default: standard output), wrapped to the width of a terminal; a log is not wrapped."""
-    stream = stream or sys.stdout
-    print("\n".join(folded(line, columns(stream)) for line in text.split("\n")), file=stream, flush=True)
-
-
-def folded(line: str, width: int | None) -> str:
-    """Wrap a line to `width` columns (None: unchanged). Longer words, such as paths, are not split."""
-    if not width:
-        return line
-    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    """Print to a stream (default: standard output) at once; on a terminal, lines break between words."""
+    lines, width = text.split("\n"), columns(stream)
+    if width:
+        wrap = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+        lines = [wrap(line, subsequent_indent="  ") for line in lines]
+    print("\n".join(lines), file=stream, flush=True)
 
 
 @dataclass
@@ -53,8 +42,8 @@ class Shown:
     """What the stages of one run share on the terminal."""
 
     all_output: bool = False  # the notebooks' whole output is shown
-    began: float = field(default_factory=time.monotonic)
     said: set[str] = field(default_factory=set)  # lines that kernels had shown
+    began: float = field(default_factory=time.monotonic)
 
 
 class _Lines:
@@ -85,18 +74,14 @@ class Status:
     which is printed in whole lines; of a line rewritten with carriage returns, as bars do, only the last version.
     """
 
-    def __init__(
-        self, stage: str, reports: Path, shown: Shown | None = None, clock: Callable[[], float] = time.monotonic
-    ):
-        self.stage, self.shown, self.clock = stage, shown or Shown(began=clock()), clock
+    def __init__(self, stage: str, reports: Path, shown: Shown | None = None, clock: Callable = time.monotonic):
+        self.stage, self.shown, self.clock = stage, shown or Shown(), clock
         self.output = _Lines(lambda line: self._print(sys.stdout, line.rpartition("\r")[2]))
         self.errors = _Lines(lambda line: self._print(sys.stderr, line.rpartition("\r")[2]))
         self._reports = reports.absolute()  # the kernel may have another working folder
-        self._heading, self._logged_task = "starting", ""
         self._task: dict[str, Any] = {}
-        self._since: tuple[float, float] | None = None  # time and progress at the first report with progress
         self._began = self._logged = clock()
-        self._width, self._lock = columns(sys.stderr), threading.RLock()
+        self._lock = threading.RLock()
 
     def __enter__(self) -> "Status":
         self._reports.write_bytes(b"")
@@ -122,50 +107,32 @@ class Status:
         """Seconds since the stage's kernel was requested."""
         return self.clock() - self._began
 
-    def cell_begins(self, notebook: str) -> None:
-        """Store the heading above the running cell, from the notebook's JSON as papermill writes it."""
-        heading = self._heading
-        for cell in json.loads(notebook)["cells"]:
-            if cell["cell_type"] == "markdown" and (found := _HEADING.search("".join(cell["source"]))):
-                heading = found[1]
-            if cell["metadata"].get("papermill", {}).get("status") == "running":
-                self._heading = heading
-
     def take(self, report: dict[str, Any]) -> None:
         """Process one report of the kernel."""
-        if "say" in report:
-            if report["say"] not in self.shown.said and not self.shown.all_output:
+        if "say" not in report:
+            self._task = report if report["task"] else {}
+        elif report["say"] not in self.shown.said:
+            self.shown.said.add(report["say"])
+            if not self.shown.all_output:
                 self._print(sys.stdout, report["say"])
             if report["seconds"]:
                 whole = progress.in_words(self.clock() - self.shown.began + report["seconds"])
-                self._print(
-                    sys.stdout, f"the run takes about {whole} to the end of {self.stage}, validation not counted"
-                )
-            self.shown.said.add(report["say"])
-            return
-        if not self._task:
-            self._since = None
-        self._task = report | {"at": self.clock()} if report["task"] else {}
-        if self._task and self._since is None and report["done"]:
-            self._since = self._task["at"], report["done"]
+                end = f"to the end of {self.stage}, validation not counted"
+                self._print(sys.stdout, f"the run takes about {whole} {end}")
 
     def line(self) -> str:
         """The status line: stage, elapsed time, current task, its progress, and the estimated time left."""
-        now, task = self.clock(), self._task
-        parts = [task["task"] if task else self._heading]
-        if task and task["total"]:
-            parts.append(f"{task['done']:,} of {task['total']:,} {task['unit']}")
-            if self._since and task["done"] > self._since[1]:
-                seen, first = self._since
-                left = (task["at"] - seen) / (task["done"] - first) * (task["total"] - task["done"])
-                parts.append(f"about {progress.in_words(max(0, left - (now - task['at'])))} left")
-        if task and task["scores"]:
-            parts.append(f"after {task['scores']}")
-        return f"{self.stage}, {progress.in_words(now - self._began)}: {', '.join(parts)}"
+        parts, task = [f"{self.stage}, {progress.in_words(self.seconds())}"], self._task
+        if task:
+            parts.append(task["task"])
+            parts += [f"{task['done']:,} of {task['total']:,} {task['unit']}"] if task["total"] else []
+            parts += [f"about {progress.in_words(task['left'])} left"] if task["left"] else []
+            parts += [f"after {task['scores']}"] if task["scores"] else []
+        return ", ".join(parts)
 
     def _clear(self, line: str = "") -> None:
         """Replace the status line, if this is a terminal."""
-        if self._width:
+        if sys.stderr.isatty():
             sys.stderr.write(f"{_CLEAR}{line}")
             sys.stderr.flush()
 
@@ -188,24 +155,19 @@ class Status:
             self.take(json.loads(line))
 
     def _draw(self) -> None:
-        now, task = self.clock(), self._task.get("task", "")
-        if self._width:
+        if width := columns(sys.stderr):
             with self._lock:
-                self._width = columns(sys.stderr) or self._width
-                self._clear(self.line()[: self._width - 1])
-        elif now - self._logged >= (
-            LOG_EPOCH if task.startswith("epoch ") and task != self._logged_task else LOG_EVERY
-        ):
-            self._logged, self._logged_task = now, task
+                self._clear(self.line()[: width - 1])
+        elif self.clock() - self._logged >= LOG_EVERY:
+            self._logged = self.clock()
             self._print(sys.stdout, self.line())
 
 
 def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
     """A row of COLUMNS for each run, by name; and the faults of runs with a damaged file."""
-    rows: list[tuple[str, ...]] = []
-    faults = []
+    rows, faults = [], []
     for file in sorted(outputs.glob("*/run.json")):
-        name = runs.printable(file.parent.name)
+        name = repr(file.parent.name)[1:-1]  # escapes line breaks and control characters
         try:
             run = runs.read(file.parent)
         except (files.TornFile, OSError) as error:
@@ -213,28 +175,10 @@ def list_rows(outputs: Path) -> tuple[list[tuple[str, ...]], list[str]]:
             faults.append(f"{name}: {error}")
             continue
         scores = [with_interval(run.metrics["test"], score) if run.metrics else "" for score in runs.INTERVALS]
-        policy, finished = run.parameters["merge_split"].get("leakage", ""), run.finished[:16].replace("T", " ")
+        policy = run.parameters["merge_split"].get("leakage", "")
+        finished = max((record["finished"] for record in run.records.values()), default="")[:16].replace("T", " ")
         rows.append((name, run.state, run.profile, policy, finished, *scores, progress.in_words(run.seconds)))
     return rows, faults
-
-
-def score_rows(metrics: dict) -> list[tuple[str, ...]]:
-    """A row of SCORES for VAL, TEST and each of their parts, and again for test-time augmentation.
-
-    ECE is the expected calibration error.
-    """
-    rows = []
-    augmented = metrics.get("test_time_augmentation", {})
-    for found, views in ((metrics, ""), (augmented, f", {augmented.get('kind')}")):
-        for split in ("val", "test"):
-            whole = found.get(split, {})
-            parts = {"": whole} | {f", {part}": whole.get(part) for part in ("public", "private", "unseen")}
-            for part, scores in parts.items():
-                if scores:
-                    intervals = [with_interval(scores, name) for name in runs.INTERVALS]
-                    error = f"{scores['calibration_error']:.3f}"
-                    rows.append((f"{split.upper()}{part}{views}", f"{scores['n']:,}", *intervals, error))
-    return rows
 
 
 def with_interval(scores: dict, name: str) -> str:
@@ -246,13 +190,11 @@ def with_interval(scores: dict, name: str) -> str:
 def as_lines(rows: Sequence[Sequence[str]], width: int | None = None, apart: int = 2) -> list[str]:
     """Rows of text as lines with aligned columns; if wider than `width`, the first `apart` cells get a separate line."""
     lines = _aligned(rows)
-    if width and max(map(len, lines), default=0) > width:
-        rest = _aligned([row[apart:] for row in rows])
-        lines = []
-        for row, cells in zip(rows, rest, strict=True):
-            lines.append(folded("  ".join(row[:apart]).rstrip(), width))
-            lines += [f"  {cells}"] if cells else []
-    return lines
+    if not width or max(map(len, lines)) <= width:
+        return lines
+    rest = _aligned([("", *row[apart:]) for row in rows])
+    pairs = zip(("  ".join(row[:apart]).rstrip() for row in rows), rest, strict=True)
+    return [line for pair in pairs for line in pair if line]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -286,9 +228,9 @@ def print_summary(run: runs.Run, n_ran: int) -> None:
     if n_ran:
         from fer_utils.evaluation import report  # pandas takes a while to import
 
-        print()
-        print_table([SCORES, *score_rows(metrics)])
-        print()
+        table = report.score_table(metrics)[["n", "accuracy", "accuracy 95 %", "macro_f1", "macro_f1 95 %"]]
+        shown = table.to_string(header=["images", "accuracy", "95 %", "macro F1", "95 %"], float_format="{:.3f}".format)
+        print(f"\n{shown}\n")
         notes = (report.drawn_line(metrics), report.labels_line(metrics), report.honesty_line(metrics))
         say("\n".join(filter(None, notes)))
     scores = [f"TEST {name} {with_interval(metrics['test'], key)}" for key, name in runs.INTERVALS.items()]

@@ -120,7 +120,7 @@ def test_nothing_edited_follows_the_profile_and_leaves_a_run(project):
     (row,), faults = terminal.list_rows(project.folders.folder.parent)
     assert not faults
     listed = dict(zip(terminal.COLUMNS, row, strict=True))
-    assert (listed["run"], listed["profile"], listed["state"]) == ("demo", "demo", "stopped before merge_split")
+    assert (listed["run"], listed["profile"], listed["state"]) == ("demo", "demo", "next: merge_split")
     description = json.loads(project.folders.path("run.json").read_text())
     assert description["parameters"]["balance"] == project.record()["parameters"]
     assert description["parameters"]["fine_tune"]["weights"] == "none"

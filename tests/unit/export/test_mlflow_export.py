@@ -135,7 +135,7 @@ def test_a_store_that_cannot_be_opened_is_named(done, tmp_path):
 
 def test_an_unfinished_run_is_refused_before_anything_is_written(fake_run, tmp_path):
     found = [runs.read(fake.folders.folder) for fake in (fake_run("whole").do(), fake_run("half").do("merge_split"))]
-    with pytest.raises(NotFoundHere, match=r"half \(stopped before balance\)"):
+    with pytest.raises(NotFoundHere, match=r"half \(next: balance\)"):
         mlflow_export.export(found, f"sqlite:///{tmp_path / 'never.db'}")
     assert not (tmp_path / "never.db").exists()
 
@@ -143,8 +143,8 @@ def test_an_unfinished_run_is_refused_before_anything_is_written(fake_run, tmp_p
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda fake: fake.do("balance", content="x"), r"done \(stopped before train_head\)"),
-        (lambda fake: fake.do("fine_tune", content="x"), r"done \(stopped before evaluate\)"),
+        (lambda fake: fake.do("balance", content="x"), r"done \(next: train_head\)"),
+        (lambda fake: fake.do("fine_tune", content="x"), r"done \(next: evaluate\)"),
         (
             lambda fake: fake.folders.path("model.keras").write_text("another"),
             r"metrics\.json does not hold the scores of",

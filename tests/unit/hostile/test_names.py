@@ -94,7 +94,7 @@ def test_a_sweep_whose_names_were_too_long_runs_and_is_found_again(tmp_path, mon
     outputs = tmp_path / "outputs"
 
     def resolve(point):
-        return FakeRun(outputs, sweeps.name_of("demo", point), **point).values
+        return FakeRun(outputs, sweeps.name_of("demo", point), **sweeps.sections(point)).values
 
     def execute(stage, values, folders, verbose=False):
         FakeRun(outputs, values["run"], **files.read_json(folders.path("run.json"))["parameters"]).do(stage)

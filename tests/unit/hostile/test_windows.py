@@ -1,4 +1,4 @@
-"""What Windows does otherwise, simulated: files that are open, drives without links between them, locks that cannot be shared."""
+"""What Windows does otherwise, simulated: files that are open, drives without links between them."""
 
 import errno
 import os
@@ -33,12 +33,3 @@ def test_from_one_drive_to_another_files_are_copied(tmp_path, monkeypatch):
     files.place_copy(source, tmp_path / "d" / "faces")
     copy = tmp_path / "d" / "faces" / "happy" / "a.png"
     assert copy.read_bytes() == b"face" and copy.stat().st_nlink == 1
-
-
-def test_whether_a_run_is_worked_on_is_seen_without_shared_locks(fake_run, monkeypatch):
-    folders = fake_run().do().folders
-    monkeypatch.setattr(sys, "platform", "win32")
-    assert not folders.is_held()
-    with folders.held_by_runner():
-        assert folders.is_held()
-    assert not folders.is_held()

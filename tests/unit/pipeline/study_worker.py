@@ -21,7 +21,7 @@ def plan(outputs: Path, swept: list[str], **how) -> sweeps.Plan:
     """A plan of fake runs."""
 
     def resolve(point):
-        return FakeRun(outputs, sweeps.name_of("demo", point), **point).values
+        return FakeRun(outputs, sweeps.name_of("demo", point), **sweeps.sections(point)).values
 
     axes = sweeps.axes(swept, parameters.declared())
     return sweeps.Plan(axes=axes, base="demo", profile="demo", resolve=resolve, **how)

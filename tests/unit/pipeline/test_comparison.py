@@ -51,7 +51,7 @@ def test_what_was_changed_by_hand_is_marked(two):
 
 def test_a_run_without_scores_has_dashes(two, fake_run):
     table = pages.results(_read(two[0], fake_run("half").do("merge_split")))
-    assert table.loc["TEST accuracy", "half"] == "–" and table.loc["state", "half"] == "stopped before balance"
+    assert table.loc["TEST accuracy", "half"] == "–" and table.loc["state", "half"] == "next: balance"
 
 
 def test_mcnemar_counts_the_images_that_one_run_alone_gets_right(two):
@@ -86,7 +86,7 @@ def test_a_loss_of_nearly_nothing_is_not_shown_as_nothing(two):
 def test_the_page_stands_alone_and_the_sheet_holds_its_tables(two, tmp_path):
     page, sheet = pages.write_comparison(_read(*two), tmp_path)
     html = page.read_text()
-    assert page.name == "compare_one_other.html" and sheet.name == "compare_one_other.csv"
+    assert page.name.startswith("compare_one_other_") and sheet.stem == page.stem and sheet.suffix == ".csv"
     assert html.count("data:image/png;base64,") == 3 and 'src="http' not in html
     assert "fine_tune.learning_rate" in html and "McNemar" in html
     table = pd.read_csv(sheet)
@@ -101,7 +101,8 @@ def test_names_in_a_page_are_escaped(fake_run, tmp_path):
 
 def test_many_runs_get_a_short_file_name(fake_run, tmp_path):
     fakes = [fake_run(f"a_run_with_a_rather_long_name_{number}").do("merge_split") for number in range(4)]
-    assert pages.write_comparison(_read(*fakes), tmp_path)[0].name.endswith("_and_3_more.html")
+    name = pages.write_comparison(_read(*fakes), tmp_path)[0].name
+    assert name.startswith("compare_a_run_with_a_rather_long_name_0_a_run") and len(name) < 130
 
 
 def test_the_list_has_a_row_a_run_with_scores_and_state(two, fake_run, tmp_path):
@@ -112,7 +113,7 @@ def test_the_list_has_a_row_a_run_with_scores_and_state(two, fake_run, tmp_path)
     one = _read(two[0])[0]
     assert rows["one"]["TEST macro F1"] == terminal.with_interval(one.metrics["test"], "macro_f1")
     assert rows["one"]["state"] == "done" and rows["one"]["leakage"] == "drop" and rows["one"]["profile"] == "demo"
-    assert rows["third"]["state"] == "stopped before balance" and rows["third"]["TEST accuracy"] == ""
+    assert rows["third"]["state"] == "next: balance" and rows["third"]["TEST accuracy"] == ""
 
 
 def test_the_list_fits_a_terminal_of_80_and_of_100_columns(fake_run, tmp_path):
@@ -128,15 +129,21 @@ def test_the_list_fits_a_terminal_of_80_and_of_100_columns(fake_run, tmp_path):
     assert terminal.as_lines(rows, max(map(len, whole)), apart=4) == whole
 
 
-def test_scores_have_a_row_for_each_part_and_fit_80_columns():
-    part = {"n": 35_887, "calibration_error": 0.1}
-    part |= {"accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "macro_f1": 0.5, "macro_f1_interval": [0.4, 0.6]}
-    metrics = {"val": part, "test": part | {"public": part, "private": part}}
-    rows = terminal.score_rows(metrics | {"test_time_augmentation": {"kind": "ten_crop", **metrics}})
+def test_scores_have_a_row_for_each_part_and_fit_80_columns(fake_run, capsys):
+    run = fake_run().do()
+    path = run.folders.path("metrics.json")
+    metrics = files.read_json(path)
+    scores = metrics["test"] | {"n": 35_887, "accuracy": 0.5, "accuracy_interval": [0.4, 0.6]}
+    both = {"val": scores, "test": scores | {"public": scores, "private": scores}}
+    files.write_json(path, metrics | both | {"test_time_augmentation": {"kind": "ten_crop", **both}})
+    capsys.readouterr()
+    terminal.print_summary(run.folders, 1)
+    _, heading, *rows = capsys.readouterr().out.splitlines()
     parts = ["VAL", "TEST", "TEST, public", "TEST, private"]
-    assert [row[0] for row in rows] == [*parts, *(f"{name}, ten_crop" for name in parts)]
-    assert rows[0][1:] == ("35,887", "0.500 [0.400–0.600]", "0.500 [0.400–0.600]", "0.100")
-    assert max(map(len, terminal.as_lines([terminal.SCORES, *rows]))) <= 80
+    names = [*parts, *(f"{name}, ten_crop" for name in parts)]
+    assert heading.split() == ["images", "accuracy", "95", "%", "macro", "F1", "95", "%"]
+    assert [row.partition("  ")[0].partition(" 3")[0] for row in rows[: len(names)]] == names and not rows[len(names)]
+    assert rows[0].split()[1:4] == ["35887", "0.500", "0.400–0.600"] and max(map(len, [heading, *rows[:8]])) <= 80
 
 
 def test_runs_of_an_earlier_version_are_listed_and_compared(two, tmp_path):
@@ -152,7 +159,7 @@ def test_runs_of_an_earlier_version_are_listed_and_compared(two, tmp_path):
 
 
 def test_an_unknown_run_is_an_error_that_lists_those_there(two, tmp_path):
-    with pytest.raises(places.NotFoundHere, match="has no run nowhere; runs there: one, other"):
+    with pytest.raises(places.NotFoundHere, match="has no run 'nowhere'; runs there: 'one', 'other'"):
         runs.find(tmp_path / "outputs", ["one", "nowhere"])
 
 

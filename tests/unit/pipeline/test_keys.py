@@ -339,9 +339,9 @@ def test_a_folder_with_links_that_lead_nowhere_and_back_and_a_pipe_has_a_digest(
 @pytest.mark.parametrize(
     ("again", "state", "left"),
     [
-        (["balance"], "stopped before train_head", ["merge_split", "balance"]),
-        (["train_head"], "stopped before fine_tune", ["merge_split", "balance", "train_head"]),
-        (["fine_tune"], "stopped before evaluate", list(STAGES)[:4]),
+        (["balance"], "next: train_head", ["merge_split", "balance"]),
+        (["train_head"], "next: fine_tune", ["merge_split", "balance", "train_head"]),
+        (["fine_tune"], "next: evaluate", list(STAGES)[:4]),
         (["fine_tune", "evaluate"], "done", list(STAGES)),
     ],
 )

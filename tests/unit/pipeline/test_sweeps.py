@@ -1,10 +1,10 @@
 """Sweeps: which runs, what they share, what ranks them, and how processes share the work."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,6 +14,7 @@ from fer_utils.pipeline import keys, parameters, runner, sweeps
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 from fer_utils.pipeline.runs import LONGEST_NAME
 
+import filelock
 import numpy as np
 import pytest
 from study_worker import content, plan
@@ -24,13 +25,13 @@ ROOT = Path(__file__).resolve().parents[3]
 WORKER = Path(__file__).with_name("study_worker.py")
 
 
-def axes(*texts: str) -> list[sweeps.Axis]:
+def axes(*texts: str) -> dict:
     return sweeps.axes(texts, parameters.declared())
 
 
 def test_points_are_the_product_in_order():
     assert sweeps.grid(axes("train_head.learning_rate=0.001,0.0005", "fine_tune.unfreeze_top=30,50")) == [
-        {"train_head": {"learning_rate": rate}, "fine_tune": {"unfreeze_top": top}}
+        {"train_head.learning_rate": rate, "fine_tune.unfreeze_top": top}
         for rate in ("0.001", "0.0005")
         for top in ("30", "50")
     ]
@@ -41,14 +42,12 @@ def test_points_are_the_product_in_order():
     [
         (["learning_rate=1"], "--sweep learning_rate=1: expected STAGE.NAME=VALUE"),
         (["balance.seed=1,,2"], "expected values set apart by commas"),
-        (["balance.seed=1,1"], "none twice"),
-        (["balance.seed=1,2", "balance.seed=3,4"], "balance.seed is swept twice"),
-        (["fine_tune.learning_rate=1e-3..1e-5:log"], "expected LOW..HIGH with LOW below HIGH"),
-        (["fine_tune.learning_rate=0..1e-5:log"], "for :log both above 0"),
-        (["fine_tune.learning_rate=a..b"], "expected LOW..HIGH"),
-        (["fine_tune.unfreeze_top=1.5..3"], "is a whole number, and so are the ends"),
-        (["fine_tune.optimizer=adam..adamw"], "is no number, so it has no range"),
-        (["train_head.find_label_issues=0..1"], "is no number, so it has no range"),
+        (["balance.seed=1,1"], "given twice"),
+        (["balance.seed=1,2", "balance.seed=3,4"], "given twice"),
+        (["fine_tune.learning_rate=1e-3..1e-5:log"], "expected .* a range LOW..HIGH.*low <= high"),
+        (["fine_tune.learning_rate=0..1e-5:log"], "low > 0"),
+        (["fine_tune.learning_rate=a..b"], "a range LOW..HIGH.*could not convert string to float: 'a'"),
+        (["fine_tune.unfreeze_top=1.5..3"], "a range LOW..HIGH.*invalid literal for int"),
     ],
 )
 def test_a_sweep_of_another_form_is_refused(texts, said):
@@ -67,42 +66,48 @@ def test_a_sweep_of_another_form_is_refused(texts, said):
     ],
 )
 def test_a_range_has_two_ends(text, low, high, is_log, is_int):
-    (axis,) = axes(text)
-    assert (axis.low, axis.high, axis.is_log, axis.is_int, axis.values) == (low, high, is_log, is_int, ())
+    ((key, axis),) = axes(text).items()
+    assert key == text.partition("=")[0] and isinstance(axis, optuna.distributions.IntDistribution) == is_int
+    assert (axis.low, axis.high, axis.log) == (low, high, is_log)
+
+
+@pytest.mark.parametrize("swept", ["fine_tune.optimizer=0..1", "train_head.find_label_issues=0..1"])
+def test_a_parameter_that_is_no_number_has_no_range(answer, tmp_path, swept):
+    status, _, errors = answer("--params", "demo", "--outputs-dir", str(tmp_path), "--sweep", swept, "--trials", "3")
+    assert status == 2 and f"{swept.partition('=')[0]} is '" in errors and not list(tmp_path.iterdir())
 
 
 def test_paths_and_words_in_a_list_are_no_range():
-    (axis,) = axes("common.weights=../a.h5,../b.h5")
-    assert axis.values == ("../a.h5", "../b.h5")
+    assert axes("common.weights=../a.h5,../b.h5")["common.weights"].choices == ("../a.h5", "../b.h5")
+    assert axes("common.weights=../a.h5")["common.weights"].choices == ("../a.h5",)
 
 
 def test_searched_numbers_are_rounded_as_they_are_named():
-    rate, top = axes("fine_tune.learning_rate=1e-5..1e-3", "fine_tune.unfreeze_top=1..9")
-    assert sweeps.point_of({rate: 0.000123456, top: 7}) == {
-        "fine_tune": {"learning_rate": "0.0001235", "unfreeze_top": "7"}
-    }
+    point = sweeps.point_of({"fine_tune.learning_rate": 0.000123456, "fine_tune.unfreeze_top": 7})
+    assert point == {"fine_tune.learning_rate": "0.0001235", "fine_tune.unfreeze_top": "7"}
+    assert sweeps.sections(point) == {"fine_tune": {"learning_rate": "0.0001235", "unfreeze_top": "7"}}
 
 
 def test_a_name_is_a_plain_folder_name():
-    name = sweeps.name_of("demo", {"train_head": {"weights": "../a/b.h5"}, "balance": {"seed": "1"}})
+    name = sweeps.name_of("demo", {"train_head.weights": "../a/b.h5", "balance.seed": "1"})
     assert name == "demo__train_head.weights=..-a-b.h5__balance.seed=1"
     assert Path(name).name == name
 
 
 def test_a_long_name_is_cut_and_stays_its_own():
-    points = [{"merge_split": {"extra": "x" * 300 + end}} for end in "ab"]
+    points = [{"merge_split.extra": "x" * 300 + end} for end in "ab"]
     names = [sweeps.name_of("demo", point) for point in points]
     assert names[0] != names[1] and all(len(name.encode()) == LONGEST_NAME for name in names)
     assert all(name.startswith("demo__merge_split.extra=xxx") for name in names)
-    wide = sweeps.name_of("demo", {"merge_split": {"extra": "ł" * 100}})
+    wide = sweeps.name_of("demo", {"merge_split.extra": "ł" * 100})
     assert len(wide.encode()) <= LONGEST_NAME and wide.startswith("demo__merge_split.extra=łł")
-    assert sweeps.name_of("demo", {"balance": {"seed": "1"}}) == "demo__balance.seed=1"
+    assert sweeps.name_of("demo", {"balance.seed": "1"}) == "demo__balance.seed=1"
 
 
 @pytest.fixture
 def sweep(fake_run, monkeypatch, tmp_path):
     """Runs a sweep of fake runs; returns (executed stages by run's values, names that failed, study, plan)."""
-    monkeypatch.setattr(sweeps, "POLL", 0.01)
+    monkeypatch.setattr(sweeps, "POLL", 0.1)
 
     def start(*swept: str, failing: str = "", **how):
         executed: dict[str, list[str]] = {}
@@ -147,7 +152,7 @@ def test_other_parameters_make_another_study_and_take_over_what_is_done(sweep):
 
 
 def test_seeds_of_a_point_are_averaged_on_the_same_data(sweep):
-    executed, _, shared, made = sweep("fine_tune.unfreeze_top=30,40", seeds=(5, 6, 7))
+    executed, _, shared, made = sweep("fine_tune.unfreeze_top=30,40", seeds=(1, 2, 3))
     assert len(executed) == 6 and sum("merge_split" in stages for stages in executed.values()) == 1
     assert sum("train_head" in stages for stages in executed.values()) == 3  # one for each seed
     for trial in shared.trials:
@@ -161,39 +166,46 @@ def test_a_search_has_as_many_trials_as_asked_within_its_ranges(sweep):
     executed, failed, shared, _ = sweep("fine_tune.learning_rate=1e-5..1e-3:log", trials=6)
     done = [trial for trial in shared.trials if trial.state.name == "COMPLETE"]
     assert len(done) == len(executed) == 6 and not failed
-    rates = [json.loads(trial.user_attrs["point"])["fine_tune"]["learning_rate"] for trial in done]
+    rates = [trial.user_attrs["point"].partition("=")[2] for trial in done]
     assert len(set(rates)) == 6 and all(1e-5 <= float(rate) <= 1e-3 for rate in rates)
     executed, *_ = sweep("fine_tune.learning_rate=1e-5..1e-3:log", trials=8)
     assert len(executed) == 2  # two more points, not eight
 
 
-def test_a_search_ends_where_its_ranges_hold_no_more_points(sweep, capsys):
-    executed, failed, *_ = sweep("fine_tune.unfreeze_top=30..32", trials=9)
-    assert len(executed) == 3 and not failed
-    assert "were there already: the search ends after 3 points" in capsys.readouterr().out
+def test_a_point_that_is_drawn_again_counts_and_is_not_run_again(sweep):
+    executed, failed, shared, made = sweep("fine_tune.unfreeze_top=30..32", trials=9)
+    assert len(shared.trials) == 9 and not failed
+    again = [trial for trial in shared.trials if trial.state.name == "FAIL"]
+    assert len(executed) + len(again) == 9 and 1 <= len(executed) <= 3
+    assert len(sweeps.ranking(made, shared)) == len(executed)
 
 
-def test_a_trial_belongs_to_its_process_however_silent_and_to_nobody_when_that_has_ended(
-    sweep, tmp_path, monkeypatch, capsys
-):
+def test_a_trial_belongs_to_its_process_however_silent_and_to_nobody_when_that_has_ended(sweep, tmp_path, capsys):
     *_, shared, made = sweep("fine_tune.unfreeze_top=30,40")
     made = plan(tmp_path / "outputs", ["fine_tune.unfreeze_top=50,60"])
     shared = sweeps.open_study(made, tmp_path / "outputs")
-    held = sweeps.lock(tmp_path / "outputs", shared, 0)
-    held.acquire()
-    assert sweeps._take(made, shared, set())[0].number == 0  # its process holds the lock and says nothing
-    looks = []
+    sweeps._queue(made, shared)
+    file = sweeps.locks_of(shared, tmp_path / "outputs") / "0.lock"
+    file.parent.mkdir(parents=True)
+    looks, is_held = [], threading.Event()
 
-    def look(seconds):
-        looks.append([trial.state.name for trial in shared.trials])
-        if len(looks) == 3:
-            held.release()
+    def other_process():
+        with filelock.FileLock(file):
+            is_held.set()
+            while [trial.state.name for trial in shared.trials] != ["RUNNING", "COMPLETE"]:
+                time.sleep(0.05)
+            time.sleep(0.3)
+            looks.append([trial.state.name for trial in shared.trials])
 
-    monkeypatch.setattr(sweeps.time, "sleep", look)
+    threading.Thread(target=other_process).start()
+    is_held.wait()
+    assert sweeps._take(made, shared).number == 0  # its process holds the lock and says nothing
     assert sweeps.work(made, shared, tmp_path / "outputs") == []
-    assert looks == [["RUNNING", "COMPLETE"]] * 3
+    assert looks == [["RUNNING", "COMPLETE"]]
     assert [trial.state.name for trial in shared.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
-    assert "the process that ran trial 0 has ended: its point is run again" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "waiting for other processes, which run 1 of them" in said
+    assert "the process that ran trial 0 has ended: its point is run again" in said
 
 
 def test_a_search_of_which_every_run_fails_comes_to_an_end(sweep):
@@ -207,17 +219,16 @@ def test_a_search_runs_the_point_of_a_process_that_died_again(sweep, tmp_path):
     sweep("fine_tune.unfreeze_top=30")  # so that runs are fake
     made = plan(tmp_path / "outputs", ["fine_tune.learning_rate=1e-5..1e-3:log"], trials=2)
     shared = sweeps.open_study(made, tmp_path / "outputs")
-    _, point = sweeps._take(made, shared, set())  # no process holds its lock
+    point = sweeps._text(sweeps.point_of(sweeps._take(made, shared).params))  # no process holds its lock
     assert sweeps.work(made, shared, tmp_path / "outputs") == []
     done = [trial.user_attrs["point"] for trial in shared.trials if trial.state.name == "COMPLETE"]
-    assert len(done) == 2 and json.dumps(point) in done
+    assert len(done) == 2 and point in done
 
 
 def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
     for swept, how, said in (
         ("fine_tune.learning_rate=1e-5..1e-3", {}, "say with --trials how many"),
         ("fine_tune.unfreeze_top=30,40", {"trials": 3}, "--trials is for ranges"),
-        ("fine_tune.unfreeze_top=30,40", {"seeds": ()}, "--seeds is 0"),
         ("fine_tune.epochs=0..3", {"trials": 3}, "epochs is 0, expected a whole number"),
     ):
         with pytest.raises(ParameterError, match=said):
@@ -227,20 +238,21 @@ def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
 @pytest.mark.parametrize(
     ("swept", "how", "said"),
     [
-        (
-            "fine_tune.unfreeze_top=30,40",
-            {"seeds": range(0, 10**30)},
-            "--seeds is more than 1,000, expected 1 to 1,000",
-        ),
-        ("fine_tune.unfreeze_top=30,40", {"seeds": range(0, -5)}, "--seeds is 0 or less"),
         ("fine_tune.unfreeze_top=30,40", {"seeds": range(2**32 - 1, 2**32 + 1)}, "seed is 4294967296, expected"),
-        ("merge_split.extra=a/b,a b", {}, r"gives two runs the name demo__merge_split\.extra=a-b"),
         (f"balance.seed={','.join(map(str, range(10_001)))}", {}, "more than 10,000 combinations"),
+        ("merge_split.extra=a/b,a b", {}, r"gives two runs the name demo__merge_split\.extra=a-b"),
     ],
 )
 def test_a_plan_beyond_all_bounds_is_refused_first(tmp_path, swept, how, said):
     with pytest.raises(ParameterError, match=said):
         plan(tmp_path / "outputs", [swept], **how).check()
+
+
+@pytest.mark.parametrize("seeds", ["0", "-5", "10001"])
+def test_a_number_of_seeds_beyond_all_bounds_is_refused_first(answer, tmp_path, seeds):
+    arguments = ["--params", "demo", "--outputs-dir", str(tmp_path), "--sweep", "balance.seed=1,2", "--seeds", seeds]
+    status, _, errors = answer(*arguments)
+    assert status == 2 and f"--seeds is {seeds}, expected 1 to 10,000" in errors and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("error", [OSError(36, "File name too long"), KeyError("val"), MemoryError()])
@@ -425,7 +437,7 @@ def test_val_ranks_and_test_is_never_looked_at(sweep, tmp_path, capsys):
     assert not any("TEST" in column or "test" in column for column in table)
     sweeps.print_ranking(made, shared, tmp_path / "outputs")
     sheet, said = tmp_path / "outputs" / "sweep_demo.csv", capsys.readouterr().out
-    assert f"6 of 6 points finished; ranked by VAL: {sheet}" in said
+    assert f"6 of 6 points finished; ranked by VAL macro F1: {sheet}" in said
     assert [line.split()[1] for line in said.splitlines() if "unfreeze_top=" in line][-6:] == list(table["point"])
     assert (
         sheet.read_text()
@@ -435,9 +447,13 @@ def test_val_ranks_and_test_is_never_looked_at(sweep, tmp_path, capsys):
 
 
 def test_the_interval_over_seeds_is_students(sweep):
-    low, high = sweeps.interval([0.5, 0.6, 0.7])
-    assert (low, high) == pytest.approx((0.6 - 4.302653 * 0.1 / 3**0.5, 0.6 + 4.302653 * 0.1 / 3**0.5), abs=1e-6)
-    assert np.isnan(sweeps.interval([0.5])).all()
+    *_, shared, made = sweep("fine_tune.unfreeze_top=30", seeds=(1, 2, 3))
+    ((_, row),) = sweeps.ranking(made, shared).iterrows()
+    scores = list(shared.trials[0].user_attrs["values"].values())
+    half = 4.302653 * np.std(scores, ddof=1) / 3**0.5
+    assert half > 0 and (row["low"], row["high"]) == pytest.approx((row["score"] - half, row["score"] + half), abs=1e-6)
+    *_, shared, made = sweep("fine_tune.unfreeze_top=30")
+    assert sweeps.ranking(made, shared)[["low", "high"]].isna().all(axis=None)
 
 
 def test_a_database_holds_the_study_too_and_one_that_cannot_be_opened_is_named(tmp_path, sweep):
