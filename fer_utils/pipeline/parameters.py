@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from fer_utils import places
 from fer_utils.data import addresses, finding
@@ -67,8 +67,7 @@ class Parameter:
     def coerce(self, value: Any) -> Any:
         """`value` as this parameter's type; raises ValueError that says what was expected.
 
-        Text is converted to a declared number or truth value, since YAML reads `1e-3` as text and command-line values are
-        text.
+        Text is converted to a number or truth value, since YAML reads `1e-3` as text and command-line values are text.
         """
         with contextlib.suppress(LookupError, OverflowError, ValueError):
             value = _CONVERT[self.type](value)
@@ -79,36 +78,26 @@ class Parameter:
 
     def _is_allowed(self, value: Any) -> bool:
         if self.type is str:
-            return not self.allowed or value in self.allowed.split(" | ")
+            is_text = isinstance(value, str) and not _NO_TEXT.search(value)
+            return is_text and (not self.allowed or value in self.allowed.split(" | "))
         conditions = [condition.split() for condition in self.allowed.split(",") if condition]
-        return all(_COMPARISONS[sign](value, float(limit)) for sign, limit in conditions)
-
-
-def _as_float(value: Any) -> float:
-    number = float(str(value))  # as text, since True is no number
-    return number if math.isfinite(number) else _fail()
+        return math.isfinite(value) and all(_COMPARISONS[sign](value, float(limit)) for sign, limit in conditions)
 
 
 def _as_int(value: Any) -> int:
-    if re.fullmatch(r"[+-]?\d+", str(value)):
-        return int(value)  # not via float, which would round a long seed
-    number = _as_float(value)
-    return int(number) if number.is_integer() else _fail()
+    text = str(value)  # as text, since True is no number
+    number = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)  # a float would round a long seed
+    if number != int(number):
+        raise ValueError
+    return int(number)
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) and not _NO_TEXT.search(value) else _fail()
-
-
-def _as_bool(value: Any) -> bool:
-    return {"true": True, "false": False}[str(value).lower()]
-
-
-def _fail() -> NoReturn:
-    raise ValueError
-
-
-_CONVERT: dict[type, Callable[[Any], Any]] = {int: _as_int, float: _as_float, str: _as_text, bool: _as_bool}
+_CONVERT: dict[type, Callable[[Any], Any]] = {
+    int: _as_int,
+    float: lambda value: float(str(value)),
+    str: lambda value: value,
+    bool: lambda value: {"true": True, "false": False}[str(value).lower()],
+}
 
 
 @lru_cache
@@ -260,22 +249,12 @@ def choose_profile() -> tuple[str, str]:
     """
     if places.on_kaggle():
         return "kaggle", "this is a Kaggle machine"
-    if finding.has_datasets():
-        name, gpu = ("gpu", "a GPU") if places.shows_gpu() else ("cpu", "no GPU")
-        return name, f"both datasets are in data/ and {gpu} is here"
-    held = finding.held_data()
-    if not held:
+    if not finding.held_data():
         return "demo", "data/ is empty: drawn faces stand in for the two datasets"
-    expected = "\n".join(
-        f"  {local}/ or {local}.zip: {'there' if {f'{local}/', f'{local}.zip'} & set(held) else 'not there'}; "
-        f"https://www.kaggle.com/datasets/{slug}"
-        for slug, local in addresses.DATASETS.values()
-    )
-    raise places.NotFoundHere(
-        f"{places.project_root() / 'data'} holds {', '.join(held)}, but not both datasets. Expected there:\n{expected}\n"
-        "Rename your files to the names above, or download the missing dataset (`python run_all.py --download`). Or choose a profile: with "
-        "`--params demo` (in a notebook `profile = 'demo'`) drawn faces stand in"
-    )
+    for name in addresses.DATASETS:
+        finding.find_dataset(name, "auto")
+    name, gpu = ("gpu", "a GPU") if places.shows_gpu() else ("cpu", "no GPU")
+    return name, f"both datasets are in data/ and {gpu} is here"
 
 
 def profile_path(name: str) -> Path:

@@ -22,7 +22,9 @@ from fer_utils.pipeline.runs import Run
 BACKBONE_LAYERS = {"resnet50": 175, "small": 45}  # a test counts them; Keras takes seconds to import
 
 _NEEDED = {"tensorboard_dir": "tensorboard", "find_label_issues": "cleanlab"}  # parameter → the package that it needs
-_FILES = [("train_head", "weights"), ("fine_tune", "weights"), ("evaluate", "picture"), ("evaluate", "also_groups")]
+# Parameters that need FER+'s votes: stage, name, and the value without which it does not.
+_NEED_VOTES = [("merge_split", "labels", "fer2013"), ("train_head", "votes_share", 0), ("fine_tune", "votes_share", 0)]
+_NEED_VOTES += [("fine_tune", "votes_output", 0)]
 
 
 class StageFailed(entry.Failed):
@@ -66,10 +68,6 @@ def _profile_of_run(name: str | None, outputs_dir: str | None) -> tuple[str, str
     if folder is None or not (folder / "run.json").is_file():
         return None
     profile = runs.description(folder, {"profile": str})["profile"]
-    if profile != "none" and not parameters.profile_path(profile).is_file():
-        raise ParameterError(
-            f"{folder / 'run.json'}: its profile {profile} is not there any more: say with --params which one to take"
-        )
     return None if profile == "none" else (profile, f"the run {name} was made with it")  # none: a notebook made the run
 
 
@@ -122,18 +120,9 @@ def run(
     """
     target = run_of(values)
 
-    @cache
-    def key(stage: str) -> dict:
-        return keys.key_of(stage, values[stage], target, target.all_records())
-
-    def reasons_for(stage: str) -> list[str]:
-        return ["asked for"] if repeat else reasons_to_run(stage, values[stage], target, key(stage))
-
-    _check_inputs(chosen, values, reasons_for)
+    key = cache(lambda stage: keys.key_of(stage, values[stage], target, target.all_records()))
+    _check_inputs(chosen, values, key)
     _check_earlier_outputs(chosen, target)
-    for stage in ("merge_split", "balance"):
-        if stage in chosen and reasons_for(stage):
-            target.require_own_images(stage)
     n_ran, shown = 0, terminal.Shown(verbose)
     with target.held_by_runner():
         target.clear_leftovers()
@@ -143,7 +132,7 @@ def run(
             target.checkpoint(stage).unlink(missing_ok=True)
         terminal.say(f"run {target.name}: {', '.join(chosen)} → {target.folder}, with {keys.backend()}")
         for stage in chosen:
-            reasons = reasons_for(stage)
+            reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], target, key(stage))
             if not reasons:
                 _say(stage, reasons)
                 continue
@@ -153,6 +142,7 @@ def run(
                 donors = _donors(stage, target) if is_shared else ()
                 if not any(take_over(stage, values[stage], target, donor, key(stage)) for donor in donors):
                     _say(stage, reasons)
+                    target.require_own_images(stage)
                     execute(stage, values[stage], target, shown)
                     n_ran += 1
             key.cache_clear()  # the stages after it read what it wrote
@@ -193,7 +183,7 @@ def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: boo
     due: list[str] = []
     for stage in chosen:
         reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], run)
-        changed = [name for name, writer in keys.INPUTS[stage].items() if writer in due]
+        changed = [name for name, writer in keys.inputs_of(stage, {}).items() if writer in due]
         if changed and not reasons:
             reasons = [f"{', '.join(changed)} will be written again; if that changes nothing, it is skipped"]
         due += [stage] if reasons else []
@@ -223,45 +213,29 @@ def reasons_to_run(stage: str, values: Mapping[str, Any], run: Run, key: dict[st
     return changed or [*filter(None, (keys.damage(path, found) for path, found in checked.items()))]
 
 
-def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], reasons_for: Callable[[str], list]) -> None:
+def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], key: Callable[[str], dict]) -> None:
     """Raise ParameterError or NotFoundHere for what a chosen stage needs and what is not there."""
-    if "merge_split" in chosen and reasons_for("merge_split"):
-        for name, given in finding.taken(values["merge_split"]).items():
-            if given != "demo":
-                finding.find_dataset(name, given)
-        _require_votes(chosen, values)
-    for stage, name in [(stage, name) for stage, name in _FILES if stage in chosen]:
-        given = values[stage][name]
-        if given not in ("", "imagenet", "none", "shipped") and not places.place(given).is_file():
-            says = "neither imagenet, none, nor a file that is there:" if name == "weights" else "no file at"
-            raise ParameterError(f"{stage}.{name} is {given!r}: {says} {places.place(given)}")
+    inputs = {stage: key(stage)["inputs"] for stage in chosen}  # raises for a file that a parameter names
+    if "merge_split" in chosen and inputs["merge_split"]["votes"] == "none":
+        uses = [(stage, name) for stage, name, without in _NEED_VOTES if values[stage][name] != without]
+        if wanted := ", ".join(f"{stage}.{name}" for stage, name in uses if stage in chosen):
+            raise places.NotFoundHere(
+                f"{wanted}: FER+'s votes are needed, and none are there: put {addresses.VOTES_FILE} into data/ "
+                f"(`python run_all.py --download` fetches it, from {addresses.VOTES_ADDRESS})"
+            )
     for stage, (name, package) in itertools.product(chosen, _NEEDED.items()):
         if values[stage].get(name) and importlib.util.find_spec(package) is None:
             raise ParameterError(f"{stage}.{name} is set, but {package} is not installed: `pip install {package}`")
     own = values["evaluate"]
-    if "evaluate" in chosen and own["also"] and reasons_for("evaluate"):
+    for name, path in finding.extra_places(own["also"]).items() if "evaluate" in chosen else ():
         from fer_utils.data import extra_sources  # pandas and OpenCV take a while to import
 
-        for name, path in finding.extra_places(own["also"]).items():
-            try:
-                with extra_sources.open_extra(path, name, "test", own["also_classes"], columns=own["also_columns"]):
-                    pass
-            except ValueError as error:
-                raise ParameterError(f"evaluate.also: {error}") from error
+        try:
+            with extra_sources.open_extra(path, name, "test", own["also_classes"], columns=own["also_columns"]):
+                pass
+        except ValueError as error:
+            raise ParameterError(f"evaluate.also: {error}") from error
     check_network(values["train_head"], values["fine_tune"])
-
-
-def _require_votes(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
-    """Raise NotFoundHere if a chosen stage needs FER+'s votes and 01 would find none. Drawn faces have votes of their own."""
-    wanted = ["merge_split.labels"] if values["merge_split"]["labels"] == "ferplus" else []
-    for stage, name in itertools.product({"train_head", "fine_tune"} & {*chosen}, ("votes_share", "votes_output")):
-        wanted += [f"{stage}.{name}"] if values[stage].get(name) else []
-    is_drawn = "demo" in {values["merge_split"][name] for name in addresses.DATASETS}
-    if wanted and not is_drawn and finding.find_votes(values["merge_split"]["votes"], {}) is None:
-        raise places.NotFoundHere(
-            f"{', '.join(wanted)}: FER+'s votes are needed, and none are there: put {addresses.VOTES_FILE} into data/ "
-            f"(`python run_all.py --download` fetches it, from {addresses.VOTES_ADDRESS})"
-        )
 
 
 def _check_earlier_outputs(chosen: Sequence[str], run: Run) -> None:
@@ -279,21 +253,20 @@ def _check_earlier_outputs(chosen: Sequence[str], run: Run) -> None:
 
 def check_network(head: Mapping[str, Any], tune: Mapping[str, Any]) -> None:
     """Raise ParameterError if the parameters of 03 and 04 differ in network or kernels, or name no network."""
-    for name in ("backbone", "weights", "image_size", "deterministic"):
-        if head[name] != tune[name]:
-            raise ParameterError(
-                f"{name} differs between train_head ({head[name]!r}) and fine_tune ({tune[name]!r}): give both the same, "
-                f"as common.{name} does"
-            )
+    faults = [
+        f"{name} differs between train_head ({head[name]!r}) and fine_tune ({tune[name]!r}): give both the same, as "
+        f"common.{name} does"
+        for name in ("backbone", "weights", "image_size", "deterministic")
+        if head[name] != tune[name]
+    ]
     backbone, weights, n_layers = tune["backbone"], tune["weights"], BACKBONE_LAYERS[tune["backbone"]]
     if (backbone, weights) in (("small", "imagenet"), ("resnet50", "shipped")):
-        raise ParameterError(
-            f"weights is {weights!r}, and the backbone {backbone} has none: small has shipped, resnet50 has imagenet"
-        )
-    if tune["unfreeze_top"] > n_layers:
-        raise ParameterError(
-            f"fine_tune.unfreeze_top is {tune['unfreeze_top']}: the backbone {backbone} has {n_layers} layers"
-        )
+        has = "small has shipped, resnet50 has imagenet"
+        faults.append(f"weights is {weights!r}, and the backbone {backbone} has none: {has}")
+    if (n_top := tune["unfreeze_top"]) > n_layers:
+        faults.append(f"fine_tune.unfreeze_top is {n_top}: the backbone {backbone} has {n_layers} layers")
+    if faults:
+        raise ParameterError("\n".join(faults))
 
 
 def execute(stage: str, values: Mapping[str, Any], run: Run, shown: terminal.Shown) -> None:
