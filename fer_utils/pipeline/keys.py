@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fer_utils import files, places
 from fer_utils.data import addresses, finding
 from fer_utils.pipeline import parameters
-from fer_utils.pipeline.cells import imports
+from fer_utils.pipeline.cells import code_cells, imports
 
 if TYPE_CHECKING:
     from fer_utils.pipeline.runs import Run
@@ -51,7 +51,7 @@ NOT_COMPUTING = {
     *("training.checkpoint", "training.time_budget"),
 }
 
-_SHOWING = {"print", "display", "pyplot", "plots", "report"}  # functions, and modules whose functions, that only show
+_SHOWING = {"display", "pyplot", "plots", "report"}  # functions, and modules whose functions, that only show
 _SHOWN_AS = {"round", "to_frame"}  # methods that format a table that a cell shows
 
 # Packages whose version can change a result: import name → distribution.
@@ -141,14 +141,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Number of files, bytes and digest of an output; for a folder also the digest of names, sizes and times."""
+    """The digest of an output; for a folder also that of names, sizes and times."""
     if not path.is_dir():
-        return {"files": 1, "bytes": path.stat().st_size, "digest": file_digest(path)}
+        return {"digest": file_digest(path)}
     found, content = _listed(path), hashlib.blake2b(digest_size=16)
     for name in found:
         content.update(os.fsencode(name) + b"\0" + (path / name).read_bytes())
-    n_bytes = sum(about.st_size for about in found.values())
-    return {"files": len(found), "bytes": n_bytes, "listing": _listing(found), "digest": content.hexdigest()}
+    return {"listing": _listing(found), "digest": content.hexdigest()}
 
 
 def damage(path: Path, recorded: Mapping[str, Any]) -> str | None:
@@ -159,13 +158,9 @@ def damage(path: Path, recorded: Mapping[str, Any]) -> str | None:
     """
     if not path.exists():
         return f"{path.name} is gone"
-    if path.is_dir() and _listing(_listed(path)) == recorded.get("listing"):
-        return None
-    now = describe(path)
-    if now["digest"] == recorded["digest"]:
-        return None
-    found, written = (f"{about['bytes']:,} bytes in {about['files']:,} files" for about in (now, recorded))
-    return f"{path.name} is not what was written to it: it has {found}, written were {written}"
+    is_listed = path.is_dir() and _listing(_listed(path)) == recorded.get("listing")
+    is_whole = is_listed or describe(path)["digest"] == recorded["digest"]
+    return None if is_whole else f"{path.name} is not what was written to it"
 
 
 def file_digest(path: Path) -> str:
@@ -277,9 +272,7 @@ def version(package: str) -> str:
 
 def _code_of(stage: str) -> tuple[str, dict[str, str], list[str]]:
     """The digest of a notebook's code, digests of the modules of `fer_utils` that it imports, and packages that count."""
-    file = parameters.STAGES[stage]
-    source = (places.source_root() / "notebooks" / file).read_text(encoding="utf-8")
-    notebook, imported = _parsed(source, frozenset(parameters.read_cell(source, file)))
+    notebook, imported = _parsed("\n".join(code_cells(parameters.source_of(stage))))
     code, packages, waiting = {}, set(), list(imported)
     while waiting:
         dotted = waiting.pop()
@@ -309,31 +302,23 @@ def _read_module(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 @lru_cache(maxsize=512)  # several versions of each module
-def _parsed(source: str, declared: frozenset[str] = frozenset()) -> tuple[str, tuple[str, ...]]:
-    """The digest of code without the parameters that it declares, and the dotted names that it imports."""
+def _parsed(source: str) -> tuple[str, tuple[str, ...]]:
+    """The digest of code, and the dotted names that it imports."""
     tree = ast.parse(source)
-    imported = tuple(dotted for _, dotted in imports(tree))
-    cell = [node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) in declared]
-    tree.body = [node for node in tree.body if node not in cell]
-    return _hashed(ast.unparse(_WithoutShowing(tree).visit(tree)).encode()), imported
+    imported = tuple(imports(tree))
+    shows = {"print"} | {name for name, dotted in imported if dotted.split(".")[-1] in _SHOWING}
+    computing = ast.unparse(_WithoutShowing(shows).visit(tree))
+    return _hashed(computing.encode()), tuple(dotted for _, dotted in imported)
 
 
 class _WithoutShowing(ast.NodeTransformer):
     """Reduces the statements that are one expression to the calls, loops and conditions in it that may have an effect.
 
-    So docstrings, values that a cell shows, and calls that print or draw are removed. A name that the tree also binds to
-    something else is not treated as showing.
+    So docstrings, values that a cell shows, and calls that print or draw are removed.
     """
 
-    def __init__(self, tree: ast.Module):
-        shows, others = {"print"}, {""}
-        for name, dotted in imports(tree):
-            (shows if dotted.split(".")[-1] in _SHOWING else others).add(name)
-        for node in ast.walk(tree):
-            match node:
-                case ast.Name(name, ast.Store()) | ast.FunctionDef(name) | ast.ClassDef(name) | ast.arg(name):
-                    others.add(name)
-        self._showing = shows - others
+    def __init__(self, shows: set[str]):
+        self._shows = shows  # names of functions, and of modules whose functions, that only show
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         parts = [part for part in ast.walk(node.value) if isinstance(part, _MAY_ACT)]
@@ -345,7 +330,7 @@ class _WithoutShowing(ast.NodeTransformer):
             return False
         path = ast.unparse(node.func).split(".")
         is_known = path == ["stage", "show"] or path[-1] in _SHOWN_AS
-        return is_known or (path[0] in self._showing and all(name.isidentifier() for name in path))
+        return is_known or (path[0] in self._shows and all(name.isidentifier() for name in path))
 
 
 _LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

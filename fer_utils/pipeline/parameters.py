@@ -18,7 +18,7 @@ import operator
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,12 @@ class ParameterError(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One declared parameter: name, type, default, allowed values, and the reason for the default."""
+    """One declared parameter."""
 
     name: str
     type: type
     default: Any
     allowed: str  # ">= 1, < 10", "adamw | adam", or "" for any value
-    reason: str
 
     def coerce(self, value: Any) -> Any:
         """`value` as this parameter's type; raises ValueError that says what was expected.
@@ -120,17 +119,11 @@ def _declared(line: str) -> Parameter:
         raise ValueError(f"expected `name: type = literal  # allowed; reason` in the parameters cell, found {line!r}")
     kind = next(kind for kind in _CONVERT if kind.__name__ == match["type"])
     rule = re.match(_CHOICES if kind is str else _BOUNDS, match["comment"])
-    allowed, reason = (rule[1], match["comment"][rule.end() :]) if rule else ("", match["comment"])
+    parameter = Parameter(match["name"], kind, None, rule[1] if rule else "")
     try:
-        default = ast.literal_eval(match["value"])
-    except (ValueError, SyntaxError):
-        raise ValueError(f"the default in {line!r} is no literal") from None
-    parameter = Parameter(match["name"], kind, default, allowed, reason)
-    try:
-        parameter.coerce(default)
-    except ValueError as error:
-        raise ValueError(f"the default of {parameter.name} {error}") from None
-    return parameter
+        return replace(parameter, default=parameter.coerce(ast.literal_eval(match["value"])))
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"the default of {parameter.name}: {error}") from None
 
 
 def with_values(cell: str, values: Mapping[str, Any]) -> str:
@@ -144,10 +137,14 @@ def with_values(cell: str, values: Mapping[str, Any]) -> str:
     return _LINE.sub(line, cell)
 
 
-def declared(notebooks: Path | None = None) -> dict[str, dict[str, Parameter]]:
+def source_of(stage: str) -> str:
+    """The text of a stage's notebook."""
+    return (places.source_root() / "notebooks" / STAGES[stage]).read_text(encoding="utf-8")
+
+
+def declared() -> dict[str, dict[str, Parameter]]:
     """Every stage's parameters, from the parameters cells of the notebooks."""
-    folder = notebooks or places.source_root() / "notebooks"
-    return {stage: read_cell((folder / file).read_text(encoding="utf-8"), file) for stage, file in STAGES.items()}
+    return {stage: read_cell(source_of(stage), file) for stage, file in STAGES.items()}
 
 
 @lru_cache
@@ -181,8 +178,8 @@ class _StrictLoader(yaml.SafeLoader):
 def load_profile(path: Path) -> dict[str, dict[str, Any]]:
     """Read a profile: sections (`common` or a stage), each with parameters. Raises ParameterError, naming the file."""
     if not path.is_file():
-        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
-        raise ParameterError(f"{path}: no such profile; profiles there: {known}")
+        known = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml")))
+        raise ParameterError(f"{path}: no such profile; profiles there: {known or 'none'}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {}
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: of a date or a number
@@ -201,7 +198,7 @@ def parse_override(text: str, option: str = "-p") -> tuple[str, str, str]:
     match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, re.DOTALL)
     if not match:
         raise ParameterError(f"{option} {text}: expected STAGE.NAME=VALUE, such as fine_tune.epochs=8")
-    return match.group(1), match.group(2), match.group(3)
+    return match[1], match[2], match[3]
 
 
 def resolve(

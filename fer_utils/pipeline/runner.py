@@ -119,7 +119,6 @@ def run(
     runs and why. Raises StageFailed, RunIsBusy, OutputError.
     """
     target = run_of(values)
-
     key = cache(lambda stage: keys.key_of(stage, values[stage], target, target.all_records()))
     _check_inputs(chosen, values, key)
     _check_earlier_outputs(chosen, target)
@@ -240,15 +239,12 @@ def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], key: Cal
 
 def _check_earlier_outputs(chosen: Sequence[str], run: Run) -> None:
     """Raise NotFoundHere if an input of a chosen stage, written by a stage not chosen, is missing or damaged."""
-    faults = [
-        f"{stage} reads {path}, which {writer} writes: {fault}"
-        for stage in chosen
-        for path, writer, fault in run.faulty_inputs(stage, chosen)
-    ]
-    if faults:
-        raise places.NotFoundHere(
-            "\n".join([*faults, "Run it again without --only and --from: only stages that are missing or outdated run"])
-        )
+    for stage in chosen:
+        for path, writer, fault in run.faulty_inputs(stage, chosen):
+            raise places.NotFoundHere(
+                f"{stage} reads {path}, which {writer} writes: {fault}\n"
+                "Run it again without --only and --from: only stages that are missing or outdated run"
+            )
 
 
 def check_network(head: Mapping[str, Any], tune: Mapping[str, Any]) -> None:

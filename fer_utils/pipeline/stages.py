@@ -121,14 +121,13 @@ class Stage:
 
     def about_run(self) -> dict[str, Any]:
         """The parameters of the run's stages, the current package versions, and each stage's seconds."""
-        records = self.run.all_records()
-        parameters_of = {name: record["parameters"] for name, record in records.items()}
-        seconds_of = {name: record["seconds"] for name, record in records.items()}
+        current = {"parameters": self.parameters | self._changed(), "seconds": self._seconds()}
+        stages = {**self.run.all_records(), self.name: current}
         return {
-            "params": parameters_of | {self.name: self.parameters | self._changed()},
+            "params": {name: record["parameters"] for name, record in stages.items()},
             "versions": runs.versions(),
             "seed": self.parameters["seed"],
-            "seconds_per_stage": seconds_of | {self.name: self._seconds()},
+            "seconds_per_stage": {name: record["seconds"] for name, record in stages.items()},
         }
 
     @property
@@ -141,15 +140,13 @@ class Stage:
         by_hand = [self._changed(), foreign]
         return keys.digest({**key, "by_hand": by_hand} if any(by_hand) else key)
 
-    def _against_file(
-        self, compare: Callable[[list[str], list[str]], Iterable[str]]
-    ) -> tuple[dict[str, Any], list[str]]:
+    def _against_file(self, compare: Callable[..., Iterable[str]]) -> tuple[dict[str, Any], list[str]]:
         """The key of the compared notebook, and what `compare` finds between its cells and those that ran.
 
         The notebook is the file as it was when the stage began. If other code ran, it is the file as it is now, since
         JupyterLab saves automatically.
         """
-        ran, now = self.history(), _read_source(self.name)
+        ran, now = self.history(), parameters.source_of(self.name)
         found = list(compare(cells.code_cells(self.source), ran)) if ran else []
         if not found or now == self.source:
             return self.key, found
@@ -158,9 +155,7 @@ class Stage:
     def _changed(self) -> dict[str, Any]:
         """The parameters whose variables were changed after the setup, with their current values."""
         now = {name: self.namespace.get(name) for name in self.parameters}
-        plain = {
-            name: value if isinstance(value, (bool, int, float, str)) else repr(value) for name, value in now.items()
-        }
+        plain = {name: value if isinstance(value, (int, float, str)) else repr(value) for name, value in now.items()}
         return {name: value for name, value in plain.items() if value != self.parameters[name]}
 
     def _note_replacing(self, path: Path) -> None:
@@ -246,7 +241,11 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
                 f"{stage}: {path} is missing; run {writer} first, with the same `run` and `data_dir`, or `python run_all.py "
                 f"--run {run.name}` with the run's --params and -p"
             )
-        key, history, source = keys.key_of(stage, values, run, records), cells.history(namespace), _read_source(stage)
+        key, history, source = (
+            keys.key_of(stage, values, run, records),
+            cells.history(namespace),
+            parameters.source_of(stage),
+        )
         stack.pop_all()  # from here on the stage holds the locks
     on_record = {run.path(name) for name in records.get(stage, {}).get("outputs", {})}
     return Stage(stage, values, run, key, locks, given, namespace, history, source, _on_record=on_record)
@@ -268,10 +267,9 @@ def _resolve(stage: str, given: Mapping[str, Any]) -> tuple[str, dict[str, dict]
         layers += [("notebooks/", saved), (_ABOVE, {stage: parameters.typed(stage, given)})]
     values = parameters.resolve(declared, layers)
     own = values[stage]
-    origins = {
-        name: origin for origin, by in layers for part in (parameters.COMMON, stage) for name in by.get(part, {})
-    }
-    origins = {name: origins[name] for name in parameters.typed(stage, own)}
+    sections = [(origin, by.get(name, {})) for origin, by in layers for name in (parameters.COMMON, stage)]
+    origin_of = {name: origin for origin, section in sections for name in section}
+    origins = {name: origin_of[name] for name in parameters.typed(stage, own)}
     if own["run"] == "auto":
         own["run"] = "run" if profile == "none" else profile
     for each in values.values():
@@ -291,10 +289,6 @@ def _given(stage: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
         kept = [name for name in names if name not in set_since and given[name] == earlier.parameters[name]]
         given |= {name: earlier.given[name] for name in kept}
     return given
-
-
-def _read_source(stage: str) -> str:
-    return (places.source_root() / "notebooks" / parameters.STAGES[stage]).read_text(encoding="utf-8")
 
 
 def _print_setup(stage: str, profile: str, values: dict[str, Any], origins: dict[str, str], run: runs.Run) -> None:

@@ -168,21 +168,8 @@ def _computing(code: str) -> str:
     return keys._parsed(code)[0]
 
 
-@pytest.mark.parametrize(
-    ("code", "other"),
-    [
-        ("from a import plots\nplots = compute\nplots(1)", "from a import plots\nplots = compute\nplots(2)"),
-        ("def print(x):\n    save(x)\nprint(1)", "def print(x):\n    save(x)\nprint(2)"),
-        ("def f(display):\n    display(1)", "def f(display):\n    display(2)"),
-        (
-            "from a import plots\nfrom b import c as plots\nplots(1)",
-            "from a import plots\nfrom b import c as plots\nplots(2)",
-        ),
-        ("report.train(1)", "report.train(2)"),  # no import says that this is the module
-    ],
-)
-def test_a_name_that_means_something_else_too_is_no_name_of_what_shows(code, other):
-    assert _computing(code) != _computing(other)
+def test_a_name_that_no_import_explains_is_no_name_of_what_shows():
+    assert _computing("report.train(1)") != _computing("report.train(2)")
 
 
 def test_what_shows_is_known_by_its_import():
@@ -263,9 +250,6 @@ def test_equal_keys_have_one_digest_and_others_another():
     assert keys.digest(one) != keys.digest(two)
 
 
-NOT_WHOLE = r"{} is not what was written to it: it has [\d,]+ bytes in {n} files, written were [\d,]+ bytes in \d files"
-
-
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -278,13 +262,13 @@ def _flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "harm", "words"),
     [
-        ("manifest.csv", _cut, NOT_WHOLE.format(r"manifest\.csv", n=1)),
-        ("manifest.csv", _flip, NOT_WHOLE.format(r"manifest\.csv", n=1)),
+        ("manifest.csv", _cut, r"manifest\.csv is not what was written to it"),
+        ("manifest.csv", _flip, r"manifest\.csv is not what was written to it"),
         ("manifest.csv", Path.unlink, r"manifest\.csv is gone"),
-        ("images/TRAIN/angry/a.png", _cut, NOT_WHOLE.format("TRAIN", n=7)),
-        ("images/TRAIN/angry/a.png", Path.unlink, NOT_WHOLE.format("TRAIN", n=6)),
+        ("images/TRAIN/angry/a.png", _cut, "TRAIN is not what was written to it"),
+        ("images/TRAIN/angry/a.png", Path.unlink, "TRAIN is not what was written to it"),
         ("images/TRAIN", shutil.rmtree, r"TRAIN is gone"),
-        ("images/TEST/angry/a.png", _flip, NOT_WHOLE.format("TEST", n=7)),
+        ("images/TEST/angry/a.png", _flip, "TEST is not what was written to it"),
     ],
 )
 def test_an_output_that_is_not_whole_is_a_reason_that_names_it(fake_run, name, harm, words):
@@ -301,7 +285,7 @@ def test_two_pictures_that_changed_places_are_noticed(fake_run):
     one.rename(one.with_name("b.png"))
     other.rename(one)
     one.with_name("b.png").rename(other)
-    assert re.match(NOT_WHOLE.format("TEST", n=7), run.due()["merge_split"][0])
+    assert run.due()["merge_split"] == ["TEST is not what was written to it"]
 
 
 def test_other_times_are_no_reason_where_the_content_is_the_same(fake_run):
