@@ -22,9 +22,7 @@ from fer_utils.pipeline.runs import Run
 BACKBONE_LAYERS = {"resnet50": 175, "small": 45}  # a test counts them; Keras takes seconds to import
 
 _NEEDED = {"tensorboard_dir": "tensorboard", "find_label_issues": "cleanlab"}  # parameter → the package that it needs
-# Parameters that need FER+'s votes: stage, name, and the value without which it does not.
-_NEED_VOTES = [("merge_split", "labels", "fer2013"), ("train_head", "votes_share", 0), ("fine_tune", "votes_share", 0)]
-_NEED_VOTES += [("fine_tune", "votes_output", 0)]
+_WITH_VOTES = ("labels", "votes_share", "votes_output")  # need FER+'s votes, unless they are 0 or fer2013
 
 
 class StageFailed(entry.Failed):
@@ -113,15 +111,15 @@ def run(
 ) -> int:
     """Run the chosen stages that are due, or all chosen stages with `repeat`; return how many ran.
 
-    is_afresh: their training starts from the first epoch.
-    is_shared: if another run of the outputs folder has finished a due stage with the same key, its outputs are taken over; if
-    another process computes such a stage now, this one waits for it. Holds the run's lock. Prints for each stage whether it
-    runs and why. Raises StageFailed, RunIsBusy, OutputError.
+    is_afresh: their training starts from the first epoch. is_shared: outputs of a due stage are taken over from another run
+    of the outputs folder that finished it with the same key; if another process computes such a stage now, this one waits.
+    Holds the run's lock. Prints for each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
     """
     target = run_of(values)
     key = cache(lambda stage: keys.key_of(stage, values[stage], target, target.all_records()))
     _check_inputs(chosen, values, key)
-    _check_earlier_outputs(chosen, target)
+    for stage in chosen:
+        require_inputs(stage, target, chosen)
     n_ran, shown = 0, terminal.Shown(verbose)
     with target.held_by_runner():
         target.clear_leftovers()
@@ -173,14 +171,11 @@ def take_over(stage: str, values: Mapping[str, Any], run: Run, donor: Run, key: 
 
 
 def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: bool = False) -> None:
-    """Print what `run` would do, and with which parameters; nothing is run or written.
-
-    Raises NotFoundHere if an input of a chosen stage is missing.
-    """
+    """Print what `run` would do, and with which parameters. Raises NotFoundHere if an input of a chosen stage is missing."""
     run = run_of(values)
-    _check_earlier_outputs(chosen, run)
     due: list[str] = []
     for stage in chosen:
+        require_inputs(stage, run, chosen)
         reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], run)
         changed = [name for name, writer in keys.inputs_of(stage, {}).items() if writer in due]
         if changed and not reasons:
@@ -215,11 +210,11 @@ def reasons_to_run(stage: str, values: Mapping[str, Any], run: Run, key: dict[st
 def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], key: Callable[[str], dict]) -> None:
     """Raise ParameterError or NotFoundHere for what a chosen stage needs and what is not there."""
     inputs = {stage: key(stage)["inputs"] for stage in chosen}  # raises for a file that a parameter names
-    if "merge_split" in chosen and inputs["merge_split"]["votes"] == "none":
-        uses = [(stage, name) for stage, name, without in _NEED_VOTES if values[stage][name] != without]
-        if wanted := ", ".join(f"{stage}.{name}" for stage, name in uses if stage in chosen):
+    if inputs.get("merge_split", {}).get("votes") == "none":
+        given = {f"{stage}.{name}": values[stage].get(name) for stage in chosen for name in _WITH_VOTES}
+        if wanted := [name for name, value in given.items() if value not in (None, 0, "fer2013")]:
             raise places.NotFoundHere(
-                f"{wanted}: FER+'s votes are needed, and none are there: put {addresses.VOTES_FILE} into data/ "
+                f"{', '.join(wanted)}: FER+'s votes are needed, and none are there: put {addresses.VOTES_FILE} into data/ "
                 f"(`python run_all.py --download` fetches it, from {addresses.VOTES_ADDRESS})"
             )
     for stage, (name, package) in itertools.product(chosen, _NEEDED.items()):
@@ -237,14 +232,12 @@ def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], key: Cal
     check_network(values["train_head"], values["fine_tune"])
 
 
-def _check_earlier_outputs(chosen: Sequence[str], run: Run) -> None:
-    """Raise NotFoundHere if an input of a chosen stage, written by a stage not chosen, is missing or damaged."""
-    for stage in chosen:
-        for path, writer, fault in run.faulty_inputs(stage, chosen):
-            raise places.NotFoundHere(
-                f"{stage} reads {path}, which {writer} writes: {fault}\n"
-                "Run it again without --only and --from: only stages that are missing or outdated run"
-            )
+def require_inputs(stage: str, run: Run, chosen: Sequence[str] = ()) -> None:
+    """Raise NotFoundHere if an input of a stage is missing, TornFile if it is damaged, unless a chosen stage writes it."""
+    for path, writer, fault in run.faulty_inputs(stage, chosen):
+        kind, when = (files.TornFile, "again") if path.exists() else (places.NotFoundHere, "first")
+        way_out = f"run {writer} {when}, or run_all.py without --only and --from"
+        raise kind(f"{stage} reads {path}, which {writer} writes: {fault}; {way_out}")
 
 
 def check_network(head: Mapping[str, Any], tune: Mapping[str, Any]) -> None:
@@ -300,20 +293,16 @@ def execute(stage: str, values: Mapping[str, Any], run: Run, shown: terminal.Sho
                 progress_bar=False,
                 stdout_file=status.output if shown.all_output else None,
                 stderr_file=status.errors,
-                # The kernel's own log, not the notebook's: it warns of kernels on TCP without encryption, which never leave
-                # this machine, and calls the interrupt that jupyter_client sends at each shutdown an error. A cell that
-                # fails, or a kernel that dies, is raised here.
+                # The kernel's own log warns of kernels on TCP without encryption, which never leave this machine, and calls the
+                # interrupt at each shutdown an error. A cell that fails, or a kernel that dies, is raised here.
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
     except papermill.PapermillExecutionError as error:
-        raise StageFailed(
-            f"{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n{up_to_there}"
-        ) from error
+        found = f"{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+        raise StageFailed(f"{found}\n{up_to_there}") from error
     except DeadKernelError as error:
-        raise StageFailed(
-            f"{stage}: its kernel died, most often because memory ran out. Close other programs or lower batch_size, and "
-            f"run again: training goes on from its last finished epoch\n{up_to_there}"
-        ) from error
+        found = f"{stage}: its kernel died, most often because memory ran out: close other programs or lower batch_size"
+        raise StageFailed(f"{found}. Training goes on from its last finished epoch\n{up_to_there}") from error
     record = run.all_records().get(stage)
     if record is None:
         raise StageFailed(f"{stage} ended without writing its record: {run.stage_record(stage)}")

@@ -234,13 +234,7 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
         records = run.all_records()
         if stage == "fine_tune" and "train_head" in records:
             runner.check_network(parameters.shipped()["train_head"] | records["train_head"]["parameters"], values)
-        for path, writer, fault in run.faulty_inputs(stage):
-            if path.exists():
-                raise files.TornFile(f"{path}: {fault}; run {writer} again, or run_all.py, which notices it")
-            raise places.NotFoundHere(
-                f"{stage}: {path} is missing; run {writer} first, with the same `run` and `data_dir`, or `python run_all.py "
-                f"--run {run.name}` with the run's --params and -p"
-            )
+        runner.require_inputs(stage, run)
         key, history, source = (
             keys.key_of(stage, values, run, records),
             cells.history(namespace),
@@ -292,12 +286,10 @@ def _given(stage: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_setup(stage: str, profile: str, values: dict[str, Any], origins: dict[str, str], run: runs.Run) -> None:
-    names, shown = max(map(len, values)), {name: repr(value) for name, value in values.items()}
-    column = min(20, max((len(shown[name]) for name in origins), default=0))
     print(f"\n{stage}, with")
-    for name, text in shown.items():
+    for name, value in values.items():
         origin = f"from {origins[name]}" if name in origins else ""
-        print(f"  {name:{names}} = {text:{column}}  {origin}".rstrip())
+        print(f"  {name:22} = {value!r:20}  {origin}".rstrip())
     if f"params/{profile}.yaml" in origins.values():
         print(
             f"A value typed in the parameters cell wins over params/{profile}.yaml, unless it is the default.\nTo have "

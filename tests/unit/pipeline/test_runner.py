@@ -129,7 +129,7 @@ def test_a_stage_whose_input_is_damaged_is_refused_unless_its_writer_runs_too(fa
     executed.run = run = fake_run().do()
     (run.folders.folder / "trained.csv").write_text("[")
     with pytest.raises(
-        places.NotFoundHere, match=r"trained\.csv, which fine_tune writes: trained\.csv is not what was written"
+        files.TornFile, match=r"trained\.csv, which fine_tune writes: trained\.csv is not what was written"
     ):
         runner.run("demo", ["evaluate"], run.values, repeat=True)
     runner.run("demo", ["fine_tune", "evaluate"], run.values, repeat=True)
@@ -438,7 +438,7 @@ def test_a_second_output_that_is_gone_or_another_is_noticed(fake_run):
     with pytest.raises(files.TornFile, match=f"{SECOND} .*run fine_tune again"):
         stages.begin("evaluate", dict(run.values["evaluate"]))
     (run.folders.folder / SECOND).unlink()
-    with pytest.raises(places.NotFoundHere, match=f"{SECOND} is missing"):
+    with pytest.raises(places.NotFoundHere, match=f"{SECOND} is gone; run fine_tune first"):
         stages.begin("evaluate", dict(run.values["evaluate"]))
     with pytest.raises(places.NotFoundHere, match=f"evaluate reads .*{SECOND}, which fine_tune writes"):
         runner.run("demo", ["evaluate"], run.values, repeat=True)
