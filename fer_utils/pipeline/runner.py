@@ -120,6 +120,8 @@ def run(
     _check_inputs(chosen, values, key)
     for stage in chosen:
         require_inputs(stage, target, chosen)
+        if repeat or reasons_to_run(stage, values[stage], target, key(stage)):
+            target.require_own_images(stage)
     n_ran, shown = 0, terminal.Shown(verbose)
     with target.held_by_runner():
         target.clear_leftovers()
@@ -139,7 +141,6 @@ def run(
                 donors = _donors(stage, target) if is_shared else ()
                 if not any(take_over(stage, values[stage], target, donor, key(stage)) for donor in donors):
                     _say(stage, reasons)
-                    target.require_own_images(stage)
                     execute(stage, values[stage], target, shown)
                     n_ran += 1
             key.cache_clear()  # the stages after it read what it wrote
