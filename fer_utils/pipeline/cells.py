@@ -82,10 +82,11 @@ def _parse(code: str) -> ast.Module:
     for statement in tree.body:
         match statement:
             case ast.Expr(ast.Call(ast.Attribute(ast.Call(ast.Name("get_ipython"))), given)):
-                texts = [str(argument.value) for argument in given if isinstance(argument, ast.Constant)]
-                if texts and texts[0] in _RUNS_CODE:
+                texts = [str(argument.value) for argument in given if isinstance(argument, ast.Constant)] or [""]
+                if texts[0] in _RUNS_CODE:
                     body += _parse(texts[-1]).body
-                body += [statement] if texts[:1] == ["run"] else []
+                elif texts[0] == "run":
+                    body.append(statement)
             case _:
                 body.append(statement)
     tree.body = body
@@ -120,9 +121,8 @@ def _needs(code: str) -> set[str]:
 def sets(code: str, imported: Collection[tuple[str, str]] = ()) -> set[str]:
     """The names that a cell sets, or whose objects it changes in place, without imports that are in `imported`."""
     tree = _parse(code)
-    found = {name for name, origin in imports(tree) if (name, origin) not in imported}
-    names = {name for name, _ in imports(tree)}
-    found |= {name for name, is_set in _names(code) if is_set and name not in names}
+    own = dict(imports(tree))
+    found = {name for name, is_set in _names(code) if is_set and (name, own.get(name)) not in imported}
     for node in ast.walk(tree):
         if isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
             found |= _root(node)

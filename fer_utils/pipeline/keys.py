@@ -52,7 +52,7 @@ NOT_COMPUTING = {
 }
 
 _SHOWING = {"display", "pyplot", "plots", "report"}  # functions, and modules whose functions, that only show
-_SHOWN_AS = {"round", "to_frame"}  # methods that format a table that a cell shows
+_SHOWN_AS = {"show", "round", "to_frame"}  # methods: of a stage, and of a table that a cell shows
 
 # Packages whose version can change a result: import name → distribution.
 _PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
@@ -329,8 +329,7 @@ class _WithoutShowing(ast.NodeTransformer):
         if not isinstance(node, ast.Call) or any(keyword.arg == "file" for keyword in node.keywords):
             return False
         path = ast.unparse(node.func).split(".")
-        is_known = path == ["stage", "show"] or path[-1] in _SHOWN_AS
-        return is_known or (path[0] in self._shows and all(name.isidentifier() for name in path))
+        return path[-1] in _SHOWN_AS or (path[0] in self._shows and all(name.isidentifier() for name in path))
 
 
 _LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
