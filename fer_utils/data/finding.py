@@ -104,14 +104,6 @@ def held_data() -> list[str]:
     return [f"{path.name}/" if path.is_dir() else path.name for path in found if not path.name.startswith(".")]
 
 
-def has_datasets() -> bool:
-    """Whether `auto` finds both source datasets."""
-    try:
-        return all(find_dataset(name, "auto") for name in DATASETS)
-    except places.NotFoundHere:
-        return False
-
-
 def _how_to_get(owner_slug: str, local: str) -> str:
     address = f"https://www.kaggle.com/datasets/{owner_slug}"
     if places.on_kaggle():

@@ -8,7 +8,7 @@ import ast
 import dis
 import itertools
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
@@ -25,21 +25,14 @@ def code_cells(source: str) -> list[str]:
     return [code for mark, _, code in cells if "[markdown]" not in mark and '"parameters"' not in mark and code.strip()]
 
 
-class History:
-    """The cells that this kernel has run, from the one that creates this object on."""
-
-    def __init__(self, namespace: Mapping[str, Any]):
-        ipython = sys.modules.get("IPython")
-        shell = ipython.get_ipython() if ipython else None
-        self._shell = shell if shell is not None and shell.user_ns is namespace else None
-        self._first = len(self._inputs()) - 1
-
-    def _inputs(self) -> Sequence[str]:
-        return self._shell.history_manager.input_hist_parsed if self._shell else [""]
-
-    def cells(self) -> list[str] | None:
-        """The code of the cells, in the order they ran; None without an IPython kernel."""
-        return [code for code in self._inputs()[self._first :] if code.strip()] if self._shell else None
+def history(namespace: Mapping[str, Any]) -> Callable[[], list[str]]:
+    """A function that gives the code of the cells that this kernel ran from this one on, in order; none without IPython."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None or shell.user_ns is not namespace:
+        return list
+    first = len(shell.history_manager.input_hist_parsed) - 1
+    return lambda: [code for code in shell.history_manager.input_hist_parsed[first:] if code.strip()]
 
 
 def changes(file: Sequence[str], ran: Sequence[str]) -> dict[str, set[str]]:
@@ -89,10 +82,11 @@ def _parse(code: str) -> ast.Module:
     for statement in tree.body:
         match statement:
             case ast.Expr(ast.Call(ast.Attribute(ast.Call(ast.Name("get_ipython"))), given)):
-                texts = [str(argument.value) for argument in given if isinstance(argument, ast.Constant)]
-                if texts and texts[0] in _RUNS_CODE:
+                texts = [str(argument.value) for argument in given if isinstance(argument, ast.Constant)] or [""]
+                if texts[0] in _RUNS_CODE:
                     body += _parse(texts[-1]).body
-                body += [statement] if texts[:1] == ["run"] else []
+                elif texts[0] == "run":
+                    body.append(statement)
             case _:
                 body.append(statement)
     tree.body = body
@@ -127,9 +121,8 @@ def _needs(code: str) -> set[str]:
 def sets(code: str, imported: Collection[tuple[str, str]] = ()) -> set[str]:
     """The names that a cell sets, or whose objects it changes in place, without imports that are in `imported`."""
     tree = _parse(code)
-    found = {name for name, origin in imports(tree) if (name, origin) not in imported}
-    names = {name for name, _ in imports(tree)}
-    found |= {name for name, is_set in _names(code) if is_set and name not in names}
+    own = dict(imports(tree))
+    found = {name for name, is_set in _names(code) if is_set and (name, own.get(name)) not in imported}
     for node in ast.walk(tree):
         if isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
             found |= _root(node)

@@ -18,10 +18,10 @@ import operator
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from fer_utils import places
 from fer_utils.data import addresses, finding
@@ -56,19 +56,17 @@ class ParameterError(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One declared parameter: name, type, default, allowed values, and the reason for the default."""
+    """One declared parameter."""
 
     name: str
     type: type
     default: Any
     allowed: str  # ">= 1, < 10", "adamw | adam", or "" for any value
-    reason: str
 
     def coerce(self, value: Any) -> Any:
         """`value` as this parameter's type; raises ValueError that says what was expected.
 
-        Text is converted to a declared number or truth value, since YAML reads `1e-3` as text and command-line values are
-        text.
+        Text is converted to a number or truth value, since YAML reads `1e-3` as text and command-line values are text.
         """
         with contextlib.suppress(LookupError, OverflowError, ValueError):
             value = _CONVERT[self.type](value)
@@ -79,36 +77,26 @@ class Parameter:
 
     def _is_allowed(self, value: Any) -> bool:
         if self.type is str:
-            return not self.allowed or value in self.allowed.split(" | ")
+            is_text = isinstance(value, str) and not _NO_TEXT.search(value)
+            return is_text and (not self.allowed or value in self.allowed.split(" | "))
         conditions = [condition.split() for condition in self.allowed.split(",") if condition]
-        return all(_COMPARISONS[sign](value, float(limit)) for sign, limit in conditions)
-
-
-def _as_float(value: Any) -> float:
-    number = float(str(value))  # as text, since True is no number
-    return number if math.isfinite(number) else _fail()
+        return math.isfinite(value) and all(_COMPARISONS[sign](value, float(limit)) for sign, limit in conditions)
 
 
 def _as_int(value: Any) -> int:
-    if re.fullmatch(r"[+-]?\d+", str(value)):
-        return int(value)  # not via float, which would round a long seed
-    number = _as_float(value)
-    return int(number) if number.is_integer() else _fail()
+    text = str(value)  # as text, since True is no number
+    number = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)  # a float would round a long seed
+    if number != int(number):
+        raise ValueError
+    return int(number)
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) and not _NO_TEXT.search(value) else _fail()
-
-
-def _as_bool(value: Any) -> bool:
-    return {"true": True, "false": False}[str(value).lower()]
-
-
-def _fail() -> NoReturn:
-    raise ValueError
-
-
-_CONVERT: dict[type, Callable[[Any], Any]] = {int: _as_int, float: _as_float, str: _as_text, bool: _as_bool}
+_CONVERT: dict[type, Callable[[Any], Any]] = {
+    int: _as_int,
+    float: lambda value: float(str(value)),
+    str: lambda value: value,
+    bool: lambda value: {"true": True, "false": False}[str(value).lower()],
+}
 
 
 @lru_cache
@@ -131,17 +119,11 @@ def _declared(line: str) -> Parameter:
         raise ValueError(f"expected `name: type = literal  # allowed; reason` in the parameters cell, found {line!r}")
     kind = next(kind for kind in _CONVERT if kind.__name__ == match["type"])
     rule = re.match(_CHOICES if kind is str else _BOUNDS, match["comment"])
-    allowed, reason = (rule[1], match["comment"][rule.end() :]) if rule else ("", match["comment"])
+    parameter = Parameter(match["name"], kind, None, rule[1] if rule else "")
     try:
-        default = ast.literal_eval(match["value"])
-    except (ValueError, SyntaxError):
-        raise ValueError(f"the default in {line!r} is no literal") from None
-    parameter = Parameter(match["name"], kind, default, allowed, reason)
-    try:
-        parameter.coerce(default)
-    except ValueError as error:
-        raise ValueError(f"the default of {parameter.name} {error}") from None
-    return parameter
+        return replace(parameter, default=parameter.coerce(ast.literal_eval(match["value"])))
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"the default of {parameter.name}: {error}") from None
 
 
 def with_values(cell: str, values: Mapping[str, Any]) -> str:
@@ -155,10 +137,14 @@ def with_values(cell: str, values: Mapping[str, Any]) -> str:
     return _LINE.sub(line, cell)
 
 
-def declared(notebooks: Path | None = None) -> dict[str, dict[str, Parameter]]:
+def source_of(stage: str) -> str:
+    """The text of a stage's notebook."""
+    return (places.source_root() / "notebooks" / STAGES[stage]).read_text(encoding="utf-8")
+
+
+def declared() -> dict[str, dict[str, Parameter]]:
     """Every stage's parameters, from the parameters cells of the notebooks."""
-    folder = notebooks or places.source_root() / "notebooks"
-    return {stage: read_cell((folder / file).read_text(encoding="utf-8"), file) for stage, file in STAGES.items()}
+    return {stage: read_cell(source_of(stage), file) for stage, file in STAGES.items()}
 
 
 @lru_cache
@@ -192,8 +178,8 @@ class _StrictLoader(yaml.SafeLoader):
 def load_profile(path: Path) -> dict[str, dict[str, Any]]:
     """Read a profile: sections (`common` or a stage), each with parameters. Raises ParameterError, naming the file."""
     if not path.is_file():
-        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
-        raise ParameterError(f"{path}: no such profile; profiles there: {known}")
+        known = ", ".join(sorted(each.name for each in path.parent.glob("*.yaml")))
+        raise ParameterError(f"{path}: no such profile; profiles there: {known or 'none'}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader) or {}
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: of a date or a number
@@ -212,7 +198,7 @@ def parse_override(text: str, option: str = "-p") -> tuple[str, str, str]:
     match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, re.DOTALL)
     if not match:
         raise ParameterError(f"{option} {text}: expected STAGE.NAME=VALUE, such as fine_tune.epochs=8")
-    return match.group(1), match.group(2), match.group(3)
+    return match[1], match[2], match[3]
 
 
 def resolve(
@@ -260,22 +246,12 @@ def choose_profile() -> tuple[str, str]:
     """
     if places.on_kaggle():
         return "kaggle", "this is a Kaggle machine"
-    if finding.has_datasets():
-        name, gpu = ("gpu", "a GPU") if places.shows_gpu() else ("cpu", "no GPU")
-        return name, f"both datasets are in data/ and {gpu} is here"
-    held = finding.held_data()
-    if not held:
+    if not finding.held_data():
         return "demo", "data/ is empty: drawn faces stand in for the two datasets"
-    expected = "\n".join(
-        f"  {local}/ or {local}.zip: {'there' if {f'{local}/', f'{local}.zip'} & set(held) else 'not there'}; "
-        f"https://www.kaggle.com/datasets/{slug}"
-        for slug, local in addresses.DATASETS.values()
-    )
-    raise places.NotFoundHere(
-        f"{places.project_root() / 'data'} holds {', '.join(held)}, but not both datasets. Expected there:\n{expected}\n"
-        "Rename your files to the names above, or download the missing dataset (`python run_all.py --download`). Or choose a profile: with "
-        "`--params demo` (in a notebook `profile = 'demo'`) drawn faces stand in"
-    )
+    for name in addresses.DATASETS:
+        finding.find_dataset(name, "auto")
+    name, gpu = ("gpu", "a GPU") if places.shows_gpu() else ("cpu", "no GPU")
+    return name, f"both datasets are in data/ and {gpu} is here"
 
 
 def profile_path(name: str) -> Path:

@@ -22,7 +22,7 @@ from fer_utils.pipeline.runs import Run
 BACKBONE_LAYERS = {"resnet50": 175, "small": 45}  # a test counts them; Keras takes seconds to import
 
 _NEEDED = {"tensorboard": "tensorboard", "find_label_issues": "cleanlab"}  # parameter → the package that it needs
-_FILES = [("train_head", "weights"), ("fine_tune", "weights"), ("evaluate", "picture"), ("evaluate", "also_groups")]
+_WITH_VOTES = ("labels", "votes_share", "votes_output")  # need FER+'s votes, unless they are 0 or fer2013
 
 
 class StageFailed(entry.Failed):
@@ -66,10 +66,6 @@ def _profile_of_run(name: str | None, outputs_dir: str | None) -> tuple[str, str
     if folder is None or not (folder / "run.json").is_file():
         return None
     profile = runs.description(folder, {"profile": str})["profile"]
-    if profile != "none" and not parameters.profile_path(profile).is_file():
-        raise ParameterError(
-            f"{folder / 'run.json'}: its profile {profile} is not there any more: say with --params which one to take"
-        )
     return None if profile == "none" else (profile, f"the run {name} was made with it")  # none: a notebook made the run
 
 
@@ -113,24 +109,16 @@ def run(
 ) -> int:
     """Run the chosen stages that are due, or all chosen stages with `repeat`; return how many ran.
 
-    is_afresh: their training starts from the first epoch.
-    is_shared: if another run of the outputs folder has finished a due stage with the same key, its outputs are taken over; if
-    another process computes such a stage now, this one waits for it. Holds the run's lock. Prints for each stage whether it
-    runs and why. Raises StageFailed, RunIsBusy, OutputError.
+    is_afresh: their training starts from the first epoch. is_shared: outputs of a due stage are taken over from another run
+    of the outputs folder that finished it with the same key; if another process computes such a stage now, this one waits.
+    Holds the run's lock. Prints for each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
     """
     target = run_of(values)
-
-    @cache
-    def key(stage: str) -> dict:
-        return keys.key_of(stage, values[stage], target, target.all_records())
-
-    def reasons_for(stage: str) -> list[str]:
-        return ["asked for"] if repeat else reasons_to_run(stage, values[stage], target, key(stage))
-
-    _check_inputs(chosen, values, reasons_for)
-    _check_earlier_outputs(chosen, target)
-    for stage in ("merge_split", "balance"):
-        if stage in chosen and reasons_for(stage):
+    key = cache(lambda stage: keys.key_of(stage, values[stage], target, target.all_records()))
+    _check_inputs(chosen, values, key)
+    for stage in chosen:
+        require_inputs(stage, target, chosen)
+        if repeat or reasons_to_run(stage, values[stage], target, key(stage)):
             target.require_own_images(stage)
     n_ran, shown = 0, terminal.Shown(verbose)
     with target.held_by_runner():
@@ -141,7 +129,7 @@ def run(
             target.checkpoint(stage).unlink(missing_ok=True)
         terminal.say(f"run {target.name}: {', '.join(chosen)} → {target.folder}, with {keys.backend()}")
         for stage in chosen:
-            reasons = reasons_for(stage)
+            reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], target, key(stage))
             if not reasons:
                 _say(stage, reasons)
                 continue
@@ -182,16 +170,13 @@ def take_over(stage: str, values: Mapping[str, Any], run: Run, donor: Run, key: 
 
 
 def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: bool = False) -> None:
-    """Print what `run` would do, and with which parameters; nothing is run or written.
-
-    Raises NotFoundHere if an input of a chosen stage is missing.
-    """
+    """Print what `run` would do, and with which parameters. Raises NotFoundHere if an input of a chosen stage is missing."""
     run = run_of(values)
-    _check_earlier_outputs(chosen, run)
     due: list[str] = []
     for stage in chosen:
+        require_inputs(stage, run, chosen)
         reasons = ["asked for"] if repeat else reasons_to_run(stage, values[stage], run)
-        changed = [name for name, writer in keys.INPUTS[stage].items() if writer in due]
+        changed = [name for name, writer in keys.inputs_of(stage, {}).items() if writer in due]
         if changed and not reasons:
             reasons = [f"{', '.join(changed)} will be written again; if that changes nothing, it is skipped"]
         due += [stage] if reasons else []
@@ -221,77 +206,55 @@ def reasons_to_run(stage: str, values: Mapping[str, Any], run: Run, key: dict[st
     return changed or [*filter(None, (keys.damage(path, found) for path, found in checked.items()))]
 
 
-def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], reasons_for: Callable[[str], list]) -> None:
+def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], key: Callable[[str], dict]) -> None:
     """Raise ParameterError or NotFoundHere for what a chosen stage needs and what is not there."""
-    if "merge_split" in chosen and reasons_for("merge_split"):
-        for name, given in finding.taken(values["merge_split"]).items():
-            if given != "demo":
-                finding.find_dataset(name, given)
-        _require_votes(chosen, values)
-    for stage, name in [(stage, name) for stage, name in _FILES if stage in chosen]:
-        given = values[stage][name]
-        if given not in ("", "imagenet", "none", "shipped") and not places.place(given).is_file():
-            says = "neither imagenet, none, nor a file that is there:" if name == "weights" else "no file at"
-            raise ParameterError(f"{stage}.{name} is {given!r}: {says} {places.place(given)}")
+    inputs = {stage: key(stage)["inputs"] for stage in chosen}  # raises for a file that a parameter names
+    if inputs.get("merge_split", {}).get("votes") == "none":
+        given = {f"{stage}.{name}": values[stage].get(name) for stage in chosen for name in _WITH_VOTES}
+        if wanted := [name for name, value in given.items() if value not in (None, 0, "fer2013")]:
+            raise places.NotFoundHere(
+                f"{', '.join(wanted)}: FER+'s votes are needed, and none are there: put {addresses.VOTES_FILE} into data/ "
+                f"(`python run_all.py --download` fetches it, from {addresses.VOTES_ADDRESS})"
+            )
     for stage, (name, package) in itertools.product(chosen, _NEEDED.items()):
         if values[stage].get(name) and importlib.util.find_spec(package) is None:
             raise ParameterError(f"{stage}.{name} is set, but {package} is not installed: `pip install {package}`")
     own = values["evaluate"]
-    if "evaluate" in chosen and own["also"] and reasons_for("evaluate"):
+    for name, path in finding.extra_places(own["also"]).items() if "evaluate" in chosen else ():
         from fer_utils.data import sources  # pandas and OpenCV take a while to import
 
-        for name, path in finding.extra_places(own["also"]).items():
-            try:
-                with sources.open_extra(path, name, "test", own["also_classes"], columns=own["also_columns"]):
-                    pass
-            except ValueError as error:
-                raise ParameterError(f"evaluate.also: {error}") from error
+        try:
+            with sources.open_extra(path, name, "test", own["also_classes"], columns=own["also_columns"]):
+                pass
+        except ValueError as error:
+            raise ParameterError(f"evaluate.also: {error}") from error
     check_network(values["train_head"], values["fine_tune"])
 
 
-def _require_votes(chosen: Sequence[str], values: Mapping[str, Mapping]) -> None:
-    """Raise NotFoundHere if a chosen stage needs FER+'s votes and 01 would find none. Drawn faces have votes of their own."""
-    wanted = ["merge_split.labels"] if values["merge_split"]["labels"] == "ferplus" else []
-    for stage, name in itertools.product({"train_head", "fine_tune"} & {*chosen}, ("votes_share", "votes_output")):
-        wanted += [f"{stage}.{name}"] if values[stage].get(name) else []
-    is_drawn = "demo" in {values["merge_split"][name] for name in addresses.DATASETS}
-    if wanted and not is_drawn and finding.find_votes(values["merge_split"]["votes"], {}) is None:
-        raise places.NotFoundHere(
-            f"{', '.join(wanted)}: FER+'s votes are needed, and none are there: put {addresses.VOTES_FILE} into data/ "
-            f"(`python run_all.py --download` fetches it, from {addresses.VOTES_ADDRESS})"
-        )
-
-
-def _check_earlier_outputs(chosen: Sequence[str], run: Run) -> None:
-    """Raise NotFoundHere if an input of a chosen stage, written by a stage not chosen, is missing or damaged."""
-    faults = [
-        f"{stage} reads {path}, which {writer} writes: {fault}"
-        for stage in chosen
-        for path, writer, fault in run.faulty_inputs(stage, chosen)
-    ]
-    if faults:
-        raise places.NotFoundHere(
-            "\n".join([*faults, "Run it again without --only and --from: only stages that are missing or outdated run"])
-        )
+def require_inputs(stage: str, run: Run, chosen: Sequence[str] = ()) -> None:
+    """Raise NotFoundHere if an input of a stage is missing, TornFile if it is damaged, unless a chosen stage writes it."""
+    for path, writer, fault in run.faulty_inputs(stage, chosen):
+        kind, when = (files.TornFile, "again") if path.exists() else (places.NotFoundHere, "first")
+        way_out = f"run {writer} {when}, or run_all.py without --only and --from"
+        raise kind(f"{stage} reads {path}, which {writer} writes: {fault}; {way_out}")
 
 
 def check_network(head: Mapping[str, Any], tune: Mapping[str, Any]) -> None:
     """Raise ParameterError if the parameters of 03 and 04 differ in network or kernels, or name no network."""
-    for name in ("backbone", "weights", "image_size", "deterministic"):
-        if head[name] != tune[name]:
-            raise ParameterError(
-                f"{name} differs between train_head ({head[name]!r}) and fine_tune ({tune[name]!r}): give both the same, "
-                f"as common.{name} does"
-            )
+    faults = [
+        f"{name} differs between train_head ({head[name]!r}) and fine_tune ({tune[name]!r}): give both the same, as "
+        f"common.{name} does"
+        for name in ("backbone", "weights", "image_size", "deterministic")
+        if head[name] != tune[name]
+    ]
     backbone, weights, n_layers = tune["backbone"], tune["weights"], BACKBONE_LAYERS[tune["backbone"]]
     if (backbone, weights) in (("small", "imagenet"), ("resnet50", "shipped")):
-        raise ParameterError(
-            f"weights is {weights!r}, and the backbone {backbone} has none: small has shipped, resnet50 has imagenet"
-        )
-    if tune["unfreeze_top"] > n_layers:
-        raise ParameterError(
-            f"fine_tune.unfreeze_top is {tune['unfreeze_top']}: the backbone {backbone} has {n_layers} layers"
-        )
+        has = "small has shipped, resnet50 has imagenet"
+        faults.append(f"weights is {weights!r}, and the backbone {backbone} has none: {has}")
+    if (n_top := tune["unfreeze_top"]) > n_layers:
+        faults.append(f"fine_tune.unfreeze_top is {n_top}: the backbone {backbone} has {n_layers} layers")
+    if faults:
+        raise ParameterError("\n".join(faults))
 
 
 def execute(stage: str, values: Mapping[str, Any], run: Run, shown: terminal.Shown) -> None:
@@ -328,20 +291,16 @@ def execute(stage: str, values: Mapping[str, Any], run: Run, shown: terminal.Sho
                 progress_bar=False,
                 stdout_file=status.output if shown.all_output else None,
                 stderr_file=status.errors,
-                # The kernel's own log, not the notebook's: it warns of kernels on TCP without encryption, which never leave
-                # this machine, and calls the interrupt that jupyter_client sends at each shutdown an error. A cell that
-                # fails, or a kernel that dies, is raised here.
+                # The kernel's own log warns of kernels on TCP without encryption, which never leave this machine, and calls the
+                # interrupt at each shutdown an error. A cell that fails, or a kernel that dies, is raised here.
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
     except papermill.PapermillExecutionError as error:
-        raise StageFailed(
-            f"{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n{up_to_there}"
-        ) from error
+        found = f"{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+        raise StageFailed(f"{found}\n{up_to_there}") from error
     except DeadKernelError as error:
-        raise StageFailed(
-            f"{stage}: its kernel died, most often because memory ran out. Close other programs or lower batch_size, and "
-            f"run again: training goes on from its last finished epoch\n{up_to_there}"
-        ) from error
+        found = f"{stage}: its kernel died, most often because memory ran out: close other programs or lower batch_size"
+        raise StageFailed(f"{found}. Training goes on from its last finished epoch\n{up_to_there}") from error
     record = run.all_records().get(stage)
     if record is None:
         raise StageFailed(f"{stage} ended without writing its record: {run.stage_record(stage)}")

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLOCK = 4096  # bytes; smallest space of a file on the disk
-_CELL = "the parameters cell"
+_ABOVE = "the cells above"
 
 
 @dataclass
 class Stage:
     """A stage that a notebook computes: its name, its resolved parameters, its run, its key and its locks.
 
-    `from_profile` has the parameters that come from the profile, `namespace` the notebook's variables, `history` the cells
-    that ran since the start, `source` the text of the notebook's file.
+    `given` has the parameters as they were before the profile, `namespace` the notebook's variables, `history` the cells that
+    ran since the start, `source` the text of the notebook's file.
     """
 
     name: str
@@ -33,9 +33,9 @@ class Stage:
     run: runs.Run
     key: dict[str, Any]
     locks: list
-    from_profile: dict[str, Any]
+    given: dict[str, Any]
     namespace: Mapping[str, Any]
-    history: cells.History
+    history: Callable[[], list[str]]
     source: str
     began: float = field(default_factory=time.monotonic)
     _written: list[Path] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Stage:
         return self.run.path(name)
 
     def has(self, name: str) -> bool:
-        """Whether the run has an input that only some runs have (keys.OPTIONAL_INPUTS)."""
+        """Whether the run has an input that only some runs have (see keys.inputs_of)."""
         return name in keys.inputs_of(self.name, self.run.all_records())
 
     def read(self, name: str) -> Any:
@@ -139,15 +139,13 @@ class Stage:
         by_hand = [self._changed(), foreign]
         return keys.digest({**key, "by_hand": by_hand} if any(by_hand) else key)
 
-    def _against_file(
-        self, compare: Callable[[list[str], list[str]], Iterable[str]]
-    ) -> tuple[dict[str, Any], list[str]]:
+    def _against_file(self, compare: Callable[..., Iterable[str]]) -> tuple[dict[str, Any], list[str]]:
         """The key of the compared notebook, and what `compare` finds between its cells and those that ran.
 
         The notebook is the file as it was when the stage began. If other code ran, it is the file as it is now, since
         JupyterLab saves automatically.
         """
-        ran, now = self.history.cells() or [], _read_source(self.name)
+        ran, now = self.history(), parameters.source_of(self.name)
         found = list(compare(cells.code_cells(self.source), ran)) if ran else []
         if not found or now == self.source:
             return self.key, found
@@ -156,9 +154,7 @@ class Stage:
     def _changed(self) -> dict[str, Any]:
         """The parameters whose variables were changed after the setup, with their current values."""
         now = {name: self.namespace.get(name) for name in self.parameters}
-        plain = {
-            name: value if isinstance(value, (bool, int, float, str)) else repr(value) for name, value in now.items()
-        }
+        plain = {name: value if isinstance(value, (int, float, str)) else repr(value) for name, value in now.items()}
         return {name: value for name, value in plain.items() if value != self.parameters[name]}
 
     def _note_replacing(self, path: Path) -> None:
@@ -216,16 +212,16 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
     """Begin a stage in a notebook: `stage = begin("balance", globals())`.
 
     If `profile` is `none`, the notebook's variables are used unchanged: run_all.py has injected them. Otherwise the
-    profile's values are put into `namespace`, as run_all.py would do; `auto` means the profile for this machine. A value
-    that differs from the recorded default was typed and takes precedence over the profile. Every value is checked against
-    the parameters cell in the notebook's source. Prints the resolved parameters, the origin of each that is not the
-    default, and the folders. Raises RunIsBusy if another process works in the run's folder. The record of an earlier end
-    is kept until one of its outputs is replaced.
+    profile's values are put into `namespace`; `auto` means the profile for this machine. A value that differs from the
+    shipped default was typed and takes precedence. Prints the checked parameters, the origin of each that is not the
+    default, and the folders. Raises RunIsBusy if another process works in the run's folder. The record of an earlier end is
+    kept until one of its outputs is replaced.
     """
-    profile, all_values, from_profile, origins = _resolve(stage, namespace)
+    given = _given(stage, namespace)
+    profile, all_values, origins = _resolve(stage, given)
     values, run = all_values[stage], runner.run_of(all_values)
     namespace.update(values)
-    _print_setup(stage, values, origins, profile if from_profile else None, run)
+    _print_setup(stage, profile, values, origins, run)
     run.require_own_images(stage)
     with contextlib.ExitStack() as stack:
         locks = run.hold()
@@ -237,83 +233,63 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
         records = run.all_records()
         if stage == "fine_tune" and "train_head" in records:
             runner.check_network(parameters.shipped()["train_head"] | records["train_head"]["parameters"], values)
-        for path, writer, fault in run.faulty_inputs(stage):
-            if path.exists():
-                raise files.TornFile(f"{path}: {fault}; run {writer} again, or run_all.py, which notices it")
-            earlier = list(parameters.STAGES.values())[: list(parameters.STAGES).index(stage)]
-            raise places.NotFoundHere(
-                f"{stage}: {path} is missing; run the notebooks before it first ({', '.join(earlier)}), with the same `run` "
-                f"and `data_dir`, or `python run_all.py --run {run.name}` with the run's --params and -p"
-            )
-        key, history, source = keys.key_of(stage, values, run, records), cells.History(namespace), _read_source(stage)
+        runner.require_inputs(stage, run)
+        key, history, source = (
+            keys.key_of(stage, values, run, records),
+            cells.history(namespace),
+            parameters.source_of(stage),
+        )
         stack.pop_all()  # from here on the stage holds the locks
     on_record = {run.path(name) for name in records.get(stage, {}).get("outputs", {})}
-    return Stage(stage, values, run, key, locks, from_profile, namespace, history, source, _on_record=on_record)
+    return Stage(stage, values, run, key, locks, given, namespace, history, source, _on_record=on_record)
 
 
-def _resolve(stage: str, namespace: Mapping[str, Any]) -> tuple[str, dict[str, dict], dict[str, Any], dict[str, str]]:
-    """A stage's profile, the parameters of all stages, the stage's values from the profile, and the origins of values.
+def _resolve(stage: str, given: Mapping[str, Any]) -> tuple[str, dict[str, dict], dict[str, str]]:
+    """The profile, the parameters of all stages, and the origin of each of the stage's that is not the default.
 
-    Only JupyterLab resolves them here. If `profile` is `none`, run_all.py has, and the notebook's variables are only checked.
+    given: the notebook's variables. If `profile` is `none`, run_all.py has resolved them, and they are only checked.
     """
-    declared = parameters.declared()
-    given = _given(stage, namespace, declared[stage])
-    profile, typed = given["profile"], parameters.typed(stage, given)
-    layers: list[tuple[str, Mapping]] = [(_CELL, {stage: given})]
-    found: dict[str, Any] = {}
+    declared, profile = parameters.declared(), given["profile"]
+    layers: list[tuple[str, Mapping]] = [(_ABOVE, {stage: given})]
+    if profile == "auto":
+        profile, reason = parameters.choose_profile()
+        print(f"profile {profile}: {reason}")
     if profile != "none":
-        if profile == "auto":
-            profile, reason = parameters.choose_profile()
-            print(f"profile {profile}: {reason}")
-        content = parameters.load_profile(parameters.profile_path(profile))
         saved = parameters.typed_in_cells({name: cell for name, cell in declared.items() if name != stage})
-        layers += [(f"params/{profile}.yaml", content), ("notebooks/", saved), (_CELL, {stage: typed})]
-        found = content.get(parameters.COMMON, {}) | content.get(stage, {})
+        layers += [(f"params/{profile}.yaml", parameters.load_profile(parameters.profile_path(profile)))]
+        layers += [("notebooks/", saved), (_ABOVE, {stage: parameters.typed(stage, given)})]
     values = parameters.resolve(declared, layers)
-    gives = {name: declared[stage][name].coerce(value) for name, value in found.items() if name in given}
-    origins = dict.fromkeys(parameters.typed(stage, gives), f"from params/{profile}.yaml")
-    for name, value in typed.items():
-        origins[name] = "set in the cells above" if profile == "none" else "typed in the parameters cell"
-        if gives.get(name, value) != value:
-            origins[name] += f"; params/{profile}.yaml has {gives[name]!r}"
-    if values[stage]["run"] == "auto":
-        values[stage]["run"] = "run" if profile == "none" else profile
-        if profile != "none":
-            gives["run"], origins["run"] = profile, "the profile's name"
+    own = values[stage]
+    sections = [(origin, by.get(name, {})) for origin, by in layers for name in (parameters.COMMON, stage)]
+    origin_of = {name: origin for origin, section in sections for name in section}
+    origins = {name: origin_of[name] for name in parameters.typed(stage, own)}
+    if own["run"] == "auto":
+        own["run"] = "run" if profile == "none" else profile
     for each in values.values():
-        each |= {name: values[stage][name] for name in ("run", "outputs_dir", "data_dir")}
-    return profile, values, {name: value for name, value in gives.items() if name not in typed}, origins
+        each |= {name: own[name] for name in ("run", "outputs_dir", "data_dir")}
+    return profile, values, origins
 
 
-def _given(stage: str, namespace: Mapping[str, Any], declared: Mapping[str, parameters.Parameter]) -> dict[str, Any]:
-    """The values of the notebook's variables; the cell's default for a value that an earlier setup took from the profile."""
-    missing = [name for name in declared if name not in namespace]
+def _given(stage: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the notebook's variables; what was given then for one that has the value of an earlier setup."""
+    names = parameters.declared()[stage]
+    missing = [name for name in names if name not in namespace]
     if missing:
         raise parameters.ParameterError(f"{', '.join(missing)} not set: run the parameters cell first")
-    given = {name: namespace[name] for name in declared}
-    earlier = namespace.get("stage")
+    given, earlier = {name: namespace[name] for name in names}, namespace.get("stage")
     if isinstance(earlier, Stage) and earlier.name == stage:
-        set_since = set().union(*map(cells.sets, earlier.history.cells() or []))
-        for name, value in earlier.from_profile.items():
-            if given[name] == value and name not in set_since:
-                given[name] = parameters.shipped()[stage].get(name, declared[name].default)
+        set_since = set().union(*map(cells.sets, earlier.history()))
+        kept = [name for name in names if name not in set_since and given[name] == earlier.parameters[name]]
+        given |= {name: earlier.given[name] for name in kept}
     return given
 
 
-def _read_source(stage: str) -> str:
-    return (places.source_root() / "notebooks" / parameters.STAGES[stage]).read_text(encoding="utf-8")
-
-
-def _print_setup(
-    stage: str, values: dict[str, Any], origins: dict[str, str], profile: str | None, run: runs.Run
-) -> None:
-    """Print the parameters and the folders. profile: that which gives values, if one does."""
-    names, shown = max(map(len, values)), {name: repr(value) for name, value in values.items()}
-    column = min(20, max((len(shown[name]) for name in origins), default=0))
+def _print_setup(stage: str, profile: str, values: dict[str, Any], origins: dict[str, str], run: runs.Run) -> None:
     print(f"\n{stage}, with")
-    for name, text in shown.items():
-        print(f"  {name:{names}} = {text:{column}}  {origins.get(name, '')}".rstrip())
-    if profile:
+    for name, value in values.items():
+        origin = f"from {origins[name]}" if name in origins else ""
+        print(f"  {name:22} = {value!r:20}  {origin}".rstrip())
+    if f"params/{profile}.yaml" in origins.values():
         print(
             f"A value typed in the parameters cell wins over params/{profile}.yaml, unless it is the default.\nTo have "
             f"the default, change that file, or set profile to the name of a copy and run = {values['run']!r}."

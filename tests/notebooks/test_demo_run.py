@@ -78,8 +78,8 @@ def test_every_stage_leaves_its_record_and_its_notebook(folders):
 
 def test_every_input_is_an_output_of_an_earlier_stage(folders):
     found, names = folders.all_records(), list(STAGES)
-    for stage, inputs in keys.INPUTS.items():
-        read = found[stage]["key"]["inputs"]
+    for stage in STAGES:
+        read, inputs = found[stage]["key"]["inputs"], keys.inputs_of(stage, found)
         assert set(read) == set(inputs or (*addresses.DATASETS, "votes"))
         for name, writer in inputs.items():
             assert names.index(writer) < names.index(stage)

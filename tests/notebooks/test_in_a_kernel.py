@@ -128,7 +128,7 @@ def test_nothing_edited_follows_the_profile_and_leaves_a_run(project):
 
 def test_a_value_typed_and_not_saved_wins_and_run_all_says_what_differs(project):
     printed = project.run(*project.cells((PROFILE_HAS, TYPED)))
-    assert "max_per_class = 7 typed in the parameters cell; params/demo.yaml has 8\n" in printed
+    assert "max_per_class = 7 from the cells above\n" in printed
     assert "target = 6 from params/demo.yaml\n" in printed
     assert project.record()["parameters"]["max_per_class"] == 7 and project.record()["by_hand"] == []
     assert json.loads(project.folders.path("run.json").read_text())["parameters"]["balance"]["max_per_class"] == 7
@@ -161,7 +161,7 @@ def test_setup_alone_again_still_knows_what_was_typed(project):
     (project.folder / "params/other.yaml").write_text("balance: {target: 9}")
     printed = project.run("profile = 'other'; run = 'demo'", setup)
     assert "target = 9 from params/other.yaml" in printed
-    assert "target_disgust = 1200\n" in printed and "max_per_class = 7 typed" in printed
+    assert "target_disgust = 1200\n" in printed and "max_per_class = 7 from the cells above" in printed
 
 
 def test_setup_without_the_parameters_cell_says_so(project):

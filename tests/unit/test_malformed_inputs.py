@@ -10,7 +10,7 @@ import stat
 import zipfile
 from pathlib import Path
 
-from fer_utils import files, images
+from fer_utils import files, images, places
 from fer_utils.data import loading
 from fer_utils.data.sources import DatasetError, open_source
 from fer_utils.pipeline import cells, parameters, runs, stages, terminal
@@ -194,16 +194,14 @@ def test_a_record_cannot_make_a_run_read_or_remove_outside_its_folder(fake_run, 
         run.folders.all_records()
 
 
-@pytest.mark.parametrize(
-    ("content", "found"), [(None, "No such file"), (b"\x89PNG\r\n\x1a\n", "not a whole image file")]
-)
-def test_the_setup_of_05_refuses_a_picture_that_cannot_be_read(fake_run, tmp_path, content, found):
-    if content:
-        (tmp_path / "me.png").write_bytes(content)
+def test_the_setup_of_05_refuses_a_picture_that_cannot_be_read(fake_run, tmp_path):
     run = fake_run().do()
     variables = run.values["evaluate"] | {"picture": str(tmp_path / "me.png")}
     setup = cells.code_cells((ROOT / "notebooks/05_evaluate.py").read_text())[0]
-    with pytest.raises(images.UnreadableImage, match=rf"{tmp_path}/me\.png: .*{found}"):
+    with pytest.raises(places.NotFoundHere, match=rf"evaluate\.picture is '.*': no file at {tmp_path}/me\.png"):
+        exec(setup, variables)
+    (tmp_path / "me.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(images.UnreadableImage, match=rf"{tmp_path}/me\.png: .*not a whole image file"):
         exec(setup, variables)
     for held in variables["stage"].locks:
         held.release(force=True)

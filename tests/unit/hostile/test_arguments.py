@@ -64,7 +64,7 @@ REFUSED = [
     ),
     ([*B, "-p", "common.run=.."], "run is '..', expected a plain folder name"),
     ([*B, "-p", f"common.weights={LONG}"], "File name too long"),
-    ([*B, "-p", "common.weights=/dev/zero"], "neither imagenet, none, nor a file that is there"),
+    ([*B, "-p", "common.weights=/dev/zero"], "train_head.weights is '/dev/zero': no file at /dev/zero"),
     ([*B, "-p", "evaluate.picture=/dev/zero"], "evaluate.picture is '/dev/zero': no file at /dev/zero"),
     *(([*B, "-p", text], f"-p {text}: expected STAGE.NAME=VALUE") for text in ("", "=", "a.b", ".seed=1", "a b.c=1")),
     ([*B, "-p", "a.b="], "unknown section 'a'"),
@@ -221,7 +221,7 @@ def test_a_run_keeps_a_profile_that_lies_elsewhere(elsewhere, answer):
     (elsewhere / "demo.yaml").rename(elsewhere / "other.yaml")
     with unchanged(elsewhere):
         status, _, errors = answer(*run, "--dry-run")
-    assert status == 2 and f"its profile {elsewhere / 'demo.yaml'} is not there any more: say with --params" in errors
+    assert status == 2 and f"{elsewhere / 'demo.yaml'}: no such profile" in errors
 
 
 def test_a_run_is_named_after_its_profile_wherever_that_lies(elsewhere, answer):

@@ -168,21 +168,8 @@ def _computing(code: str) -> str:
     return keys._parsed(code)[0]
 
 
-@pytest.mark.parametrize(
-    ("code", "other"),
-    [
-        ("from a import plots\nplots = compute\nplots(1)", "from a import plots\nplots = compute\nplots(2)"),
-        ("def print(x):\n    save(x)\nprint(1)", "def print(x):\n    save(x)\nprint(2)"),
-        ("def f(display):\n    display(1)", "def f(display):\n    display(2)"),
-        (
-            "from a import plots\nfrom b import c as plots\nplots(1)",
-            "from a import plots\nfrom b import c as plots\nplots(2)",
-        ),
-        ("report.train(1)", "report.train(2)"),  # no import says that this is the module
-    ],
-)
-def test_a_name_that_means_something_else_too_is_no_name_of_what_shows(code, other):
-    assert _computing(code) != _computing(other)
+def test_a_name_that_no_import_explains_is_no_name_of_what_shows():
+    assert _computing("report.train(1)") != _computing("report.train(2)")
 
 
 def test_what_shows_is_known_by_its_import():
@@ -228,9 +215,11 @@ def test_votes_are_an_input_by_their_content(tmp_path):
     before = _keys(values)
     file = tmp_path / "fer2013new.csv"
     values["merge_split"]["votes"] = str(file)
-    assert list(_changed(before, _keys(values))) == ["merge_split"]  # a file that is not there
+    with pytest.raises(places.NotFoundHere, match=f"votes: no file at {file}"):
+        _keys(values)
     file.write_text("votes")
     there = _keys(values)
+    assert list(_changed(before, there)) == ["merge_split"]
     file.rename(tmp_path / "elsewhere.csv")
     values["merge_split"]["votes"] = str(tmp_path / "elsewhere.csv")
     assert not _changed(there, _keys(values))
@@ -273,13 +262,13 @@ def _flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "harm", "words"),
     [
-        ("manifest.csv", _cut, r"manifest\.csv has [\d,]+ bytes of [\d,]+"),
+        ("manifest.csv", _cut, r"manifest\.csv is not what was written to it"),
         ("manifest.csv", _flip, r"manifest\.csv is not what was written to it"),
         ("manifest.csv", Path.unlink, r"manifest\.csv is gone"),
-        ("images/TRAIN/angry/a.png", _cut, r"TRAIN holds 7 files of [\d,]+ bytes, not what"),
-        ("images/TRAIN/angry/a.png", Path.unlink, r"TRAIN holds 6 files of [\d,]+ bytes, not what"),
+        ("images/TRAIN/angry/a.png", _cut, "TRAIN is not what was written to it"),
+        ("images/TRAIN/angry/a.png", Path.unlink, "TRAIN is not what was written to it"),
         ("images/TRAIN", shutil.rmtree, r"TRAIN is gone"),
-        ("images/TEST/angry/a.png", _flip, r"TEST holds other files than those written to it"),
+        ("images/TEST/angry/a.png", _flip, "TEST is not what was written to it"),
     ],
 )
 def test_an_output_that_is_not_whole_is_a_reason_that_names_it(fake_run, name, harm, words):
@@ -296,7 +285,7 @@ def test_two_pictures_that_changed_places_are_noticed(fake_run):
     one.rename(one.with_name("b.png"))
     other.rename(one)
     one.with_name("b.png").rename(other)
-    assert "TEST holds other files" in run.due()["merge_split"][0]
+    assert run.due()["merge_split"] == ["TEST is not what was written to it"]
 
 
 def test_other_times_are_no_reason_where_the_content_is_the_same(fake_run):

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 NOTEBOOKS = [ROOT / "notebooks" / file for file in parameters.STAGES.values()]
 PROFILES = sorted((ROOT / "params").glob("*.yaml"))
-DECLARED = parameters.declared(ROOT / "notebooks")
+DECLARED = parameters.declared()
 
 CELL = """# %% [markdown]
 # # Title
@@ -44,7 +44,7 @@ def _faults(*layers) -> list[str]:
 def test_a_cell_declares_name_type_default_rule_and_reason():
     assert list(KNOWN) == ["epochs", "rate", "optimizer", "fast", "run"]
     rate = KNOWN["rate"]
-    assert (rate.type, rate.default, rate.allowed, rate.reason) == (float, 5e-4, "> 0, < 1", "specification")
+    assert (rate.type, rate.default, rate.allowed) == (float, 5e-4, "> 0, < 1")
     assert KNOWN["optimizer"].allowed == "adamw | adam" and KNOWN["epochs"].default == 10
     assert KNOWN["fast"].default is False and KNOWN["run"].allowed == ""
 
