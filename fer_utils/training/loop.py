@@ -40,6 +40,9 @@ class Batches(keras.utils.PyDataset):
     changes: changes of each batch, such as fer_utils.data.augmentation.Changes: changes(inputs, labels, generator) returns
     the inputs and labels to train on. The generator depends only on (seed, epoch, number of the batch), so that a resumed
     epoch has the same pictures. Needs a seed.
+
+    Two workers: with one, Keras leaves the number of prepared batches to tf.data's autotuning, and TensorFlow 2.20 sometimes
+    waits for the autotuning thread, some five seconds without computing, when an epoch's iterator is destroyed.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Batches(keras.utils.PyDataset):
         epoch: int = 0,
         changes: Callable[..., tuple] | None = None,
     ):
-        super().__init__()
+        super().__init__(workers=2, max_queue_size=4)  # see above
         if changes is not None and seed is None:
             raise ValueError("changes need a seed")
         self.inputs, self.labels, self.batch_size, self.seed = inputs, labels, min(batch_size, len(labels)), seed
