@@ -1,6 +1,7 @@
 """04 on two devices, rehearsed on two logical CPU devices of JAX, and once more after a kill in mid-training.
 
-03 on two such devices is rehearsed by test_kaggle_run.
+03 on two such devices, and ResNet50, are rehearsed by test_kaggle_run. Here the small network trains: XLA takes a minute to
+compile the gradients of all of ResNet50's layers for two devices.
 """
 
 import os
@@ -32,7 +33,8 @@ SMALL = (
 )
 # As the profile `strong` has them: every layer with its BatchNormalization, pictures that change, averaged weights.
 STRONG = (
-    "fine_tune.unfreeze_top=175",
+    "common.backbone=small",
+    "fine_tune.unfreeze_top=45",
     "fine_tune.batch_norm=trained",
     "fine_tune.augmentation=heavy",
     "fine_tune.mixup=0.2",
@@ -62,7 +64,7 @@ def write_inputs(outputs: Path) -> None:
     files.write_csv(folders.folder / "trained_head.csv", train[["train_path"]])
     (folders.folder / "stages").mkdir()  # by it a folder is known as a run's
     keras.utils.set_random_seed(1)
-    head = frozen_prefix.split(network.build(IMAGE_SIZE, "none"))[1]
+    head = frozen_prefix.split(network.build(IMAGE_SIZE, "none", "small"))[1]
     head.save_weights(folders.folder / "head.weights.h5")
     epoch = {"epoch": 1, "phase": "head", **dict.fromkeys((*loop.HISTORY_FIRST[2:], *loop.SCORES), 0.0)}
     files.write_csv(folders.path("history_head.csv"), pd.DataFrame([epoch]))
