@@ -274,7 +274,7 @@ for split, table in predictions.items():
 metrics["per_class"] = {split.lower(): table.to_dict("records") for split, table in class_reports.items()}
 metrics["run"] = stage.about_run()
 stage.save(metrics, "metrics.json")
-stage.save(report.page(metrics, run, stage.figure_file, stage.executed_notebooks()), "report.html")
+stage.save(report.page(metrics, run, stage.run.figure, stage.executed_notebooks()), "report.html")
 print(f"report: {stage.path('report.html')}")
 
 # %% [markdown]

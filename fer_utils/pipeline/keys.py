@@ -1,4 +1,4 @@
-"""Computes a stage's key, from everything that its result depends on, and checks that outputs are unchanged.
+"""Computes a stage's key, from everything that its result depends on.
 
 A key covers the notebook's code, the modules of `fer_utils` that it imports directly or indirectly, its parameters, its
 inputs, and the versions of packages that affect results. Comments, docstrings, text cells, layout, statements that only
@@ -7,16 +7,15 @@ print or draw, and modules that only find, move, record or show are not part of 
 
 import ast
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fer_utils import files, places
+from fer_utils import digests, places
 from fer_utils.data import addresses, finding
 from fer_utils.pipeline import parameters
 from fer_utils.pipeline.cells import code_cells, imports
@@ -35,18 +34,16 @@ INPUTS = {
     "fine_tune": _TRAINING | dict.fromkeys(("head.weights.h5", "history_head.csv", "trained_head.csv"), "train_head"),
     "evaluate": _SCORING | dict.fromkeys(("model.keras", "trained.csv", "model_votes.keras"), "fine_tune"),
 }
-_OPTIONAL = "model_votes.keras"  # an input if the record of the stage that writes it lists it
 
 # Parameters that do not affect results. The content of the sources counts as an input.
 _NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "cache", "tensorboard"}
 _NOT_COUNTED |= {"votes", *addresses.DATASETS}
 _FILES = ("weights", "issues_file", "also_groups", "picture")  # parameters that name a file, of any stage
-_NO_FILES = ("", "none", "imagenet")  # values of them that name none
 
 # Subpackages and modules that do not affect results: they find, check, move, record, measure time and show.
 NOT_COMPUTING = {
     *("pipeline", "kaggle", "predict", "export"),
-    *("files", "places", "plots", "progress"),
+    *("digests", "files", "places", "plots", "progress"),
     *("data.addresses", "data.finding", "evaluation.report"),
     *("training.checkpoint", "training.time_budget"),
 }
@@ -55,18 +52,18 @@ _SHOWING = {"display", "pyplot", "plots", "report"}  # functions, and modules wh
 _SHOWN_AS = {"show", "round", "to_frame"}  # methods: of a stage, and of a table that a cell shows
 
 # Packages whose version can change a result: import name → distribution.
-_PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
-_PACKAGES |= {name: name for name in ("albumentations", "cleanlab", "jax", "keras")}
-_PACKAGES |= {name: name for name in ("numpy", "pandas", "scipy", "tensorflow")}
+PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+PACKAGES |= {name: name for name in ("albumentations", "cleanlab", "jax", "keras")}
+PACKAGES |= {name: name for name in ("numpy", "pandas", "scipy", "tensorflow")}
 
 BACKENDS = ("tensorflow", "jax")  # of Keras
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def inputs_of(stage: str, records: Mapping[str, dict]) -> dict[str, str]:
-    """The INPUTS of a stage that the run has. records: stage → record of the run's finished stages."""
-    inputs = INPUTS[stage].items()
-    return {name: by for name, by in inputs if name != _OPTIONAL or name in records.get(by, {}).get("outputs", {})}
+    """The INPUTS of a stage, a second output's model only if the run has one. records: stage → record, of finished stages."""
+    has_votes = "model_votes.keras" in records.get("fine_tune", {}).get("outputs", {})
+    return {name: by for name, by in INPUTS[stage].items() if name != "model_votes.keras" or has_votes}
 
 
 def key_of(stage: str, values: Mapping[str, Any], run: "Run", records: Mapping[str, dict]) -> dict:
@@ -115,11 +112,7 @@ def current(records: Mapping[str, dict]) -> dict[str, dict]:
 
 def digest(key: Mapping[str, Any]) -> str:
     """A digest of a key, equal for equal keys."""
-    return _hashed(json.dumps(key, sort_keys=True).encode())
-
-
-def _hashed(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return digests.of_bytes(json.dumps(key, sort_keys=True).encode())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -137,71 +130,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return found
 
 
-# --- outputs -----------------------------------------------------------------------------------------------------------
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """The digest of an output; for a folder also that of names, sizes and times."""
-    if not path.is_dir():
-        return {"digest": file_digest(path)}
-    found, content = _listed(path), hashlib.blake2b(digest_size=16)
-    for name in found:
-        content.update(os.fsencode(name) + b"\0" + (path / name).read_bytes())
-    return {"listing": _listing(found), "digest": content.hexdigest()}
-
-
-def damage(path: Path, recorded: Mapping[str, Any]) -> str | None:
-    """A description of the damage to a recorded output, or None.
-
-    A file is read completely. Of a folder names, sizes and times are compared, which takes a second for 100,000 pictures.
-    Only where one differs, as the times in a copied run, its files are read and their content decides.
-    """
-    if not path.exists():
-        return f"{path.name} is gone"
-    is_listed = path.is_dir() and _listing(_listed(path)) == recorded.get("listing")
-    is_whole = is_listed or describe(path)["digest"] == recorded["digest"]
-    return None if is_whole else f"{path.name} is not what was written to it"
-
-
-def file_digest(path: Path) -> str:
-    """The digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
-
-
-def _tree_digest(path: Path) -> str:
-    """A digest of names, sizes and times of a file or folder, since reading 70,000 pictures would take too long."""
-    return _listing(_listed(path) if path.is_dir() else {"": path.stat()})
-
-
-def _listing(found: Mapping[str, os.stat_result]) -> str:
-    lines = "\n".join(f"{name} {about.st_size} {about.st_mtime_ns}" for name, about in found.items())
-    return _hashed(os.fsencode(lines))
-
-
-def _listed(folder: Path) -> dict[str, os.stat_result]:
-    """Every regular file below a folder with its stat, without hidden ones and what file managers leave.
-
-    Links are followed, but every folder is read once, so that a link to a folder above it is no endless loop.
-    """
-    found: dict[str, os.stat_result] = {}
-    read = set()
-    for at, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(at)) in read:
-            folders.clear()
-            continue
-        read.add(real)
-        folders[:] = sorted(name for name in folders if _counts(name))
-        below = "" if at == str(folder) else f"{Path(at).relative_to(folder).as_posix()}/"
-        paths = {name: Path(at, name) for name in sorted(names) if _counts(name)}
-        found |= {below + name: path.stat() for name, path in paths.items() if path.is_file()}
-    return found
-
-
-def _counts(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in files.FILE_MANAGERS
-
-
 # --- inputs ------------------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +138,7 @@ def _written(stage: str, run: "Run", records: Mapping[str, dict]) -> dict[str, s
     found = {}
     for name, writer in inputs_of(stage, records).items():
         path, recorded = run.path(name), records.get(writer, {}).get("outputs", {}).get(name, {})
-        found[name] = file_digest(path) if path.is_file() else recorded.get("digest", "not on record")
+        found[name] = digests.of_file(path) if path.is_file() else recorded.get("digest", "not on record")
     return found
 
 
@@ -219,27 +147,22 @@ def _given(stage: str, values: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     if stage == "merge_split":
         for name, given in finding.taken(values).items():
-            found[name] = "demo" if given == "demo" else _tree_digest(finding.find_dataset(name, given))
+            found[name] = "demo" if given == "demo" else digests.of_listing(finding.find_dataset(name, given))
         if values["votes"] == "auto" and "demo" in found.values():
             found["votes"] = "demo"  # votes that are drawn depend on other parameters alone
         else:
             votes = finding.find_votes(values["votes"], {})
-            found["votes"] = file_digest(votes) if votes else "none"
+            found["votes"] = digests.of_file(votes) if votes else "none"
     for name in _FILES:
         given = values.get(name, "")
-        if given in _NO_FILES:
+        if given in ("", "none", "imagenet"):
             continue
         path = places.SHIPPED if given == "shipped" else places.place(given)
         if not path.is_file():
             raise places.NotFoundHere(f"{stage}.{name} is {given!r}: no file at {path}")
-        found[name] = file_digest(path)
-    return found | _extra_digests(f"{values.get('extra', '')};{values.get('also', '')}")
-
-
-def _extra_digests(given: str) -> dict[str, str]:
-    """Digests of the pictures at the paths of the parameters `extra` and `also`, by their names."""
-    paths = finding.extra_places(given)
-    return {name: _tree_digest(path) if path.exists() else "not found" for name, path in paths.items()}
+        found[name] = digests.of_file(path)
+    more = finding.extra_places(f"{values.get('extra', '')};{values.get('also', '')}").items()
+    return found | {name: digests.of_listing(path) if path.exists() else "not found" for name, path in more}
 
 
 def backend() -> str:
@@ -282,7 +205,7 @@ def _code_of(stage: str) -> tuple[str, dict[str, str], list[str]]:
                 code[name], more = _read_module(path)
                 waiting += more
     packages -= {*BACKENDS} - {backend()}  # the module of devices imports the one that computes
-    versioned = {_PACKAGES[name] for name in packages & set(_PACKAGES)}
+    versioned = {PACKAGES[name] for name in packages & set(PACKAGES)}
     return notebook, dict(sorted(code.items())), sorted(versioned)
 
 
@@ -308,7 +231,7 @@ def _parsed(source: str) -> tuple[str, tuple[str, ...]]:
     imported = tuple(imports(tree))
     shows = {"print"} | {name for name, dotted in imported if dotted.split(".")[-1] in _SHOWING}
     computing = ast.unparse(_WithoutShowing(shows).visit(tree))
-    return _hashed(computing.encode()), tuple(dotted for _, dotted in imported)
+    return digests.of_bytes(computing.encode()), tuple(dotted for _, dotted in imported)
 
 
 class _WithoutShowing(ast.NodeTransformer):

@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from fer_utils import entry, files, places, progress
+from fer_utils import digests, entry, files, places, progress
 from fer_utils.data import addresses, finding
 from fer_utils.pipeline import keys, parameters, runs, terminal
 from fer_utils.pipeline.parameters import STAGES, ParameterError
@@ -203,7 +203,7 @@ def reasons_to_run(stage: str, values: Mapping[str, Any], run: Run, key: dict[st
     changed = [*recorded.get("by_hand", []), *keys.differences(recorded["key"], now)]
     drawn = {name for name in recorded["outputs"] if name.startswith("figures/") and run.path(name).is_file()}
     checked = {run.path(name): found for name, found in recorded["outputs"].items() if name not in drawn}
-    return changed or [*filter(None, (keys.damage(path, found) for path, found in checked.items()))]
+    return changed or [*filter(None, (digests.damage(path, found) for path, found in checked.items()))]
 
 
 def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], key: Callable[[str], dict]) -> None:

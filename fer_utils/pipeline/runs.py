@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fer_utils import files, places
+from fer_utils import digests, files, places
 from fer_utils.data import finding
 from fer_utils.pipeline import keys
 from fer_utils.pipeline.parameters import STAGES, ParameterError
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 128  # bytes of a run's name: file systems hold 255 (eCryptfs 143), and files are named after runs
 INTERVALS = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # scores of metrics.json that have a 95 % interval
-_PACKAGES = ["tensorflow", "jax", "keras", "numpy", "albumentations", "opencv-python-headless", "pandas"]
-_PACKAGES += ["scikit-learn"]
 # What the files of a run have at least, and of which type.
 _DESCRIPTION: dict[str, Any] = {"profile": str, "parameters": dict}
 _DESCRIPTION |= {f"parameters.{stage}.data_dir": str for stage in STAGES}
@@ -125,7 +123,13 @@ class Run:
             path, recorded = self.path(name), records.get(writer, {}).get("outputs", {}).get(name)
             if writer in but_of:
                 continue
-            if fault := keys.damage(path, recorded) if recorded else "" if path.exists() else f"{path.name} is missing":
+            if (
+                fault := digests.damage(path, recorded)
+                if recorded
+                else ""
+                if path.exists()
+                else f"{path.name} is missing"
+            ):
                 yield path, writer, fault
 
     def clear_leftovers(self) -> None:
@@ -239,7 +243,7 @@ def find(outputs: Path, names: Sequence[str]) -> list[Run]:
 def require_scored(run: Run) -> None:
     """Raise NotFoundHere unless the run's scores are those of its model's file."""
     evaluated, model = keys.current(run.all_records()).get("evaluate"), run.path("model.keras")
-    if not evaluated or not model.is_file() or evaluated["key"]["inputs"].get("model.keras") != keys.file_digest(model):
+    if not evaluated or not model.is_file() or evaluated["key"]["inputs"].get("model.keras") != digests.of_file(model):
         finish = f"finish the run first (`python run_all.py --run {run.name}` with its --params and -p)"
         raise places.NotFoundHere(f"{run.path('metrics.json')} does not hold the scores of {model}: {finish}")
 
@@ -258,7 +262,9 @@ def _read(path: Path, needed: Mapping[str, Any], way_out: str) -> dict[str, Any]
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version()} | {package: keys.version(package) for package in _PACKAGES}
+    return {"python": platform.python_version()} | {
+        package: keys.version(package) for package in keys.PACKAGES.values()
+    }
 
 
 def one_line(figures: Mapping[str, Any]) -> str:

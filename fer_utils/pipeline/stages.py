@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fer_utils import files, places
+from fer_utils import digests, files, places
 from fer_utils.pipeline import cells, keys, parameters, runner, runs
 
 from IPython.display import Image, display
@@ -93,17 +93,13 @@ class Stage:
 
     def show(self, figure: "Figure", name: str) -> None:
         """Save a figure as PNG with 120 dpi, for the notebook and the report, and show it. Drawing it takes most of the time."""
-        file = self.figure_file(name)
+        file = self.run.figure(name)
         with files.replacing(file, self._note_replacing) as temporary:
             figure.savefig(temporary, dpi=120, bbox_inches="tight")
         import matplotlib.pyplot as plt  # takes a while to import
 
         plt.close(figure)  # an open figure would be drawn again at the end of the cell
         display(Image(filename=str(file)))
-
-    def figure_file(self, name: str) -> Path:
-        """The PNG file of a figure of this run, of any stage."""
-        return self.run.figure(name)
 
     def executed_notebooks(self) -> list[str]:
         """File names of the run's executed notebooks, in the folder `notebooks` of its folder."""
@@ -194,7 +190,7 @@ class Stage:
             "by_hand": by_hand,
             "versions": runs.versions(),
             "key": key,
-            "outputs": {self.run.name_of(path): keys.describe(path) for path in sorted(written)},
+            "outputs": {self.run.name_of(path): digests.describe(path) for path in sorted(written)},
         }
         files.write_json(self.run.stage_record(self.name), record)
         self._on_record = written
@@ -234,11 +230,8 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
         if stage == "fine_tune" and "train_head" in records:
             runner.check_network(parameters.shipped()["train_head"] | records["train_head"]["parameters"], values)
         runner.require_inputs(stage, run)
-        key, history, source = (
-            keys.key_of(stage, values, run, records),
-            cells.history(namespace),
-            parameters.source_of(stage),
-        )
+        key = keys.key_of(stage, values, run, records)
+        history, source = cells.history(namespace), parameters.source_of(stage)
         stack.pop_all()  # from here on the stage holds the locks
     on_record = {run.path(name) for name in records.get(stage, {}).get("outputs", {})}
     return Stage(stage, values, run, key, locks, given, namespace, history, source, _on_record=on_record)

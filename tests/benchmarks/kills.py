@@ -18,8 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-from fer_utils import files
-from fer_utils.pipeline import keys, runs
+from fer_utils import digests, files
+from fer_utils.pipeline import runs
 from fer_utils.pipeline.parameters import STAGES
 
 import numpy as np
@@ -88,9 +88,9 @@ def results(folders: runs.Run) -> dict:
     numbers = [pd.read_csv(path).drop(columns=["phase", "seconds"]).to_numpy(float) for path in histories(folders)]
     scores = [metrics[split][name] for split in ("val", "test") for name in ("n", "loss", "accuracy", "macro_f1")]
     return {
-        "manifest": keys.file_digest(folders.path("manifest.csv")),
-        "balanced": keys.file_digest(folders.path("balanced.csv")),
-        "pictures": keys.describe(folders.path("images/TRAIN_BALANCED"))["digest"],
+        "manifest": digests.of_file(folders.path("manifest.csv")),
+        "balanced": digests.of_file(folders.path("balanced.csv")),
+        "pictures": digests.describe(folders.path("images/TRAIN_BALANCED"))["digest"],
         "numbers": np.concatenate([*(array.ravel() for array in numbers), scores]),
     }
 

@@ -3,11 +3,11 @@
 import shutil
 import sys
 
-from fer_utils import files, images, places
+from fer_utils import digests, files, images, places
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import scores
 from fer_utils.export import formats, model_card, shipping
-from fer_utils.pipeline import keys, runs
+from fer_utils.pipeline import runs
 from fer_utils.training import model_files, network
 
 import keras
@@ -40,7 +40,7 @@ def run(tmp_path_factory) -> runs.Run:
     sources = {"fer2013": "demo", "labels": "fer2013", "leakage": "drop"}
     model_files.save(model, folders.path("model.keras"), sources)
     files.write_json(folders.path("metrics.json"), _metrics())
-    scored = {"model.keras": keys.file_digest(folders.path("model.keras"))}
+    scored = {"model.keras": digests.of_file(folders.path("model.keras"))}
     record = {"finished": "", "seconds": 1.0, "figures": {}, "parameters": {}, "key": {"inputs": {}}, "outputs": {}}
     written = {"model.keras": {"digest": scored["model.keras"]}}
     files.write_json(folders.stage_record("fine_tune"), record | {"outputs": written})

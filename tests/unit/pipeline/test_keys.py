@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from fer_utils import places
+from fer_utils import digests, places
 from fer_utils.pipeline import keys, parameters, runs, terminal
 from fer_utils.pipeline.parameters import STAGES
 
@@ -315,14 +315,14 @@ def test_what_a_file_manager_leaves_is_no_reason(fake_run, tmp_path, name):
 def test_a_folder_with_links_that_lead_nowhere_and_back_and_a_pipe_has_a_digest(tmp_path):
     (tmp_path / "mine" / "happy").mkdir(parents=True)
     (tmp_path / "mine" / "happy" / "a.png").write_text("a")
-    before = keys._extra_digests(str(tmp_path / "mine"))
+    before = digests.of_listing(tmp_path / "mine")
     (tmp_path / "mine" / "nowhere.png").symlink_to("gone.png")
     (tmp_path / "mine" / "itself.png").symlink_to("itself.png")
     (tmp_path / "mine" / "happy" / "back").symlink_to(tmp_path / "mine")
     os.mkfifo(tmp_path / "mine" / "pipe.png")
-    assert keys._extra_digests(str(tmp_path / "mine")) == before
+    assert digests.of_listing(tmp_path / "mine") == before
     (tmp_path / "mine" / "linked.png").symlink_to("happy/a.png")
-    assert keys._extra_digests(str(tmp_path / "mine")) != before
+    assert digests.of_listing(tmp_path / "mine") != before
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import run_all
-from fer_utils import files, places
+from fer_utils import digests, files, places
 from fer_utils.data import addresses
-from fer_utils.pipeline import keys, runner, runs, stages
+from fer_utils.pipeline import runner, runs, stages
 from fer_utils.pipeline.parameters import STAGES, ParameterError
 
 import pytest
@@ -47,8 +47,8 @@ def test_nothing_changed_nothing_runs(fake_run, executed, capsys):
 def test_the_sources_are_looked_through_once_a_run(fake_run, executed, tmp_path, monkeypatch):
     (tmp_path / "mine" / "happy").mkdir(parents=True)
     executed.run = fake_run(merge_split={"extra": str(tmp_path / "mine")}).do()
-    looks, tree_digest = [], keys._tree_digest
-    monkeypatch.setattr(keys, "_tree_digest", lambda path: looks.append(path.name) or tree_digest(path))
+    looks, tree_digest = [], digests.of_listing
+    monkeypatch.setattr(digests, "of_listing", lambda path: looks.append(path.name) or tree_digest(path))
     runner.run("demo", list(STAGES), executed.run.values, is_shared=True)
     assert executed.names == [] and looks == ["mine"]
     looks.clear()
