@@ -93,7 +93,7 @@ def heat_on_faces(images: np.ndarray, heat: np.ndarray, table: pd.DataFrame) -> 
     for face, hot, row in zip(images, heat, table.itertuples(), strict=True):
         kind = "right" if row.label == row.predicted else "wrong"
         title = f"{row.label}\nas {row.predicted} {row.confidence:.2f}"
-        shown[kind, row.label] = (face, title), (_covered(face, hot), "Grad-CAM")
+        shown[kind, row.label] = (face, title), (covered(face, hot), "Grad-CAM")
     nothing = np.ones((*images.shape[1:], 3))
     cells = []
     for kind in ("right", "wrong"):
@@ -104,7 +104,7 @@ def heat_on_faces(images: np.ndarray, heat: np.ndarray, table: pd.DataFrame) -> 
     return faces(pictures, titles, len(CLASSES), "Right predictions above, wrong ones below")
 
 
-def _covered(face: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def covered(face: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """The face in RGB, 0 to 1, under its heat map."""
     smooth = cv2.resize(heat.astype(np.float32), face.shape[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
     share = 0.15 + 0.5 * smooth[..., None]

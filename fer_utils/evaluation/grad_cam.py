@@ -15,11 +15,14 @@ BATCH = 32
 def heat_maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """How much each part of each image speaks for a class: float32 (n, squares, squares), 0 to 1, 1 the strongest.
 
-    images: uint8 (n, height, width, 1). classes: int (n,), the class for each image. The maps come from the deepest layer
-    of the backbone with at least SMALLEST_MAP squares per side: the last one from 160 px on, an earlier one at smaller
-    sizes. As in Selvaraju et al. 2017, "Grad-CAM", the layer's channels are weighted by the mean gradient of the class's
-    score before softmax, and negative values are set to zero. A map without positive values is all zeros.
+    model: a whole network, or an exported one. images: uint8 (n, height, width, 1). classes: int (n,), the class for
+    each image. The maps come from the deepest layer of the backbone with at least SMALLEST_MAP squares per side: the
+    last one from 160 px on, an earlier one at smaller sizes. As in Selvaraju et al. 2017, "Grad-CAM", the layer's
+    channels are weighted by the mean gradient of the class's score before softmax, and negative values are set to zero.
+    A map without positive values is all zeros.
     """
+    if network.PREPROCESSING not in [layer.name for layer in model.layers]:  # exported: a model of any colour around it
+        model = next(layer for layer in model.layers if isinstance(layer, keras.Model))
     backbone = network.backbone_of(model)
     blocks = [layer.output for layer in backbone.layers if layer.name.endswith("_out")]
     deepest = [output for output in blocks if output.shape[1] >= SMALLEST_MAP][-1]

@@ -1,7 +1,7 @@
-"""A local page: drop a picture or use the camera, and see the faces and their expressions.
+"""A local page: drop a picture or use the camera, and see the faces, their expressions and where the model looks.
 
-Built with Gradio, the extra `page`. Nothing is kept: what is uploaded is deleted once it is read, and answers are sent
-inside the page instead of as files.
+Built with Gradio, the extra `page`. Nothing is kept: what is uploaded is deleted once it is read, the picture that is
+shown stays in memory for KEPT seconds at most, and answers are sent inside the page instead of as files.
 """
 
 import base64
@@ -10,18 +10,21 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from fer_utils import files, images
+from fer_utils.classes import CLASSES
 from fer_utils.evaluation import report
 from fer_utils.predict import photographs
 from fer_utils.predict.detection import Detector, scaled
 from fer_utils.predict.photographs import PassedOver, Picture
-from fer_utils.predict.reader import Reader, Reading
+from fer_utils.predict.reader import Face, Reader, Reading
 from fer_utils.predict.tracking import Tracker
+from fer_utils.training import model_files
 
 import cv2
 import numpy as np
@@ -29,6 +32,7 @@ from jinja2 import Environment
 
 MAX_SIDE = 2000  # pixels; larger pictures are shrunk before faces are looked for
 SHOWN_SIDE = 900  # pixels of the picture in the answer
+KEPT = 600  # seconds, the picture that is shown
 SMOOTHED = 0.5  # seconds, of the camera
 # One picture at a time: detector and model are not for several threads at once.
 ONCE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
@@ -44,14 +48,15 @@ LIMITS = """- An expression is not an emotion: what a face shows does not tell r
   credit, in diagnosis. In the European Union emotion recognition at work and in education is prohibited (Regulation
   (EU) 2024/1689, Article 5(1)(f)).
 - How it does on groups of people was not measured. Faces that are turned, covered or small are read worse.
-- Pictures stay on the machine that runs this page, and a file is deleted once it is read."""
+- Pictures stay on the machine that runs this page. A file is deleted once it is read; the picture that is shown stays
+  in memory for ten minutes at most."""
 
 CSS = """
 .answer img.shown { max-width: 100%; height: auto; display: block; border-radius: 6px; }
 .answer .note, .about .note, .answer .message { background: #7a4b00; color: #fff; padding: .5em .8em; }
 .answer .faces { display: flex; flex-wrap: wrap; gap: 1em; margin-top: .8em; }
 .answer .face { flex: 1 1 15em; max-width: 24em; display: flex; gap: .8em; }
-.answer .face img { width: 72px; height: 72px; border-radius: 4px; }
+.answer .face img { width: 72px; height: 72px; border-radius: 4px; display: block; margin-bottom: 4px; }
 .answer .bars { flex: 1; display: grid; grid-template-columns: 5em 1fr 3em; gap: 2px 6px; font-size: 13px; }
 .answer .bar { width: 100%; }
 .answer .best { font-weight: 700; }
@@ -62,8 +67,9 @@ ANSWER = Environment(autoescape=True).from_string("""<div class="answer">
 <img class="shown" alt="the picture, its faces framed" src="{{ picture }}" data-boxes="
   {% for face, crop in faces %}{{ [face.box.x, face.box.y, face.box.width, face.box.height] }}{% endfor %}">
 {% if note %}<p class="note">{{ note }}</p>{% endif %}
-<div class="faces">{% for face, crop in faces %}<div class="face">
-  <img alt="the face as the model sees it" src="{{ crop }}">
+<div class="faces">{% for face, crop in faces %}<div class="face"><div>
+  <img alt="the face as the model sees it" src="{{ crop }}">{% if heat %}
+  <img class="heat" alt="Grad-CAM of {{ face.expression }}" src="{{ heat[loop.index0] }}">{% endif %}</div>
   <div class="bars">{% for name, p in face.named.items() %}{% set best = "best" if name == face.expression %}
     <span class="{{ best }}">{{ name }}</span>
     <progress class="bar" value="{{ p }}"></progress>
@@ -76,13 +82,21 @@ class PageError(OSError):
     """The page cannot be served: Gradio is not installed, or the address is taken or none of this machine."""
 
 
-def answer_file(reader: Reader, path: str) -> str:
-    """The answer to an uploaded file, as HTML, or what is wrong with it. The file is deleted."""
+def answer_file(reader: Reader, keras_file: Path, path: str, with_heat: bool) -> tuple[str, Reading | None]:
+    """The answer to an uploaded file, as HTML, or what is wrong with it; and what was read. The file is deleted."""
     picture = photographs.read_picture(Path(path))
     Path(path).unlink(missing_ok=True)
     if isinstance(picture, PassedOver):
-        return ANSWER.render(message=f"{Path(path).name}: {picture.reason}")
-    return _html(reader.read_one(replace(picture, rgb=_shrunk(picture.rgb, MAX_SIDE))))
+        return ANSWER.render(message=f"{Path(path).name}: {picture.reason}"), None
+    reading = reader.read_one(replace(picture, rgb=_shrunk(picture.rgb, MAX_SIDE)))
+    return answer_again(keras_file, reading, with_heat), reading
+
+
+def answer_again(keras_file: Path, reading: Reading | None, with_heat: bool) -> str:
+    """What was read, as HTML, with heat maps of Grad-CAM or without; nothing where it is no longer kept."""
+    if reading is None:
+        return ""
+    return _html(reading, _heat(keras_file, reading.faces) if with_heat and reading.faces else ())
 
 
 def answer_camera(reader: Reader, rgb: np.ndarray | None, tracker: Tracker | None) -> tuple[str, Tracker | None]:
@@ -94,10 +108,24 @@ def answer_camera(reader: Reader, rgb: np.ndarray | None, tracker: Tracker | Non
     return _html(tracker.followed(reading)), tracker
 
 
-def _html(reading: Reading) -> str:
+_loaded = cache(model_files.load_keras)
+
+
+def _heat(keras_file: Path, faces: Sequence[Face]) -> list[str]:
+    """Each face under the heat map of its expression, as a data URL."""
+    from fer_utils import plots
+    from fer_utils.evaluation import grad_cam  # both take seconds to import
+
+    crops = np.array([face.crop for face in faces])
+    classes = np.array([CLASSES.index(face.expression) for face in faces])
+    maps = grad_cam.heat_maps(_loaded(keras_file), crops[..., None], classes)
+    return [_inline(np.rint(255 * rgb).astype(np.uint8)) for rgb in map(plots.covered, crops, maps)]
+
+
+def _html(reading: Reading, heat: Sequence[str] = ()) -> str:
     picture = _inline(_shrunk(replace(reading, note="").drawn(), SHOWN_SIDE))  # the note stands below
     faces = [(face, _inline(face.crop)) for face in reading.faces if face.crop is not None]
-    return ANSWER.render(picture=picture, faces=faces, note=reading.note)
+    return ANSWER.render(picture=picture, faces=faces, heat=heat, note=reading.note)
 
 
 def _shrunk(rgb: np.ndarray, side: int) -> np.ndarray:
@@ -140,6 +168,9 @@ def app(model_file: Path, detector: Detector | None):
         way = "`pip install 'gradio>=6.31,<7'`, or `uv sync --extra page`"
         raise PageError(f"the page needs Gradio ({error}): {way}") from error
     reader = Reader(model_file, detector)
+    is_keras = model_file.suffix == ".keras" or model_files.is_shipped(model_file)
+    keras_file = model_file if is_keras else model_file.parent / "model.keras"
+    has_heat = keras_file.is_file()
     with gradio.Blocks(title="Facial expressions", analytics_enabled=False, delete_cache=(60, 60)) as blocks:
         gradio.Markdown("# Facial expressions")
         gradio.Markdown(about(model_file, reader.note), elem_classes="about")
@@ -147,10 +178,20 @@ def app(model_file: Path, detector: Detector | None):
             with gradio.Column(scale=1, min_width=280):
                 limit = f"A picture, at most {images.MAX_MEGAPIXELS} megapixels"
                 upload = gradio.File(label=limit, height=140, elem_id="upload")
+                with_heat = gradio.Checkbox(
+                    label="Show where the model looks (Grad-CAM)",
+                    info="" if has_heat else "needs model.keras beside the model",
+                    interactive=has_heat,
+                    elem_id="grad-cam",
+                )
             with gradio.Column(scale=3, min_width=280):
                 answer = gradio.HTML(elem_id="answer")
-            given = upload.upload(partial(answer_file, reader), upload, answer, **ONCE)
+            shown = gradio.State(time_to_live=KEPT)
+            given = upload.upload(
+                partial(answer_file, reader, keras_file), [upload, with_heat], [answer, shown], **ONCE
+            )
             given.then(lambda: None, outputs=upload, api_visibility="private")  # ready for the next picture
+            with_heat.input(partial(answer_again, keras_file), [shown, with_heat], answer, **ONCE)
         with gradio.Tab("Camera"), gradio.Row():
             with gradio.Column(scale=1, min_width=280):
                 camera = gradio.Image(sources=["webcam"], streaming=True, label="Camera", elem_id="camera", height=260)

@@ -2,6 +2,7 @@
 
 from fer_utils.classes import CLASSES
 from fer_utils.evaluation import grad_cam
+from fer_utils.export import formats
 from fer_utils.training import network
 
 import keras
@@ -52,8 +53,9 @@ def test_what_speaks_against_a_class_is_cold(bright_is_happy):
 
 
 @pytest.mark.parametrize("backbone", [network.RESNET50, network.SMALL])
-def test_the_maps_of_a_model_have_squares_enough(backbone):
+def test_the_maps_of_a_model_have_squares_enough_and_those_of_an_exported_one_are_the_same(backbone):
     faces = np.random.default_rng(0).integers(0, 255, (1, 48, 48, 1), np.uint8)
     model = network.build(48, "none", backbone)
     heat = grad_cam.heat_maps(model, faces, np.array([3]))
     assert heat.shape == (1, 6, 6) and heat.max() in (0, 1) and heat.min() >= 0
+    assert (grad_cam.heat_maps(formats.for_any_colour(model), faces, np.array([3])) == heat).all()

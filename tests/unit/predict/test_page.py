@@ -13,10 +13,11 @@ import socket
 import subprocess
 import sys
 import time
+import types
 import urllib.request
 from pathlib import Path
 
-from fer_utils import files, images
+from fer_utils import files, images, places
 from fer_utils.predict import page, photographs, reader
 from fer_utils.training import model_files, network
 
@@ -190,7 +191,7 @@ def screenshot(tab, name: str) -> None:
         tab.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
-def test_a_dropped_picture_gives_boxes_and_bars_and_is_not_kept(opened, server, photograph):
+def test_a_dropped_picture_gives_boxes_bars_and_on_request_grad_cam_and_is_not_kept(opened, server, photograph):
     give(opened, photograph)
     opened.wait_for_selector("#answer .face")
     assert opened.locator("#answer img.shown").count() == 1
@@ -201,11 +202,18 @@ def test_a_dropped_picture_gives_boxes_and_bars_and_is_not_kept(opened, server, 
     assert "accuracy 0.913 (0.900–0.925, 95 %)" in about and reader.DRAWN in about and "model.keras" in about
     assert "Do not decide about people" in opened.inner_text("#limits")
     screenshot(opened, "picture_wide")
+    opened.check("#grad-cam input")
+    opened.wait_for_selector("#answer .heat")
+    assert opened.locator("#answer .heat").count() == 4
+    screenshot(opened, "grad_cam_wide")
     opened.set_viewport_size({"width": 390, "height": 800})
     opened.wait_for_timeout(300)
-    screenshot(opened, "picture_narrow")
+    screenshot(opened, "grad_cam_narrow")
     assert opened.evaluate("document.documentElement.scrollWidth") <= 390
     assert kept(server[1]) == []
+    opened.uncheck("#grad-cam input")
+    opened.wait_for_selector("#answer .heat", state="detached")
+    assert opened.locator("#answer .face").count() == 4
 
 
 def test_nothing_is_asked_of_another_machine(browser, server):
@@ -275,15 +283,28 @@ def test_a_missing_gradio_and_a_taken_port_are_named_with_the_way_out(server, mo
         page.serve(model, detection.Mtcnn())
 
 
+@pytest.mark.parametrize(
+    ("file", "beside", "offered"),
+    [("model.tflite", "", False), ("model.tflite", "model.keras", True), (places.SHIPPED, "", True)],
+)
+def test_grad_cam_is_offered_where_a_keras_model_is_at_hand(tmp_path, monkeypatch, file, beside, offered):
+    monkeypatch.setattr(page, "Reader", lambda *given: types.SimpleNamespace(note=""))
+    if beside:
+        (tmp_path / beside).touch()
+    blocks = page.app(tmp_path / file, None).blocks.values()
+    (box,) = (block for block in blocks if getattr(block, "elem_id", None) == "grad-cam")
+    assert (box.interactive, box.info) == (offered, "" if offered else "needs model.keras beside the model")
+
+
 def test_a_cut_picture_and_a_large_file_are_refused_by_name(tmp_path, photograph):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(photograph.read_bytes()[:9000])
-    assert "cut.jpg: not a whole image file" in page.answer_file(None, str(cut)) and not cut.exists()
+    assert "cut.jpg: not a whole image file" in page.answer_file(None, cut, str(cut), False)[0] and not cut.exists()
     large = tmp_path / "large.jpg"
     large.write_bytes(b"")
     os.truncate(large, images.MAX_FILE_BYTES + 1)
     said = "large.jpg: has 205,000,001 bytes; at most 205,000,000 are read: save it"
-    assert said in page.answer_file(None, str(large)) and not large.exists()
+    assert said in page.answer_file(None, large, str(large), False)[0] and not large.exists()
 
 
 @pytest.mark.parametrize(
@@ -293,7 +314,8 @@ def test_the_page_and_the_command_line_have_one_limit_and_one_sentence(tmp_path,
     path = tmp_path / "large.png"
     Image.new("1", size).save(path)
     (read,) = photographs.read(path)
-    assert said in read.reason and f"{path.name}: {read.reason}" in page.answer_file(None, str(path))
+    answer, shown = page.answer_file(None, path, str(path), False)
+    assert said in read.reason and f"{path.name}: {read.reason}" in answer and shown is None
 
 
 def test_of_a_second_output_the_page_says_its_own_score(tmp_path):
