@@ -23,6 +23,11 @@ elif BACKEND == "jax":
 else:
     raise ImportError(f"KERAS_BACKEND is {BACKEND!r}: this project computes with tensorflow or jax")
 
+# Threads of Keras that make batches. With one, tf.data tunes how many it prepares, and when an epoch's iterator is destroyed
+# TensorFlow 2.20 sometimes waits for the tuning thread, some five seconds without computing. On JAX Keras 3.15 traces the step
+# with a first batch, and the first epoch would begin with those that several threads have prepared by then.
+BATCH_WORKERS = 2 if BACKEND == "tensorflow" else 1
+
 TENSOR_CORES = (7, 0)  # compute capability from which a GPU multiplies float16 in tensor cores
 
 

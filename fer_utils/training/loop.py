@@ -37,9 +37,6 @@ class Batches(keras.utils.PyDataset):
     changes: such as fer_utils.data.augmentation.Changes: changes(inputs, labels, generator) returns the inputs and labels
     of a batch to train on. The generator depends only on (seed, epoch, number of the batch), so that a resumed epoch has
     the same pictures. Needs a seed.
-
-    Two workers make the batches. With one, Keras leaves their number to tf.data's autotuning, and when an epoch's iterator
-    is destroyed TensorFlow 2.20 sometimes waits for the autotuning thread, some five seconds without computing.
     """
 
     def __init__(
@@ -51,7 +48,7 @@ class Batches(keras.utils.PyDataset):
         epoch: int = 0,
         changes: Callable[..., tuple] | None = None,
     ):
-        super().__init__(workers=2, max_queue_size=4)
+        super().__init__(workers=devices.BATCH_WORKERS, max_queue_size=4)
         if changes is not None and seed is None:
             raise ValueError("changes need a seed")
         self.inputs, self.labels, self.batch_size, self.seed = inputs, labels, min(batch_size, len(labels)), seed
