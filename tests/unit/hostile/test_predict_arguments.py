@@ -191,7 +191,9 @@ def test_the_page_starts_no_program_for_postscript(album, monkeypatch):
     monkeypatch.setenv("PATH", str(album))
     (album / "gs").write_text(f"#!/bin/sh\necho > {album}/started\n")
     (album / "gs").chmod(0o755)
-    assert "x.jpg: not a whole image file (it is no JPEG" in page.answer_file(None, album, str(album / "x.jpg"), False)[0]
+    assert (
+        "x.jpg: not a whole image file (it is no JPEG" in page.answer_file(None, album, str(album / "x.jpg"), False)[0]
+    )
     assert not (album / "started").exists() and not (album / "x.jpg").exists()
 
 
