@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -167,6 +168,7 @@ def app(model_file: Path, detector: Detector | None):
     except ImportError as error:
         way = "`pip install 'gradio>=6.31,<7'`, or `uv sync --extra page`"
         raise PageError(f"the page needs Gradio ({error}): {way}") from error
+    _give_each_upload_a_folder()
     reader = Reader(model_file, detector)
     is_keras = model_file.suffix == ".keras" or model_files.is_shipped(model_file)
     keras_file = model_file if is_keras else model_file.parent / "model.keras"
@@ -227,3 +229,15 @@ def serve(model_file: Path, detector: Detector | None, host: str = "127.0.0.1", 
             blocks.block_thread()
         finally:
             blocks.close(verbose=False)  # else an upload under way would be written after the folder is removed
+
+
+def _give_each_upload_a_folder() -> None:
+    """Gradio names an upload's folder by its content: the first answer would delete the file of two users' equal pictures."""
+    from gradio import route_utils
+
+    class Upload(route_utils.GradioUploadFile):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            self.sha.update(uuid.uuid4().bytes)
+
+    route_utils.GradioUploadFile = Upload  # type: ignore[misc]  # there is no hook for it

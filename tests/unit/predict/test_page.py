@@ -296,6 +296,21 @@ def test_grad_cam_is_offered_where_a_keras_model_is_at_hand(tmp_path, monkeypatc
     assert (box.interactive, box.info) == (offered, "" if offered else "needs model.keras beside the model")
 
 
+def test_two_users_who_upload_the_same_picture_do_not_share_its_file(tmp_path, monkeypatch):
+    from gradio.routes import App
+    from starlette.testclient import TestClient
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    blocks = page.app(places.SHIPPED, None)
+    blocks.max_file_size = None
+    with TestClient(App.create_app(blocks)) as browser:
+        given = {"files": ("a.png", b"the same picture", "image/png")}
+        first, second = (Path(browser.post("/gradio_api/upload", files=given).json()[0]) for _ in range(2))
+        assert first != second and first.name == second.name == "a.png" and first.is_relative_to(tmp_path)
+        first.unlink()
+        assert second.read_bytes() == b"the same picture"
+
+
 def test_a_cut_picture_and_a_large_file_are_refused_by_name(tmp_path, photograph):
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(photograph.read_bytes()[:9000])
