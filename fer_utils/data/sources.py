@@ -31,6 +31,7 @@ import pandas as pd
 FER2013 = "fer2013"
 COLUMNS = ("source", "part", "label", "usage", "source_path")
 MAX_PHOTOGRAPH_BYTES = 100_000_000
+MAX_PHOTOGRAPHS_BYTES = 200_000_000_000  # AffectNet's uncropped pictures are 120 GB
 NO_FACE, SEVERAL_FACES = "no_face_found", "several_faces"  # flags
 _SAMPLE = 6  # pictures that tell whether a source is FER2013
 
@@ -70,7 +71,10 @@ def _open_layout(path: Path, name: str, names: Mapping[str, str], columns: str, 
     path = Path(path)
     if not path.exists():
         raise DatasetError(f"{name}: nothing at {path}")
-    reader = _reader(path, name, archives.MAX_IMAGE_BYTES if is_main else MAX_PHOTOGRAPH_BYTES)
+    limits = (MAX_PHOTOGRAPH_BYTES, MAX_PHOTOGRAPHS_BYTES)
+    if is_main:
+        limits = (archives.MAX_IMAGE_BYTES, archives.MAX_UNPACKED_BYTES)
+    reader = _reader(path, name, *limits)
     given = path.name if path.is_file() and isinstance(reader, FolderReader) else ""
     try:
         found = layouts.find(reader, f"{name}: {path}", names, columns, is_main, given)
@@ -80,16 +84,16 @@ def _open_layout(path: Path, name: str, names: Mapping[str, str], columns: str, 
         reader.close()
 
 
-def _reader(path: Path, name: str, image_bytes: int) -> layouts.Reader:
+def _reader(path: Path, name: str, image_bytes: int, unpacked_bytes: int) -> layouts.Reader:
     """What reads the files at `path`; for a table the files beside it."""
     if path.is_dir():
         reader = FolderReader(path, image_bytes)
         files = reader.files()
         packed = [file for file in files if file.lower().endswith(".zip") and not archives.is_hidden(file)]
         is_wrapped = len(packed) == 1 and not any(_is_content(PurePosixPath(file)) for file in files)
-        return _reader(path / packed[0], name, image_bytes) if is_wrapped else reader
+        return _reader(path / packed[0], name, image_bytes, unpacked_bytes) if is_wrapped else reader
     if path.is_file() and path.suffix.lower() == ".zip":
-        return archives.ZipReader(path, name, image_bytes)
+        return archives.ZipReader(path, name, image_bytes, unpacked_bytes)
     if path.is_file() and path.suffix.lower() in layouts.TABLES:
         return FolderReader(path.parent, image_bytes)
     more = ", ".join(layouts.TABLES[1:])

@@ -8,7 +8,6 @@ from fer_utils import images
 from fer_utils.classes import CLASSES
 from fer_utils.data import (
     addresses,
-    archives,
     audit,
     finding,
     label_sets,
@@ -294,11 +293,11 @@ def test_another_test_set_says_how_many_of_its_pictures_the_model_has_seen(audit
 
 
 def test_a_zip_bomb_among_photographs_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 10)
+    monkeypatch.setattr(sources, "MAX_PHOTOGRAPHS_BYTES", 10)
     put(tmp_path / "mine" / "happy", "a.png", face())
     with pytest.raises(DatasetError, match="unpacks to"):
         read(zipped(tmp_path / "mine"))
-    monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 10**9)
+    monkeypatch.setattr(sources, "MAX_PHOTOGRAPHS_BYTES", 10**9)
     monkeypatch.setattr(sources, "MAX_PHOTOGRAPH_BYTES", 10)
     _, merged = read(zipped(tmp_path / "mine"))
     assert list(merged.table["flags"]) == ["unreadable"]
