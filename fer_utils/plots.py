@@ -235,7 +235,7 @@ def label_agreement(counts: pd.DataFrame) -> Figure:
 def corruptions(table: pd.DataFrame, accuracy: float) -> Figure:
     """Accuracy of TEST under each corruption at levels 1 to 5, with its mean; a line shows that of the pictures as they are.
 
-    table: columns corruption, level, accuracy, from fer_utils.evaluation.robustness.score.
+    table: columns corruption, level, accuracy, from fer_utils.evaluation.inference.score_corrupted.
     """
     means = table.groupby("corruption")["accuracy"].transform("mean")
     shown = table.assign(title=table["corruption"] + means.map(", mean {:.3f}".format))

@@ -74,8 +74,7 @@ from fer_utils import plots
 from fer_utils.data import loading
 from fer_utils.data.augmentation import Changes
 from fer_utils.pipeline import stages
-from fer_utils.training import devices, frozen_prefix, loop, model_files, network, optimizers
-from fer_utils.training.averaging import WeightAveraging
+from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
 
 import keras
 import pandas as pd
@@ -145,7 +144,7 @@ loop.compile_for_training(trained, optimizers.make_optimizer(optimizer, rate, we
 # the best average is kept.
 
 # %%
-callbacks = [WeightAveraging(weight_averaging)] if weight_averaging else []
+callbacks = [optimizers.WeightAveraging(weight_averaging)] if weight_averaging else []
 if schedule == "plateau":
     callbacks.append(keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=lr_factor, patience=lr_patience))
     if optimizer == "adamw":
@@ -216,11 +215,11 @@ if logit_adjustment:
 # %%
 sources = stage.about_run()["params"].get("merge_split")
 stage.discard("model_votes.keras")  # an earlier training may have left one
-stage.save(lambda path: model_files.save(plain, path, sources), "model.keras")
+stage.save(lambda path: network.save(plain, path, sources), "model.keras")
 stage.save(plain.save_weights, "model.weights.h5")
 if votes_output:
     votes = network.for_inference(model, network.VOTES_LAYER)
-    stage.save(lambda path: model_files.save(votes, path, sources), "model_votes.keras")
+    stage.save(lambda path: network.save(votes, path, sources), "model_votes.keras")
 stage.save(history, "history_fine_tune.csv")
 stage.save(loading.originals(train.table, stage.read("trained_head.csv")), "trained.csv")
 

@@ -54,8 +54,7 @@ data_dir: str = ""  # folder of the image folders; empty: the run's own
 # %%
 from fer_utils import plots
 from fer_utils.data import loading
-from fer_utils.evaluation import grad_cam, label_issues, report, robustness, scores
-from fer_utils.evaluation.test_time_augmentation import predict_with_views
+from fer_utils.evaluation import inference, label_issues, report, scores
 from fer_utils.pipeline import stages
 from fer_utils.predict import reader
 from fer_utils.training import devices
@@ -85,10 +84,9 @@ model = keras.saving.load_model(stage.path("model.keras"), compile=False, safe_m
 # %%
 predictions, augmented = {}, {}
 for split, shown in faces.items():
-    predictions[split] = scores.prediction_table(shown.table, predict_with_views(model, shown.images, "none"))
+    predictions[split] = inference.predict(model, shown)
     if test_time_augmentation != "none":
-        probabilities = predict_with_views(model, shown.images, test_time_augmentation)
-        augmented[split] = scores.prediction_table(shown.table, probabilities)
+        augmented[split] = inference.predict(model, shown, test_time_augmentation)
 
 # %% [markdown]
 # ## Scores
@@ -113,7 +111,7 @@ if scores.has_votes(predictions):
     second = {}
     if stage.has("model_votes.keras"):
         votes_model = keras.saving.load_model(stage.path("model_votes.keras"), compile=False, safe_mode=True)
-        second = {split: predict_with_views(votes_model, shown.images, "none") for split, shown in faces.items()}
+        second = {split: inference.predict(votes_model, shown) for split, shown in faces.items()}
     metrics["label_sets"] = scores.against_both(predictions, second)
     display(report.label_set_table(metrics).round(4))
     print(report.disagreement_line(metrics, "TEST"))
@@ -186,7 +184,7 @@ report.calibration_table(metrics).round(4)
 # %%
 extremes = scores.surest_of_each_class(predictions["TEST"])
 pictures = faces["TEST"].grey(extremes.index)
-heat = grad_cam.heat_maps(model, pictures[..., None], scores.class_codes(extremes["predicted"]))
+heat = inference.grad_cam(model, pictures[..., None], scores.class_codes(extremes["predicted"]))
 stage.show(plots.heat_on_faces(pictures, heat, extremes), "grad_cam")
 print(f"heat maps of {heat.shape[1]} × {heat.shape[2]} squares, drawn smoothly")
 
@@ -210,7 +208,7 @@ if len(worst):
 finder, trained = reader.face_finder(also_faces), stage.read("trained.csv")
 others = loading.load_other_sets(also, also_classes, finder, trained, stage.images, also_columns, also_groups)
 for name, shown in others.items():
-    table = scores.prediction_table(shown.table, predict_with_views(model, shown.images, "none"))
+    table = inference.predict(model, shown)
     metrics["also"] = metrics.get("also", {}) | {name: scores.scores_of_set(table)}
     figure = plots.confusion_matrix(scores.confusion(table), report.other_title(metrics, name))
     stage.show(figure, f"confusion_matrix_also_{name}")
@@ -225,10 +223,10 @@ if others:
 
 # %%
 if corruptions:
-    stage.show(plots.rows_of_faces(robustness.examples(faces["TEST"].images[0], seed)), "corruption_examples")
-    harder = robustness.score(model, faces["TEST"], seed)
+    stage.show(plots.rows_of_faces(inference.corruption_examples(faces["TEST"].images[0], seed)), "corruption_examples")
+    harder = inference.score_corrupted(model, faces["TEST"], seed)
     stage.save(harder, "corruptions_test.csv")
-    metrics["corruptions"] = robustness.summary(harder)
+    metrics["corruptions"] = inference.corruption_summary(harder)
     stage.show(plots.corruptions(harder, metrics["test"]["accuracy"]), "corruptions")
     display(
         harder.pivot_table("accuracy", "corruption", "level", sort=False, margins=True, margins_name="mean").round(3)

@@ -260,19 +260,19 @@ def has_votes(predictions: Predictions) -> bool:
     )
 
 
-def against_both(predictions: Predictions, votes_output: Mapping[str, np.ndarray] | None = None) -> dict[str, dict]:
+def against_both(predictions: Predictions, votes_output: Predictions | None = None) -> dict[str, dict]:
     """The scores of VAL and TEST against FER2013's label and against FER+'s, as in metrics.json.
 
     For each split `fer2013` and `ferplus`, scores with parts and `per_class` F1 (`ferplus`: of the pictures to which
     ferplus.RULE gives a class); see `divergence`; `disagreement`: how many pictures both sets have a class for, on how many
     of these they differ, and how many of the model's errors against FER2013's label are there.
 
-    votes_output: for each split the probabilities (n, 7) of a second output that learned the votes. Its scores against FER+'s
-    labels are added under the same name.
+    votes_output: the predictions of a second output that learned the votes. Its scores against FER+'s labels are added under the
+    same name.
     """
     found = {split.lower(): _against_both(table) for split, table in predictions.items()}
-    for split, probabilities in (votes_output or {}).items():
-        found[split.lower()]["votes_output"] = _against(prediction_table(predictions[split], probabilities), "ferplus")
+    for split, table in (votes_output or {}).items():
+        found[split.lower()]["votes_output"] = _against(table, "ferplus")
     return found
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from fer_utils import entry, files, places
 from fer_utils.classes import PROBABILITIES
 from fer_utils.evaluation import scores
-from fer_utils.export import formats, model_card
+from fer_utils.export import formats, model_card, small_onnx
 from fer_utils.pipeline import runs
 from fer_utils.pipeline.runs import Run
-from fer_utils.training import loop, model_files, small_onnx
+from fer_utils.training import loop, model_files
 
 import pandas as pd
 
@@ -30,9 +30,10 @@ network = cv2.dnn.readNetFromONNX("small.onnx")
 network.setInput(np.float32(crop).reshape(1, 48, 48, 1), "pixels")
 probabilities = network.forward()  # float32 (1, 7)
 
-from fer_utils.training import small_onnx  # the Keras model again, for training on
+from fer_utils import places  # with it: the Keras model again, for training on
+from fer_utils.training import network
 
-model = small_onnx.read("small.onnx")
+model = network.load(places.SHIPPED)
 ```
 """
 

@@ -109,17 +109,21 @@ def answer_camera(reader: Reader, rgb: np.ndarray | None, tracker: Tracker | Non
     return _html(tracker.followed(reading)), tracker
 
 
-_loaded = cache(model_files.load_keras)
+@cache
+def _loaded(keras_file: Path):
+    from fer_utils.training import network  # takes seconds to import
+
+    return network.load(keras_file)
 
 
 def _heat(keras_file: Path, faces: Sequence[Face]) -> list[str]:
     """Each face under the heat map of its expression, as a data URL."""
     from fer_utils import plots
-    from fer_utils.evaluation import grad_cam  # both take seconds to import
+    from fer_utils.evaluation import inference  # both take seconds to import
 
     crops = np.array([face.crop for face in faces])
     classes = np.array([CLASSES.index(face.expression) for face in faces])
-    maps = grad_cam.heat_maps(_loaded(keras_file), crops[..., None], classes)
+    maps = inference.grad_cam(_loaded(keras_file), crops[..., None], classes)
     return [_inline(np.rint(255 * rgb).astype(np.uint8)) for rgb in map(plots.covered, crops, maps)]
 
 

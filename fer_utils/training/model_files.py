@@ -59,15 +59,8 @@ def load(path: Path) -> Predict:
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether a file is the model that comes with this package: OpenCV runs it, and `load_keras` reads it."""
+    """Whether a file is the model that comes with this package: OpenCV runs it, and network.load reads it."""
     return path.resolve() == places.SHIPPED.resolve()
-
-
-def save(model, path: Path, sources: Mapping[str, Any] | None) -> None:
-    """Save a Keras model with its origin: what it was trained on, by the parameters of 01; None where they are not known."""
-    model.save(path)
-    if sources is not None:
-        write_origin(path, {"faces": faces_of(sources), "labels": sources["labels"], "leakage": sources["leakage"]})
 
 
 def faces_of(sources: Mapping[str, Any]) -> str:
@@ -112,20 +105,16 @@ def read_origin(path: Path) -> dict[str, str] | None:
     return origin
 
 
-def load_keras(path: Path):
-    """A Keras model of this project, loaded safely, or that of a file of small_onnx: raw grey in, seven probabilities out.
+def load_keras(path: Path, read: Callable | None = None):
+    """A Keras model of this project, loaded safely: raw grey in, seven probabilities out. Raises NotOurModel.
 
-    Raises NotOurModel.
+    read: makes a Keras model of another format's file.
     """
     import keras  # TensorFlow takes seconds to import
 
     try:
-        if path.suffix == ".onnx":
-            from fer_utils.training import small_onnx
-
-            model = small_onnx.read(_moderate(path))
-        else:
-            model = keras.saving.load_model(_moderate(path), compile=False, safe_mode=True)
+        whole = _moderate(path)
+        model = read(whole) if read else keras.saving.load_model(whole, compile=False, safe_mode=True)
         taken, given = model.input_shape, model.output_shape
     except Exception as error:  # Keras, zipfile and h5py raise many types for a file that is no model
         raise NotOurModel(f"{path}: not a whole Keras model ({_reason(error)})") from error

@@ -2,8 +2,11 @@
 
 import re
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from fer_utils import places, progress
+from fer_utils import images, places, progress
 from fer_utils.classes import CLASSES
 from fer_utils.training import model_files
 from fer_utils.training import weights as weights_files
@@ -45,7 +48,7 @@ def load_backbone(image_size: int, weights: str, name: str = RESNET50) -> keras.
     `none` leaves random weights, with every residual block reduced to its shortcut, and says so. For ResNet50 `imagenet` and
     paths are passed to fer_utils.training.weights.load, which describes its errors. For the small network `shipped` takes
     those of the model that comes with this package, and a path those of a model's file. Raises WeightsError, and NotOurModel
-    as model_files.load_keras does.
+    as `load` does.
     """
     backbone = random_backbone(image_size, name)
     if weights == "none":
@@ -60,7 +63,7 @@ def load_backbone(image_size: int, weights: str, name: str = RESNET50) -> keras.
             "weights is 'imagenet': the backbone small has none; set weights to shipped, none, or the path of a model's file"
         )
     elif name == SMALL:
-        source = model_files.load_keras(places.SHIPPED if weights == "shipped" else places.place(weights))
+        source = load(places.SHIPPED if weights == "shipped" else places.place(weights))
         if not any(layer.name == SMALL for layer in source.layers):
             raise weights_files.WeightsError(f"weights: {weights} is a model with another backbone than small")
         backbone.set_weights(backbone_of(source).get_weights())
@@ -243,3 +246,38 @@ def with_adjusted_logits(
 def plain_copy(model: keras.Model) -> keras.Model:
     """The same layers without optimiser, loss and metrics, so that its file can be loaded with only Keras."""
     return keras.Model(model.input, model.output, name=model.name)
+
+
+def save(model: keras.Model, path: Path, sources: Mapping[str, Any] | None) -> None:
+    """Save a model with its origin: what it was trained on, by the parameters of 01; None where they are not known."""
+    model.save(path)
+    if sources is not None:
+        origin = {"faces": model_files.faces_of(sources), "labels": sources["labels"], "leakage": sources["leakage"]}
+        model_files.write_origin(path, origin)
+
+
+def load(path: Path) -> keras.Model:
+    """The model of a file from `save`, loaded safely, or of the shipped `.onnx`. Raises model_files.NotOurModel."""
+    return model_files.load_keras(path, _from_onnx if path.suffix == ".onnx" else None)
+
+
+def _from_onnx(path: Path) -> keras.Model:
+    """The model of a file that export.small_onnx wrote, in float32. Raises ValueError for another ONNX file."""
+    import onnx  # takes a while to import
+    from onnx import numpy_helper
+
+    graph = onnx.load(path).graph
+    if graph.name != SMALL:
+        raise ValueError(f"its graph is called {graph.name!r}: only the network {SMALL!r} becomes a Keras model")
+    found = {weight.name: numpy_helper.to_array(weight).astype(np.float32) for weight in graph.initializer}
+    model = untrained(images.SIZE, SMALL)
+    for layer in filter(weight_names, (*backbone_of(model).layers, *map(model.get_layer, HEAD_LAYERS))):
+        planes_first = [found[name] for name in weight_names(layer)]
+        arrays = [values.transpose(2, 3, 1, 0) if values.ndim == 4 else values for values in planes_first]
+        layer.set_weights([np.reshape(a, w.shape) for a, w in zip(arrays, layer.weights, strict=True)])
+    return model
+
+
+def weight_names(layer: layers.Layer) -> list[str]:
+    """Names of a layer's weights in the ONNX file."""
+    return [f"{layer.name}/{weight.name}" for weight in layer.weights]

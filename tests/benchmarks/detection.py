@@ -16,7 +16,7 @@ A box counts as found where its centre lies within 0.35 of the face's width; eve
     python tests/benchmarks/detection.py --fer2013 data/fer2013.zip --align 300
 
 measures instead what turning crops upright by the landmarks does to the shipped model: 300 faces of FER2013's test folder,
-enlarged as above, upright, turned by up to 30° to either side, and under each corruption of evaluation.robustness in its
+enlarged as above, upright, turned by up to 30° to either side, and under each corruption of evaluation.inference in its
 middle strength. The accuracy is that on the faces found, cropped as they are and turned upright.
 """
 
@@ -183,12 +183,12 @@ def show_framing(boxes: list[Box]) -> None:
 
 def show_alignment(detectors: dict[str, Detector], archive: Path, n: int) -> None:
     """Print the shipped model's accuracy with and without crops that are turned upright."""
-    from fer_utils.evaluation import robustness  # Keras takes a while to import
+    from fer_utils.evaluation import inference  # Keras takes a while to import
 
     _, faces, labels = map(np.array, zip(*crops(archive, "test", n), strict=True))
-    kinds = [kind for kind in robustness.STRENGTHS if kind != "rotation"]
+    kinds = [kind for kind in inference.STRENGTHS if kind != "rotation"]
     cases = {f"turned by {angle}°": (faces, angle) for angle in (0, -30, 30, -20, 20, -10, 10)}
-    cases |= {kind: (robustness.corrupt(faces[..., None], kind, 2, 0)[..., 0], 0) for kind in kinds}
+    cases |= {kind: (inference.corrupt(faces[..., None], kind, 2, 0)[..., 0], 0) for kind in kinds}
     reader = Reader(places.SHIPPED, None)
     print(f"{'':12}{'':18}{'found':>7}{'as it is':>10}{'upright':>10}{'gained':>8}{'lost':>6}")
     for name, detector in detectors.items():

@@ -42,11 +42,9 @@ from fer_utils import files, images, places
 from fer_utils.classes import CLASSES
 from fer_utils.data import augmentation, balance, loading
 from fer_utils.data.augmentation import Changes
-from fer_utils.evaluation import scores
-from fer_utils.evaluation.test_time_augmentation import predict_with_views
+from fer_utils.evaluation import inference, scores
 from fer_utils.pipeline import parameters
 from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
-from fer_utils.training.averaging import WeightAveraging
 
 import compare
 import keras
@@ -280,7 +278,7 @@ class Strong:
         best = keras.callbacks.EarlyStopping(
             monitor="val_loss", patience=own["stop_patience"], restore_best_weights=True
         )
-        averaging = [WeightAveraging(own["weight_averaging"])] if own["weight_averaging"] else []
+        averaging = [optimizers.WeightAveraging(own["weight_averaging"])] if own["weight_averaging"] else []
         validated = loop.Batches(inputs[1], val.labels, loop.PREDICT_BATCH)
         return loop.fit(trained, batches, validated, "strong", 0, epochs, [clock, *averaging, best], (file, key))
 
@@ -324,9 +322,8 @@ class Strong:
         plain, augmented = {}, {}
         for split in ("VAL", "TEST"):
             faces = seen.split(split, self.scale.per_class)
-            plain[split] = scores.prediction_table(faces.table, predict_with_views(model, faces.images, "none"))
-            views = predict_with_views(model, faces.images, self.views)
-            augmented[split] = scores.prediction_table(faces.table, views)
+            plain[split] = inference.predict(model, faces)
+            augmented[split] = inference.predict(model, faces, self.views)
             files.write_csv(out / f"predictions_{split.lower()}.csv", plain[split])
         metrics = scores.metrics(plain, self.policy, augmented, self.views)
         if scores.has_votes(plain):

@@ -5,7 +5,7 @@
 
 Needs a finished run on the real data whose 01 found FER+'s votes. Scores are those of `metrics.json`: with FER2013's labels
 and with the majority of FER+'s votes, which has an answer for a part of the pictures only. McNemar's exact test compares
-the two models picture by picture. `--corruptions` scores both under `fer_utils/evaluation/robustness.py`, some 80 passes.
+the two models picture by picture. `--corruptions` scores both under `fer_utils/evaluation/inference.py`, some 80 passes.
 
 `fer` was trained by others on FER2013's train folder, which holds copies of test pictures; how far it has seen these
 pictures is not known. It is built from its own file, see peers.py.
@@ -19,9 +19,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from fer_utils.classes import CLASSES, PROBABILITIES
 from fer_utils.data import ferplus, loading
-from fer_utils.evaluation import robustness, scores
-from fer_utils.evaluation.test_time_augmentation import predict_with_views
-from fer_utils.training.model_files import load_keras
+from fer_utils.evaluation import inference, scores
+from fer_utils.training import network
 
 import keras
 import numpy as np
@@ -56,7 +55,7 @@ def load_test(run: Path) -> loading.Faces:
 def load_networks(run: Path) -> dict[str, keras.Model]:
     """The run's network, and the same with its second output, if it has one (`votes_output` of 04), by the names in the tables."""
     found = {run.name: run / "model.keras", f"{run.name}, second output": run / "model_votes.keras"}
-    return {name: load_keras(path) for name, path in found.items() if path.is_file()}
+    return {name: network.load(path) for name, path in found.items() if path.is_file()}
 
 
 def parts_of(table: pd.DataFrame) -> dict[str, pd.Series]:
@@ -157,9 +156,9 @@ def main() -> None:
     for name, model in networks.items():
         for views in dict.fromkeys(("none", arguments.views)):
             shown = name if views == "none" else f"{name}, {views}"
-            ours[shown] = scores.prediction_table(test.table, predict_with_views(model, test.images, views))
+            ours[shown] = inference.predict(model, test, views)
     parts = parts_of(test.table)
-    peers_predictions = scores.prediction_table(test.table, predict_with_views(peer, test.images, "none"))
+    peers_predictions = inference.predict(peer, test)
     tables = {
         "Scores": score_rows({**ours, PEER: peers_predictions}, parts),
         "McNemar's exact test": mcnemar_rows(ours, peers_predictions, parts),
@@ -169,7 +168,8 @@ def main() -> None:
     }
     if arguments.corruptions:
         first = arguments.run.name
-        harder = {who: robustness.score(each, test, 42) for who, each in ((first, networks[first]), (PEER, peer))}
+        both = {first: networks[first], PEER: peer}
+        harder = {who: inference.score_corrupted(each, test, 42) for who, each in both.items()}
         means = {who: table.groupby("corruption", sort=False)["accuracy"].mean() for who, table in harder.items()}
         means = pd.DataFrame(means)
         means.loc["mean of all"] = means.mean()

@@ -26,8 +26,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from fer_utils import images
 from fer_utils.classes import CLASSES
+from fer_utils.training import network
 from fer_utils.training.devices import compiled
-from fer_utils.training.model_files import load_keras
 
 import cv2
 import h5py
@@ -140,7 +140,7 @@ def main() -> None:
     parts = read_test(arguments.fer2013)
     models = {
         "fer 25.10.3": as_peer(peer_network(arguments.fer)),
-        str(arguments.model): as_ours(load_keras(arguments.model)),
+        str(arguments.model): as_ours(network.load(arguments.model)),
     }
     crops = parts["private"][0]
     speed = {batch: rates(models, crops, batch, arguments.rounds, 64 if batch == 1 else 512) for batch in BATCHES}

@@ -68,9 +68,8 @@ def load(options: argparse.Namespace, seed: int) -> dict[str, loading.Faces]:
 def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: float) -> dict:
     """Both phases as 03 and 04 run them, then the scores. `cpu_seconds` is the least that phase 2 takes."""
     from fer_utils.data.augmentation import Changes
-    from fer_utils.evaluation import test_time_augmentation
+    from fer_utils.evaluation import inference
     from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
-    from fer_utils.training.averaging import WeightAveraging
 
     import keras
 
@@ -115,7 +114,7 @@ def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: floa
         callbacks.append(keras.callbacks.ReduceLROnPlateau(factor=own["lr_factor"], patience=own["lr_patience"]))
         callbacks.append(optimizers.IncreaseWeightDecayOnLRDrop(own["weight_decay_factor"], own["weight_decay_cap"]))
     if own["weight_averaging"]:
-        callbacks.insert(0, WeightAveraging(own["weight_averaging"]))
+        callbacks.insert(0, optimizers.WeightAveraging(own["weight_averaging"]))
 
     def optimizer_of(steps: int):
         rate = optimizers.make_rate(own["schedule"], own["learning_rate"], steps, epochs, own["warmup_epochs"])
@@ -128,7 +127,7 @@ def train(recipe: str, seed: int, options: argparse.Namespace, cpu_seconds: floa
     result = used | {"epochs": len(history), "best_epoch": best + 1, "history": history.to_dict("list")}
     images = faces["score"].images
     plain = loop.predict(model, images)
-    shown = plain if shown_as == "none" else test_time_augmentation.predict_with_views(model, images, shown_as)
+    shown = plain if shown_as == "none" else inference.predict_with_views(model, images, shown_as)
     arrays = dict(zip(VIEWS, (shown, plain), strict=True), labels=faces["score"].labels)
     return {"result": result, "arrays": arrays}
 

@@ -21,7 +21,6 @@ from fer_utils.classes import CLASSES
 from fer_utils.data import ferplus, loading
 from fer_utils.data.augmentation import Changes
 from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
-from fer_utils.training.averaging import WeightAveraging
 
 import keras
 import numpy as np
@@ -94,7 +93,7 @@ def train(name: str, given: dict, options: argparse.Namespace) -> None:
     batches.steps = options.steps // PARTS
     rate = optimizers.make_rate("cosine", chosen["learning_rate"], batches.steps, PARTS, 0.5)
     loop.compile_for_training(model, optimizers.make_optimizer("adamw", rate, chosen["weight_decay"], 0.0))
-    callbacks = [WeightAveraging(chosen["weight_averaging"]), _ScoreVal(name, val)]
+    callbacks = [optimizers.WeightAveraging(chosen["weight_averaging"]), _ScoreVal(name, val)]
     loop.fit(model, batches, loop.Batches(val.images, val.labels, 256), "short", 0, PARTS, callbacks)
 
 

@@ -1,7 +1,7 @@
 """Grad-CAM finds what speaks for a class, where it is known."""
 
 from fer_utils.classes import CLASSES
-from fer_utils.evaluation import grad_cam
+from fer_utils.evaluation import inference
 from fer_utils.export import formats
 from fer_utils.training import network
 
@@ -41,7 +41,7 @@ def test_heat_lies_where_the_class_is_told_from(bright_is_happy):
     images = np.zeros((40, 6, 6, 1), np.uint8)  # more than a batch
     images[:, 1, 4] = 200
     images[:, 5, 0] = 100
-    heat = grad_cam.heat_maps(bright_is_happy, images, np.full(40, CLASSES.index("happy")))
+    heat = inference.grad_cam(bright_is_happy, images, np.full(40, CLASSES.index("happy")))
     expected = np.zeros((6, 6))
     expected[1, 4], expected[5, 0] = 1, 0.5
     assert heat.shape == (40, 6, 6) and heat == pytest.approx(np.broadcast_to(expected, heat.shape), abs=1e-6)
@@ -49,13 +49,13 @@ def test_heat_lies_where_the_class_is_told_from(bright_is_happy):
 
 def test_what_speaks_against_a_class_is_cold(bright_is_happy):
     images = np.full((1, 6, 6, 1), 90, np.uint8)
-    assert (grad_cam.heat_maps(bright_is_happy, images, np.array([CLASSES.index("sad")])) == 0).all()
+    assert (inference.grad_cam(bright_is_happy, images, np.array([CLASSES.index("sad")])) == 0).all()
 
 
 @pytest.mark.parametrize("backbone", [network.RESNET50, network.SMALL])
 def test_the_maps_of_a_model_have_squares_enough_and_those_of_an_exported_one_are_the_same(backbone):
     faces = np.random.default_rng(0).integers(0, 255, (1, 48, 48, 1), np.uint8)
     model = network.build(48, "none", backbone)
-    heat = grad_cam.heat_maps(model, faces, np.array([3]))
+    heat = inference.grad_cam(model, faces, np.array([3]))
     assert heat.shape == (1, 6, 6) and heat.max() in (0, 1) and heat.min() >= 0
-    assert (grad_cam.heat_maps(formats.for_any_colour(model), faces, np.array([3])) == heat).all()
+    assert (inference.grad_cam(formats.for_any_colour(model), faces, np.array([3])) == heat).all()

@@ -233,7 +233,8 @@ def test_a_second_output_is_scored_on_the_votes_majority_and_the_first_stays_as_
     majority = LABELLED["ferplus_label"].where(LABELLED["ferplus_label"] != "", "happy")
     probabilities[np.arange(6), majority.map(CLASSES.index)] = 0.94
     alone = scores.against_both({"TEST": predictions})["test"]
-    found = scores.against_both({"TEST": predictions}, {"TEST": probabilities})["test"]
+    both = {"TEST": scores.prediction_table(predictions, probabilities)}
+    found = scores.against_both({"TEST": predictions}, both)["test"]
     second = found.pop("votes_output")
     assert found == alone and (second["n"], second["accuracy"]) == (5, 1.0)
 

@@ -38,7 +38,7 @@ def run(tmp_path_factory) -> runs.Run:
         if hasattr(layer, "gamma"):
             layer.gamma.assign(np.ones(layer.gamma.shape))  # else residual branches would add nothing
     sources = {"fer2013": "demo", "labels": "fer2013", "leakage": "drop"}
-    model_files.save(model, folders.path("model.keras"), sources)
+    network.save(model, folders.path("model.keras"), sources)
     files.write_json(folders.path("metrics.json"), _metrics())
     scored = {"model.keras": digests.of_file(folders.path("model.keras"))}
     record = {"finished": "", "seconds": 1.0, "figures": {}, "parameters": {}, "key": {"inputs": {}}, "outputs": {}}

@@ -11,6 +11,7 @@ from pathlib import Path
 from fer_utils import files
 from fer_utils.predict import command_line, page, reader
 from fer_utils.training import model_files
+from fer_utils.training.network import save
 
 import keras
 import numpy as np
@@ -230,7 +231,7 @@ def test_metrics_beside_a_model_of_which_the_page_says_the_scores(tmp_path, name
 
 
 def test_metrics_that_are_torn_say_nothing_where_the_model_does(ask, tmp_path):
-    model_files.save(network(), tmp_path / "model" / "model.keras", {"fer2013": "demo"} | PHOTOGRAPHS)
+    save(network(), tmp_path / "model" / "model.keras", {"fer2013": "demo"} | PHOTOGRAPHS)
     written(tmp_path / "model" / "metrics.json", "{")
     status, out, err = ask(tmp_path / "model" / "model.keras")
     assert status == 0 and json.loads(out)["note"] == reader.DRAWN and "Traceback" not in err
@@ -240,7 +241,7 @@ def test_an_answer_that_is_nan_for_one_picture_alone(tmp_path, capsys):
     raw = keras.Input((None, None, 1))
     pooled = layers.GlobalAveragePooling2D()(raw)
     model = keras.Model(raw, layers.Softmax()(layers.Concatenate()([pooled * np.float32(3e38)] * 7)))
-    model_files.save(model, tmp_path / "model.keras", {"fer2013": "auto"} | PHOTOGRAPHS)
+    save(model, tmp_path / "model.keras", {"fer2013": "auto"} | PHOTOGRAPHS)
     Image.new("L", (48, 48), 0).save(tmp_path / "a.png")
     Image.new("L", (48, 48), 255).save(tmp_path / "b.png")
     given = ["--no-detect", "--json", "--model", str(tmp_path / "model.keras")]

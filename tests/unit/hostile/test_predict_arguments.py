@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from fer_utils.predict import command_line, detection, page
-from fer_utils.training import model_files
+from fer_utils.training import network
 
 import keras
 import numpy as np
@@ -37,7 +37,7 @@ def outputs(tmp_path_factory) -> Path:
     raw = keras.Input((None, None, 1))
     answer = layers.Dense(7, activation="softmax", kernel_initializer="zeros")(layers.GlobalAveragePooling2D()(raw))
     sources = {"fer2013": "auto", "labels": "fer2013", "leakage": "keep"}
-    model_files.save(keras.Model(raw, answer), folder / "plain" / "model.keras", sources)
+    network.save(keras.Model(raw, answer), folder / "plain" / "model.keras", sources)
     return folder
 
 

@@ -75,7 +75,7 @@ def test_a_backend_that_is_not_supported_is_refused_before_the_first_notebook(mo
     ("file", "old", "new"),
     [
         ("notebooks/04_fine_tune.py", "# ## Do\n", "# ## Do it\n# Another sentence.\n"),
-        ("notebooks/04_fine_tune.py", "callbacks = [Weight", "# a reason\ncallbacks = [Weight"),
+        ("notebooks/04_fine_tune.py", "callbacks = [optimizers", "# a reason\ncallbacks = [optimizers"),
         (
             "notebooks/04_fine_tune.py",
             "factor=lr_factor, patience=lr_patience)",
@@ -141,7 +141,12 @@ def test_prose_layout_places_and_what_only_shows_are_no_reason(project, file, ol
         ("fer_utils/data/augmentation.py", "rotate=(-15, 15)", "rotate=(-20, 20)", ["balance", "fine_tune"]),
         ("fer_utils/images.py", '_pixels(picture, "L")', '_pixels(picture, "1")', list(STAGES)),
         ("fer_utils/data/audit.py", "def _drop(", "def _drop(_, ", ["merge_split", "evaluate"]),
-        ("fer_utils/training/averaging.py", "keras.callbacks.Callback", "keras.callbacks.History", ["fine_tune"]),
+        (
+            "fer_utils/training/optimizers.py",
+            "AVERAGE_WARM_UP = 10.0",
+            "AVERAGE_WARM_UP = 20.0",
+            ["train_head", "fine_tune", "evaluate"],
+        ),
         ("fer_utils/evaluation/scores.py", "RESAMPLES = 2000", "RESAMPLES = 200", ["evaluate"]),
         ("fer_utils/pipeline/pages.py", "_LONGEST_NAME = 100", "_LONGEST_NAME = 90", []),  # no notebook imports it
         ("fer_utils/__init__.py", '"TF_ENABLE_ONEDNN_OPTS", "1"', '"TF_ENABLE_ONEDNN_OPTS", "0"', list(STAGES)),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fer_utils import files, images, places
 from fer_utils.predict import page, photographs, reader
-from fer_utils.training import model_files, network
+from fer_utils.training import network
 
 import cv2
 import numpy as np
@@ -50,7 +50,7 @@ def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("outputs") / "drawn"
     folder.mkdir()
     sources = {"fer2013": "demo", "labels": "fer2013", "leakage": "drop"}
-    model_files.save(network.build(48, "none", network.SMALL), folder / "model.keras", sources)
+    network.save(network.build(48, "none", network.SMALL), folder / "model.keras", sources)
     scores = {"n": 700, "accuracy": 0.913, "accuracy_interval": [0.9, 0.925], "macro_f1": 0.912}
     metrics = {
         "val": scores,

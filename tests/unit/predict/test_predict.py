@@ -13,7 +13,7 @@ from fer_utils.classes import CLASSES
 from fer_utils.predict import command_line, detection, drawing, photographs, reader
 from fer_utils.predict.detection import Box
 from fer_utils.predict.photographs import PassedOver, Picture
-from fer_utils.training import model_files
+from fer_utils.training import model_files, network
 
 import clips
 import cv2
@@ -34,7 +34,7 @@ def outputs(tmp_path_factory):
     kernel[0, 3], bias[0], bias[3] = 0.1, 12.75, 0  # happy over 127.5
     model.layers[-1].set_weights([kernel, bias])
     sources = {"fer2013": "auto", "emotion_detection": "auto", "labels": "fer2013", "leakage": "keep"}
-    model_files.save(model, folder / "bright" / "model.keras", sources)
+    network.save(model, folder / "bright" / "model.keras", sources)
     return folder
 
 
@@ -456,7 +456,7 @@ def old_model(outputs, tmp_path):
 def drawn_run(old_model, tmp_path):
     """An outputs folder whose run was trained on drawn faces."""
     sources = {"fer2013": "demo", "labels": "fer2013", "leakage": "keep"}
-    model_files.save(keras.saving.load_model(old_model), old_model, sources)
+    network.save(keras.saving.load_model(old_model), old_model, sources)
     return tmp_path
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from fer_utils.data.augmentation import Changes
 from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
-from fer_utils.training.averaging import WeightAveraging
 
 import keras
 import numpy as np
@@ -52,7 +51,7 @@ def train(precision: str, epochs: int = EPOCHS, checkpoint: Path | None = None) 
         "test",
         first_epoch=0,
         epochs=epochs,
-        callbacks=[WeightAveraging(0.9)],
+        callbacks=[optimizers.WeightAveraging(0.9)],
         checkpoint=(checkpoint, "key") if checkpoint else None,
     )
     return model, table.drop(columns=["phase", "seconds"]).to_dict("list")

@@ -2,7 +2,6 @@
 
 from fer_utils.data.augmentation import Changes
 from fer_utils.training import loop, optimizers
-from fer_utils.training.averaging import WeightAveraging
 from fer_utils.training.loop import Batches
 
 import keras
@@ -60,7 +59,7 @@ def _fit(
 ) -> tuple[pd.DataFrame, keras.Model]:
     images, labels = _data(**data)
     model = _model(schedule)
-    callbacks = [WeightAveraging(DECAY)] if averaging else []
+    callbacks = [optimizers.WeightAveraging(DECAY)] if averaging else []
     checkpoint = (path, "k") if path else None
     train = Batches(images[:N], labels[:N], BATCH, 1, 3, changes)
     val = Batches(images[N:], labels[N:], 20)
@@ -145,4 +144,4 @@ def test_a_finished_training_that_is_taken_up_again_holds_the_average(tmp_path):
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1])
 def test_a_decay_that_averages_nothing_or_never_moves_is_refused(decay):
     with pytest.raises(ValueError, match="expected one between 0 and 1"):
-        WeightAveraging(decay)
+        optimizers.WeightAveraging(decay)

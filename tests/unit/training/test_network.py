@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fer_utils import places
 from fer_utils.pipeline import runner
-from fer_utils.training import devices, frozen_prefix, loop, model_files, network, optimizers
+from fer_utils.training import devices, frozen_prefix, loop, network, optimizers
 from fer_utils.training.network import RESNET50, SMALL
 from fer_utils.training.weights import WeightsError
 
@@ -187,7 +187,7 @@ def test_the_small_network_takes_the_weights_of_a_small_model_alone(model, tmp_p
 
 
 def test_the_shipped_weights_are_those_of_the_shipped_model():
-    shipped = network.backbone_of(model_files.load_keras(places.SHIPPED)).get_weights()
+    shipped = network.backbone_of(network.load(places.SHIPPED)).get_weights()
     found = network.backbone_of(network.build(SIZE, "shipped", SMALL))
     assert all(map(np.array_equal, found.get_weights(), shipped)) and not found.trainable
 

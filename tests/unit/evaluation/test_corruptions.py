@@ -2,7 +2,7 @@
 
 from fer_utils.classes import CLASSES
 from fer_utils.data import demo, loading
-from fer_utils.evaluation import robustness
+from fer_utils.evaluation import inference
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-KINDS = list(robustness.STRENGTHS)
+KINDS = list(inference.STRENGTHS)
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,14 @@ def images() -> np.ndarray:
 
 
 def _level(images: np.ndarray, kind: str, level: int, seed: int = 1) -> np.ndarray:
-    return robustness.corrupt(images, kind, level, seed)
+    return inference.corrupt(images, kind, level, seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stronger_corruption_changes_a_picture_more(kind, images):
     before = images.copy()
     changes = []
-    for level in robustness.FIVE:
+    for level in inference.FIVE:
         harder = _level(images, kind, level)
         assert harder.shape == images.shape and harder.dtype == np.uint8
         changes.append(np.abs(harder.astype(int) - images).mean())
@@ -58,7 +58,7 @@ def test_strengths_are_what_they_say(images):
 def test_pictures_are_turned_by_the_angle_to_either_side():
     images = np.zeros((40, 48, 48, 1), np.uint8)
     images[:, 4:8, 22:26] = 255  # a spot above the centre
-    turned = robustness.corrupt(images, "rotation", 2, seed=1)
+    turned = inference.corrupt(images, "rotation", 2, seed=1)
     angles = []
     for image in turned[..., 0]:
         rows, columns = np.nonzero(image > 128)
@@ -74,16 +74,16 @@ def test_scores_are_of_every_kind_and_level(images):
     inputs = keras.Input((48, 48, 1))
     bright = keras.layers.GlobalAveragePooling2D()(inputs) / 255
     model = keras.Model(inputs, keras.layers.Dense(7, activation="softmax")(bright))
-    found = robustness.score(model, faces, seed=1)
+    found = inference.score_corrupted(model, faces, seed=1)
     assert found[["corruption", "level"]].to_numpy().tolist() == [[kind, n] for kind in KINDS for n in range(1, 6)]
     expected = (model(_level(images, "low light", 4)).numpy().argmax(axis=1) == labels).mean()
     row = found[(found["corruption"] == "low light") & (found["level"] == 5)].iloc[0]
     assert row["accuracy"] == pytest.approx(expected) and row["strength"] == 0.18
-    means = robustness.summary(found)
+    means = inference.corruption_summary(found)
     assert means["mean_accuracy"] == pytest.approx(found["accuracy"].mean())
     assert means["by_kind"]["blur"]["accuracy_by_level"] == found["accuracy"][:5].tolist()
 
 
 def test_examples_are_of_one_picture(images):
-    shown = robustness.examples(images[0], seed=1)
+    shown = inference.corruption_examples(images[0], seed=1)
     assert list(shown) == KINDS and all(faces.shape == (5, 48, 48) for faces in shown.values())

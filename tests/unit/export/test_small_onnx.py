@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from fer_utils import images, places
+from fer_utils.export import small_onnx
 from fer_utils.predict import reader
-from fer_utils.training import model_files, network, small_onnx
+from fer_utils.training import model_files, network
 
 import keras
 import numpy as np
@@ -46,7 +47,7 @@ def file(model, tmp_path_factory) -> Path:
 
 
 def test_the_file_becomes_the_model_again(model, file):
-    again = small_onnx.read(file)
+    again = network.load(file)
     assert again.input_shape == model.input_shape and again.name == model.name
     for first, second in zip(model.weights, again.weights, strict=True):
         np.testing.assert_allclose(second.numpy(), first.numpy(), atol=1e-7, rtol=2**-11)  # kernels in float16
@@ -54,14 +55,14 @@ def test_the_file_becomes_the_model_again(model, file):
 
 @pytest.mark.parametrize("run", [model_files.opencv, model_files._onnx], ids=["cv2", "onnxruntime"])
 def test_the_file_predicts_what_the_model_predicts_that_it_becomes(file, pixels, run):
-    expected = small_onnx.read(file).predict(pixels, verbose=0)
+    expected = network.load(file).predict(pixels, verbose=0)
     assert expected.shape == (12, 7) and np.ptp(expected, axis=0).max() > 0.05
     np.testing.assert_allclose(run(file)(pixels), expected, atol=1e-4)
 
 
 def test_a_temperature_divides_the_scores(model, file, pixels, tmp_path):
     small_onnx.write(model, tmp_path / "small.onnx", temperature=2.0)
-    roots = np.sqrt(small_onnx.read(file).predict(pixels, verbose=0))
+    roots = np.sqrt(network.load(file).predict(pixels, verbose=0))
     expected = roots / roots.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(model_files.opencv(tmp_path / "small.onnx")(pixels), expected, atol=1e-4)
 
@@ -71,7 +72,7 @@ def test_another_onnx_file_is_no_keras_model(tmp_path):
 
     save(helper.make_model(helper.make_graph([], "main_graph", [], [])), tmp_path / "model.onnx")
     with pytest.raises(model_files.NotOurModel, match=r"model.onnx: .*\(its graph is called 'main_graph'"):
-        model_files.load_keras(tmp_path / "model.onnx")
+        network.load(tmp_path / "model.onnx")
 
 
 def test_the_shipped_file_is_small_and_says_what_it_was_trained_on():
@@ -81,7 +82,7 @@ def test_the_shipped_file_is_small_and_says_what_it_was_trained_on():
 
 
 def test_opencv_predicts_what_keras_predicts_from_the_shipped_file(pixels):
-    expected = model_files.load_keras(places.SHIPPED).predict(pixels, verbose=0)
+    expected = network.load(places.SHIPPED).predict(pixels, verbose=0)
     np.testing.assert_allclose(model_files.load(places.SHIPPED)(pixels), expected, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""The network `small` as one ONNX file, from which OpenCV and ONNX Runtime predict, and which becomes a Keras model again.
+"""The network `small` as one ONNX file, from which OpenCV and ONNX Runtime predict, and which network.load reads.
 
 Weights have the names that they have in Keras, `layer/weight`, and kernels are float16. Input: `pixels`, float32 (n, 48, 48, 1),
 0–255. Its one output: probabilities, float32 (n, 7).
@@ -7,7 +7,7 @@ Weights have the names that they have in Keras, `layer/weight`, and kernels are 
 from pathlib import Path
 
 from fer_utils import images
-from fer_utils.training.network import FEATURES, HEAD_LAYERS, PREPROCESSING, SMALL, backbone_of, untrained
+from fer_utils.training.network import FEATURES, HEAD_LAYERS, PREPROCESSING, SMALL, backbone_of, weight_names
 
 import keras
 import numpy as np
@@ -44,7 +44,7 @@ def write(model: keras.Model, path: Path, temperature: float = 1.0) -> None:
     def applied(layer: layers.Layer, inputs: list[str]) -> str:
         name, arrays = layer.name, layer.get_weights()
         if isinstance(layer, layers.BatchNormalization):
-            given = [stored(key, values) for key, values in zip(_names(layer), arrays, strict=True)]
+            given = [stored(key, values) for key, values in zip(weight_names(layer), arrays, strict=True)]
             return add("BatchNormalization", [*inputs, *given], name, epsilon=layer.epsilon)
         if isinstance(layer, layers.ReLU | layers.Add):
             return add("Add" if isinstance(layer, layers.Add) else "Relu", inputs, name)
@@ -80,25 +80,3 @@ def write(model: keras.Model, path: Path, temperature: float = 1.0) -> None:
     file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(file, full_check=True)
     onnx.save(file, path)
-
-
-def read(path: Path) -> keras.Model:
-    """The Keras model of a file that `write` made, in float32. Raises ValueError for another ONNX file."""
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.load(path).graph
-    if graph.name != SMALL:
-        raise ValueError(f"its graph is called {graph.name!r}: only the network {SMALL!r} becomes a Keras model")
-    found = {weight.name: numpy_helper.to_array(weight).astype(np.float32) for weight in graph.initializer}
-    model = untrained(images.SIZE, SMALL)
-    for layer in filter(_names, (*backbone_of(model).layers, *map(model.get_layer, HEAD_LAYERS))):
-        planes_first = [found[name] for name in _names(layer)]
-        arrays = [values.transpose(2, 3, 1, 0) if values.ndim == 4 else values for values in planes_first]
-        layer.set_weights([np.reshape(a, w.shape) for a, w in zip(arrays, layer.weights, strict=True)])
-    return model
-
-
-def _names(layer: layers.Layer) -> list[str]:
-    """Names of a layer's weights in the file."""
-    return [f"{layer.name}/{weight.name}" for weight in layer.weights]
