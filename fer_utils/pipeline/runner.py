@@ -240,7 +240,7 @@ def require_inputs(stage: str, run: Run, chosen: Sequence[str] = ()) -> None:
 
 
 def check_network(head: Mapping[str, Any], tune: Mapping[str, Any]) -> None:
-    """Raise ParameterError if the parameters of 03 and 04 differ in network or kernels, or name no network."""
+    """Raise ParameterError if the parameters of 03 and 04 differ in network or kernels, or cannot be met."""
     faults = [
         f"{name} differs between train_head ({head[name]!r}) and fine_tune ({tune[name]!r}): give both the same, as "
         f"common.{name} does"
@@ -253,6 +253,8 @@ def check_network(head: Mapping[str, Any], tune: Mapping[str, Any]) -> None:
         faults.append(f"weights is {weights!r}, and the backbone {backbone} has none: {has}")
     if (n_top := tune["unfreeze_top"]) > n_layers:
         faults.append(f"fine_tune.unfreeze_top is {n_top}: the backbone {backbone} has {n_layers} layers")
+    if tune["schedule"] == "cosine" and tune["warmup_epochs"] >= tune["epochs"]:
+        faults.append(f"warmup_epochs is {tune['warmup_epochs']}, expected less than epochs, which is {tune['epochs']}")
     if faults:
         raise ParameterError("\n".join(faults))
 

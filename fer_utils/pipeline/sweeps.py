@@ -232,8 +232,7 @@ def work(plan: Plan, study: "optuna.Study", outputs: Path) -> list[str]:
             if trial:
                 failed += _run_trial(plan, study, trial)
                 continue
-        running = _in_state(study, "RUNNING")
-        if not running:
+        if not (running := _in_state(study, "RUNNING")):
             return failed
         if not is_waiting:
             terminal.say(f"every trial is taken; waiting for other processes, which run {len(running)} of them")
@@ -350,8 +349,7 @@ def ranking(plan: Plan, study: "optuna.Study") -> "pd.DataFrame":
         half = t.ppf(0.975, len(scores) - 1) * scores.sem()  # NaN for fewer than two
         row = {"point": text, "score": scores.mean(), "low": scores.mean() - half, "high": scores.mean() + half}
         row |= {"seeds": len(scores), "state": "done" if values else "failed", "trial": trial.number}
-        swept = point_of({key: trial.params[key] for key in plan.axes})
-        rows.append(row | swept | {"runs": " ".join(values)})
+        rows.append(row | point_of({key: trial.params[key] for key in plan.axes}) | {"runs": " ".join(values)})
     found = pd.DataFrame(rows).sort_values(["score", "trial"], ascending=[False, True], ignore_index=True)
     found.insert(0, "rank", [str(rank) if done else "–" for rank, done in enumerate(found["score"].notna(), 1)])
     return found

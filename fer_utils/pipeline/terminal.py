@@ -126,7 +126,7 @@ class Status:
         if task:
             parts.append(task["task"])
             parts += [f"{task['done']:,} of {task['total']:,} {task['unit']}"] if task["total"] else []
-            parts += [f"about {progress.in_words(task['left'])} left"] if task["left"] else []
+            parts += [f"about {progress.in_words(task['left'])} left"] if (task["left"] or 0) >= 1 else []
             parts += [f"after {task['scores']}"] if task["scores"] else []
         return ", ".join(parts)
 

@@ -35,6 +35,10 @@ ROOT = Path(__file__).resolve().parents[2]
             "weights is 'imagenet', and the backbone small has none: small has shipped, resnet50 has imagenet",
         ),
         (["-p", "common.backbone=small"], "fine_tune.unfreeze_top is 136: the backbone small has 45 layers"),
+        (
+            ["-p", "fine_tune.schedule=cosine", "-p", "fine_tune.epochs=2", "-p", "fine_tune.warmup_epochs=2"],
+            "warmup_epochs is 2.0, expected less than epochs, which is 2",
+        ),
         (["-p", "fine_tune.unfreeze_top=176"], "fine_tune.unfreeze_top is 176: the backbone resnet50 has 175 layers"),
     ],
 )

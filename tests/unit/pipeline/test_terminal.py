@@ -47,6 +47,8 @@ def test_the_line_says_stage_time_gone_how_far_it_is_and_time_left():
     assert status.line() == "merge_split, 15 s, reading images, 0 of 100 images"
     status.take(report(40, left=12.4))
     assert status.line() == "merge_split, 15 s, reading images, 40 of 100 images, about 12 s left"
+    status.take(report(99, left=0.3))
+    assert status.line() == "merge_split, 15 s, reading images, 99 of 100 images"
     status.take({"task": None})
     assert status.line() == "merge_split, 15 s"
 
