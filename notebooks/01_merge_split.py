@@ -22,7 +22,7 @@
 # **Takes** under two minutes on the full datasets with two CPU cores, seconds on the demo. A GPU makes no difference.
 #
 # **Expect** the audit to find that the second dataset holds the pictures of the first one, re-encoded. Merged as
-# specified, TRAIN holds a copy of nearly every picture of VAL and TEST. With `leakage` = `drop`, as in the profiles `demo`
+# specified, TRAIN holds a copy of every picture of VAL and TEST. With `leakage` = `drop`, as in the profiles `demo`
 # and `clean`, those copies are removed.
 
 # %% tags=["parameters"]

@@ -21,8 +21,9 @@
 #
 # **Takes** one pass of VAL and TEST through the model. After the first batches the notebook says how long that takes.
 #
-# **Expect** on FER2013 happy and surprise to be easy, fear and sad to be taken for each other. Published accuracies lie
-# between 0.65 and 0.76, human annotators near 0.65 (Goodfellow et al. 2013). A score far above says more about leakage.
+# **Expect** on FER2013 happy and surprise to be easy, fear and sad to be taken for each other. Human annotators reach about
+# 0.65 (Goodfellow et al. 2013), single networks at most some 0.74 (`docs/published_numbers.md`). A score far above says more
+# about leakage.
 # The demo's drawn faces are far easier: a high score on them shows that the pipeline works.
 
 # %% tags=["parameters"]
@@ -35,7 +36,7 @@ find_label_issues: bool = False  # lists labels that are probably wrong; needs c
 n_mistakes: int = 24  # >= 0; wrong predictions shown
 n_confused: int = 6  # >= 0; pairs of classes most often confused, shown with faces
 test_time_augmentation: str = "none"  # none | flip | ten_crop; views of an image whose predictions are averaged
-also: str = ""  # folders, zips, tars or tables of pictures to score the model on too, separated by ;
+also: str = ""  # folders, zips or tables of pictures to score the model on too, separated by ;
 also_classes: str = ""  # class of each folder, as joy=happy,unsure=; affectnet, fer2013 or raf-db for their numbers
 also_columns: str = ""  # PICTURE:LABEL, the columns of a table to take instead of folders, as pth:label
 also_faces: str = "whole"  # whole | detect; pictures of also as they are, or the one face found in each

