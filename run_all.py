@@ -63,6 +63,7 @@ def _answer(options: argparse.Namespace, outputs: Path) -> int:
         pages.compare(outputs, options.compare)
     elif options.export_model:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what the converters tell TensorFlow is of no use here
+        os.environ["KERAS_BACKEND"] = "tensorflow"  # Keras exports to TFLite with TensorFlow only
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # formats are compared and timed on the CPU, where the exports run
         from fer_utils.export import formats
 

@@ -22,7 +22,7 @@ from fer_utils.places import NotFoundHere
 import pandas as pd
 
 EXPERIMENT = "fer"
-RUN = "fer.run"  # tag: the folder's name
+RUN, FOLDER = "fer.run", "fer.folder"  # tags: name of the run, path of its folder
 SQLITE = "sqlite:///"
 PACKAGES = ("mlflow", "sqlalchemy", "alembic")
 ARTIFACTS = ("report.html", "metrics.json", "leakage.json", "history_*.csv", "model*.keras")
@@ -48,7 +48,7 @@ def export(runs: Sequence[Run], uri: str) -> dict[str, str]:
     Parameters are `<stage>.<name>`, as the stage ran. Metrics are the numbers of metrics.json and leakage.json, their names
     joined by `_`; of a 95 % interval the ends are `…_low` and `…_high`. The history is `history/<column>`, its step the epoch
     over both phases. With SQLite the artifacts lie in `mlflow_artifacts` beside the file, otherwise where the store puts them.
-    A run that is in the store already is written anew, and the earlier one is then deleted there.
+    A run whose folder is in the store already is written anew, and the earlier entry is then deleted there.
 
     Raises NotFoundHere for a run that is not finished, or whose model is not the one that was scored, and where a package is
     missing, all before anything is written; TornFile for a damaged result; OutputError where an SQLite store cannot be written;
@@ -80,7 +80,11 @@ def export(runs: Sequence[Run], uri: str) -> dict[str, str]:
         known = client.get_experiment_by_name(EXPERIMENT)
         experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT, artifacts)
         for run in runs:
-            there = [found for found in client.search_runs([experiment]) if found.data.tags.get(RUN) == run.name]
+            there = [
+                found
+                for found in client.search_runs([experiment])
+                if found.data.tags.get(FOLDER) == str(run.folder.absolute())
+            ]
             written[run.name] = _write(client, experiment, run, run.metrics or {})
             for found in there:
                 client.delete_run(found.info.run_id)
@@ -91,10 +95,11 @@ def export(runs: Sequence[Run], uri: str) -> dict[str, str]:
 
 def _write(client, experiment: str, run: Run, scores: dict[str, Any]) -> str:
     """Write a run, and mark it as finished when everything is there; return its id."""
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Metric, Param
 
     ended = round(1000 * datetime.fromisoformat(run.records["evaluate"]["finished"]).timestamp())  # milliseconds
-    tags = {RUN: run.name, "fer.profile": run.profile, "fer.leakage": scores["leakage"]["policy"]}
+    tags = {RUN: run.name, FOLDER: str(run.folder.absolute())}
+    tags |= {"fer.profile": run.profile, "fer.leakage": scores["leakage"]["policy"]}
     tags |= {f"version.{name}": version for name, version in scores["run"].get("versions", {}).items()}
     by_hand = [f"{stage}: {line}" for stage, record in run.records.items() for line in record.get("by_hand", [])]
     tags |= {"fer.by_hand": "; ".join(by_hand)[:_LONGEST]} if by_hand else {}
@@ -108,8 +113,8 @@ def _write(client, experiment: str, run: Run, scores: dict[str, Any]) -> str:
         history = loading.read_table(run.path(name), ("epoch", "phase")).drop(columns="phase").set_index("epoch")
         points = history.stack().items()
         metrics += [Metric(f"history/{column}", float(value), ended, int(epoch)) for (epoch, column), value in points]
-    run_id = client.create_run(experiment, ended - round(1000 * run.seconds), run_name=run.name).info.run_id
-    client.log_batch(run_id, metrics, params, [RunTag(*tag) for tag in tags.items()])
+    run_id = client.create_run(experiment, ended - round(1000 * run.seconds), tags, run.name).info.run_id
+    client.log_batch(run_id, metrics, params)
     for patterns, folder in ((ARTIFACTS, None), (FIGURES, "figures")):
         for path in sorted(path for pattern in patterns for path in run.folder.glob(pattern)):
             client.log_artifact(run_id, str(path), folder)

@@ -17,7 +17,7 @@ from typing import Any
 
 from fer_utils import files, places
 from fer_utils.data import addresses
-from fer_utils.pipeline import parameters
+from fer_utils.pipeline import parameters, runner
 
 import jupytext
 import nbformat
@@ -28,6 +28,9 @@ TITLE, SLUG = "FER ResNet50", "fer-resnet50"  # Kaggle makes the slug of the tit
 MAX_BYTES = 900_000  # Kaggle's limit for a notebook's source is 1,000,000
 MACHINE = "NvidiaTeslaT4"  # the machine with T4 GPUs, as spelled by Kaggle's client
 WEIGHTS = "keras/resnet50"  # Keras' dataset on Kaggle with ResNet50's ImageNet weights
+# Parameters with paths of files and folders, and their values that are no path. `shipped` is one: the notebook has no room.
+_PATHS = ("fer2013", "emotion_detection", "votes", "extra", "weights", "issues_file", "also", "also_groups", "picture")
+_NO_PATH = ("", "auto", "none", "demo", "imagenet")
 # Deletes the variables of the previous stage. `%reset` would also delete `__main__.__spec__`, which pools of spawned
 # processes need.
 _FORGET = "%reset_selective -f ."
@@ -85,6 +88,13 @@ def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, we
         raise ExportError(f"the source of the weights is {weights!r}, expected {expected}")
     if not all(stage_values["data_dir"] for stage_values in values.values()):
         raise ExportError("data_dir is empty: on Kaggle the image folders need a folder outside the results")
+    for stage, (name, value) in ((stage, item) for stage, own in values.items() for item in own.items()):
+        paths = [path.strip() for path in value.split(";")] if name in _PATHS else []
+        if here := [path for path in paths if path not in _NO_PATH and not path.startswith("/kaggle/")]:
+            raise ExportError(
+                f"{stage}.{name} is {here[0]!r}, which stays on this machine: make it a dataset on Kaggle, attach that to the "
+                f"notebook, and give its path there, as -p {stage}.{name}=/kaggle/input/…"
+            )
     notebook = new_notebook(
         cells=[NotebookNode(cell, id=f"cell-{number:03}") for number, cell in enumerate(_all_stages(values))],
         metadata={
@@ -102,6 +112,8 @@ def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, we
         (temporary / f"{SLUG}.ipynb").write_text(text, encoding="utf-8")
         metadata = json.dumps(_metadata(owner, weights), indent=2)
         (temporary / "kernel-metadata.json").write_text(metadata + "\n", encoding="utf-8")
+    if any(own.get(name) not in (None, 0, "fer2013") for own in values.values() for name in runner.WITH_VOTES):
+        print(f"it needs FER+'s votes: attach a dataset with {addresses.VOTES_FILE} to the notebook")
     print(f"{target}  {size / 1000:,.0f} kB\n\nto run it on Kaggle: kaggle kernels push -p {target}")
     return target
 

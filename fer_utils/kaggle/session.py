@@ -32,19 +32,24 @@ def choose_backend() -> str:
 
 def deliver(run: runs.Run) -> list[Path]:
     """Move confusion matrices, scores, report and model beside the run's folder, and the rest into `<folder>.zip`;
-    return all. The image folders, which lie elsewhere (`data_dir`), are left where they are."""
-    left = []
+    return all. The image folders, which lie elsewhere (`data_dir`), are left where they are.
+
+    Called again, after an error or after its end, it goes on with what is still in the folder.
+    """
     results = [run.figure(f"confusion_matrix_{split}") for split in ("val", "test")]
-    for path in [*results, *map(run.path, ("metrics.json", "report.html", "model.keras"))]:
-        with files.replacing(run.folder.parent / path.name) as temporary:
-            shutil.move(path, temporary)
-        left.append(run.folder.parent / path.name)
-        print(left[-1])
-    archive = run.folder.with_name(f"{run.name}.zip")
-    with files.replacing(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as packed:
-        for path in sorted(path for path in run.folder.rglob("[!.]*") if path.is_file()):  # without locks
-            packed.write(path, f"run/{path.relative_to(run.folder).as_posix()}")
-        n_files = len(packed.namelist())
-    files.remove(run.folder)
-    print(f"{archive}: {n_files:,} files, {archive.stat().st_size / 1e6:,.0f} MB")
+    results += map(run.path, ("metrics.json", "report.html", "model.keras"))
+    archive, left = run.folder.with_name(f"{run.name}.zip"), [run.folder.parent / path.name for path in results]
+    if run.folder.is_dir():
+        rest = sorted(
+            {path for path in run.folder.rglob("[!.]*") if path.is_file()}.difference(results)
+        )  # without locks
+        with files.replacing(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as packed:
+            for path in rest:
+                packed.write(path, f"run/{path.relative_to(run.folder).as_posix()}")
+        for path in filter(Path.exists, results):
+            with files.replacing(run.folder.parent / path.name) as temporary:
+                shutil.move(path, temporary)
+        # Renamed first: of a folder that is half removed, no new zip must be made.
+        files.remove(run.folder.rename(run.folder.with_name(f".{run.name}")))
+    print(*left, f"{archive}: {archive.stat().st_size / 1e6:,.0f} MB", sep="\n")
     return [*left, archive]

@@ -22,7 +22,7 @@ from fer_utils.pipeline.runs import Run
 BACKBONE_LAYERS = {"resnet50": 175, "small": 45}  # a test counts them; Keras takes seconds to import
 
 _NEEDED = {"tensorboard": "tensorboard", "find_label_issues": "cleanlab"}  # parameter → the package that it needs
-_WITH_VOTES = ("labels", "votes_share", "votes_output")  # need FER+'s votes, unless they are 0 or fer2013
+WITH_VOTES = ("labels", "votes_share", "votes_output")  # need FER+'s votes, unless they are 0 or fer2013
 
 
 class StageFailed(entry.Failed):
@@ -210,7 +210,7 @@ def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], key: Cal
     """Raise ParameterError or NotFoundHere for what a chosen stage needs and what is not there."""
     inputs = {stage: key(stage)["inputs"] for stage in chosen}  # raises for a file that a parameter names
     if inputs.get("merge_split", {}).get("votes") == "none":
-        given = {f"{stage}.{name}": values[stage].get(name) for stage in chosen for name in _WITH_VOTES}
+        given = {f"{stage}.{name}": values[stage].get(name) for stage in chosen for name in WITH_VOTES}
         if wanted := [name for name, value in given.items() if value not in (None, 0, "fer2013")]:
             raise places.NotFoundHere(
                 f"{', '.join(wanted)}: FER+'s votes are needed, and none are there: put {addresses.VOTES_FILE} into data/ "

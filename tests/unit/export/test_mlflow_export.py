@@ -1,6 +1,7 @@
 """What an MLflow store holds after an export is what the run's files say, each run once."""
 
 import importlib.util
+import shutil
 
 import run_all
 from fer_utils import files
@@ -96,14 +97,23 @@ def test_a_run_that_is_exported_again_replaces_itself_and_no_other(done, fake_ru
 
 
 @needs_mlflow
-def test_an_interrupted_export_is_done_again_and_its_remains_go(done, store, monkeypatch):
+def test_a_run_of_the_same_name_in_another_outputs_folder_is_another(done, store, tmp_path):
+    first = _export(done, store)
+    elsewhere = shutil.copytree(done.folders.folder, tmp_path / "elsewhere" / done.folders.folder.name)
+    mlflow_export.export([runs.read(elsewhere)], store)
+    assert first in [found.info.run_id for found in _in_store(store, elsewhere.name)]
+
+
+@needs_mlflow
+@pytest.mark.parametrize("step", ["log_batch", "log_artifact"])
+def test_an_interrupted_export_is_done_again_and_its_remains_go(done, store, monkeypatch, step):
     from mlflow import MlflowClient
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(MlflowClient, "log_artifact", interrupted)
+        patched.setattr(MlflowClient, step, interrupted)
         with pytest.raises(KeyboardInterrupt):
             _export(done, store)
     assert [found.info.status for found in _in_store(store, done.folders.folder.name)] == ["RUNNING"]

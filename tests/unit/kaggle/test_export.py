@@ -198,6 +198,14 @@ def test_a_damaged_package_is_refused(exported, tmp_path):
         ({"weights": "resnet50"}, "source of the weights is 'resnet50'"),
         ({"weights": "owner/model/keras/variation"}, "expected a dataset such as keras/resnet50 or a model version"),
         ({"values": values(data_dir="")}, "data_dir is empty"),
+        (
+            {"values": values(weights="shipped", backbone="small")},
+            "train_head.weights is 'shipped', which stays on this",
+        ),
+        (
+            {"values": values(also="/kaggle/input/a; b.zip")},
+            r"evaluate.also is 'b.zip', .* as -p evaluate.also=/kaggle/input/",
+        ),
     ],
 )
 def test_what_kaggle_would_refuse_is_refused_here(tmp_path, change, message):
@@ -205,6 +213,11 @@ def test_what_kaggle_would_refuse_is_refused_here(tmp_path, change, message):
     with pytest.raises(ExportError, match=message):
         export.export(tmp_path, **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_votes_that_the_profile_needs_are_asked_for(exported, tmp_path, capsys):
+    export.export(tmp_path, values(votes_output=1.0, issues_file="/kaggle/input/issues.csv"), "jane", "")
+    assert "attach a dataset with fer2013new.csv to the notebook" in capsys.readouterr().out
 
 
 def test_a_notebook_that_is_too_large_is_refused(tmp_path, monkeypatch):

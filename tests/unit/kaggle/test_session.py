@@ -35,7 +35,7 @@ def test_jax_only_where_it_can_use_several_gpus(tmp_path, monkeypatch, devices, 
     assert os.environ["KERAS_BACKEND"] == chosen
 
 
-def test_results_lie_beside_one_zip_of_the_rest(tmp_path, monkeypatch):
+def test_results_lie_beside_one_zip_of_the_rest_also_after_an_error_and_a_second_call(tmp_path, monkeypatch):
     monkeypatch.setenv("FER_KAGGLE_ROOT", str(tmp_path))
     of = runs.run_named("r", "/kaggle/working", "/kaggle/content/images")
     names = ("metrics.json", "report.html", "model.keras", "confusion_matrix_val.png", "confusion_matrix_test.png")
@@ -43,7 +43,11 @@ def test_results_lie_beside_one_zip_of_the_rest(tmp_path, monkeypatch):
     for path in (*best, of.path("manifest.csv"), of.figure("faces"), of.path(".stage.lock"), picture):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(path.name)
+    with monkeypatch.context() as full_disk, pytest.raises(OSError, match="full"):
+        full_disk.setattr(zipfile.ZipFile, "write", lambda *given: (_ for _ in ()).throw(OSError("full")))
+        session.deliver(of)
     left = session.deliver(of)
+    assert session.deliver(of) == left
     assert {path.name for path in (tmp_path / "working").iterdir()} == {path.name for path in best} | {"r.zip"}
     assert sorted(left) == sorted((tmp_path / "working").iterdir())
     assert (tmp_path / "working/metrics.json").read_text() == "metrics.json"
