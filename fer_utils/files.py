@@ -28,6 +28,7 @@ _OLD = "-old-"  # after the prefix: a folder that is being replaced
 WRITTEN = ".written.json"  # in a folder that this project wrote: the time, and the size of each file
 FILE_MANAGERS = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}  # what they leave in folders, in lower case
 _NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_NOT_WRITABLE |= {errno.EILSEQ}  # a name that is not UTF-8, on macOS
 _CLOCKS = 2  # seconds by which times on one disk may be rounded
 
 
@@ -52,7 +53,8 @@ def _explaining(path: Path) -> Iterator[None]:
         if error.errno in _NOT_WRITABLE:
             # On Windows a file that a program has open, such as a table in Excel, cannot be replaced.
             close = "close the program that has it open, or " if sys.platform == "win32" else ""
-            message = f"{path} cannot be written ({error.strerror}): {close}choose another output folder"
+            way = "a shorter name" if error.errno == errno.ENAMETOOLONG else "another output folder"
+            message = f"{path} cannot be written ({error.strerror}): {close}choose {way}"
             raise OutputError(message) from error
         raise
 

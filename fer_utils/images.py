@@ -58,6 +58,8 @@ def _opened(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
 
     Only these formats are tried, since Pillow starts other programs for some. Raises UnreadableImage, also for errors in the block.
     """
+    if not data:
+        raise UnreadableImage("the file is empty (zero bytes): copy it again")
     try:
         with Image.open(io.BytesIO(data), formats=formats) as picture:
             tags = getattr(picture, "tag_v2", {})
@@ -72,9 +74,11 @@ def _opened(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         if data[4:12] in _HEIC and formats == PHOTOGRAPH_FORMATS and "HEIF" not in formats:
             raise UnreadableImage(
-                "is HEIC, which needs pillow-heif: `pip install 'pillow-heif>=1,<2'`, or `uv sync --extra heic`; or save it as JPEG"
+                'is HEIC, which needs pillow-heif: `uv sync --extra heic`, or `pip install "pillow-heif>=1,<2"`; or save it as JPEG'
             ) from error
-        raise UnreadableImage(f"not a whole image file (it is no {', '.join(formats)}){_WAY_OUT}") from error
+        kind = next((name for name in formats if (begins := Image.OPEN[name][1]) and begins(data[:16])), "")
+        found = f"it begins as {kind}, and is cut off or damaged" if kind else f"it is no {', '.join(formats)}"
+        raise UnreadableImage(f"not a whole image file ({found}){_WAY_OUT}") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"is far over {MAX_MEGAPIXELS} megapixels ({error}): make it smaller") from error
     except Exception as error:  # Pillow's decoders raise about ten types for damaged bytes, among them TypeError
@@ -88,8 +92,6 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     `blank` (see is_blank). Raises UnreadableImage, naming `name`, for an empty, truncated, foreign or far too large file:
     Pillow, unlike OpenCV, refuses a JPEG that ends early.
     """
-    if not data:
-        raise UnreadableImage(f"{name}: the file is empty (zero bytes)")
     try:
         with _opened(data, FORMATS) as picture:
             flags = [] if picture.mode == "L" else ["colour"]
@@ -120,6 +122,9 @@ def _pixels(picture: Image.Image, mode: Literal["L", "RGB"]) -> np.ndarray:
 
     Transparent parts become white. Grey of more than 8 bits, and fractions, are scaled: see _range.
     """
+    picture.load()
+    picture.getexif()  # now kept; exif_transpose would write the blocks in `info` again, which fails for some tags
+    picture.info = {name: value for name, value in picture.info.items() if "exif" not in str(name)}
     ImageOps.exif_transpose(picture, in_place=True)
     is_deep = picture.mode[0] in "IF"
     low, high = _range(picture) if is_deep else (0, 255)

@@ -48,7 +48,7 @@ def axes(texts: Sequence[str], declared: Mapping[str, Mapping[str, Parameter]]) 
     try:
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     except ImportError:
-        install = "`pip install 'optuna>=4.5,<5'`, or the extra `sweep` of this project"
+        install = '`uv sync --extra sweep`, or `pip install "optuna>=4.5,<5"`'
         raise ParameterError(f"--sweep needs Optuna: {install}") from None
     found: dict[str, Axis] = {}
     for text in texts:

@@ -33,14 +33,14 @@ COLUMNS = {"box": ">22", "expression": "<13", "next": "<13", "detector": "<8", "
 OF_FRAMES = {"seconds": ">8", "track": ">5"}  # only with a video or a webcam
 
 
-def find_model(given: str, outputs_dir: str = "outputs") -> Path:
+def find_model(given: str, outputs_dir: str | None = None) -> Path:
     """The model file for `given`: `shipped`, a file as it is, or the model.keras of a folder, of a run, or for `auto` of
-    the newest run that has one."""
+    the newest run that has one. outputs_dir: the folder of all runs, by default `outputs` in the project's folder."""
     if given == "shipped":
         return places.SHIPPED
     if given != "auto" and Path(given).is_file():
         return Path(given)
-    folder = places.place(outputs_dir)
+    folder = Path(outputs_dir) if outputs_dir else places.place("outputs")
     if folder.exists() and not folder.is_dir():
         raise places.NotFoundHere(f"--outputs: {folder} is no folder")
     runs = {path.parent.name: path for path in folder.glob("*/model.keras") if path.is_file()}
@@ -177,12 +177,12 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add, mtcnn, yunet = parser.add_argument, detection.Mtcnn.THRESHOLD, detection.YuNet.THRESHOLD
     add("paths", nargs="*", type=Path, metavar="PATH", help="image files, videos, folders of both")
     add("--webcam", type=int, metavar="N", help="watch this camera until Ctrl-C")
-    add("--page", action="store_true", help="open a page for pictures and the camera in the browser")
+    add("--page", action="store_true", help="serve a page for pictures and the camera, and print its address")
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="of the page: this machine alone (127.0.0.1)")
     add("--port", type=int, default=7860, metavar="N", help="of the page (7860)")
     model = "a run, a file (.keras, .tflite, .onnx), auto: the newest run, or shipped: this package's own (default)"
     add("--model", default="shipped", metavar="RUN|FILE", help=model)
-    add("--outputs", default="outputs", metavar="DIR", help="the folder of all runs")
+    add("--outputs", metavar="DIR", help="the folder of all runs (outputs in the project's folder)")
     add("--no-detect", action="store_true", help="each picture is the crop of one face")
     detector = "mtcnn, yunet, or the path of YuNet's file; auto: yunet where its file is there or can be fetched"
     add("--detector", default="auto", metavar="NAME|PATH", help=detector)
@@ -211,6 +211,7 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         (not (given.page and others), "--page goes with --model, --detector, --smallest, --threshold, --host, --port"),
         (0 <= camera <= LAST_CAMERA, f"--webcam {camera}: cameras are numbered from 0 to {LAST_CAMERA}"),
         (1 <= given.port <= 65535, f"--port {given.port}: ports are numbered from 1 to 65535"),
+        (given.webcam is None or given.every == 1, "--every goes with videos, not with --webcam"),
         (given.every >= 1 and given.smallest >= smallest, f"--every starts at 1 and --smallest at {smallest}"),
         (threshold is None or 0 < threshold < 1, f"--threshold {threshold}: a confidence lies between 0 and 1"),
         (0 <= given.smooth < float("inf"), f"--smooth {given.smooth}: a time in seconds, 0 or more"),
@@ -256,8 +257,6 @@ def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     for folder, files_of in left_alone.items():
         _say(f"left alone: {folder}: {_kinds(files_of)}")
     is_live, figure = given.webcam is not None, given.timeline
-    if figure and figure.exists() and any(figure.samefile(source) for source in sources):
-        raise files.OutputError(f"{figure} is one of the pictures that are read: choose another file")
     if is_live:
         pictures, total = photographs.watch(given.webcam), None
     else:
@@ -286,7 +285,9 @@ def _run(given: argparse.Namespace, reader: Reader) -> list[PassedOver]:
     tracks = times.tracks()
     output.end(tracks, passed_over, left_alone)
     if figure and tracks:
+        figure = drawing.free(figure)
         times.draw(figure, lambda source: _printable(source)[-40:])
+        _say(f"timeline: {figure}")
     elif figure:
         _say("no face in a video: no timeline is written")
     return passed_over

@@ -113,7 +113,7 @@ class Mtcnn(Detector):
             from mtcnn import MTCNN
         except ImportError as error:
             said = f"the face detector is not installed ({error})"
-            raise DetectorMissing(f"{said}: `pip install 'mtcnn>=1,<2'`, {crops}") from error
+            raise DetectorMissing(f'{said}: `pip install "mtcnn>=1,<2"`, {crops}') from error
         self._network = MTCNN()
 
     def find(self, picture: np.ndarray) -> list[Box]:
@@ -137,7 +137,8 @@ class YuNet(Detector):
     def __init__(self, smallest: int = SMALLEST, threshold: float = THRESHOLD, file: Path | None = None):
         super().__init__(smallest, threshold)
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # OpenCV 5 warns of what is not asked for
-        self._network = cv2.FaceDetectorYN.create(str(yunet_path(file)), "", (320, 320), threshold, OVERLAP)
+        data, nothing = (np.frombuffer(part, np.uint8) for part in (yunet_path(file).read_bytes(), b""))
+        self._network = cv2.FaceDetectorYN.create("onnx", data, nothing, (320, 320), threshold, OVERLAP)
 
     def find(self, picture: np.ndarray) -> list[Box]:
         # Larger pictures are searched several times, each a quarter of the size before, for larger faces.

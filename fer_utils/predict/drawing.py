@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fer_utils import files
 from fer_utils.predict.detection import Box
-from fer_utils.predict.photographs import Picture
+from fer_utils.predict.photographs import Picture, for_opencv
 
 import cv2
 import numpy as np
@@ -29,10 +29,11 @@ def drawn(picture: np.ndarray, boxes: Sequence[Box], labels: Sequence[str], note
     thickness, size = max(1, round(2 * scale)), max(0.4, 0.7 * scale)
     for box, label in zip(boxes, labels, strict=True):
         cv2.rectangle(copy, (box.x, box.y), (box.x + box.width, box.y + box.height), COLOUR, max(2, thickness))
-        (width, height), below = cv2.getTextSize(label, FONT, size, thickness)
-        foot = max(box.y - below, height + below)
-        cv2.rectangle(copy, (box.x, foot - height - below), (box.x + width, foot + below), COLOUR, cv2.FILLED)
-        cv2.putText(copy, label, (box.x, foot), FONT, size, (0, 0, 0), thickness, cv2.LINE_AA)
+        fitting = min(size, copy.shape[1] / cv2.getTextSize(label, FONT, 1, thickness)[0][0])
+        (width, height), below = cv2.getTextSize(label, FONT, fitting, thickness)
+        left, foot = max(0, min(box.x, copy.shape[1] - width)), max(box.y - below, height + below)
+        cv2.rectangle(copy, (left, foot - height - below), (left + width, foot + below), COLOUR, cv2.FILLED)
+        cv2.putText(copy, label, (left, foot), FONT, fitting, (0, 0, 0), thickness, cv2.LINE_AA)
     if note:  # as large as the width allows
         height, width = copy.shape[:2]
         (wide, high), below = cv2.getTextSize(note, FONT, 1, 1)
@@ -73,7 +74,7 @@ class Copies(contextlib.ExitStack):
             self.close()  # the video before
             path, size = self._path(source, ".mp4"), (rgb.shape[1], rgb.shape[0])
             temporary = self.enter_context(files.replacing(path))
-            self._writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+            self._writer = cv2.VideoWriter(for_opencv(temporary), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
             if not self._writer.isOpened():
                 raise files.OutputError(f"{path}: this OpenCV cannot write MP4 videos; leave out --annotate")
             self.callback(self._writer.release)
@@ -86,7 +87,11 @@ class Copies(contextlib.ExitStack):
         self._last, self._seconds, self._written = bgr, seconds, max(written, due + 1)
 
     def _path(self, source: str, suffix: str) -> Path:
-        """The first name that is free in this folder."""
-        stem = Path(source).stem + MARK
-        names = (f"{stem}{'' if n == 1 else f'_{n}'}{suffix}" for n in itertools.count(1))
-        return next(path for path in map(self._folder.joinpath, names) if not os.path.lexists(path))
+        stem = os.fsencode(Path(source).stem)[:200].decode(errors="ignore")  # a whole name has 255 bytes at most
+        return free(self._folder / f"{stem}{MARK}{suffix}")
+
+
+def free(path: Path) -> Path:
+    """The path, or if something is there, the first that is free with _2, _3, … at the end of its stem."""
+    others = (path.with_stem(f"{path.stem}_{n}") for n in itertools.count(2))
+    return next(one for one in itertools.chain([path], others) if not os.path.lexists(one))

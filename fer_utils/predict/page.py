@@ -155,10 +155,8 @@ def about(model_file: Path, note: str) -> str:
                 test, against = metrics["label_sets"]["test"]["votes_output"], " against FER+'s majority"
             low, high = test["accuracy_interval"]
             scores = f"**Scores on {test['n']:,} TEST images{against}:** accuracy {test['accuracy']:.3f} "
-            scores += (
-                f"({low:.3f}–{high:.3f}, 95 %), macro F1 {test['macro_f1']:.3f}; a guess is right one time in seven. "
-            )
-            scores += report.honesty_line(metrics)
+            scores += f"({low:.3f}–{high:.3f}, 95 %), macro F1 {test['macro_f1']:.3f}; "
+            scores += "a guess is right one time in seven. " + report.honesty_line(metrics)
     else:
         scores = f"**Scores:** not known, since there is no `metrics.json` beside `{name}`."
     return "\n\n".join([*([f"**{note}**"] if note else []), f"**Model:** {run.name}, `{name}`", scores])
@@ -170,7 +168,7 @@ def app(model_file: Path, detector: Detector | None):
     try:
         import gradio
     except ImportError as error:
-        way = "`pip install 'gradio>=6.31,<7'`, or `uv sync --extra page`"
+        way = '`uv sync --extra page`, or `pip install "gradio>=6.31,<7"`'
         raise PageError(f"the page needs Gradio ({error}): {way}") from error
     _give_each_upload_a_folder()
     reader = Reader(model_file, detector)
@@ -193,9 +191,8 @@ def app(model_file: Path, detector: Detector | None):
             with gradio.Column(scale=3, min_width=280):
                 answer = gradio.HTML(elem_id="answer")
             shown = gradio.State(time_to_live=KEPT)
-            given = upload.upload(
-                partial(answer_file, reader, keras_file), [upload, with_heat], [answer, shown], **ONCE
-            )
+            read = partial(answer_file, reader, keras_file)
+            given = upload.upload(read, [upload, with_heat], [answer, shown], **ONCE)
             given.then(lambda: None, outputs=upload, api_visibility="private")  # ready for the next picture
             with_heat.input(partial(answer_again, keras_file), [shown, with_heat], answer, **ONCE)
         with gradio.Tab("Camera"), gradio.Row():

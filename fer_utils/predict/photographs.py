@@ -1,6 +1,8 @@
 """Reads pictures as RGB from image files, folders, videos and webcams."""
 
+import errno
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -39,23 +41,32 @@ class PassedOver:
 
 def find(paths: Sequence[Path]) -> tuple[list[Path], list[PassedOver], dict[str, Counter[str]]]:
     """The files at `paths`, folders searched recursively, each file once; what is passed over, such as an empty folder,
-    a pipe or a link that leads nowhere; and for each folder how many files of which kind are left alone, since they are
-    hidden or by their suffix neither picture nor video."""
-    found, passed_over, left_alone = [], [], {}
+    a pipe or a folder without permission; and for each folder how many entries of which kind are left alone: linked
+    folders, and files that are hidden or by their suffix neither picture nor video."""
+    found, errors, left_alone = [], list[OSError](), {}
     for path in paths:
-        inside = [path]
+        inside, n_errors = [path], len(errors)
         if path.is_dir():
-            by_kind = {entry: _left_alone_as(entry) for entry in sorted(path.rglob("*")) if not entry.is_dir()}
-            inside = [entry for entry, kind in by_kind.items() if not kind]
+            by_kind = dict[Path, str]()
+            for folder, folders, names in os.walk(path, onerror=errors.append):
+                links = filter(Path.is_symlink, (Path(folder, name) for name in folders))
+                by_kind |= dict.fromkeys(links, "linked folder(s)")
+                by_kind |= {Path(folder, name): _left_alone_as(Path(name)) for name in names}
+            inside = sorted(entry for entry, kind in by_kind.items() if not kind)
             if len(inside) < len(by_kind):
-                left_alone[str(path)] = Counter(filter(None, by_kind.values()))
-        if not inside:
-            passed_over.append(PassedOver(str(path), "the folder holds no picture and no video"))
+                left_alone[str(path)] = Counter(by_kind[entry] for entry in sorted(by_kind.keys() - inside))
+        if not inside and len(errors) == n_errors:
+            errors.append(OSError(errno.ENOENT, "the folder holds no picture and no video", path))
         for entry in inside:
-            if entry.is_file():
+            try:
+                if not entry.is_file():
+                    raise OSError(errno.ENOENT, "no file: a link that leads nowhere, a pipe or a device", entry)
+                if is_video(entry):
+                    for_opencv(entry)
                 found.append(entry)
-            else:
-                passed_over.append(PassedOver(str(entry), "no file: a link that leads nowhere, a pipe or a device"))
+            except OSError as error:
+                errors.append(error)
+    passed_over = [PassedOver(str(error.filename), str(error.strerror)) for error in errors]
     return list(dict.fromkeys(found)), passed_over, left_alone
 
 
@@ -85,9 +96,17 @@ def read_picture(path: Path) -> Picture | PassedOver:
         return PassedOver(str(path), str(error))
 
 
+def for_opencv(path: Path) -> str:
+    """The path for OpenCV, to which a bare `12:30.mp4` is a URL. Raises OSError unless it is UTF-8: OpenCV would crash."""
+    try:
+        return str(path.absolute()).encode().decode()
+    except UnicodeEncodeError as error:
+        raise OSError(errno.EILSEQ, "OpenCV opens no name that is not UTF-8: rename it", path) from error
+
+
 def read_video(path: Path, every: int = 1) -> Iterator[Picture | PassedOver]:
     """Every `every`-th frame of a video; PassedOver for broken frames, and at the end for missing ones."""
-    video = cv2.VideoCapture(str(path))
+    video = cv2.VideoCapture(for_opencv(path))
     width, height = (int(video.get(what)) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
     if not video.isOpened():
         yield PassedOver(str(path), "not a video that can be opened: not whole, or of an unknown codec")
@@ -133,7 +152,7 @@ def _frame(
 
 def count(path: Path, every: int = 1) -> int:
     """The approximate number of pictures from `read`: 1, or the number of frames in a video's header."""
-    n_frames = _promised_frames(cv2.VideoCapture(str(path))) if is_video(path) else 1
+    n_frames = _promised_frames(cv2.VideoCapture(for_opencv(path))) if is_video(path) else 1
     return max(1, math.ceil(n_frames / every))
 
 

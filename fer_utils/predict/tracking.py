@@ -170,7 +170,7 @@ class Timeline:
             axes.margins(x=0)
             axes.spines[["top", "right"]].set_visible(False)
         n_others = len(longest) - len(shown)
-        others = f"; {n_others} tracks that were seen for a shorter time are left out" if n_others else ""
+        others = f"; tracks that were seen for a shorter time and are left out: {n_others}" if n_others else ""
         grid[-1].set_xlabel(f"seconds{others}")
         figure.supylabel("probability", fontsize="medium")
         figure.legend(grid[0].collections, CLASSES, loc="outside upper center", ncols=len(CLASSES), frameon=False)

@@ -145,7 +145,7 @@ def _reason(error: Exception) -> str:
 
 def opencv(path: Path) -> Predict:
     """A file of small_onnx as a function, run by OpenCV."""
-    network = cv2.dnn.readNetFromONNX(str(path))
+    network = cv2.dnn.readNetFromONNX(np.frombuffer(path.read_bytes(), np.uint8))  # OpenCV crashes at some paths
 
     def predict(pixels: np.ndarray) -> np.ndarray:
         answers = []

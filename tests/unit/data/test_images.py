@@ -227,7 +227,6 @@ def test_heic_is_turned_once():
 
 def test_heic_without_its_package_names_the_package(monkeypatch):
     monkeypatch.setattr(images, "PHOTOGRAPH_FORMATS", images.FORMATS)
-    with pytest.raises(
-        images.UnreadableImage, match=r"is HEIC, which needs pillow-heif: `pip install 'pillow-heif>=1,<2'`"
-    ):
+    way = r'`uv sync --extra heic`, or `pip install "pillow-heif>=1,<2"`'  # cmd.exe knows no single quotes
+    with pytest.raises(images.UnreadableImage, match=rf"is HEIC, which needs pillow-heif: {way}"):
         images.decode_photograph(b"\0\0\0\x1cftypheic" + bytes(16))

@@ -77,6 +77,16 @@ def _exif(orientation: object) -> Image.Exif:
     return exif
 
 
+NO_RESOLUTION = (282, 10, 1, struct.pack("<lLl", 38, 0, -1)[:4])  # its value, −1/0, is what _tags writes at 38
+
+
+def _tags(tag: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF of orientation 6 and another tag: its number, type, count, and value or where that lies."""
+    both = sorted([(274, 3, 1, struct.pack("<HH", 6, 0)), tag])
+    head = b"II*\0" + struct.pack("<LH", 8, 2) + b"".join(struct.pack("<HHL4s", *entry) for entry in both)
+    return b"Exif\0\0" + head + bytes(4) + struct.pack("<ll", -1, 0)
+
+
 def _text_of_100_mb() -> bytes:
     text = PngImagePlugin.PngInfo()
     text.add_text("a", "x" * 100_000_000, zip=True)
@@ -105,9 +115,11 @@ CASES = {
     "jpeg2000.jpg": (_coded("JPEG2000"), NONE, NO_DATASET),
     "gif.jpg": (_coded("GIF"), WHOLE, NO_DATASET),
     "png.jpg": (_coded("PNG"), WHOLE, []),
-    "empty.jpg": (b"", NONE, r"the file is empty \(zero bytes\)"),
+    "empty.jpg": (b"", r"the file is empty \(zero bytes\): copy it again", r"the file is empty \(zero bytes\)"),
+    "head.gif": (_coded("GIF")[:9], r"it begins as GIF, and is cut off or damaged\): save it again", NO_DATASET),
+    "head.bmp": (_coded("BMP")[:16], r"begins as BMP, and is cut off", r"it begins as BMP, and is cut off or damaged\): "),
     "deep.png": (_coded("PNG", Image.fromarray(np.array(FACE, np.uint16) * 16)), WHOLE, ["colour"]),
-    "heic.png": (b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf", f"({NONE[:-2]})|(is HEIC, which needs pillow-heif)", NO_DATASET),
+    "heic.png": (b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf", r"(it begins as HEIF, and is cut off)|(is HEIC, which needs pillow-heif)", NO_DATASET),
     "bomb.png": (_png(13_200, 13_200, depth=1), rf"13,200 × 13,200 pixels, 174 {LARGE}", rf"13,200 × 13,200 pixels, 174 {LARGE}"),
     "bomb_of_colours.png": (_png(13_200, 13_200, 16, 6, rows=99), rf"174 {LARGE}", rf"174 {LARGE}"),
     "far_bomb.png": (_png(65_000, 65_000, rows=9), FAR, FAR),
@@ -128,6 +140,10 @@ CASES = {
     "half.jpg": (_coded("JPEG")[:400], CUT, CUT),
     "orientation_99.jpg": (_coded("JPEG", exif=_exif(99)), WHOLE, []),
     "no_exif.jpg": (_coded("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), WHOLE, []),
+    # Orientation 6, and tags that Pillow reads and cannot write: an XResolution of −1/0, and a text as BitsPerSample.
+    "turned_of_no_resolution.jpg": (_coded("JPEG", FACE.resize((60, 48)), exif=_tags(NO_RESOLUTION)), [60, 48, 3], ["resized"]),
+    "turned_of_text.jpg": (_coded("JPEG", FACE.resize((60, 48)), exif=_tags((258, 2, 4, b"8 8\0"))), [60, 48, 3], ["resized"]),
+    "turned_of_text.png": (_coded("PNG", FACE.resize((60, 48)), exif=_tags((258, 2, 4, b"8 8\0"))), [60, 48, 3], ["resized"]),
     "turned.jpg": (_coded("JPEG", FACE.resize((60, 48)), exif=_exif(6)), [60, 48, 3], ["resized"]),
     "wide.bmp": (_patched(_coded("BMP"), b"BM", 18, struct.pack("<l", 2**31 - 1)), FAR, FAR),
     "upside.bmp": (_patched(_coded("BMP"), b"BM", 22, struct.pack("<l", -48)), WHOLE, []),

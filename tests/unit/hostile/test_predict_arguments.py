@@ -14,9 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-from fer_utils.predict import command_line, detection, page
-from fer_utils.training import network
+from fer_utils import places
+from fer_utils.predict import command_line, detection, page, photographs
+from fer_utils.predict.photographs import PassedOver
+from fer_utils.training import model_files, network
 
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -89,6 +92,7 @@ REFUSED = {
     "a picture with a long name": ([LONG], "File name too long"),
     "no name at all": (["", "--annotate", "."], "--annotate: . lies in ."),
     "a threshold that is no number": (["album", "--threshold", "nan"], "--threshold nan: a confidence lies between"),
+    "every fifth picture of a camera": (["--webcam", "0", "--every", "5"], "--every goes with videos"),
     "endless smoothing": (["album", "--smooth", "inf"], "--smooth inf: a time in seconds"),
     "every -1st frame": (["album", "--every", "-1"], "--every starts at 1"),
     "a timeline of no known kind": (["album", "--timeline", "x.xyz"], "--timeline x.xyz: the file's name ends in .png"),
@@ -164,7 +168,7 @@ PASSED_OVER = {
         "at most 51 megapixels are read",
     ),
     "a playlist": ("x.mp4", playlist, "not a video that can be opened"),
-    "an empty picture": ("x.webp", Path.touch, "not a whole image file"),
+    "an empty picture": ("x.webp", Path.touch, "the file is empty (zero bytes): copy it again"),
     "an empty video": ("x.mov", Path.touch, "not a video that can be opened"),
 }
 
@@ -202,6 +206,74 @@ def test_a_folder_that_is_called_like_a_picture_is_searched(ask, album):
     Image.new("L", (9, 9), 9).save(album / "x.jpg" / "y.png")
     status, out, _ = ask("album", "--json")
     assert status == 0 and len(json.loads(out)["pictures"]) == 2
+
+
+def test_linked_folders_are_counted_and_closed_ones_are_passed_over(ask, album, monkeypatch):
+    (album / "linked").symlink_to(album)
+    (album / "closed").mkdir()
+    scan = os.scandir
+
+    def scandir(path):  # whoever runs this may be root, to whom no folder is closed
+        if os.fspath(path) == str(album / "closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found, passed_over, left_alone = photographs.find([album, album / "closed"])
+    assert found == [album / "whole.png"] and left_alone == {str(album): {"linked folder(s)": 1}}
+    assert passed_over == [PassedOver(str(album / "closed"), "Permission denied")] * 2
+
+
+def test_a_file_that_may_not_be_looked_at_is_passed_over(album, monkeypatch):
+    def is_file(path):  # of a folder that may be listed and not entered
+        raise PermissionError(13, "Permission denied", os.fspath(path))
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert photographs.find([album])[1] == [PassedOver(str(album / "whole.png"), "Permission denied")]
+
+
+def video(path: Path) -> None:
+    """Three frames, moved to the path, which OpenCV may not be given."""
+    plain = path.with_name("plain.mp4")
+    writer = cv2.VideoWriter(str(plain), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for _ in range(3):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    plain.rename(path)
+
+
+def test_a_video_whose_path_is_not_utf_8_is_named_and_ends_nothing(album):
+    video(album / os.fsdecode(b"caf\xe9.mp4"))
+    done = _process(ALL_FORMS, str(album))
+    assert done.returncode == 1 and b"caf\udce9.mp4: OpenCV opens no name that is not UTF-8: rename it" in done.stderr
+    assert done.stdout.count(b"whole.png") == 3
+    video(album.parent / "clip.mp4")
+    done = _process(ALL_FORMS, str(album.parent / "clip.mp4"), "--annotate", str(album / os.fsdecode(b"out\xff")))
+    assert done.returncode == 2 and b"clip_faces.mp4 cannot be written (OpenCV opens no name that is not" in done.stderr
+
+
+def test_models_and_detectors_are_opened_at_any_path(yunet_path, tmp_path):
+    face = np.zeros((1, 48, 48, 1), np.float32)
+    for name in ("plain.onnx", os.fsdecode(b"caf\xe9.onnx")):
+        (tmp_path / name).write_bytes(places.SHIPPED.read_bytes())
+        assert model_files.opencv(tmp_path / name)(face).shape == (1, 7)
+        (tmp_path / name).write_bytes(yunet_path.read_bytes())
+        assert detection.YuNet(file=tmp_path / name).find(np.zeros((99, 99, 3), np.uint8)) == []
+
+
+def test_a_colon_in_a_bare_name_makes_no_url_of_a_video(ask, tmp_path):
+    video(tmp_path / "12:30.mp4")
+    status, out, _ = ask("12:30.mp4", "--json", "--annotate", ".", writes=True)
+    assert status == 0 and len(json.loads(out)["pictures"]) == 3
+    assert len(list(photographs.read_video(tmp_path / "12:30_faces.mp4"))) == 3
+
+
+def test_a_long_name_is_cut_in_that_of_its_copy(ask, tmp_path, album):
+    for end in "ab":
+        (album / f"{'ä' * 120}{end}.png").write_bytes((album / "whole.png").read_bytes())
+    assert ask("album", "--annotate", "copies", writes=True)[0] == 0
+    names = {path.name for path in (tmp_path / "copies").iterdir()}
+    assert names == {"whole_faces.png", f"{'ä' * 100}_faces.png", f"{'ä' * 100}_faces_2.png"}
 
 
 SHAPES = [(1, 1), (1, 40_000), (40_000, 1), (2, 3)]
@@ -287,12 +359,14 @@ from fer_utils import entry
 from fer_utils.predict import command_line, reader
 from fer_utils.predict.reader import Face, Reading
 from fer_utils.predict.detection import Box
+from fer_utils.predict.photographs import PassedOver
 class Fake:
     note = "a → note"
     def __init__(self, *_): ...
     def read(self, pictures):
         for one in pictures:
-            yield Reading(one, (Face(Box(0, 0, 9, 9, 1.0), (1.0,) + (0.0,) * 6),), self.note)
+            face = Face(Box(0, 0, 9, 9, 1.0), (1.0,) + (0.0,) * 6)
+            yield one if isinstance(one, PassedOver) else Reading(one, (face,), self.note)
 command_line.Reader, command_line.find_model = Fake, lambda *_: Path("ł")
 entry.enter(lambda: max(command_line.main([*sys.argv[1:], "--no-detect", *form]) for form in ([], ["--csv"], ["--json"])))
 """

@@ -268,6 +268,11 @@ def test_pictures_that_a_person_added_to_a_run_stop_it_before_it_runs(fake_run, 
 # --- annotated copies --------------------------------------------------------------------------------------------------
 
 
+def test_for_a_long_name_the_way_out_is_a_shorter_one(tmp_path):
+    with pytest.raises(files.OutputError, match=r"n\.json cannot be written \(.*\): (.*, or )?choose a shorter name"):
+        files.write_json(tmp_path / f"{'n' * 300}.json", {})
+
+
 def test_an_annotated_copy_takes_a_free_name(tmp_path):
     taken = [_write(tmp_path / "a_faces.png"), _write(tmp_path / "a_faces_2.png")]
     (tmp_path / "a_faces_3.png").symlink_to("nowhere")

@@ -164,7 +164,7 @@ def test_a_lower_threshold_shows_what_the_default_leaves_out(mtcnn):
 
 def test_a_missing_detector_is_named_with_the_way_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "mtcnn", None)
-    with pytest.raises(detection.DetectorMissing, match=r"pip install 'mtcnn.*--no-detect"):
+    with pytest.raises(detection.DetectorMissing, match=r'pip install "mtcnn.*--no-detect'):
         detection.Mtcnn()
 
 

@@ -279,7 +279,7 @@ def test_a_missing_gradio_and_a_taken_port_are_named_with_the_way_out(server, mo
     with pytest.raises(page.PageError, match=f"cannot be served at 127.0.0.1:{port} .* give another --port"):
         page.serve(model, detection.Mtcnn(), port=port)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(page.PageError, match=r"needs Gradio .*pip install 'gradio>=6\.31,<7'"):
+    with pytest.raises(page.PageError, match=r'needs Gradio .*uv sync --extra page.*pip install "gradio>=6\.31,<7"'):
         page.serve(model, detection.Mtcnn())
 
 

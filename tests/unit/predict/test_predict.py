@@ -410,11 +410,13 @@ def test_only_videos_have_tracks(run, tmp_path):
     assert status == 0 and "no face in a video" in err and [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_picture_that_is_read_is_not_replaced_by_the_timeline(run, tmp_path):
-    before = write(tmp_path / "a.png").read_bytes()
-    status, _, err = run(tmp_path, "--timeline", tmp_path / "a.png")
-    assert status == 2 and "a.png is one of the pictures that are read" in err
-    assert (tmp_path / "a.png").read_bytes() == before
+def test_no_file_is_replaced_by_the_timeline(run, tmp_path):
+    before, video = write(tmp_path / "a.png").read_bytes(), write_video(tmp_path / "v.avi", 2)
+    for n, paths in enumerate(([video], [tmp_path]), 2):  # whether the file is read or not
+        status, _, err = run(*paths, "--timeline", tmp_path / "a.png")
+        assert status == 0 and f"timeline: {tmp_path / f'a_{n}.png'}" in err.splitlines()
+        assert (tmp_path / "a.png").read_bytes() == before
+        assert (tmp_path / f"a_{n}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_annotated_copy_of_a_video_of_a_variable_rate_plays_as_its_source(run, tmp_path):
@@ -442,6 +444,20 @@ def test_a_copy_names_the_track(monkeypatch):
     face = reader.Face(Box(0, 0, 9, 9, 1.0), (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0))
     reader.Reading(Picture("v", np.empty(0)), (face, replace(face, track=2))).drawn()
     assert said == ["happy 1.00", "2 happy 1.00"]
+
+
+@pytest.mark.parametrize(("side", "x"), [(2000, 1924), (400, 390), (48, 0), (48, 40), (1, 0)])
+def test_a_label_lies_in_the_picture(side, x, monkeypatch):
+    put, spans = cv2.putText, []
+
+    def spy(picture, text, at, font, size, colour, thickness, line):
+        spans.append((at[0], at[0] + cv2.getTextSize(text, font, size, thickness)[0][0]))
+        return put(picture, text, at, font, size, colour, thickness, line)
+
+    monkeypatch.setattr(cv2, "putText", spy)
+    drawing.drawn(np.zeros((side, side, 3), np.uint8), [Box(x, 0, 60, 60, 1.0)], ["happy 0.85"])
+    ((left, right),) = spans
+    assert 0 <= left < right <= side
 
 
 @pytest.fixture
@@ -499,7 +515,7 @@ def test_a_camera_that_is_not_there_is_said(run, monkeypatch):
     assert status == 1 and "webcam 97: no such camera" in err
 
 
-def test_models_are_found_by_file_by_name_and_by_age(outputs, tmp_path):
+def test_models_are_found_by_file_by_name_and_by_age(outputs, tmp_path, monkeypatch):
     bright = outputs / "bright" / "model.keras"
     assert command_line.find_model(str(bright)) == bright
     for age, name in enumerate(("newest", "older")):
@@ -510,6 +526,11 @@ def test_models_are_found_by_file_by_name_and_by_age(outputs, tmp_path):
     assert command_line.find_model("auto", str(tmp_path)).parent.name == "newest"
     with pytest.raises(FileNotFoundError, match=r"is called oldest; runs with a model in .*: newest, older"):
         command_line.find_model("oldest", str(tmp_path))
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_merge_split.py").touch()  # a project, and in it a folder with runs
+    (tmp_path / "newest").rename(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path / "older")
+    assert command_line.find_model("runs", "..").parent.name == "runs"  # from the current folder, as run_all.py
     with pytest.raises(FileNotFoundError, match="no run has a model yet"):
         command_line.find_model("auto", str(tmp_path / "older"))
 

@@ -8,6 +8,7 @@ from fer_utils.predict.tracking import COLOURS, Timeline
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 
@@ -52,13 +53,16 @@ def test_sources_are_kept_apart_and_photographs_are_no_tracks():
     assert [(track["source"], track["seconds"]) for track in found] == [("v", 0.4), ("w", 0.1), ("webcam 0", 0.001)]
 
 
-@pytest.mark.parametrize("n", [1, 6, 9])
-def test_the_figure_grows_with_its_tracks_and_shows_six_at_most(n, tmp_path):
+@pytest.mark.parametrize("n", [1, 6, 7, 9])
+def test_the_figure_grows_with_its_tracks_and_shows_six_at_most(n, tmp_path, monkeypatch):
+    save, said = Figure.savefig, []
+    monkeypatch.setattr(Figure, "savefig", lambda *a, **k: said.append(a[0].axes[-1].get_xlabel()) or save(*a, **k))
     faces = {f"t{number + 1}": CLASSES[number % 7] for number in range(n)}
     found = times(reading(0.0, **faces), reading(0.5, **faces), reading(1.0, t1="happy"))
     found.draw(tmp_path / "line.png", lambda source: "a $b$ \\frac $ v")
     with Image.open(tmp_path / "line.png") as picture:
         assert picture.width == 1500 and picture.height == pytest.approx(150 * (1 + 1.15 * min(n, 6)), abs=2)
+        assert said[0].endswith({1: "seconds", 6: "seconds", 7: "left out: 1", 9: "left out: 3"}[n])
         colours = {tuple(pixel) for pixel in np.array(picture.convert("RGB")).reshape(-1, 3)}
     assert all(
         tuple(bytes.fromhex(COLOURS[CLASSES.index(name)][1:])) in colours for name in {*list(faces.values())[:6]}
