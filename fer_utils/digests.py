@@ -57,18 +57,13 @@ def _listing(found: Mapping[str, os.stat_result]) -> str:
 def _listed(folder: Path) -> dict[str, os.stat_result]:
     """Every regular file below a folder with its stat, without hidden ones and what file managers leave.
 
-    Links are followed, but every folder is read once, so that a link to a folder above it is no endless loop.
+    Links are followed, see files.walk, which raises OSError for a folder that cannot be read.
     """
     found: dict[str, os.stat_result] = {}
-    read = set()
-    for at, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(at)) in read:
-            folders.clear()
-            continue
-        read.add(real)
-        folders[:] = sorted(name for name in folders if _counts(name))
-        below = "" if at == str(folder) else f"{Path(at).relative_to(folder).as_posix()}/"
-        paths = {name: Path(at, name) for name in sorted(names) if _counts(name)}
+    for at, folders, names in files.walk(folder):
+        folders[:] = filter(_counts, folders)
+        below = "" if at == folder else f"{at.relative_to(folder).as_posix()}/"
+        paths = {name: at / name for name in names if _counts(name)}
         found |= {below + name: path.stat() for name, path in paths.items() if path.is_file()}
     return found
 

@@ -48,7 +48,7 @@ def _explaining(path: Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no EDQUOT
             raise OutputError(f"no space left on the disk while writing {path}: free some and run again") from error
         if error.errno in _NOT_WRITABLE:
             # On Windows a file that a program has open, such as a table in Excel, cannot be replaced.
@@ -161,6 +161,29 @@ def require_own(path: Path, names_only: bool = False) -> None:
     """Raise OutputError, naming the first fault, unless `path` may be replaced or removed: see foreign."""
     if fault := foreign(path, names_only):
         raise OutputError(f"{fault}: move it away, or choose another folder")
+
+
+def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As os.walk, sorted, through links to folders too: each folder once, its own path before those of links to it.
+
+    No link leads to a folder above `top`, since one to the root would be the whole disk. Raises OSError, with the way out, for
+    a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise OSError(f"{error.filename} cannot be read ({error.strerror}): change its permissions") from error
+
+    starts = [Path(top)]
+    entered = {str(above) for above in Path(os.path.realpath(top)).parents}
+    for start in starts:  # grows by the links on the way
+        for at, folders, names in os.walk(start, onerror=refuse):
+            if (real := os.path.realpath(at)) in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            folders.sort()
+            yield Path(at), folders, sorted(names)
+            starts += [Path(at, name) for name in folders if Path(at, name).is_symlink()]
 
 
 def _entries(folder: Path, below: str = "") -> Iterator[tuple[str, os.stat_result]]:

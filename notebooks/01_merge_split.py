@@ -115,7 +115,8 @@ splits.count_table(table)
 # compared again: this finds other crops of one photograph.
 
 # %%
-pairs, others = near_duplicates.compare(merged.pixels)
+unread = np.flatnonzero(splits.has_flag(table, "unreadable"))
+pairs, others = near_duplicates.compare(merged.pixels, {*unread})
 table = audit.describe_copies(table, pairs)
 pd.Series(audit.cross_split_counts(table)).to_frame("under the split as specified")
 
@@ -171,7 +172,7 @@ if has_votes:
         f"of the pictures that FER+'s majority gives one of the seven classes, {share:.1%} have the same label in FER2013"
     )
 else:
-    print("no votes of FER+: fer2013new.csv was not found, or `votes` is none")
+    print("no votes of FER+: fer2013new.csv was not found, no picture is one of its rows, or `votes` is none")
 
 # %% [markdown]
 # The first figure shows pictures whose label none of ten people gave, while nine or ten agreed on another class. The second
@@ -205,6 +206,7 @@ if has_votes:
 
 # %%
 table = audit.apply_policy(table, leakage, train_copies)
+audit.require_filled(table)
 leaks = audit.summary(table, pairs, leakage)
 if leaks["test_images_in_train"]:
     seen = f"{leaks['val_images_in_train']:,} VAL and {leaks['test_images_in_train']:,} TEST images"

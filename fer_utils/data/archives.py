@@ -1,15 +1,15 @@
 """Reads the files of a folder or a zip in place: nothing is unpacked beside it, so no entry's name can lead out of it."""
 
-import os
 import re
 import stat
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from fer_utils import images
+from fer_utils import files, images
 
 MAX_IMAGE_BYTES = 10_000_000  # a 48×48 picture has about 2,000; a larger entry is no face picture, or a zip bomb
 MAX_UNPACKED_BYTES = 4_000_000_000  # the larger of the two datasets unpacks to 0.3 GB as CSV
@@ -28,19 +28,11 @@ class FolderReader:
 
     def files(self) -> list[str]:
         """Every file below the folder, through links to folders too, each folder once; a link that leads nowhere is a file."""
-        found, starts = [], [self.path]
-        entered = {str(above) for above in Path(os.path.realpath(self.path)).parents}  # a link there: the whole disk
-        for start in starts:  # grows by the links on the way; a folder's own path comes before those of links to it
-            for folder, folders, names in os.walk(start):
-                path, real = Path(folder), os.path.realpath(folder)
-                if real in entered:
-                    folders.clear()
-                    continue
-                entered.add(real)
-                folders.sort()
-                starts += [path / name for name in folders if (path / name).is_symlink()]
-                found += [(path / name).relative_to(self.path).as_posix() for name in names]
-        return found
+        try:
+            found = [(at, name) for at, _, names in files.walk(self.path) for name in names]
+        except OSError as error:
+            raise DatasetError(f"{error}") from error
+        return [(at / name).relative_to(self.path).as_posix() for at, name in found]
 
     def read(self, file: str) -> bytes:
         try:
@@ -117,10 +109,10 @@ def is_hidden(file: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(file).parts)
 
 
-def tails(path: str) -> list[str]:
+def tails(path: str) -> Iterator[str]:
     """A path, and what remains of it without its outer folders: a/b/c.jpg, b/c.jpg, c.jpg."""
     parts = PurePosixPath(path).parts
-    return ["/".join(parts[n:]) for n in range(len(parts))]
+    return ("/".join(parts[n:]) for n in range(len(parts)))
 
 
 def natural_key(text: str) -> list:

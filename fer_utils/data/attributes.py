@@ -19,9 +19,12 @@ def read(given: Path, pictures: Sequence[str]) -> pd.DataFrame:
     one that is not whole, or whose names fit several pictures.
     """
     try:
-        table = pd.read_csv(given, dtype=str, keep_default_na=False, index_col=False).drop_duplicates()
+        table = pd.read_csv(given, dtype=str, keep_default_na=False)
+        if not isinstance(table.index, pd.RangeIndex):  # pandas uses columns beyond the header as row names
+            raise ValueError("its rows are longer than its header")
     except (OSError, ValueError) as error:  # ValueError: also what pandas and Unicode raise
         raise DatasetError(f"{given} cannot be read as CSV ({error})") from error
+    table = table.drop_duplicates()
     files = table.iloc[:, 0].str.replace("\\", "/").str.strip().str.removeprefix("./")
     if table.shape[1] < 2 or files.duplicated().any():
         twice = f"two rows for {files[files.duplicated()].iloc[0]}" if files.duplicated().any() else "one column"

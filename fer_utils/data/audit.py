@@ -3,7 +3,9 @@
 from itertools import combinations
 from typing import Any
 
+from fer_utils.classes import CLASSES
 from fer_utils.data import near_duplicates
+from fer_utils.data.archives import DatasetError
 from fer_utils.data.splits import SPLITS
 
 import numpy as np
@@ -83,6 +85,17 @@ def apply_policy(table: pd.DataFrame, policy: str, train_copies: str) -> pd.Data
         _drop(table, (table["split"] == "TRAIN") & ~table.index.isin(first.index), "dropped:copy")
     require_no_leak(table)
     return table
+
+
+def require_filled(table: pd.DataFrame) -> None:
+    """Raise DatasetError, with what was dropped, if VAL or TEST has no image, or TRAIN none of a class."""
+    held = {*table["split"], *(table["split"] + "/" + table["label"])}
+    if lacking := [name for name in ("VAL", "TEST", *(f"TRAIN/{label}" for label in CLASSES)) if name not in held]:
+        leaks, copies = (table["flags"].str.contains(flag).sum() for flag in ("dropped:leak", "dropped:copy"))
+        raise DatasetError(
+            f"no image is left in {', '.join(lacking)}; {leaks:,} copies of images of VAL or TEST and {copies:,} copies within TRAIN "
+            "were taken out. Add images that are no copies (merge_split.extra adds to TRAIN), or for VAL raise val_fraction"
+        )
 
 
 def _drop(table: pd.DataFrame, rows: pd.Series, flag: str) -> None:

@@ -45,7 +45,7 @@ def plan_balance(table: pd.DataFrame, targets: Mapping[str, int], max_per_class:
     for code, label in enumerate(CLASSES):
         paths = np.sort(table.loc[table["label"] == label, "path"].to_numpy(str))
         if not len(paths):
-            raise ValueError(f"TRAIN has no images of {label}: there is nothing to balance")
+            raise ValueError(f"TRAIN has no images of {label}: leave fewer out, or add some with merge_split.extra")
         rng = np.random.default_rng([seed, code])
         fill = np.arange(max(0, targets[label] - len(paths)))
         turns = rng.permutation(len(paths))[fill % len(paths)]

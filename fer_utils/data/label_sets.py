@@ -30,7 +30,8 @@ def find_rows(table: pd.DataFrame, pixels: np.ndarray, votes: Votes) -> pd.Serie
     labels are not those of the votes' rows, or if a number is larger than a class has rows.
     """
     rows = pd.Series(NO_ROW, index=table.index)
-    is_csv = table["source_path"].str.contains(r"\.csv#\d+$", case=False)
+    is_voted = table["source"].isin((FER2013, EMOTION_DETECTION))  # the rows of another table have numbers of their own
+    is_csv = is_voted & table["source_path"].str.contains(r"\.csv#\d+$", case=False)
     rows[is_csv] = _rows_of_csv(table[is_csv], votes)
     is_numbered = ~is_csv & (table["source"] == EMOTION_DETECTION)
     rows[is_numbered] = _rows_of_names(table[is_numbered], votes)
@@ -52,7 +53,7 @@ def _rows_of_csv(table: pd.DataFrame, votes: Votes) -> np.ndarray:
     return rows
 
 
-def _rows_of_names(table: pd.DataFrame, votes: Votes) -> list[int]:
+def _rows_of_names(table: pd.DataFrame, votes: Votes) -> np.ndarray:
     parts = np.where(votes.usages == "Training", "train", "test")
     rows_of = pd.DataFrame({"part": parts, "label": votes.labels}).groupby(["part", "label"]).indices
     found = []
@@ -65,7 +66,7 @@ def _rows_of_names(table: pd.DataFrame, votes: Votes) -> list[int]:
                 "or set merge_split.votes to none"
             )
         found.append(int(rows[int(number)]) if number.isdecimal() else NO_ROW)
-    return found
+    return np.array(found, int)
 
 
 def _rows_of_copies(
@@ -118,8 +119,8 @@ def choose(table: pd.DataFrame, labels: str) -> pd.DataFrame:
         return table
     if not (table["votes"] != "").any():
         raise DatasetError(
-            f"labels is 'ferplus', but there are no votes: put {addresses.VOTES_FILE} into data/ "
-            f"({addresses.VOTES_ADDRESS}, or `python run_all.py --download`), or set merge_split.votes to its path"
+            f"labels is 'ferplus', but there are no votes: {addresses.GET_VOTES}. "
+            f"The file is at {addresses.VOTES_ADDRESS} (or `python run_all.py --download`); merge_split.votes may be its path"
         )
     has_rows = table["source"].isin((FER2013, EMOTION_DETECTION))  # nobody voted on pictures of other sources
     table = table.assign(label=table["ferplus_label"].where(has_rows, table["label"]))

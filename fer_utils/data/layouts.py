@@ -9,8 +9,9 @@ import csv
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple
 
@@ -91,7 +92,7 @@ def find(
     tables = own[:1] or tables
     if any(row.label for row in rows) and not columns:
         tables = []
-    is_alone = bool(own or given) or (len(tables) == 1 and not pictures and not tables[0].endswith(".txt"))
+    is_alone = bool(own or given) or (len(tables) == 1 and not pictures and not tables[0].lower().endswith(".txt"))
     read = [table for file in tables if (table := _read_table(reader, file, where, columns, is_alone))]
     if columns and not read:
         raise DatasetError(f"{where} holds no table with the columns {columns!r}; expected PICTURE:LABEL, their names")
@@ -113,6 +114,10 @@ def find(
             f"; or name the columns of {tables[0]} in extra_columns, as PICTURE:LABEL" if tables and not every else ""
         )
         raise DatasetError(where + unknown.said + more)
+    labels: dict[str, str | None] = {}
+    for row in rows:
+        if labels.setdefault(row.file, row.label) != row.label:
+            raise DatasetError(f"{where} lists {row.file} as {labels[row.file]} and as {row.label}: keep one of them")
     taken = {row.file.rsplit("#", 1)[0] if row.file in cells else row.file for row in rows}
     ignored = sorted(file for file in everything if file not in taken)
     return Found(_once(rows, None if every else reader, left_out), cells, +left_out, ignored)
@@ -133,12 +138,13 @@ def _pictures(files: Iterable[str], is_main: bool, where: str) -> list[str]:
 
 def _row_of_folder(file: str, names: Mapping[str, str]) -> Row:
     folder = PurePosixPath(file).parent
+    labels = (_label(name, names) for name in reversed(folder.parts))
     name, said = folder.name, f" holds {file}; pictures should lie in folders named as their class"
     if name:
         known = f"the classes are {', '.join(CLASSES)} (also disgusted, fearful, surprised): rename or remove it"
         way_out = f"{_NUMBERED if name.isdecimal() else known}, or say {name}=happy, or {name}= to leave the folder out"
         said = f" holds {file} in the folder {folder}, which stands for no class; {way_out}, {_PARAMETER}"
-    return Row(*_part(file), _label(name, names), file, said)
+    return Row(*_part(file), next((label for label in labels if label is not None), None), file, said)
 
 
 def _label(text: str, names: Mapping[str, str]) -> str | None:
@@ -190,11 +196,12 @@ class _Table(NamedTuple):
         own_codes = RAF_DB if PurePosixPath(self.file).name == RAF_DB_LIST else FER_CODES if self.is_pixels else {}
         usages = USAGES if _cell(self.rows[0], self.usage) in USAGES else _PARTS
         words = re.split(r"[\W_]+", PurePosixPath(self.file).stem)
+        meant = [] if self.is_pixels else self._meant(ends)
         for number, row in enumerate(self.rows):
             picture, text, usage = (_cell(row, column) for column in (self.picture, self.label, self.usage))
             label = self._label_of(text, {**own_codes, **names}, is_main)
-            if self.usage >= 0 and (usage if usages is USAGES else usage.lower()) not in usages:
-                label = None
+            is_part = self.usage < 0 or (usage if usages is USAGES else usage.lower()) in usages
+            label = label if is_part else None
             if self.is_pixels:
                 file = f"{self.file}#{number}"
                 cells[file] = picture
@@ -202,47 +209,67 @@ class _Table(NamedTuple):
                 said = f": {self.file} {found}; expected one of {', '.join(USAGES)} and 0–{len(FER_CODES) - 1}"
                 yield Row(*_part(file, usage, *words), label, file, said)
                 continue
-            path = PurePosixPath(picture.replace("\\", "/"))
-            if file := self._file_of(path, ends, words):
-                line = ("," if self.file.lower().endswith("csv") else " ").join(row)[:80]
-                said = f": {self.file}, line {number + self.has_header + 1} is {line!r}; expected such as train_00001.jpg 5"
-                said += f": {_NUMBERED}, {_PARAMETER}" if text.isdecimal() and not own_codes else ""
-            else:
+            path, files = meant[number]
+            files = [file for file in files if _part(file)[0] == _part(self.file, usage, *words)[0]] or files
+            file = files[0] if files else ""
+            where = f": {self.file}, line {number + self.has_header + 1}"
+            if not files:
                 said = f": {self.file} lists {str(path)[:99]}, but there is no such picture: give the folder that holds both"
+            elif len(files) > 1:
+                label, said = None, f"{where} names {file} and {files[1]}: give the paths from the table's folder on"
+            else:
+                line = ("," if self.file.lower().endswith("csv") else " ").join(row)[:80]
+                said = f"{where} is {line!r}; expected such as train_00001.jpg 5"
+                if not is_part:
+                    said += f": its part is {usage[:20]!r}, not such as train or test"
+                elif text.isdecimal() and not own_codes:
+                    said += f": {_NUMBERED}, {_PARAMETER}"
             yield Row(*_part(file, usage, *words, path.stem.split("_")[0]), label, file, said)
 
     def _label_of(self, text: str, codes: Mapping[str, str], is_main: bool) -> str | None:
         if self.label < 0:
             return "" if is_main else "(no class)"
-        label = _label(text, codes)
+        label = _label(re.sub(r"^(\d+)\.0+$", r"\1", text), codes)  # 3.0: pandas writes so beside an empty cell
         return f"({text[:40]})" if label is None and any(map(str.isalpha, text)) else label
 
-    def _file_of(self, picture: PurePosixPath, ends: Mapping[str, list[str]], words: Sequence[str]) -> str:
-        """The file that is meant: RAF-DB's aligned one, that beside the table, or the one with the most of its path."""
-        beside = (PurePosixPath(self.file).parent / picture).as_posix()
-        names = (f"{picture.stem}_aligned{picture.suffix or '.jpg'}", beside, *tails(picture.as_posix()))
-        files = next((ends[name] for name in names if name in ends), ())
-        return max(files, key=lambda file: _part(file)[0] == _part(self.file, *words)[0], default="")
+    def _meant(self, ends: Mapping[str, list[str]]) -> list[tuple[PurePosixPath, list[str]]]:
+        """Each row's path, and the pictures it may mean: RAF-DB's aligned ones, those beside the table, or those that end so.
+
+        One rule serves the whole table, so that a row whose picture is missing gets no other of that name: the fewest outer
+        folders are left out with which any picture is found.
+        """
+        paths = [PurePosixPath(_cell(row, self.picture).replace("\\", "/")) for row in self.rows]
+        beside = [(PurePosixPath(self.file).parent / path).as_posix() for path in paths]
+        found = [[name] if name in ends.get(name, ()) else [] for name in beside]
+        if PurePosixPath(self.file).name == RAF_DB_LIST:
+            aligned = [ends.get(f"{path.stem}_aligned{path.suffix or '.jpg'}", []) for path in paths]
+            found = aligned if any(aligned) else found
+        if not any(found):
+            outer = min((n for path in paths for n, end in enumerate(tails(str(path))) if end in ends), default=0)
+            found = [ends.get("/".join(path.parts[outer:]), []) for path in paths]
+        return [*zip(paths, found, strict=True)]
 
 
 def _read_table(reader: Reader, file: str, where: str, columns: str, is_alone: bool) -> _Table | None:
     """The table; None for a file that is none of pictures, unless it is all that there is."""
     rows: list[list[str]] = []
     table = None
-    with reader.open(file) as stream:
-        try:
+    try:
+        with reader.open(file) as stream:
             raw = _raw_rows(stream, PurePosixPath(file).suffix.lower())
             first = next(raw, [])
             table = _recognise(file, first, columns)
             for row in raw if table else ():
                 rows.append(row)
-        except Exception as error:  # csv, zipfile and the decoder raise about ten types for damaged bytes
-            if not table and not is_alone and file.endswith(".txt"):
-                return None
-            raise DatasetError(
-                f"{where}: {file} cannot be read past its first {len(rows):,} rows ({error}): save it as CSV in UTF-8, or "
-                "download it again"
-            ) from error
+    except DatasetError:
+        raise
+    except Exception as error:  # csv, zipfile and the decoder raise about ten types for damaged bytes
+        if not table and not is_alone and file.lower().endswith(".txt"):
+            return None
+        raise DatasetError(
+            f"{where}: {file} cannot be read past its first {len(rows):,} rows ({error}): save it as CSV in UTF-8, or "
+            "download it again"
+        ) from error
     if not table and (columns or not is_alone):
         return None
     rows = rows if table and table.has_header else [first, *rows]
@@ -288,9 +315,12 @@ def _cell(row: list[str], column: int) -> str:
 
 
 def _raw_rows(stream: IO[bytes], suffix: str) -> Iterator[list[str]]:
-    """The rows of a table, with its header."""
-    delimiter = {".tsv": "\t", ".txt": " "}.get(suffix, ",")
-    return filter(None, csv.reader(_lines(stream), delimiter=delimiter, skipinitialspace=True, strict=True))
+    """The rows of a table, with its header. The first line tells what separates cells; Excel writes ; in half of Europe."""
+    lines = _lines(stream)
+    first = next(lines, "")
+    usual = {".tsv": "\t", ".txt": "\t,; "}.get(suffix, ",\t;")
+    delimiter = next((each for each in usual if each in first), usual[-1])
+    return filter(None, csv.reader(chain([first], lines), delimiter=delimiter, skipinitialspace=True, strict=True))
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:

@@ -61,7 +61,7 @@ def load_training(
         votes = train.table["train_path"].map(manifest[manifest["path"] != ""].set_index("path")["votes"])
         if not (votes != "").any():
             wants = "votes_share" if votes_share else "votes_output"
-            raise DatasetError(f"{wants} needs votes, and 01 found none: put {addresses.VOTES_FILE} into data/")
+            raise DatasetError(f"{wants} needs votes, and 01 found none: {addresses.GET_VOTES}")
         targets = ferplus.soft_targets(train.labels, votes, votes_share)
         if votes_output:
             targets = ferplus.append_votes(targets, votes, votes_output)
@@ -105,6 +105,8 @@ def load_other_sets(
             merged = splits.read_all([source], "exclude")
         about = splits.describe_extra(source, merged.table)
         used = np.flatnonzero(splits.is_usable(merged.table))
+        if not len(used):
+            raise DatasetError(f"also: none of the pictures of {path} can be scored; {about}")
         table = merged.table
         if attributes_file:
             table = table.join(attributes.read(places.place(attributes_file), table["source_path"].tolist()))
@@ -159,7 +161,7 @@ def leave_out(table: pd.DataFrame, what: str) -> pd.DataFrame:
     if what == "none":
         return table
     if what in (ferplus.NO_FACE, "all") and not (table["votes"] != "").any():
-        raise DatasetError(f"leave_out is {what!r}, but 01 found no votes: put {addresses.VOTES_FILE} into data/")
+        raise DatasetError(f"leave_out is {what!r}, but 01 found no votes: {addresses.GET_VOTES}")
     masks = {
         "conflicts": table["label_conflict"].astype(bool),
         "blanks": splits.has_flag(table, "blank"),

@@ -13,7 +13,7 @@ differ), other frames of a series, and retouched, recoloured or heavily watermar
 numbers, and tests/benchmarks/near_duplicates.py measures them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from fer_utils.images import LOW, SIZE, fingerprint, is_blank, low_frequencies
@@ -52,7 +52,7 @@ def find_pairs(images: np.ndarray) -> pd.DataFrame:
     return compare(images)[0]
 
 
-def compare(images: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare(images: np.ndarray, unread: Collection[int] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All pairs of copies of the same picture, and the candidates that are none; one row per pair.
 
     `images`: uint8 (n, 48, 48). Columns: `first`, `second` (int positions, first < second) · `kind` ("exact": pixel for
@@ -62,12 +62,12 @@ def compare(images: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Each exact copy is paired only with the first of its kind, and only that first one is in other pairs: k copies give
     k - 1 rows instead of k(k - 1)/2. If two groups of closer copies are crops of each other, only their most similar pair
-    is compared and listed. `group` gives complete clusters from all pairs. Blank images are in exact pairs only. Raises
-    ValueError on any other shape or type.
+    is compared and listed. `group` gives complete clusters from all pairs. Blank images are in exact pairs only, and those at
+    the positions `unread`, which stand for files that could not be read, in none. Raises ValueError on any other shape or type.
     """
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (SIZE, SIZE):
         raise ValueError(f"expected uint8 images of shape (n, {SIZE}, {SIZE}), got {images.dtype} {images.shape}")
-    exact, distinct = _exact_copies(images)
+    exact, distinct = _exact_copies(images, unread)
     pictures = np.array([row for row in distinct if not is_blank(images[row])], int)
     near, rest = [exact], [exact[:0]]
     with bar(description="searching copies", total=len(pictures)) as shown:
@@ -95,8 +95,7 @@ def group(n: int, pairs: pd.DataFrame) -> np.ndarray:
     ends = (pairs["first"].to_numpy(np.int64), pairs["second"].to_numpy(np.int64))
     links = coo_matrix((np.ones(len(pairs), bool), ends), shape=(n, n))
     component = connected_components(links, directed=False)[1]
-    _, start, inverse = np.unique(component, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(start))[inverse]
+    return pd.factorize(component)[0]
 
 
 def picture_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -132,9 +131,10 @@ def _blocks(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def _exact_copies(images: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
+def _exact_copies(images: np.ndarray, unread: Collection[int]) -> tuple[pd.DataFrame, np.ndarray]:
     """Pairs of each exact copy with the first one, and the positions of the distinct pictures."""
-    codes, _ = pd.factorize(np.array([fingerprint(image) for image in images], dtype=object))
+    names = [row if row in unread else fingerprint(image) for row, image in enumerate(images)]
+    codes, _ = pd.factorize(np.array(names, dtype=object))
     _, start = np.unique(codes, return_index=True)
     is_copy = start[codes] != np.arange(len(images))
     return _rows(start[codes][is_copy], np.flatnonzero(is_copy), "exact", 0.0), start

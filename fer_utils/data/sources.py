@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fer_utils import images
-from fer_utils.classes import CLASSES
+from fer_utils.classes import CLASSES, class_of
 from fer_utils.data import archives, known_pictures, layouts
 from fer_utils.data.archives import DatasetError, FolderReader
 
@@ -116,7 +116,7 @@ def open_source(path: Path, name: str) -> Iterator[Source]:
         if not len(source.table):
             raise DatasetError(
                 f"{name}: {path} holds {len(source.ignored)} files, among them no images and none of "
-                f"{', '.join(layouts.CSV_NAMES)}; it should hold train/<class>/ and test/<class>/"
+                f"{', '.join(layouts.CSV_NAMES)}; it should hold train/<class>/ and test/<class>/{_not_taken(source)}"
             )
         _require_one_home(source)
         if name == FER2013 and (source.table[["usage", "label"]] == "").any(axis=None):
@@ -221,7 +221,9 @@ def _require_one_home(source: Source) -> None:
     homes = defaultdict(set)
     for part, usage, file in source.table[["part", "usage", "source_path"]].itertuples(index=False):
         if part and file not in source.cells:
-            homes[part, usage].add("/".join(PurePosixPath(file).parts[:-2]))
+            folders = PurePosixPath(file).parts[:-1]
+            of_class = [n for n, name in enumerate(folders) if class_of(name)] or [len(folders) - 1]
+            homes[part, usage].add("/".join(folders[: of_class[-1]]))
     for (part, _), found in homes.items():
         if len(found) > 1:
             held = f"{source.name}: {source.path} holds its {part} images"
@@ -236,13 +238,21 @@ def _require_whole(source: Source) -> None:
             f"{where} lacks the column(s) usage: nothing tells part or class of {len(lost):,} pictures, such as {lost.iloc[0]}, and "
             "they are not FER2013's; images should lie at train/<class>/ and test/<class>/. (Of the competition take icml_face_data.csv)"
         )
+    again = f"download the dataset again{_not_taken(source)}"
     for part in ("train", "test"):
         missing = set(CLASSES) - set(table.loc[table["part"] == part, "label"])
         if len(missing) == len(CLASSES):
-            raise DatasetError(f"{where} has no images under {part}/: download the dataset again")
+            raise DatasetError(f"{where} has no images under {part}/: {again}")
         if missing:
             lacks = f"{where} has no images of {', '.join(sorted(missing))} under {part}/"
-            raise DatasetError(f"{lacks}: the class folder is missing or empty; download the dataset again")
+            raise DatasetError(f"{lacks}: the class folder is missing or empty; {again}")
+
+
+def _not_taken(source: Source) -> str:
+    """For an error: how many pictures are of formats that only `extra` takes."""
+    others = images.PHOTOGRAPHS - images.SUFFIXES
+    found = [file for file in source.ignored if PurePosixPath(file).suffix.lower() in others]
+    return f". {len(found)} files such as {found[0]} are left alone: convert them to JPEG, PNG or BMP" if found else ""
 
 
 def _png(text: str, where: str) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fer_utils import files, images, progress
 from fer_utils.classes import CLASSES
-from fer_utils.data import finding, sources
+from fer_utils.data import addresses, finding, sources
 from fer_utils.data.sources import FER2013, DatasetError, Source
 
 import numpy as np
@@ -56,7 +56,7 @@ def read_sources(
         opened = [stack.enter_context(sources.open_source(path, name)) for name, path in paths.items()]
         more = [
             stack.enter_context(sources.open_extra(path, name, "train", extra_classes, find_faces, extra_columns))
-            for name, path in finding.extra_places(extra, list(paths)).items()
+            for name, path in finding.extra_places(extra, list(addresses.DATASETS)).items()
         ]
         merged = read_all([*opened, *more], unreadable)
     for source in (*opened, *more):
@@ -121,8 +121,8 @@ def _unique_names(table: pd.DataFrame, marks: list[list[str]]) -> list[str]:
     columns = table[["source", "part", "label", "source_path"]].itertuples(index=False)
     for flags, (source, part, label, path) in zip(marks, columns, strict=True):
         name = Path(path).name
-        if "#" in name:
-            name = f"{name.split('#')[1]}.png"  # a row of a CSV
+        if (number := name.rpartition("#")[2]).isdecimal():  # a row of a table; the name of a picture ends in a suffix
+            name = f"{number}.png"
         stem, suffix = Path(name).stem, ".png" if _REPAIRED & {*flags} else Path(name).suffix
         whole = f"{source}_{part}_{stem}"
         unique = short = whole.encode()[:_LONGEST].decode(errors="ignore")

@@ -45,6 +45,8 @@ def test_a_csv_names_pictures_by_path_or_by_name(folders, capsys):
         (b"", "cannot be read as CSV"),
         (b"\xff\xfe\x00", "cannot be read as CSV"),
         (b"file\na.png\n", "has one column: expected a row for each picture, its file name first"),
+        (b"file,sex\nsad/b.png,m,old\n", "cannot be read as CSV .*longer than its header"),
+        (b"file,sex\nsad/b.png,m\nsad/a.png,m,old\n", "cannot be read as CSV"),
         (b"file,sex\na.png,m\na.png,f\n", r"has two rows for a\.png: expected"),
         (b"file,sex\na.png,m\n", r"a\.png names happy/a\.png and sad/a\.png: give the paths inside the set"),
     ],

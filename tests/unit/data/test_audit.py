@@ -1,7 +1,10 @@
 """The audit tells what the pairs of copies mean, and the policies do what they say."""
 
+from fer_utils.classes import CLASSES
 from fer_utils.data import audit, near_duplicates
+from fer_utils.data.archives import DatasetError
 from fer_utils.data.audit import LeakageError, apply_policy, describe_copies
+from fer_utils.data.splits import SPLITS
 
 import numpy as np
 import pandas as pd
@@ -103,6 +106,28 @@ def test_one_keeps_the_first_image_with_the_commonest_label():
     assert one["split"].tolist() == ["", "TRAIN", "", "TRAIN"]
     assert one["flags"].tolist() == ["dropped:copy", "", "dropped:copy", ""]
     assert apply_policy(describe_copies(table, pairs), "drop", "all")["split"].eq("TRAIN").all()
+
+
+def _filled() -> pd.DataFrame:
+    """An image of each class in each split, no two the same."""
+    rows = [(split, label) for split in SPLITS for label in CLASSES]
+    return describe_copies(pd.DataFrame(rows, columns=["split", "label"]).assign(flags=""), NO_PAIRS)
+
+
+def test_splits_with_which_nothing_could_be_trained_are_refused_in_01():
+    table = _filled()
+    audit.require_filled(table)
+    train, val = table["split"] == "TRAIN", table["split"] == "VAL"
+    audit.require_filled(table.assign(split=table["split"].mask(val & (table["label"] == "disgust"), "")))
+    for rows, said in ((val, "in VAL; 0 copies"), (train & (table["label"] == "sad"), "in TRAIN/sad; 0 copies")):
+        with pytest.raises(DatasetError, match=f"no image is left {said}"):
+            audit.require_filled(table.assign(split=table["split"].mask(rows, "")))
+    again = pd.DataFrame({"first": range(7), "second": range(14, 21), "kind": "exact", "distance": 0.0})
+    dropped = apply_policy(describe_copies(table, again), "drop", "one")  # TEST holds the pictures of TRAIN
+    with pytest.raises(
+        DatasetError, match=r"in TRAIN/angry, .*TRAIN/neutral; 7 copies of images of VAL or TEST and 0 copies"
+    ):
+        audit.require_filled(dropped)
 
 
 def test_fail_raises_with_the_counts_and_passes_clean_splits():

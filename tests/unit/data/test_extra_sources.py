@@ -138,6 +138,15 @@ def test_classes_are_given_or_left_out_by_folder(tmp_path):
     assert list(merged.table["label"]) == ["sad", "happy"] and source.left_out == {"(unsure)": 1}
 
 
+def test_the_nearest_folder_with_a_classs_name_tells_the_class(tmp_path):
+    for folder in ("sad/batch1", "sad/batch2/2024", "sad/happy", "happy/unsure", "fear/contempt/1"):
+        put(tmp_path / folder, "a.png", face())
+    source, merged = read(tmp_path, classes="unsure=")
+    found = dict(zip(merged.table["source_path"], merged.table["label"], strict=True))
+    assert found == {"sad/batch1/a.png": "sad", "sad/batch2/2024/a.png": "sad", "sad/happy/a.png": "happy"}
+    assert source.left_out == {"(unsure)": 1, "(contempt)": 1}
+
+
 def test_training_takes_the_train_part_and_testing_the_test_part(tmp_path):
     for part, n in (("train", 3), ("test", 2), ("valid", 1)):
         for number in range(n):
@@ -232,6 +241,19 @@ def test_names_of_several_places_are_unique_and_plain():
     found = finding.extra_places("/a/My faces (1).zip; b/faces/; /c/faces ;fer2013.zip", ["fer2013"])
     assert list(found) == ["My_faces_1", "faces", "faces_2", "fer2013_2"]
     assert finding.extra_places("") == {} and finding.extra_places(" ; ") == {}
+
+
+def test_no_place_is_called_like_a_dataset_of_its_own_even_if_that_is_not_taken(fer2013, tmp_path):
+    """Under its name the pictures would get the votes of other pictures."""
+    put(tmp_path / "emotion_detection" / "happy", "im1.png", face())
+    merged = splits.read_sources({FER2013: fer2013}, "error", str(tmp_path / "emotion_detection"))
+    assert set(merged.table["source"]) == {FER2013, "emotion_detection_2"}
+
+
+def test_another_test_set_in_which_nothing_is_usable_is_said_when_it_is_loaded(tmp_path):
+    put(tmp_path / "happy", "a.png", face()).write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"none of the pictures of .* can be scored; .* unreadable 1"):
+        loading.load_other_sets(str(tmp_path), "", None, pd.DataFrame({"train_path": []}), tmp_path)
 
 
 @pytest.fixture(scope="module")

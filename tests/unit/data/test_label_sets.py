@@ -146,6 +146,25 @@ def test_without_votes_the_columns_are_empty_and_ferplus_is_refused(audited):
         label_sets.choose(without, "ferplus")
 
 
+def test_votes_with_folders_of_fer2013_alone_are_no_error_and_reach_no_picture(audited, drawn):
+    """As in params/own.yaml beside data/fer2013new.csv; the way out under `ferplus` is to give the second dataset."""
+    table, pixels = _audited({FER2013: drawn[0]})
+    voted = label_sets.add_votes(table, pixels, audited[1] / addresses.VOTES_FILE)
+    assert (voted["votes"] == "").all()
+    with pytest.raises(DatasetError, match=r"if it is there, add Emotion Detection FER, or give fer2013\.csv"):
+        label_sets.choose(voted, "ferplus")
+
+
+def test_the_rows_of_another_table_are_no_rows_of_fer2013(audited):
+    (table, pixels), folder = audited
+    place = table.index[table["label"] == "sad"][0]
+    for number in (0, 999_999):
+        other = table.assign(source=table["source"].mask(table.index == place, "ckextended"))
+        other["source_path"] = other["source_path"].mask(table.index == place, f"ckextended.csv#{number}")
+        rows = label_sets.find_rows(other, pixels, ferplus.read(folder / addresses.VOTES_FILE))
+        assert rows[place] == label_sets.NO_ROW
+
+
 def test_agreement_counts_each_row_once(audited):
     table = _labelled(audited)
     counts = label_sets.agreement(table)

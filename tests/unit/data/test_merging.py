@@ -105,6 +105,11 @@ def test_no_image_is_called_like_an_augmented_copy_of_another(fer2013):
     assert sorted(came) == ["", "renamed", "renamed"]
 
 
+def test_a_name_with_a_number_sign_is_kept(fer2013):
+    shutil.copy(_any_image(fer2013 / "train" / "sad"), fer2013 / "train" / "sad" / "IMG#1.jpg")
+    assert _row(_merge(fer2013).table, "IMG#1.jpg")["file"] == "fer2013_train_IMG#1.jpg"
+
+
 def test_two_spellings_of_one_class_may_share_a_name(fer2013):
     original = _any_image(fer2013 / "train" / "fear")
     (fer2013 / "train" / "fearful").mkdir()
@@ -197,13 +202,14 @@ def test_writing_again_replaces_each_folder_whole(drawn, tmp_path):
     assert {path.name for path in (tmp_path / "VAL").iterdir()} == {*CLASSES, files.WRITTEN}
 
 
-def test_a_full_disk_is_explained_and_leaves_what_was_there(drawn, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)])
+def test_a_full_disk_is_explained_and_leaves_what_was_there(drawn, tmp_path, monkeypatch, number):
     manifest, data = _some(drawn)
     (tmp_path / "TRAIN").mkdir()
     (tmp_path / "TRAIN" / "old.txt").write_text("old")
 
     def full(self, content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(files.OutputError, match=r"no space left on the disk while writing .*TRAIN: free some"):

@@ -114,6 +114,13 @@ def test_blank_images_are_flagged_and_paired_only_with_exact_copies(faces):
     assert near_duplicates.find_pairs(images)[["first", "second"]].to_numpy().tolist() == [[0, 1], [3, 4]]
 
 
+def test_files_that_could_not_be_read_are_copies_of_nothing(faces):
+    """Their pixels are 0, as those of a black picture."""
+    images = np.concatenate([np.zeros((4, 48, 48), np.uint8), faces[:1]])
+    pairs = near_duplicates.compare(images, {0, 2})[0]
+    assert pairs[["first", "second"]].to_numpy().tolist() == [[1, 3]]
+
+
 def test_search_in_many_blocks_finds_what_one_block_finds(faces, monkeypatch):
     changed = [alter(face) for _, alter in CHANGES.values() for face in faces[:10]]
     images = np.random.default_rng(1).permutation(np.concatenate([faces, changed]))

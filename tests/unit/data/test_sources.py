@@ -1,6 +1,7 @@
 """Both datasets open whatever they come in; odd input gets the answer that the reader's docstring promises."""
 
 import hashlib
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -172,6 +173,27 @@ def test_a_class_folder_that_is_missing_or_empty_is_an_error_that_names_the_clas
         (fer2013 / "test" / "fear").mkdir()
     message = _error(fer2013)
     assert "no images of fear under test/" in message and "missing or empty" in message
+
+
+def test_pictures_of_formats_that_a_source_does_not_take_are_named(fer2013):
+    for file in (fer2013 / "test" / "fear").iterdir():
+        file.rename(file.with_suffix(".webp"))
+    assert re.search(
+        r"fear under test/: .*\. \d+ files such as test/fear/\S+\.webp are left alone: convert", _error(fer2013)
+    )
+    shutil.rmtree(fer2013 / "train")
+    assert re.search(r"no images under train/: .*\.webp are left alone: convert", _error(fer2013))
+    for file in (fer2013 / "test").rglob("*.jpg"):
+        file.rename(file.with_suffix(".tif"))
+    assert re.search(r"among them no images .*\.tif are left alone: convert", _error(fer2013))
+
+
+def test_folders_inside_a_class_belong_to_it(fer2013):
+    (fer2013 / "train" / "happy").rename(fer2013 / "train" / "batch1")
+    (fer2013 / "train" / "happy").mkdir()
+    (fer2013 / "train" / "batch1").rename(fer2013 / "train" / "happy" / "batch1")
+    with open_source(fer2013, "fer2013") as source:
+        assert source.table["part"].value_counts().to_dict() == {"train": N_TRAIN, "test": N_TEST}
 
 
 def test_a_folder_of_no_class_is_an_error_that_lists_the_spellings(fer2013):

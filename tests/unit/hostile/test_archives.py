@@ -1,5 +1,6 @@
 """Zip files and folders from strangers: each is read, or refused by a sentence that names file, fault and way out."""
 
+import errno
 import os
 import re
 import struct
@@ -8,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from fer_utils import images
+from fer_utils import digests, images
 from fer_utils.classes import CLASSES
 from fer_utils.data import audit, balance, near_duplicates, sources, splits
 from fer_utils.data.archives import DatasetError, natural_key
@@ -123,6 +124,14 @@ def _each_other(folder: Path) -> None:
     (folder / "test/happy/back").symlink_to(folder / "train/happy")
 
 
+def _damaged_table(root: Path) -> Path:
+    with zipfile.ZipFile(root / "data.zip", "w") as archive:
+        archive.writestr("fer2013.csv", "emotion,pixels,Usage\n")
+    content = (root / "data.zip").read_bytes()
+    (root / "data.zip").write_bytes(b"PKXX" + content[4:])
+    return root / "data.zip"
+
+
 def _one_twice_among_many(root: Path) -> Path:
     """The directory of a zip with 72,000 entries, one of them twice."""
     names = [f"train/happy/{n}.png".encode() for n in (0, *range(71_999))]
@@ -183,6 +192,7 @@ CASES = {
         _with(lambda data: Path(os.fsdecode(bytes(data / "train/happy") + b"/\xff.png")).write_bytes(_picture())),
         r"'train/happy/\\udcff\.png'; its name has a control character, or is not UTF-8: rename it", None,
     ),
+    "a table whose header is damaged": (_damaged_table, r"data\.zip: fer2013\.csv cannot be read past its first 0 rows", None),
     "a tar": (lambda root: _zip(root).rename(root / "data.tar"), r"neither a folder, a \.zip nor .*: unpack other archives", None),
     "a pipe called zip": (lambda root: _fifo(root / "data.zip"), r"neither a folder, a \.zip nor a \.csv file", None),
     "a pipe called csv": (lambda root: _fifo(root / "fer2013.csv"), r"neither a folder, a \.zip nor a \.csv file", None),
@@ -245,6 +255,32 @@ def test_pictures_of_ones_own_are_read_or_refused_alike(name, tmp_path):
             assert str(path) in str(error) and len(str(error)) < 1500
         else:
             assert splits.is_usable(table).sum() in ((N // 2, N // 2 + 1) if CASES[name][2] else (0,))
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    """The rights of a folder do not keep an administrator out, so that the system's answer is set here."""
+    folder, scan = _folder(tmp_path), os.scandir
+
+    def refuse(path):
+        if Path(path).name == "happy":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    said = r"test/happy cannot be read \(Permission denied\): change its permissions"
+    with pytest.raises(DatasetError, match=said):
+        splits.read_sources({"fer2013": folder}, "exclude")
+    with pytest.raises(OSError, match=said):
+        digests.of_listing(folder)
+
+
+@pytest.mark.parametrize("change", [_diamonds, _each_other, lambda data: (data / "up").symlink_to("/")])
+def test_a_listing_reads_each_folder_once_and_nothing_above(change, tmp_path):
+    folder = _folder(tmp_path)
+    change(folder)
+    with limited(5):
+        digests.of_listing(folder)
+        assert len(digests._listed(folder)) == N
 
 
 def test_files_far_larger_than_their_pictures_are_not_kept(tmp_path):

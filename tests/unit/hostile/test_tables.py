@@ -63,7 +63,9 @@ CSVS = {
     "more columns in a row": (_csv(f"0,{PIXELS},Training,more,and more").encode(), None, N + 1),
     "a column twice": (_csv(header="emotion,pixels,Usage,Usage").encode(), r"row 0 has Usage '' and emotion '0'", None),
     "zeros": (_csv("\0,\0,\0").encode(), r"(past its first 14 rows|row 14 has Usage)", None),
-    "semicolons": (_csv().replace(",", ";").encode(), r"lacks the column\(s\) emotion, pixels, usage", None),
+    "semicolons": (_csv().replace(",", ";").encode(), None, N),
+    "tabs": (_csv().replace(",", "\t").encode(), None, N),
+    "classes with a point": (_csv("6.0,7,Training").encode(), None, N + 1),
     "a page": (b"<html>\n<body>404</body>\n</html>\n", r"lacks the column\(s\) emotion, pixels, usage", None),
     "packed": (gzip.compress(_csv().encode()), rf"past its first 0 rows .*{AGAIN}", None),
     "a header alone": (b"emotion,pixels,Usage\n", r"lacks the column\(s\) emotion, pixels, usage", None),
@@ -203,6 +205,10 @@ PATHS = {
     "UTF-8 with a mark, lines of Windows": ("\ufeffpath,label\r\nfaces/0.png,sad\r\n".encode(), "", "", (1, {})),
     "paths of Windows": (b"path,label\nC:\\me\\faces\\0.png,sad\n", "", "", (1, {})),
     "quotes": (b'path,label\n"faces/0.png","sad"\n', "", "", (1, {})),
+    "semicolons": (b"path;label\nfaces/0.png;sad\n", "", "", (1, {})),
+    "numbers with a point": (b"path,label\nfaces/0.png,1.0\nfaces/1.png,7.0\n", "raf-db", "", (2, {})),
+    "two classes of a picture": (b"path,label\nfaces/0.png,sad\nfaces/0.png,happy\n", "", "",
+                                 r" lists faces/0\.png as sad and as happy: keep one of them"),
     "empty lines": (b"path,label\n\nfaces/0.png,sad\n\n", "", "", (1, {})),
     "a picture twice": (b"path,label\nfaces/0.png,sad\nfaces/0.png,sad\n", "", "", (1, {"(listed twice)": 1})),
     "a picture that is not there": (b"path,label\nfaces/0.png,sad\nfaces/99.png,sad\n", "", "", (1, {"(not there)": 1})),
@@ -223,7 +229,7 @@ PATHS = {
     "a superscript": ("path,label\nfaces/0.png,²\n".encode(), "raf-db", "", r"list\.csv, line 2 is 'faces/0\.png,²'; expected"),
     "no class": (b"path,label\nfaces/0.png,sad\nfaces/1.png\n", "", "", r"list\.csv, line 3 is 'faces/1\.png'; expected such as"),
     "an empty class": (b"path,label\nfaces/0.png,\n", "", "", r"list\.csv, line 2 is 'faces/0\.png,'; expected such as"),
-    "a part of no name": (b"path,label,split\nfaces/0.png,sad,mine\n", "", "", r"line 2 is 'faces/0\.png,sad,mine'; expected such"),
+    "a part of no name": (b"path,label,split\nfaces/0.png,sad,mine\n", "", "", r"line 2 is 'faces/0\.png,sad,mine'; expected such .*: its part is 'mine'"),
     "no picture that is there": (b"path,label\nx/0000.png,sad\n", "", "", r"lists x/0000\.png, but there is no such picture: give"),
     "a path that leads out": (b"path,label\n../../etc/passwd.png,sad\n", "", "", r"passwd\.png, but there is no such picture"),
     "a header alone": (b"path,label\n", "", "", r"list\.csv lacks the column\(s\) emotion, pixels, usage; a table needs"),
@@ -258,6 +264,51 @@ def test_a_list_of_pictures_is_read_or_refused_by_a_sentence(name, by_itself, tm
             ):
                 pass
             assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
+
+
+BOTH_PARTS = "path,label,split\ntest/0.png,happy,test\ntrain/0.png,sad,train\n"
+TWO_FOLDERS = "s0/1.png,happy\ns1/1.png,sad\n"
+# What it is → (the pictures, the table and its text, the part that is taken, the class of each picture or what the error says).
+MEANT = {
+    "only the other part is there": ("train/0.png", "labels.csv", BOTH_PARTS, "test", r"for its test part; it holds train"),
+    "only this part is there": ("train/0.png", "labels.csv", BOTH_PARTS, "train", {"train/0.png": "sad"}),
+    "both names in one folder": ("0.png", "labels.csv", BOTH_PARTS, "test", r"lists 0\.png as happy and as sad: keep one"),
+    "one of two folders": ("s1/1.png", "labels.csv", TWO_FOLDERS, "train", {"s1/1.png": "sad"}),
+    "one of two, on another machine": (
+        "set/s1/1.png", "labels.csv", TWO_FOLDERS.replace("s", "/me/s", 1).replace("\ns1", "\n/me/s1"), "train",
+        {"set/s1/1.png": "sad"}),
+    "flat": ("1.png 2.png", "labels.csv", "s0/1.png,happy\ns1/2.png,sad\n", "train", {"1.png": "happy", "2.png": "sad"}),
+    "a name in two folders": ("s1/a.png s2/a.png", "labels.csv", "a.png,sad\n", "train",
+                              r"labels\.csv, line 1 names s1/a\.png and s2/a\.png: give the paths"),
+    "a name in two parts": ("train/a.png test/a.png", "labels.csv", "path,label,split\na.png,sad,test\n", "test",
+                            {"test/a.png": "sad"}),
+    "a name in the table's part": ("train/a.png test/a.png", "test_labels.csv", "a.png,sad\n", "test", {"test/a.png": "sad"}),
+    "beside the table": ("s1/1.png s2/1.png s2/2.png", "s1/labels.csv", "1.png,sad\n2.png,happy\n", "train", {"s1/1.png": "sad"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_a_row_gets_the_picture_that_it_names_or_none(name, tmp_path):
+    pictures, table, text, part, says = MEANT[name]
+    for file in (*pictures.split(), table):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"")
+    (tmp_path / table).write_text(text)
+    if isinstance(says, str):
+        with pytest.raises(DatasetError, match=says), sources.open_extra(tmp_path, "mine", part):
+            pass
+        return
+    with sources.open_extra(tmp_path, "mine", part) as source:
+        assert dict(zip(source.table["source_path"], source.table["label"], strict=True)) == says
+
+
+@pytest.mark.parametrize("end", [" ", ",", "\t", ";"])
+def test_a_text_of_pictures_and_classes_is_read_beside_a_note_that_is_none(end, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "list.txt").write_text(f"a.png{end}sad\n")
+    (tmp_path / "README.TXT").write_bytes("Bilder für mich".encode("latin-1"))
+    with sources.open_extra(tmp_path, "mine", "train") as source:
+        assert source.table["label"].tolist() == ["sad"]
 
 
 @pytest.mark.parametrize("also", ["/nope", "/dev/null", "/nope.zip", "pipe.zip"])
