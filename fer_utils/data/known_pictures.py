@@ -1,6 +1,7 @@
 """Which row of fer2013.csv a picture is, by its pixels: this gives label and usage where a copy of FER2013 lost them."""
 
 import lzma
+from functools import cache
 from pathlib import Path
 
 from fer_utils.classes import CSV_CODES
@@ -36,6 +37,7 @@ def labels_of(digits: str) -> np.ndarray:
     return np.array(CSV_CODES)[[int(digit) for digit in digits]]
 
 
+@cache
 def fer2013() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each row of fer2013.csv: code, uint8 (n, 8); label, str (n,); usage, str (n,)."""
     known = np.frombuffer(shipped("pixels"), np.uint8).reshape(-1, 8)
