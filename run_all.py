@@ -20,6 +20,7 @@ project's folder.
 """
 
 import argparse
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -35,20 +36,37 @@ ROOT = Path(__file__).resolve().parent
 SQLITE = "sqlite:///"  # a store's address up to the file's path
 EXPORT_KAGGLE = Path("outputs/kaggle")  # where the folders for Kaggle go unless said otherwise, in the project
 USER = "your-user-name"  # of Kaggle
+ALONE = ("list", "compare", "export_model", "to_mlflow", "export_kaggle")  # options that answer without running a stage
+APART = ((*ALONE, "sweep"), (*ALONE, "dry_run", "download"))  # of these, one at a time
+GOES_WITH = dict.fromkeys(("trials", "seeds", "objective", "storage"), "sweep")  # option → the one that it belongs to
+GOES_WITH |= {"tracking_uri": "to_mlflow", "kaggle_user": "export_kaggle", "kaggle_weights": "export_kaggle"}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for; return the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
     os.chdir(ROOT)
     try:
+        _require_that_all_count(given)
         return _answer(options, places.project_root() / (options.outputs_dir or "outputs"))
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on after the last finished stage or epoch", file=sys.stderr)
+        same = "the same command, without --force, --from and --only, goes on after the last finished stage or epoch"
+        print("\nstopped" if given & {*ALONE, "dry_run"} else f"\nstopped; {same}", file=sys.stderr)
         return 130
     except (entry.Failed, ParameterError, files.TornFile, RunIsBusy, OSError) as error:
         terminal.say(f"run_all.py: {error}", sys.stderr)
         return 1 if isinstance(error, entry.Failed) else 2
+
+
+def _require_that_all_count(given: set[str]) -> None:
+    """Raise ParameterError for an option that would be ignored without another one, or beside it."""
+    faults = [(name, "goes with", other) for name, other in GOES_WITH.items() if name in given and other not in given]
+    pairs = [pair for group in APART for pair in itertools.combinations(group, 2)]
+    faults += [(name, "cannot be given with", other) for name, other in pairs if {name, other} <= given]
+    for name, fault, other in faults[:1]:
+        raise ParameterError(f"--{name} {fault} --{other}".replace("_", "-"))
 
 
 def _answer(options: argparse.Namespace, outputs: Path) -> int:
@@ -76,8 +94,6 @@ def _answer(options: argparse.Namespace, outputs: Path) -> int:
         from fer_utils.export import mlflow_export
 
         mlflow_export.export_named(outputs, options.to_mlflow, options.tracking_uri)
-    elif options.tracking_uri:
-        raise ParameterError("--tracking-uri goes with --to-mlflow RUN…")
     else:
         return _run(options)
     return 0
@@ -94,9 +110,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     if options.sweep:
         if is_part:
-            raise ParameterError(
-                "--sweep makes whole runs and skips what is done: leave --force, --from and --only out"
-            )
+            raise ParameterError("--sweep makes whole runs of what is due: leave --force, --from and --only out")
         how = {name: getattr(options, name) for name in ("trials", "objective", "verbose")}
         plan = sweeps.plan(options.sweep, profile, layers, options.seeds, **how)
         return sweeps.print_plan(plan) if options.dry_run else sweeps.sweep(plan, options.storage)

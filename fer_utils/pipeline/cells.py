@@ -9,6 +9,7 @@ import dis
 import itertools
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from types import CodeType
 from typing import Any
 
@@ -17,6 +18,7 @@ _CHANGING = {"append", "clear", "compile", "extend", "fit", "insert", "load_weig
 _CHANGING |= {"assign", "reverse", "setdefault", "sort", "update"}
 _RUNS_CODE = {"capture", "prun", "time"}  # magics that run their argument as code with the notebook's variables
 _RUNS_A_FILE = "get_ipython().run_line_magic('run'"  # as IPython writes `%run`, which may set any name
+_compiled = partial(compile, filename="cell", mode="exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
 
 
 def code_cells(source: str) -> list[str]:
@@ -73,9 +75,10 @@ def _begins(code: str) -> str:
 
 
 def _parse(code: str) -> ast.Module:
-    """The parsed code, without magics and shell commands that only show or set up; empty if it is not valid Python."""
+    """The parsed code, without magics and shell commands that only show or set up; empty if it does not compile."""
     try:
         tree = ast.parse(code)
+        _compiled(tree)
     except SyntaxError:  # such a cell did not run
         return ast.Module([], [])
     body: list[ast.stmt] = []
@@ -84,7 +87,9 @@ def _parse(code: str) -> ast.Module:
             case ast.Expr(ast.Call(ast.Attribute(ast.Call(ast.Name("get_ipython"))), given)):
                 texts = [str(argument.value) for argument in given if isinstance(argument, ast.Constant)] or [""]
                 if texts[0] in _RUNS_CODE:
-                    body += _parse(texts[-1]).body
+                    from IPython.core.inputtransformer2 import TransformerManager  # not where no kernel runs
+
+                    body += _parse(TransformerManager().transform_cell(texts[-1])).body
                 elif texts[0] == "run":
                     body.append(statement)
             case _:
@@ -107,14 +112,9 @@ def _accesses(code: CodeType, is_cell: bool = True) -> Iterator[tuple[str, bool]
             yield instruction.argval, access != "LOAD"
 
 
-def _names(code: str) -> list[tuple[str, bool]]:
-    """See _accesses."""
-    return list(_accesses(compile(_parse(code), "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)))
-
-
 def _needs(code: str) -> set[str]:
     """The names that a cell reads before it sets them, including those read in its functions."""
-    first = dict(reversed(_names(code)))
+    first = dict(reversed([*_accesses(_compiled(_parse(code)))]))
     return {name for name, is_set in first.items() if not is_set}
 
 
@@ -122,7 +122,7 @@ def sets(code: str, imported: Collection[tuple[str, str]] = ()) -> set[str]:
     """The names that a cell sets, or whose objects it changes in place, without imports that are in `imported`."""
     tree = _parse(code)
     own = dict(imports(tree))
-    found = {name for name, is_set in _names(code) if is_set and (name, own.get(name)) not in imported}
+    found = {name for name, is_set in _accesses(_compiled(tree)) if is_set and (name, own.get(name)) not in imported}
     for node in ast.walk(tree):
         if isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
             found |= _root(node)

@@ -39,6 +39,7 @@ INPUTS = {
 _NOT_COUNTED = {"profile", "run", "outputs_dir", "data_dir", "cache", "tensorboard"}
 _NOT_COUNTED |= {"votes", *addresses.DATASETS}
 _FILES = ("weights", "issues_file", "also_groups", "picture")  # parameters that name a file, of any stage
+NAMING_INPUTS = {*addresses.DATASETS, "votes", "extra", "also", *_FILES}  # parameters whose files or folders are inputs
 
 # Subpackages and modules that do not affect results: they find, check, move, record, measure time and show.
 NOT_COMPUTING = {
@@ -66,34 +67,28 @@ def inputs_of(stage: str, records: Mapping[str, dict]) -> dict[str, str]:
     return {name: by for name, by in INPUTS[stage].items() if name != "model_votes.keras" or has_votes}
 
 
-def key_of(stage: str, values: Mapping[str, Any], run: "Run", records: Mapping[str, dict]) -> dict:
+def key_of(stage: str, values: Mapping, run: "Run", records: Mapping[str, dict], common: dict | None = None) -> dict:
     """The key of a stage if it ran now: notebook, code, parameters, inputs, versions, each name → digest or value.
 
-    values: the stage's resolved parameters. records: stage → record of the run's finished stages. Raises NotFoundHere for a
-    source or another file that a parameter names and that is not there.
+    values: the stage's parameters. records: stage → record, of finished stages. common: common_key_of, if it is known.
     """
-    notebook, code, packages = _code_of(stage)
+    common = common or common_key_of(stage, values)
+    return common | {"inputs": _written(stage, run, records) | common["inputs"]}
+
+
+def common_key_of(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's key without what earlier stages write. Raises NotFoundHere for a source or other file that is missing."""
+    notebook, code, packages = code_of(stage)
     if "detect" in (values.get("extra_faces"), values.get("also_faces")):
         code |= {"predict.detection": _read_module(_PACKAGE / "predict" / "detection.py")[0]}
         packages = [*packages, "mtcnn"]
     return {
         "notebook": notebook,
         "code": code,
-        "parameters": counted(values),
-        "inputs": _written(stage, run, records) | _given(stage, values),
+        "parameters": {name: value for name, value in values.items() if name not in _NOT_COUNTED},
+        "inputs": _given(stage, values),
         "versions": {package: version(package) for package in packages},
     }
-
-
-def counted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a stage that its result depends on."""
-    return {name: value for name, value in values.items() if name not in _NOT_COUNTED}
-
-
-def code_of(stage: str) -> dict[str, str]:
-    """Digests of the code that a stage runs: its notebook, and modules of `fer_utils`."""
-    notebook, code, _ = _code_of(stage)
-    return {"notebook": notebook} | code
 
 
 def current(records: Mapping[str, dict]) -> dict[str, dict]:
@@ -193,7 +188,7 @@ def version(package: str) -> str:
 # --- code --------------------------------------------------------------------------------------------------------------
 
 
-def _code_of(stage: str) -> tuple[str, dict[str, str], list[str]]:
+def code_of(stage: str) -> tuple[str, dict[str, str], list[str]]:
     """The digest of a notebook's code, digests of the modules of `fer_utils` that it imports, and packages that count."""
     notebook, imported = _parsed("\n".join(code_cells(parameters.source_of(stage))))
     code, packages, waiting = {}, set(), list(imported)

@@ -8,8 +8,8 @@ import importlib.util
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,28 +41,31 @@ def layers(
     Without `params` it is the profile that the run was made with, or the one for this machine. The profile is followed by
     what a person typed in the parameters cells and saved, as in JupyterLab, and by the command line.
     """
-    on_kaggle = parameters.profile_path("kaggle")
+    typed = parameters.typed_in_cells(parameters.declared())
+    given: list[tuple[str, dict]] = [("notebooks/", typed)]
+    for text in overrides:
+        stage, name, value = parameters.parse_override(text)
+        given.append((f"-p {text}", {stage: {name: value}}))
+    named = {name: value for name, value in (("run", run), ("outputs_dir", outputs_dir)) if value}
+    given.append(("the command line", {parameters.COMMON: named}))
     if not params and not for_kaggle:
-        params, reason = _profile_of_run(run, outputs_dir) or parameters.choose_profile()
+        values = dict(item for _, by in given for section in by.values() for item in section.items())
+        params, reason = _profile_of_run(values) or parameters.choose_profile()
         print(f"profile {params}: {reason}")
     path = parameters.profile_path(params or "kaggle")
-    typed = parameters.typed_in_cells(parameters.declared())
     for stage, name, value in ((stage, *item) for stage, values in typed.items() for item in values.items()):
         note = ", which counts in JupyterLab alone: here, give --params" if name == "profile" else ""
         print(f"{name} = {value!r} typed in notebooks/{STAGES[stage]}{note}")
-    files_of = dict.fromkeys([on_kaggle, path] if for_kaggle else [path])
-    found = [*((str(file), parameters.load_profile(file)) for file in files_of), ("notebooks/", typed)]
-    for text in overrides:
-        stage, name, value = parameters.parse_override(text)
-        found.append((f"-p {text}", {stage: {name: value}}))
-    named = {name: value for name, value in (("run", run), ("outputs_dir", outputs_dir)) if value}
+    files_of = dict.fromkeys([parameters.profile_path("kaggle"), path] if for_kaggle else [path])
+    profiles = [(str(file), parameters.load_profile(file)) for file in files_of]
     is_named = parameters.profile_path(path.stem).resolve() == path.resolve()
-    return path.stem if is_named else str(path), [*found, ("the command line", {parameters.COMMON: named})]
+    return path.stem if is_named else str(path), [*profiles, *given]
 
 
-def _profile_of_run(name: str | None, outputs_dir: str | None) -> tuple[str, str] | None:
-    """The profile that a run was last made with, and the reason to take it; None for a new run."""
-    folder = runs.run_named(name, outputs_dir or "outputs", "").folder if name else None
+def _profile_of_run(given: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The profile that the run of these parameters was last made with, and the reason to take it; None for a new run."""
+    name, outputs = given.get("run", ""), given.get("outputs_dir", "outputs")
+    folder = runs.run_named(name, outputs, "").folder if name else None
     if folder is None or not (folder / "run.json").is_file():
         return None
     profile = runs.description(folder, {"profile": str})["profile"]
@@ -114,8 +117,11 @@ def run(
     Holds the run's lock. Prints for each stage whether it runs and why. Raises StageFailed, RunIsBusy, OutputError.
     """
     target = run_of(values)
-    key = cache(lambda stage: keys.key_of(stage, values[stage], target, target.all_records()))
-    _check_inputs(chosen, values, key)
+    common = _checked_inputs(chosen, values)
+
+    def key(stage: str) -> dict[str, Any]:
+        return keys.key_of(stage, values[stage], target, target.all_records(), common[stage])
+
     for stage in chosen:
         require_inputs(stage, target, chosen)
         if repeat or reasons_to_run(stage, values[stage], target, key(stage)):
@@ -141,7 +147,6 @@ def run(
                     _say(stage, reasons)
                     execute(stage, values[stage], target, shown)
                     n_ran += 1
-            key.cache_clear()  # the stages after it read what it wrote
     return n_ran
 
 
@@ -172,6 +177,7 @@ def take_over(stage: str, values: Mapping[str, Any], run: Run, donor: Run, key: 
 def print_plan(chosen: Sequence[str], values: Mapping[str, Mapping], repeat: bool = False) -> None:
     """Print what `run` would do, and with which parameters. Raises NotFoundHere if an input of a chosen stage is missing."""
     run = run_of(values)
+    check_network(values["train_head"], values["fine_tune"])
     due: list[str] = []
     for stage in chosen:
         require_inputs(stage, run, chosen)
@@ -206,10 +212,10 @@ def reasons_to_run(stage: str, values: Mapping[str, Any], run: Run, key: dict[st
     return changed or [*filter(None, (digests.damage(path, found) for path, found in checked.items()))]
 
 
-def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], key: Callable[[str], dict]) -> None:
-    """Raise ParameterError or NotFoundHere for what a chosen stage needs and what is not there."""
-    inputs = {stage: key(stage)["inputs"] for stage in chosen}  # raises for a file that a parameter names
-    if inputs.get("merge_split", {}).get("votes") == "none":
+def _checked_inputs(chosen: Sequence[str], values: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Each chosen stage's common_key_of. Raises ParameterError or NotFoundHere for what one needs and what is not there."""
+    common = {stage: keys.common_key_of(stage, values[stage]) for stage in chosen}
+    if common.get("merge_split", {"inputs": {}})["inputs"].get("votes") == "none":
         given = {f"{stage}.{name}": values[stage].get(name) for stage in chosen for name in WITH_VOTES}
         if wanted := [name for name, value in given.items() if value not in (None, 0, "fer2013")]:
             raise places.NotFoundHere(
@@ -229,14 +235,21 @@ def _check_inputs(chosen: Sequence[str], values: Mapping[str, Mapping], key: Cal
         except ValueError as error:
             raise ParameterError(f"evaluate.also: {error}") from error
     check_network(values["train_head"], values["fine_tune"])
+    return common
 
 
 def require_inputs(stage: str, run: Run, chosen: Sequence[str] = ()) -> None:
     """Raise NotFoundHere if an input of a stage is missing, TornFile if it is damaged, unless a chosen stage writes it."""
-    for path, writer, fault in run.faulty_inputs(stage, chosen):
-        kind, when = (files.TornFile, "again") if path.exists() else (places.NotFoundHere, "first")
-        way_out = f"run {writer} {when}, or run_all.py without --only and --from"
-        raise kind(f"{stage} reads {path}, which {writer} writes: {fault}; {way_out}")
+    records = run.all_records()
+    for name, writer in keys.inputs_of(stage, records).items():
+        if writer in chosen:
+            continue
+        path, recorded = run.path(name), records.get(writer, {}).get("outputs", {}).get(name)
+        missing = "" if path.exists() else f"{path.name} is missing"
+        if fault := digests.damage(path, recorded) if recorded else missing:
+            kind, when = (files.TornFile, "again") if path.exists() else (places.NotFoundHere, "first")
+            way_out = f"run {writer} {when}, or run_all.py without --only and --from"
+            raise kind(f"{stage} reads {path}, which {writer} writes: {fault}; {way_out}")
 
 
 def check_network(head: Mapping[str, Any], tune: Mapping[str, Any]) -> None:

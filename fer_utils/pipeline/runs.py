@@ -116,22 +116,6 @@ class Run:
         """`done`, or the stage that comes next, such as `next: balance`."""
         return next((f"next: {stage}" for stage in STAGES if stage not in self.records), "done")
 
-    def faulty_inputs(self, stage: str, but_of: Sequence[str] = ()) -> Iterator[tuple[Path, str, str]]:
-        """Inputs of a stage, but of what these stages write, that are missing or changed: path, stage that writes it, fault."""
-        records = self.all_records()
-        for name, writer in keys.inputs_of(stage, records).items():
-            path, recorded = self.path(name), records.get(writer, {}).get("outputs", {}).get(name)
-            if writer in but_of:
-                continue
-            if (
-                fault := digests.damage(path, recorded)
-                if recorded
-                else ""
-                if path.exists()
-                else f"{path.name} is missing"
-            ):
-                yield path, writer, fault
-
     def clear_leftovers(self) -> None:
         """Remove the partial files that a killed process left, for the holder of the run's lock.
 
@@ -262,9 +246,8 @@ def _read(path: Path, needed: Mapping[str, Any], way_out: str) -> dict[str, Any]
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version()} | {
-        package: keys.version(package) for package in keys.PACKAGES.values()
-    }
+    installed = {package: keys.version(package) for package in keys.PACKAGES.values()}
+    return {"python": platform.python_version()} | installed
 
 
 def one_line(figures: Mapping[str, Any]) -> str:

@@ -1,20 +1,21 @@
 """The interface between a notebook and its run: begin a stage, read, save and show results, finish the stage."""
 
 import contextlib
+import io
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fer_utils import digests, files, places
+from fer_utils.data import loading
 from fer_utils.pipeline import cells, keys, parameters, runner, runs
 
+import matplotlib.pyplot as plt
 from IPython.display import Image, display
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib.figure import Figure
 
 BLOCK = 4096  # bytes; smallest space of a file on the disk
 _ABOVE = "the cells above"
@@ -39,7 +40,7 @@ class Stage:
     source: str
     began: float = field(default_factory=time.monotonic)
     _written: list[Path] = field(default_factory=list)
-    _on_record: set[Path] = field(default_factory=set)  # outputs in the stage's last record
+    _has_ended: bool = False
 
     @property
     def images(self) -> Path:
@@ -59,8 +60,14 @@ class Stage:
 
     @property
     def checkpoint(self) -> tuple[Path, str]:
-        """Arguments of TrainingCheckpoint: the file for the state after each epoch, and the key that must match to resume."""
-        return self.run.checkpoint(self.name), self.key_digest
+        """Arguments of TrainingCheckpoint: the file for the state after each epoch, and the key that must match to resume.
+
+        Variables that were changed after the setup, and cells that ran but are not in the file, are part of the key.
+        """
+        self._require_under_way()
+        key, foreign = self._against_file(cells.changes)
+        by_hand = [self._changed(), foreign]
+        return self.run.checkpoint(self.name), keys.digest({**key, "by_hand": by_hand} if any(by_hand) else key)
 
     def path(self, name: str) -> Path:
         """The path of a result, such as `model.keras`, or of an image folder, such as `images/VAL`."""
@@ -74,8 +81,6 @@ class Stage:
         """Read an earlier result: a table from `.csv`, the content of `.json`. Raises TornFile if it is damaged."""
         if name.endswith(".json"):
             return files.read_json(self.path(name))
-        from fer_utils.data import loading  # pandas takes a while to import
-
         return loading.read_table(self.path(name), loading.COLUMNS.get(name, ()))
 
     def save(self, content: Any, name: str) -> None:
@@ -91,15 +96,15 @@ class Stage:
         else:
             files.write_json(path, content, before)
 
-    def show(self, figure: "Figure", name: str) -> None:
-        """Save a figure as PNG with 120 dpi, for the notebook and the report, and show it. Drawing it takes most of the time."""
-        file = self.run.figure(name)
-        with files.replacing(file, self._note_replacing) as temporary:
-            figure.savefig(temporary, dpi=120, bbox_inches="tight")
-        import matplotlib.pyplot as plt  # takes a while to import
-
+    def show(self, figure: Figure, name: str) -> None:
+        """Show a figure as PNG with 120 dpi and, unless the stage has ended, save it for the report."""
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=120, bbox_inches="tight")
         plt.close(figure)  # an open figure would be drawn again at the end of the cell
-        display(Image(filename=str(file)))
+        if not self._has_ended:
+            with files.replacing(self.run.figure(name), self._note_replacing) as temporary:
+                temporary.write_bytes(png.getvalue())
+        display(Image(png.getvalue()))
 
     def executed_notebooks(self) -> list[str]:
         """File names of the run's executed notebooks, in the folder `notebooks` of its folder."""
@@ -125,16 +130,6 @@ class Stage:
             "seconds_per_stage": {name: record["seconds"] for name, record in stages.items()},
         }
 
-    @property
-    def key_digest(self) -> str:
-        """The current digest of everything that the stage's result depends on.
-
-        Variables that were changed after the setup, and cells that ran but are not in the file, are part of it.
-        """
-        key, foreign = self._against_file(cells.changes)
-        by_hand = [self._changed(), foreign]
-        return keys.digest({**key, "by_hand": by_hand} if any(by_hand) else key)
-
     def _against_file(self, compare: Callable[..., Iterable[str]]) -> tuple[dict[str, Any], list[str]]:
         """The key of the compared notebook, and what `compare` finds between its cells and those that ran.
 
@@ -145,7 +140,7 @@ class Stage:
         found = list(compare(cells.code_cells(self.source), ran)) if ran else []
         if not found or now == self.source:
             return self.key, found
-        return {**self.key, "notebook": keys.code_of(self.name)["notebook"]}, list(compare(cells.code_cells(now), ran))
+        return {**self.key, "notebook": keys.code_of(self.name)[0]}, list(compare(cells.code_cells(now), ran))
 
     def _changed(self) -> dict[str, Any]:
         """The parameters whose variables were changed after the setup, with their current values."""
@@ -159,9 +154,16 @@ class Stage:
         When the first recorded output is replaced, the stage's record is deleted: if the process dies later, the outputs
         may come from two trainings and must not count as complete. Figures may be drawn again without this.
         """
-        if path in self._on_record and path.parent != self.path("figures"):
+        self._require_under_way()
+        recorded = self.run.all_records().get(self.name, {}).get("outputs", {})
+        if self.run.name_of(path) in recorded and path.parent != self.path("figures"):
             self.run.stage_record(self.name).unlink(missing_ok=True)
         self._written.append(path)
+
+    def _require_under_way(self) -> None:
+        """Raise RuntimeError after the end: another process may hold the run, and its record is of what was computed."""
+        if self._has_ended:
+            raise RuntimeError(f"{self.name} has ended: to compute it again, run the notebook from its setup cell on")
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self.began, 1)
@@ -172,6 +174,7 @@ class Stage:
         The record has key, parameters, seconds, key figures and everything that the stage saved. The parameters are the
         current values of the notebook's variables; `by_hand` lists differences from the file and the setup.
         """
+        self._require_under_way()
         expected = [self.path(name) for name in outputs]
         missing = [str(path) for path in expected if not path.exists()]
         if missing:
@@ -193,7 +196,7 @@ class Stage:
             "outputs": {self.run.name_of(path): digests.describe(path) for path in sorted(written)},
         }
         files.write_json(self.run.stage_record(self.name), record)
-        self._on_record = written
+        self._has_ended = True
         self.run.checkpoint(self.name).unlink(missing_ok=True)
         described = files.read_json(self.path("run.json"))
         self.run.describe(described["profile"], described["parameters"] | {self.name: ran_with})
@@ -210,8 +213,7 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
     If `profile` is `none`, the notebook's variables are used unchanged: run_all.py has injected them. Otherwise the
     profile's values are put into `namespace`; `auto` means the profile for this machine. A value that differs from the
     shipped default was typed and takes precedence. Prints the checked parameters, the origin of each that is not the
-    default, and the folders. Raises RunIsBusy if another process works in the run's folder. The record of an earlier end is
-    kept until one of its outputs is replaced.
+    default, and the folders. Raises RunIsBusy if another process works in the run's folder.
     """
     given = _given(stage, namespace)
     profile, all_values, origins = _resolve(stage, given)
@@ -233,8 +235,7 @@ def begin(stage: str, namespace: MutableMapping[str, Any]) -> Stage:
         key = keys.key_of(stage, values, run, records)
         history, source = cells.history(namespace), parameters.source_of(stage)
         stack.pop_all()  # from here on the stage holds the locks
-    on_record = {run.path(name) for name in records.get(stage, {}).get("outputs", {})}
-    return Stage(stage, values, run, key, locks, given, namespace, history, source, _on_record=on_record)
+    return Stage(stage, values, run, key, locks, given, namespace, history, source)
 
 
 def _resolve(stage: str, given: Mapping[str, Any]) -> tuple[str, dict[str, dict], dict[str, str]]:

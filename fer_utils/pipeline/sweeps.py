@@ -179,8 +179,8 @@ def sweep(plan: Plan, storage: str) -> int:
 def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
     """The study of a plan, made if it does not exist: in `outputs/sweep_<base>.journal`, or in the database `storage`.
 
-    Its name has a digest of axes, other parameters, seeds, objective and code, so that a study never mixes trials that do
-    not compare. Raises ParameterError if the study cannot be opened.
+    Its name has a digest of axes, other parameters, sources, seeds, objective, code and versions, so that a study never mixes
+    trials that do not compare. Raises ParameterError if the study cannot be opened, NotFoundHere for a missing source.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -188,7 +188,8 @@ def open_study(plan: Plan, outputs: Path, storage: str = "") -> "optuna.Study":
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     swept = {key: str(axis) for key, axis in plan.axes.items()}
-    others = {stage: [keys.counted(values), keys.code_of(stage)] for stage, values in plan.resolve({}).items()}
+    naming = {key: axis for key, axis in plan.axes.items() if key.split(".")[1] in keys.NAMING_INPUTS}
+    others = [keys.common_key_of(*item) for point in grid(naming) for item in plan.resolve(point).items()]
     digest = keys.digest({"study": [swept, others, list(plan.seeds), plan.objective]})
     journal = outputs / f"sweep_{plan.base}.journal"
     files.require_space(outputs, 0)  # every trial writes there
@@ -226,7 +227,7 @@ def work(plan: Plan, study: "optuna.Study", outputs: Path) -> list[str]:
     while True:
         with contextlib.ExitStack() as held:
             with files.one_at_a_time(locks / "study.lock", lambda: None):
-                _queue_abandoned(study, locks)
+                _queue_abandoned(plan, study, locks)
                 if trial := _take(plan, study):
                     held.enter_context(files.one_at_a_time(locks / f"{trial.number}.lock", lambda: None))
             if trial:
@@ -245,15 +246,21 @@ def locks_of(study: "optuna.Study", outputs: Path) -> Path:
     return outputs / ".trials" / keys.digest({"study": study.study_name})
 
 
-def _queue_abandoned(study: "optuna.Study", locks: Path) -> None:
+def _values(trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
+    """The values that a trial was queued with, or those that it drew: not all, if its process died meanwhile."""
+    return trial.system_attrs.get("fixed_params", trial.params)
+
+
+def _queue_abandoned(plan: Plan, study: "optuna.Study", locks: Path) -> None:
     """Mark trials in the state RUNNING that no process locks as failed, and queue their points."""
     for trial in _in_state(study, "RUNNING"):
         with contextlib.suppress(TimeoutError):
             held = files.acquired(locks / f"{trial.number}.lock", 0)
             if trial.number in [one.number for one in _in_state(study, "RUNNING")]:  # it may have ended since
                 _mark_failed(study, trial.number)
-                study.enqueue_trial(trial.params, user_attrs={"point": _text(point_of(trial.params))})
-                terminal.say(f"the process that ran trial {trial.number} has ended: its point is run again")
+                if plan.axes.keys() == (values := _values(trial)).keys():
+                    study.enqueue_trial(values, user_attrs={"point": _text(point_of(values))})
+                    terminal.say(f"the process that ran trial {trial.number} has ended: its point is run again")
             if held:
                 held.release()
 
@@ -265,7 +272,7 @@ def _in_state(study: "optuna.Study", *states: str) -> "list[optuna.trial.FrozenT
 def _queue(plan: Plan, study: "optuna.Study") -> None:
     """Queue the points of a grid that have no trial yet, and those whose trials failed."""
     points: dict[str, dict] = {} if plan.trials else {_text(point): dict(point) for point in grid(plan.axes)}
-    points |= {trial.user_attrs["point"]: trial.params for trial in _in_state(study, "FAIL") if trial.user_attrs}
+    points |= {trial.user_attrs["point"]: _values(trial) for trial in _in_state(study, "FAIL") if trial.user_attrs}
     there = {trial.user_attrs.get("point") for trial in _in_state(study, "WAITING", "RUNNING", "COMPLETE")}
     for text, values in points.items():
         if text not in there:

@@ -39,6 +39,18 @@ ROOT = Path(__file__).resolve().parents[2]
             ["-p", "fine_tune.schedule=cosine", "-p", "fine_tune.epochs=2", "-p", "fine_tune.warmup_epochs=2"],
             "warmup_epochs is 2.0, expected less than epochs, which is 2",
         ),
+        (["--dry-run", "-p", "fine_tune.unfreeze_top=500"], "the backbone resnet50 has 175 layers"),
+        (["--seeds", "3"], "--seeds goes with --sweep"),
+        (["--trials", "3"], "--trials goes with --sweep"),
+        (["--storage", "sqlite:///x.db", "--dry-run"], "--storage goes with --sweep"),
+        (["--objective", "accuracy"], "--objective goes with --sweep"),
+        (["--kaggle-user", "me"], "--kaggle-user goes with --export-kaggle"),
+        (["--export-kaggle", "k", "--sweep", "balance.seed=1,2"], "--export-kaggle cannot be given with --sweep"),
+        (["--export-kaggle", "k", "--dry-run"], "--export-kaggle cannot be given with --dry-run"),
+        (["--dry-run", "--download"], "--dry-run cannot be given with --download"),
+        (["--compare", "a", "b", "--dry-run"], "--compare cannot be given with --dry-run"),
+        (["--export-model", "a", "b", "--dry-run"], "--export-model cannot be given with --dry-run"),
+        (["--to-mlflow", "a", "--dry-run"], "--to-mlflow cannot be given with --dry-run"),
         (["-p", "fine_tune.unfreeze_top=176"], "fine_tune.unfreeze_top is 176: the backbone resnet50 has 175 layers"),
     ],
 )
@@ -75,6 +87,21 @@ def test_a_run_that_is_named_keeps_its_profile(answer, tmp_path):
     assert "unfreeze_top = 136" in said
     _, said, _ = answer(*arguments, "another")
     assert "was made with it" not in said
+    _, said, _ = answer("--dry-run", "--run", "mine", "-p", f"common.outputs_dir={tmp_path}")
+    assert "profile strong: the run mine was made with it" in said
+    _, said, _ = answer("--outputs-dir", str(tmp_path), "--dry-run", "-p", "common.run=mine")
+    assert "profile strong: the run mine was made with it" in said
+
+
+@pytest.mark.parametrize(("more", "goes_on"), [([], True), (["--list"], False), (["--dry-run"], False)])
+def test_an_interrupt_says_how_to_go_on_where_stages_ran(more, goes_on, answer, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_all, "_answer", interrupted)
+    status, _, errors = answer(*more)
+    assert status == 130 and "stopped" in errors
+    assert ("the same command, without --force, --from and --only, goes on" in errors) == goes_on
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])

@@ -17,11 +17,13 @@ from fer_utils.pipeline import parameters, runner, sweeps
 from fake_runs import FakeRun
 
 
-def plan(outputs: Path, swept: list[str], **how) -> sweeps.Plan:
+def plan(outputs: Path, swept: list[str], merge_split: dict[str, str] | None = None, **how) -> sweeps.Plan:
     """A plan of fake runs."""
 
     def resolve(point):
-        return FakeRun(outputs, sweeps.name_of("demo", point), **sweeps.sections(point)).values
+        given = sweeps.sections(point)
+        given["merge_split"] = (merge_split or {}) | given.get("merge_split", {})
+        return FakeRun(outputs, sweeps.name_of("demo", point), **given).values
 
     axes = sweeps.axes(swept, parameters.declared())
     return sweeps.Plan(axes=axes, base="demo", profile="demo", resolve=resolve, **how)

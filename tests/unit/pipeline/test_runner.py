@@ -400,14 +400,45 @@ def test_what_was_done_by_hand_is_a_reason_to_run(fake_run):
     run = fake_run()
     variables = dict(run.values["merge_split"])
     stage = stages.begin("merge_split", variables)
-    digest = stage.key_digest
+    before = stage.checkpoint
     variables["seed"] = 3
-    assert stage.key_digest != digest  # a checkpoint of it is no other training's
+    assert stage.checkpoint != before  # a checkpoint of it is no other training's
     run.finish(stage)
     record = run.folders.all_records()["merge_split"]
     assert record["parameters"]["seed"] == 3
     assert json.loads(run.folders.path("run.json").read_text())["parameters"]["merge_split"]["seed"] == 3
     assert run.due()["merge_split"] == ["seed became 3 after the setup"]
+
+
+@pytest.mark.parametrize("name", ["balance", "fine_tune"])
+def test_a_stage_that_has_ended_computes_and_writes_nothing(fake_run, name, capsys):
+    run = fake_run().do()
+    stage = stages.begin(name, dict(run.values[name]))
+    run.finish(stage)
+    stage_files = {path: path.stat() for path in run.folders.folder.rglob("*") if path.is_file()}
+    for act in (lambda: stage.checkpoint, lambda: run.finish(stage, "more"), lambda: stage.finish([], {})):
+        with pytest.raises(RuntimeError, match=f"{name} has ended: .*run the notebook from its setup cell"):
+            act()
+    capsys.readouterr()
+    stage.show(Figure(), "batch")  # a plot that is drawn again is shown
+    assert "Image" in capsys.readouterr().out
+    assert {path: path.stat() for path in run.folders.folder.rglob("*") if path.is_file()} == stage_files
+    assert run.due() == {}
+
+
+def test_what_a_notebook_wrote_while_the_lock_was_awaited_counts(fake_run, executed, monkeypatch):
+    executed.run = fake_run().do()
+    hold = runs.Run.hold
+
+    def hold_after_02_ended(self, kind="stage"):
+        if kind == "stage":
+            monkeypatch.setattr(runs.Run, "hold", hold)
+            executed.run.do("balance", content="other pictures")
+        return hold(self, kind)
+
+    monkeypatch.setattr(runs.Run, "hold", hold_after_02_ended)
+    assert runner.run("demo", list(STAGES), executed.run.values) >= 2
+    assert executed.names[:2] == ["train_head", "fine_tune"]
 
 
 def _with_second_output(run, content: str) -> None:

@@ -151,6 +151,26 @@ def test_other_parameters_make_another_study_and_take_over_what_is_done(sweep):
     assert list(executed.values()) == [["fine_tune", "evaluate"]]  # the new point alone
 
 
+def test_other_sources_or_versions_make_another_study(tmp_path, monkeypatch):
+    source = {"emotion_detection": "none", "votes": "none", "fer2013": str(tmp_path / "mine")}
+    picture = tmp_path / "mine" / "train" / "happy" / "a.png"
+    picture.parent.mkdir(parents=True)
+
+    def study(*swept: str) -> str:
+        made = plan(tmp_path / "outputs", list(swept), merge_split=source)
+        return sweeps.open_study(made, tmp_path / "outputs").study_name
+
+    swept = f"merge_split.fer2013={tmp_path / 'mine'},demo"
+    picture.write_text("one")
+    first, first_swept = study("fine_tune.unfreeze_top=30,40"), study(swept)
+    assert study("fine_tune.unfreeze_top=30,40") == first and study(swept) == first_swept
+    picture.write_text("another")
+    second = study("fine_tune.unfreeze_top=30,40")
+    assert second != first and study(swept) != first_swept
+    monkeypatch.setattr(keys, "version", lambda package: "0.0")
+    assert study("fine_tune.unfreeze_top=30,40") != second
+
+
 def test_seeds_of_a_point_are_averaged_on_the_same_data(sweep):
     executed, _, shared, made = sweep("fine_tune.unfreeze_top=30,40", seeds=(1, 2, 3))
     assert len(executed) == 6 and sum("merge_split" in stages for stages in executed.values()) == 1
@@ -223,6 +243,39 @@ def test_a_search_runs_the_point_of_a_process_that_died_again(sweep, tmp_path):
     assert sweeps.work(made, shared, tmp_path / "outputs") == []
     done = [trial.user_attrs["point"] for trial in shared.trials if trial.state.name == "COMPLETE"]
     assert len(done) == 2 and point in done
+
+
+@pytest.mark.parametrize("n_drawn", [0, 1])
+@pytest.mark.parametrize(
+    ("swept", "how"),
+    [
+        (["fine_tune.unfreeze_top=30,40", "train_head.epochs=2,3"], {}),
+        (["fine_tune.learning_rate=1e-5..1e-3:log", "train_head.epochs=2,3"], {"trials": 3}),
+    ],
+)
+def test_a_process_that_died_while_it_took_a_point_leaves_it_whole(sweep, tmp_path, monkeypatch, n_drawn, swept, how):
+    sweep("fine_tune.unfreeze_top=30")  # so that runs are fake
+    made = plan(tmp_path / "outputs", swept, **how)
+    shared = sweeps.open_study(made, tmp_path / "outputs")
+    sweeps._queue(made, shared)
+    draw, drawn = optuna.trial.Trial._suggest, []
+
+    def killed(*arguments):
+        if len(drawn) == n_drawn:
+            raise KeyboardInterrupt
+        drawn.append(arguments)
+        return draw(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optuna.trial.Trial, "_suggest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweeps._take(made, shared)
+    for _ in range(2):  # the second command has nothing left to do
+        assert sweeps.work(made, shared, tmp_path / "outputs") == []
+    done = [trial for trial in shared.trials if trial.state.name == "COMPLETE"]
+    assert len({trial.user_attrs["point"] for trial in done}) == len(done) == (2 if how else 4)
+    for trial in done:
+        assert trial.user_attrs["point"] == sweeps._text(sweeps.point_of(trial.params))
 
 
 def test_a_plan_that_cannot_be_run_is_refused_first(sweep):
