@@ -143,7 +143,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
         if len(phases) > 1:
             switch = history.loc[history["phase"] == phases[1], "epoch"].min() - 0.5
             axes.axvline(switch, color="grey", linestyle=":", label="backbone's top unfrozen")
-    best = history["val_loss"].idxmin()
+    best = history.loc[history["phase"] == phases[-1], "val_loss"].idxmin()  # the weights of this epoch are kept
     ring: dict[str, Any] = {"mfc": "none", "ms": 10, "color": COLOURS["VAL"], "label": "lowest VAL loss"}
     row[0].plot(history["epoch"][best], history["val_loss"][best], "o", **ring)
     row[0].legend(fontsize=8)

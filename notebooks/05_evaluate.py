@@ -98,7 +98,7 @@ for split, shown in faces.items():
 
 # %%
 policy = stage.read("leakage.json")["policy"]
-metrics = scores.metrics(predictions, policy, augmented, test_time_augmentation)
+metrics = scores.metrics(predictions, policy, augmented, test_time_augmentation) | {"run": stage.about_run()}
 display(Markdown(f"**{report.honesty_line(metrics)}**"))
 report.score_table(metrics).drop(columns=["macro_precision", "macro_recall"]).round(4)
 

@@ -219,12 +219,21 @@ def labels_line(metrics: dict) -> str:
     return f"The labels are FER+'s, not FER2013's. {RULE}. Compare these scores with scores against FER+ only."
 
 
+def _began_with(metrics: dict) -> str:
+    """The weights that the run began with, if they are of an earlier training, whose pictures `seen_in_training` leaves out."""
+    weights = metrics.get("run", {}).get("params", {}).get("fine_tune", {}).get("weights", "none")
+    return "" if weights in ("imagenet", "none") else weights
+
+
 def honesty_line(metrics: dict) -> str:
-    """One sentence that says how much of VAL and TEST the model has seen in training."""
+    """How much of VAL and TEST the model has seen in training, in one or two sentences."""
     val, test = (seen_in_training(metrics, split) for split in ("VAL", "TEST"))
     if val is None or test is None:
         return "WARNING: how many copies of VAL and TEST images the model was trained on is not on record."
     if not val and not test:
+        if weights := _began_with(metrics):
+            more = f"What the weights that it began with ({weights}) were trained on is not counted."
+            return f"In this run the model was trained on no copy of a VAL or TEST picture. {more}"
         return "The model was trained on no copy of a VAL or TEST picture: these scores are of pictures it never saw."
     return (
         f"WARNING: the model was trained on copies of {val:,} of {metrics['val']['n']:,} VAL images and {test:,} of "
@@ -236,7 +245,7 @@ def honesty_line(metrics: dict) -> str:
 def confusion_title(metrics: dict, split: str) -> str:
     """The title of a split's confusion matrix: its scores, and how much of it the model has seen in training."""
     found, seen = metrics[split.lower()], seen_in_training(metrics, split)
-    note = "the model was trained on no copy of these pictures"
+    note = f"{'in this run ' if _began_with(metrics) else ''}the model was trained on no copy of these pictures"
     if seen:
         note = f"WARNING: the model was trained on copies of {seen:,} of {found['n']:,} pictures (params/clean.yaml avoids it)"
     return f"{split}: accuracy {found['accuracy']:.3f}, macro F1 {found['macro_f1']:.3f}\n{note}"

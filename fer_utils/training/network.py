@@ -236,7 +236,9 @@ def with_adjusted_logits(
     scores = np.log(probabilities + np.finfo(np.float32).tiny)
     predicted = [(scores - strength * log_shares).argmax(axis=1) for strength in ADJUSTMENTS]
     table = pd.DataFrame({"accuracy": [(classes == labels).mean() for classes in predicted]}, index=ADJUSTMENTS)
-    table["macro_f1"] = [f1_score(labels, classes, average="macro") for classes in predicted]
+    table["macro_f1"] = [
+        f1_score(labels, classes, labels=range(len(CLASSES)), average="macro", zero_division=0) for classes in predicted
+    ]
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     copy.get_layer(HEAD_LAYERS[-1]).bias.assign_sub(table["macro_f1"].idxmax() * log_shares)

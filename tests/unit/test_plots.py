@@ -59,6 +59,13 @@ def test_a_split_has_one_colour_in_all_figures():
     assert not set(plots.RUN_COLOURS) & set(plots.COLOURS.values())
 
 
+def test_the_ring_marks_the_epoch_whose_weights_are_kept():
+    history = _history(5, 2)
+    history["val_loss"] = [1.2, 1.0, 1.3, 1.4, 1.35]  # the lowest is of phase 1
+    ring = {line.get_label(): line for line in plots.learning_curves(history).axes[0].lines}["lowest VAL loss"]
+    assert ring.get_xdata().tolist() == [history["epoch"].iloc[4]]
+
+
 def test_balanced_counts_are_told_apart_by_their_hatch():
     counts = pd.DataFrame({"TRAIN": range(1, 8), "TRAIN_BALANCED": range(2, 9)}, index=CLASSES)
     before, after = plots.class_counts(counts, "").axes[0].containers

@@ -101,6 +101,15 @@ def test_the_honesty_line_counts_what_was_seen_and_names_the_way_out(metrics):
     assert title[1] == "the model was trained on no copy of these pictures"
 
 
+@pytest.mark.parametrize("weights", ["shipped", "outputs/keep/model.keras", "faces_notop.h5"])
+def test_pictures_that_an_earlier_training_saw_are_not_said_to_be_unseen(metrics, weights):
+    metrics["leakage"]["test_images_seen_in_training"] = 0
+    metrics["run"] = {"params": {"fine_tune": {"weights": weights}}}
+    line, title = report.honesty_line(metrics), report.confusion_title(metrics, "TEST").splitlines()[1]
+    assert "never saw" not in line and f"weights that it began with ({weights}) were trained on is not counted" in line
+    assert title == "in this run the model was trained on no copy of these pictures"
+
+
 def test_scores_of_an_earlier_version_say_that_they_counted_something_else(metrics):
     metrics["leakage"] = {"policy": "keep", "val_images_in_train": 20, "test_images_in_train": 40}
     assert report.seen_in_training(metrics, "TEST") is None

@@ -28,8 +28,10 @@ def test_the_strength_with_the_highest_macro_f1_lowers_the_scores_of_frequent_cl
     labels = (before / shares).argmax(axis=1)  # what the model means without its preference
     new, table = network.with_adjusted_logits(model, before, labels, np.repeat(np.arange(7), TRAIN_COUNTS))
     assert list(table.index) == pytest.approx(np.arange(11) / 10)
-    assert (table["accuracy"].iloc[-1], table["macro_f1"].iloc[-1]) == (1, 1) and table["macro_f1"].idxmax() == 1
-    assert table["macro_f1"].iloc[0] == f1_score(labels, before.argmax(axis=1), average="macro") < 1
+    all_classes = {"labels": range(7), "average": "macro", "zero_division": 0}  # a class without pictures counts as 0
+    highest = f1_score(labels, labels, **all_classes)
+    assert (table["accuracy"].iloc[-1], table["macro_f1"].iloc[-1]) == (1, highest) and table["macro_f1"].idxmax() == 1
+    assert table["macro_f1"].iloc[0] == f1_score(labels, before.argmax(axis=1), **all_classes) < highest
     after = loop.predict(new, faces)
     expected = before / shares
     np.testing.assert_allclose(after, expected / expected.sum(axis=1, keepdims=True), atol=1e-5)
@@ -49,3 +51,12 @@ def test_a_class_without_pictures_counts_as_one(model, faces):
     probabilities = loop.predict(model, faces)
     _, table = network.with_adjusted_logits(model, probabilities, probabilities.argmax(axis=1), np.array([0, 0, 3]))
     assert np.isfinite(table.to_numpy()).all()
+
+
+def test_a_class_that_val_lacks_counts_as_in_every_other_macro_f1(model, faces):
+    probabilities = loop.predict(model, faces)
+    labels = np.where(probabilities.argmax(axis=1) == 3, 4, probabilities.argmax(axis=1))
+    labels[:7] = [0, 1, 2, 4, 4, 5, 6]  # none of class 3
+    _, table = network.with_adjusted_logits(model, probabilities, labels, np.repeat(np.arange(7), TRAIN_COUNTS))
+    expected = f1_score(labels, probabilities.argmax(axis=1), labels=range(7), average="macro", zero_division=0)
+    assert table["macro_f1"].iloc[0] == pytest.approx(expected) and table["macro_f1"].max() <= 6 / 7
