@@ -429,7 +429,7 @@ def test_two_processes_share_a_sweep_and_a_third_joins_in(workers):
 
 
 def test_a_killed_process_leaves_its_trial_to_another(workers):
-    first, second = workers.start(0.5), workers.start(0.5)
+    first, second = workers.start(0.3), workers.start(0.3)
     line = workers.wait_for("fine_tune", "begin", str(first.pid))
     workers.wait_for("begin", str(second.pid))
     os.kill(first.pid, signal.SIGKILL)
