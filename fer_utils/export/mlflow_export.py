@@ -80,11 +80,8 @@ def export(runs: Sequence[Run], uri: str) -> dict[str, str]:
         known = client.get_experiment_by_name(EXPERIMENT)
         experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT, artifacts)
         for run in runs:
-            there = [
-                found
-                for found in client.search_runs([experiment])
-                if found.data.tags.get(FOLDER) == str(run.folder.absolute())
-            ]
+            stored, folder = client.search_runs([experiment]), str(run.folder.absolute())
+            there = [found for found in stored if found.data.tags.get(FOLDER) == folder]
             written[run.name] = _write(client, experiment, run, run.metrics or {})
             for found in there:
                 client.delete_run(found.info.run_id)

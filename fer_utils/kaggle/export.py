@@ -17,7 +17,7 @@ from typing import Any
 
 from fer_utils import files, places
 from fer_utils.data import addresses
-from fer_utils.pipeline import parameters, runner
+from fer_utils.pipeline import keys, parameters, runner
 
 import jupytext
 import nbformat
@@ -28,9 +28,7 @@ TITLE, SLUG = "FER ResNet50", "fer-resnet50"  # Kaggle makes the slug of the tit
 MAX_BYTES = 900_000  # Kaggle's limit for a notebook's source is 1,000,000
 MACHINE = "NvidiaTeslaT4"  # the machine with T4 GPUs, as spelled by Kaggle's client
 WEIGHTS = "keras/resnet50"  # Keras' dataset on Kaggle with ResNet50's ImageNet weights
-# Parameters with paths of files and folders, and their values that are no path. `shipped` is one: the notebook has no room.
-_PATHS = ("fer2013", "emotion_detection", "votes", "extra", "weights", "issues_file", "also", "also_groups", "picture")
-_NO_PATH = ("", "auto", "none", "demo", "imagenet")
+_NO_PATH = ("", "auto", "none", "demo", "imagenet")  # values that name no file; for `shipped` the notebook has no room
 # Deletes the variables of the previous stage. `%reset` would also delete `__main__.__spec__`, which pools of spawned
 # processes need.
 _FORGET = "%reset_selective -f ."
@@ -89,7 +87,7 @@ def export(folder: Path, values: Mapping[str, Mapping[str, Any]], owner: str, we
     if not all(stage_values["data_dir"] for stage_values in values.values()):
         raise ExportError("data_dir is empty: on Kaggle the image folders need a folder outside the results")
     for stage, (name, value) in ((stage, item) for stage, own in values.items() for item in own.items()):
-        paths = [path.strip() for path in value.split(";")] if name in _PATHS else []
+        paths = [path.strip() for path in value.split(";")] if name in keys.NAMING_INPUTS else []
         if here := [path for path in paths if path not in _NO_PATH and not path.startswith("/kaggle/")]:
             raise ExportError(
                 f"{stage}.{name} is {here[0]!r}, which stays on this machine: make it a dataset on Kaggle, attach that to the "

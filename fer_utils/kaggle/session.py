@@ -40,11 +40,9 @@ def deliver(run: runs.Run) -> list[Path]:
     results += map(run.path, ("metrics.json", "report.html", "model.keras"))
     archive, left = run.folder.with_name(f"{run.name}.zip"), [run.folder.parent / path.name for path in results]
     if run.folder.is_dir():
-        rest = sorted(
-            {path for path in run.folder.rglob("[!.]*") if path.is_file()}.difference(results)
-        )  # without locks
+        found = [path for path in run.folder.rglob("[!.]*") if path.is_file()]  # without locks
         with files.replacing(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as packed:
-            for path in rest:
+            for path in sorted({*found}.difference(results)):
                 packed.write(path, f"run/{path.relative_to(run.folder).as_posix()}")
         for path in filter(Path.exists, results):
             with files.replacing(run.folder.parent / path.name) as temporary:
